@@ -1,0 +1,124 @@
+// fastsample._cpu: the CPU kernels on raw addresses. No torch header: the Python side checks tensors and passes
+// data_ptr(), so one build serves every torch release. Every function releases the GIL while it works.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "cpu/dispatch.h"
+#include "cpu/threads.h"
+
+namespace py = pybind11;
+using namespace fastsample;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// A thread is worth waking for about 5 us of work: so many elements of a plain step, or of normals.
+constexpr int64_t kStepGrain = 32768;
+constexpr int64_t kNoiseGrain = 8192;
+
+int useful_threads(int threads, int64_t elements, int64_t grain) {
+    const int64_t most = elements / grain;
+    return most < threads ? static_cast<int>(most) : threads;
+}
+
+void step(Address rows, int64_t row, int64_t batch, int64_t size, Address x, Address m, int64_t m_stride, int m_dtype,
+          Address z, Address seeds, uint32_t noise_step, Address out, Address x0_out, Address input_out,
+          int input_dtype, int threads) {
+    StepArgs args{at<const Row>(rows) + row, batch, size, at<const float>(x), at<const void>(m), m_stride, m_dtype,
+                  at<const float>(z), at<const uint64_t>(seeds), noise_step, at<float>(out), at<float>(x0_out),
+                  at<void>(input_out), input_dtype};
+    const bool draws = args.row->s != 0.0f && !z;
+    py::gil_scoped_release released;
+    if (!draws && m_stride == size) {
+        // Nothing tells the samples apart: one long sample has fewer partial vectors.
+        args.size = args.m_stride = batch * size;
+        args.batch = 1;
+    }
+    const int64_t blocks = args.batch * ((args.size + kBlock - 1) / kBlock);
+    const auto body = [](const void* context, int64_t begin, int64_t end) {
+        kernels().step(static_cast<const StepArgs*>(context), begin, end);
+    };
+    parallel(blocks, useful_threads(threads, batch * size, draws ? kNoiseGrain : kStepGrain), body, &args);
+}
+
+struct NormalsJob {
+    float* out;
+    int64_t size;
+    const uint64_t* seeds;
+    uint32_t step, stream;
+
+    int64_t blocks() const { return (size + kBlock - 1) / kBlock; }
+};
+
+void randn(Address out, int64_t batch, int64_t size, Address seeds, uint32_t step, uint32_t stream, int threads) {
+    const NormalsJob job{at<float>(out), size, at<const uint64_t>(seeds), step, stream};
+    py::gil_scoped_release released;
+    const auto body = [](const void* context, int64_t begin, int64_t end) {
+        const auto& job = *static_cast<const NormalsJob*>(context);
+        for (int64_t k = begin; k < end; ++k) {
+            const int64_t sample = k / job.blocks(), first = k % job.blocks() * kBlock;
+            const int64_t left = job.size - first;
+            kernels().normals(job.out + sample * job.size + first, first, left < kBlock ? left : kBlock,
+                              job.seeds[sample], job.step, job.stream);
+        }
+    };
+    parallel(batch * job.blocks(), useful_threads(threads, batch * size, kNoiseGrain), body, &job);
+}
+
+std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+    std::array<uint32_t, 4> words;
+    kernels().philox(counter.data(), key.data(), words.data());
+    return words;
+}
+
+struct StreamJob {
+    float* y;
+    const float* x;
+    float a, s;
+    int64_t count;
+};
+
+void copy(Address out, Address in, int64_t count, int threads) {
+    const StreamJob job{at<float>(out), at<const float>(in), 0, 0, count};
+    py::gil_scoped_release released;
+    const auto body = [](const void* context, int64_t begin, int64_t end) {
+        const auto& job = *static_cast<const StreamJob*>(context);
+        const int64_t first = begin * kBlock, last = end * kBlock < job.count ? end * kBlock : job.count;
+        kernels().copy(job.y + first, job.x + first, last - first);
+    };
+    parallel((count + kBlock - 1) / kBlock, useful_threads(threads, count, kStepGrain), body, &job);
+}
+
+void triad(Address y, Address x, float a, float s, int64_t count, int threads) {
+    const StreamJob job{at<float>(y), at<const float>(x), a, s, count};
+    py::gil_scoped_release released;
+    const auto body = [](const void* context, int64_t begin, int64_t end) {
+        const auto& job = *static_cast<const StreamJob*>(context);
+        const int64_t first = begin * kBlock, last = end * kBlock < job.count ? end * kBlock : job.count;
+        kernels().triad(job.y + first, job.x + first, job.a, job.s, last - first);
+    };
+    parallel((count + kBlock - 1) / kBlock, useful_threads(threads, count, kStepGrain), body, &job);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, module) {
+    module.def("step", &step);
+    module.def("randn", &randn);
+    module.def("philox", &philox);
+    module.def("copy", &copy);
+    module.def("triad", &triad);
+    module.def("isa", &isa);
+    module.def("available_isas", &available_isas);
+    module.def("set_isa", &set_isa);
+    module.def("thread_runtime", &thread_runtime);
+}

@@ -1,0 +1,2 @@
+#define FASTSAMPLE_ISA avx2
+#include "kernels.inl"

@@ -1,0 +1,2 @@
+#define FASTSAMPLE_ISA avx512
+#include "kernels.inl"

@@ -1,0 +1,2 @@
+#define FASTSAMPLE_ISA scalar
+#include "kernels.inl"

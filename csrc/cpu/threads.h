@@ -1,0 +1,14 @@
+#pragma once
+#include <cstdint>
+
+namespace fastsample {
+
+// Cuts [0, units) into one contiguous range per thread and runs body(context, begin, end) on each, at most `threads` at
+// once; returns when all are done. Uses the OpenMP team of the torch that is loaded, so that torch's threads and ours
+// are the same and never compete for cores; without one, plain threads.
+void parallel(int64_t units, int threads, void (*body)(const void*, int64_t, int64_t), const void* context);
+
+// "torch-openmp" or "std-thread".
+const char* thread_runtime();
+
+}  // namespace fastsample

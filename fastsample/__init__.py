@@ -1,0 +1,1 @@
+from fastsample.ops.backend import backends

@@ -1,0 +1,78 @@
+"""Which implementation of the ops runs: `reference` (plain torch) or `cpu` (C++); GPU kernels come later."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_NAMES = ("reference", "cpu", "triton", "cuda")
+
+_cpu: Any
+try:
+    from fastsample import _cpu  # type: ignore[attr-defined, no-redef]
+
+    _why_no_cpu = ""
+except ImportError as error:
+    _cpu = None
+    in_source_tree = (Path(__file__).parents[2] / "setup.py").exists()
+    _why_no_cpu = (
+        "the source tree has no built extension: run `pip install -e .` once"
+        if in_source_tree
+        else f"the package was installed without its C++ extension (no working compiler?): {error}"
+    )
+    warnings.warn(f"fastsample runs on its slow reference backend: {_why_no_cpu}", stacklevel=2)
+
+if _cpu is not None and (_isa := os.environ.get("FASTSAMPLE_CPU_ISA")):
+    _cpu.set_isa(_isa)
+
+_override = os.environ.get("FASTSAMPLE_BACKEND") or None
+
+
+def backends() -> dict[str, dict[str, Any]]:
+    """What can run here, and why the rest cannot.
+
+    Returns:
+        For each of "reference", "cpu", "triton" and "cuda" a dict with "available" (bool) and "reason" (empty where
+        available). "cpu" also tells "isa", the instruction set in use, "isas", those that this CPU and build have, and
+        "threads", the thread runtime.
+
+    Example:
+        >>> backends()["reference"]["available"]
+        True
+    """
+    found: dict[str, dict[str, Any]] = {
+        "reference": {"available": True, "reason": ""},
+        "cpu": {"available": _cpu is not None, "reason": _why_no_cpu},
+        "triton": {"available": False, "reason": "this version of fastsample has no Triton kernels"},
+        "cuda": {"available": False, "reason": "this version of fastsample has no CUDA kernels"},
+    }
+    if _cpu is not None:
+        found["cpu"].update(isa=_cpu.isa(), isas=_cpu.available_isas(), threads=_cpu.thread_runtime())
+    return found
+
+
+def choose(backend: str | None, device: torch.device, *, native: bool) -> str:
+    """The backend for tensors on `device`; `native` says whether compiled kernels can serve the call at all.
+
+    An automatic choice falls back to the reference silently, an explicit one (the argument, else FASTSAMPLE_BACKEND)
+    raises ValueError with the reason where it cannot run.
+    """
+    wanted = backend or _override
+    if wanted is None:
+        return "cpu" if native and _cpu is not None and device.type == "cpu" else "reference"
+    if wanted == "reference":
+        return wanted
+    if wanted not in _NAMES:
+        raise ValueError(f"backend must be one of {', '.join(_NAMES)}, got {wanted!r}")
+    status = backends()[wanted]
+    if not status["available"]:
+        raise ValueError(f"backend {wanted!r} cannot run here: {status['reason']}")
+    if device.type != "cpu":
+        raise ValueError(f"backend 'cpu' cannot run on {device}")
+    if not native:
+        raise ValueError("backend 'cpu' computes in float32 without gradients; use backend='reference'")
+    return wanted

@@ -1,0 +1,140 @@
+"""Which timesteps of a schedule a sampler visits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64Array = NDArray[np.int64]
+Timesteps = str | Iterable[int]
+
+
+def spaced_timesteps(T: int, spec: Timesteps = "leading", steps: int | None = None, steps_offset: int = 0) -> Int64Array:
+    """The timesteps that a sampler visits, descending.
+
+    Args:
+        T: number of timesteps of the schedule.
+        spec: one of
+            - a spacing name, with `steps` (N): "leading" i * (T // N), "trailing" round(T - i * T / N) - 1 and
+              "linspace" round(i * (T - 1) / (N - 1)) as in diffusers, "quad" floor((i * sqrt(0.8 T) / (N - 1))^2) as in
+              ermongroup/ddim; rounding is half to even;
+            - "ddimN": the smallest whole stride from 0 that visits exactly N (improved-diffusion);
+            - "10,15,20": T cut in equal sections, each with so many evenly spaced timesteps (improved-diffusion);
+            - the timesteps themselves, in any order.
+        steps: how many timesteps, for a spacing name only; otherwise ignored.
+        steps_offset: added to every "leading" timestep (Stable Diffusion uses 1); other spacings ignore it, as in diffusers.
+
+    Returns:
+        int64 array of distinct timesteps in [0, T), strictly descending.
+
+    Raises:
+        ValueError: for an unknown spacing, a count that cannot be reached, or timesteps that repeat or leave [0, T).
+
+    Example:
+        >>> spaced_timesteps(1000, "leading", steps=4)
+        array([750, 500, 250,   0])
+        >>> spaced_timesteps(1000, "10,10,5")[:3]
+        array([999, 916, 833])
+    """
+    if T < 1:
+        raise ValueError(f"T must be at least 1, got {T}")
+    if not isinstance(spec, str):
+        chosen = _explicit(spec)
+    elif spec in _SPACINGS:
+        chosen = _SPACINGS[spec](T, _checked_steps(T, spec, steps))
+        if spec == "leading":
+            chosen = chosen + steps_offset
+    elif re.fullmatch(r"ddim\d+", spec):
+        chosen = _ddim_stride(T, int(spec[4:]))
+    elif re.fullmatch(r"\d+(,\d+)*", spec):
+        chosen = _sections(T, [int(part) for part in spec.split(",")])
+    else:
+        raise ValueError(
+            f"timesteps={spec!r} is no spacing: give one of {', '.join(_SPACINGS)}, 'ddimN', section counts such as "
+            "'10,15,20', or the timesteps themselves"
+        )
+    chosen = np.sort(chosen)[::-1].copy()
+    if chosen.size == 0:
+        raise ValueError("timesteps must not be empty")
+    if chosen[0] >= T or chosen[-1] < 0:
+        bad = chosen[0] if chosen[0] >= T else chosen[-1]
+        raise ValueError(f"timestep {bad} lies outside [0, {T})")
+    repeated = np.diff(chosen) == 0
+    if repeated.any():
+        raise ValueError(f"timestep {chosen[int(repeated.argmax())]} occurs twice ({spec!r}, steps={steps})")
+    return chosen
+
+
+def _leading(T: int, steps: int) -> Int64Array:
+    return np.arange(steps, dtype=np.int64) * (T // steps)
+
+
+def _trailing(T: int, steps: int) -> Int64Array:
+    # The slice guards against arange's extra element where T / steps is inexact.
+    return np.round(np.arange(T, 0, -T / steps))[:steps].astype(np.int64) - 1
+
+
+def _linspace(T: int, steps: int) -> Int64Array:
+    return np.linspace(0, T - 1, steps).round().astype(np.int64)
+
+
+def _quad(T: int, steps: int) -> Int64Array:
+    return (np.linspace(0, np.sqrt(0.8 * T), steps) ** 2).astype(np.int64)
+
+
+_SPACINGS: dict[str, Callable[[int, int], Int64Array]] = {
+    "leading": _leading,
+    "trailing": _trailing,
+    "linspace": _linspace,
+    "quad": _quad,
+}
+
+
+def _checked_steps(T: int, spec: str, steps: int | None) -> int:
+    if steps is None:
+        raise ValueError(f"timesteps={spec!r} needs steps=")
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps must lie in [1, {T}] on a schedule of {T} timesteps, got {steps}")
+    return int(steps)
+
+
+def _explicit(spec: Iterable[int]) -> Int64Array:
+    values = np.asarray(spec if hasattr(spec, "__array__") else list(spec))
+    if values.ndim != 1:
+        raise ValueError(f"timesteps must be one-dimensional, got shape {values.shape}")
+    if values.size and not np.issubdtype(values.dtype, np.integer):
+        raise TypeError(f"timesteps must be integers, got {values.dtype}")
+    return values.astype(np.int64)
+
+
+def _ddim_stride(T: int, count: int) -> Int64Array:
+    strides = np.arange(1, max(T, 2))
+    reached = -(-T // strides)
+    hit = np.flatnonzero(reached == count)
+    if hit.size == 0:
+        below, above = reached[reached < count], reached[reached > count]
+        nearest = [f"ddim{n}" for n in (below.max(initial=0), above.min(initial=T + 1)) if 1 <= n <= T]
+        raise ValueError(
+            f"no whole stride visits exactly {count} of {T} timesteps; the nearest that work: {', '.join(nearest)}"
+        )
+    return np.arange(0, T, strides[hit[0]], dtype=np.int64)
+
+
+def _sections(T: int, counts: list[int]) -> Int64Array:
+    size, extra = divmod(T, len(counts))
+    start, chosen = 0, []
+    for i, count in enumerate(counts):
+        length = size + (i < extra)
+        if count > length:
+            raise ValueError(f"section {i} of {T} timesteps holds {length}: cannot visit {count} of them")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):
+            chosen.append(start + round(position))
+            # Summed, not multiplied: the published sets carry this rounding.
+            position += stride
+        start += length
+    return np.array(chosen, dtype=np.int64)

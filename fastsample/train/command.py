@@ -1,0 +1,61 @@
+"""The command `fastsample train`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from fastsample.train.data import load_data
+from fastsample.train.trainer import Settings, train
+
+_SETTINGS = {
+    "steps": "optimizer steps",
+    "batch_size": "images per step",
+    "lr": "peak learning rate",
+    "warmup": "steps until the peak",
+    "weight_decay": "of AdamW",
+    "ema_decay": "of the averaged weights, the ones that are kept",
+    "label_dropout": "share of labels left out, for guidance",
+    "timesteps": "T of the cosine schedule",
+    "seed": "of the first weights and of every batch",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `fastsample train`; their defaults made the bundled digits model."""
+    default = Settings()
+    parser.add_argument("--data", required=True, help="mnist5k, an .npz file, or a folder of images")
+    parser.add_argument("--out", required=True, type=Path, help="folder for model, checkpoint and losses")
+    for name, text in _SETTINGS.items():
+        value = getattr(default, name)
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=type(value), default=value, help=f"{text} (%(default)s)")
+    widths = {"nargs": 2, "metavar": ("HALF", "QUARTER"), "default": default.widths}
+    parser.add_argument("--widths", type=int, help="channels at 1/2 and 1/4 resolution %(default)s", **widths)
+    parser.add_argument("--threads", type=int, help="CPU threads (as many as torch likes)")
+    parser.add_argument("--device", default="cpu", help="a torch device (%(default)s)")
+    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains as the arguments say.
+
+    Returns:
+        0 on success; 2 on bad input and 130 on Ctrl-C, with a word on stderr.
+    """
+    try:
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        chosen = {name: getattr(args, name) for name in _SETTINGS}
+        settings = Settings(widths=tuple(args.widths), **chosen)
+        train(load_data(args.data), args.out, settings, device=args.device, save_every=args.save_every)
+    except (ArithmeticError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        print(f"fastsample train: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0

