@@ -46,6 +46,7 @@ class Table:
         p, q, a, b, d, s, e, limit: read-only float64 arrays of shape (N,).
         packed: what kernels read, float32 of shape (N, 10): these columns in this order, then the folded a + b*p and
             b*q + d (folded in float64, every number rounded once).
+        stochastic: for each row whether it adds noise (s is not 0).
 
     Raises:
         ValueError: for no rows, an unknown column, a wrong shape, NaN, an infinite coefficient or a negative limit.
@@ -69,6 +70,7 @@ class Table:
     limit: Float64Array
     packed: NDArray[np.float32]
     packed_address: int
+    stochastic: tuple[bool, ...]
 
     def __init__(self, t: ArrayLike, **columns: ArrayLike) -> None:
         times = np.array(t)
@@ -92,7 +94,9 @@ class Table:
         full["packed"] = _pack(full)
         for array in full.values():
             array.setflags(write=False)
-        self.__dict__.update(full, packed_address=full["packed"].ctypes.data)
+        self.__dict__.update(full)
+        self.__dict__["packed_address"] = full["packed"].ctypes.data
+        self.__dict__["stochastic"] = tuple((full["s"] != 0).tolist())
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Table is immutable: cannot set {name!r}; use .replace({name}=...)")

@@ -23,7 +23,7 @@ def tiny(seed: int = 0) -> UNet:
     return model.eval()
 
 
-@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("batch", [1, 3])
 def test_output_holds_epsilon_and_v(batch: int) -> None:
     out = tiny()(torch.randn(batch, 3, 8, 8), torch.zeros(batch, dtype=torch.int64))
     assert out.shape == (batch, 6, 8, 8)

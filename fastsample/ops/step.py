@@ -11,7 +11,7 @@ from fastsample.ops.backend import _cpu, choose
 from fastsample.ops.noise import STEP, Seed, randn, sample_seeds
 from fastsample.tables import Table
 
-_DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # csrc/cpu/kernels.h, DType
+_DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType in csrc/cpu/kernels.h
 
 
 def step(
@@ -27,67 +27,222 @@ def step(
     input_out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """One row of a table applied to a batch, with coefficients and columns as in fastsample.Table:
+    """One row of a table applied to a batch; the columns are those of fastsample.Table.
 
         x0 = clamp(p*x + q*m, -limit, limit)
         x' = a*x + b*x0 + d*m + s*z
 
-    Reads x and m once and writes x' once: 12 bytes an element in float32, 10 with a half-precision m; x0_out and input_out
-    add what they hold. Arithmetic is float32 whatever the dtype of m. An operand whose coefficient is 0 is not read.
+    One pass: x and m are read once and x' is written once, 12 bytes an element in float32 and 10 with a half-precision m;
+    x0_out and input_out add their own size. Arithmetic is float32 whatever the dtype of m. An operand whose coefficient is
+    0 is not read.
 
     Args:
-        x: the state, shape (B, ...), float32 (float64 with the reference backend).
-        model_output: m, of x's shape, or (B, 2C, ...) where x is (B, C, ...): the second half is ignored. float32, float16
-            or bfloat16.
-        table, row: row k of the table; negative counts from the end.
-        noise: z, of x's shape and dtype. Rows with s = 0 ignore it.
-        seed: instead of `noise`: z = randn(x.shape, seed=seed, step=row, stream=1), drawn inside the pass.
-        out: receives x'; may be x itself. A fresh tensor otherwise.
-        x0_out: receives x0.
-        input_out: receives e*x' in its own dtype (float32, float16 or bfloat16), the next model input.
+        x: the state, shape (B, ...), float32; float64 with the reference backend. Any strides.
+        model_output: m, of x's shape, or (B, 2C, ...) where x is (B, C, ...): the second half is ignored. Any floating
+            dtype; float32, float16 and bfloat16 are converted in registers.
+        table: the sampler's coefficients.
+        row: which row, 0 (the noisiest) to len(table) - 1; negative rows count from the end.
+        noise: z, of x's shape and dtype. Not read where s = 0.
+        seed: instead of `noise`, z = randn(x.shape, seed=seed, step=row, stream=1), drawn inside the pass.
+        out: receives x'; may be x. Otherwise x' is a fresh tensor.
+        x0_out: receives x0; of x's dtype.
+        input_out: receives e*x', the next model input, in float32, float16 or bfloat16.
         backend: see fastsample.backends(). Gradients and float64 are served by the reference alone.
 
     Returns:
         x' (`out` where given).
 
     Raises:
-        ValueError: for wrong shapes, devices or rows, and where s > 0 and not exactly one of noise and seed is given.
-        TypeError: for tensors that are not floating point, or whose dtype does not fit. Nothing is written before.
+        ValueError: for a wrong shape, device or row, and where s > 0 unless exactly one of noise and seed is given.
+        TypeError: for a dtype that does not fit. Nothing is written before.
 
     Example:
-        >>> from fastsample import DDIM, Schedule
-        >>> table = DDIM(Schedule.linear(), steps=10).table
-        >>> step(torch.ones(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), table, -1).shape
-        torch.Size([1, 3, 8, 8])
+        >>> table = Table([500], p=1.0, q=-1.0, b=0.5, limit=1.0)
+        >>> step(torch.full((1, 3), 4.0), torch.zeros(1, 3), table, 0)
+        tensor([[0.5000, 0.5000, 0.5000]])
     """
-    rows = len(table)
-    k = row if row >= 0 else row + rows
-    if not 0 <= k < rows:
-        raise ValueError(f"row {row} is outside a table of {rows} rows")
-    shape = x.shape
-    if len(shape) == 0 or x.numel() == 0:
-        raise ValueError(f"x must have a first axis of samples and no zero, got shape {tuple(shape)}")
-    halves = _halves(shape, model_output)
-    stochastic = table.stochastic[k]
-    if stochastic and (noise is None) == (seed is None):
-        raise ValueError(f"row {k} adds noise: give exactly one of noise= and seed=")
-    others = [("model_output", model_output)]
-    if stochastic and noise is not None:
-        others.append(("noise", noise))
-    for name, tensor in (("out", out), ("x0_out", x0_out), ("input_out", input_out)):
-        if tensor is not None:
-            others.append((name, tensor))
-    native = x.dtype is torch.float32
-    for name, tensor in others:
-        native &= tensor.dtype in _DTYPE_CODES
-        if tensor.device != x.device:
-            raise ValueError(f"{name} lies on {tensor.device}, x on {x.device}")
-        if tensor is not model_output:
-            if tensor.shape != shape:
-                raise ValueError(f"{name} must have x's shape {tuple(shape)}, got {tuple(tensor.shape)}")
-            if tensor.dtype is not x.dtype and name != "input_out":
-                raise TypeError(f"{name} must be {x.dtype} as x is, got {tensor.dtype}")
-    if not x.is_floating_point() or not model_output.is_floating_point():
-        raise TypeError(f"x and model_output must be floating point, got {x.dtype} and {model_output.dtype}")
-    if torch.is_grad_enabled() and (x.requires_grad or model_output.requires_grad):
-        native = False
+    if not isinstance(model_output, Tensor):
+        raise TypeError(f"model_output must be a tensor, got {type(model_output).__name__}")
+    if not -len(table) <= row < len(table):
+        raise ValueError(f"row {row} is outside a table of {len(table)} rows")
+    row %= len(table)
+    if table.stochastic[row] and (noise is None) == (seed is None):
+        raise ValueError(f"row {row} adds noise: give exactly one of noise= and seed=")
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or model_output.requires_grad)
+    chosen = choose(backend, x.device, native=x.dtype is torch.float32 and not differentiable)
+    seeds = None if seed is None else sample_seeds(seed, len(x))
+    plan = StepPlan(x, table, seeds=seeds, out=out, x0_out=x0_out, input_out=input_out, backend=chosen)
+    return plan(model_output, row, noise)
+
+
+class StepPlan:
+    """`step` with everything but the model's output, the row and the noise fixed and checked once: what a loop calls.
+
+    Args are those of `step`; `seeds` is an int64 tensor with one seed per sample, `backend` one that can run.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        table: Table,
+        *,
+        seeds: Tensor | None,
+        out: Tensor | None,
+        x0_out: Tensor | None,
+        input_out: Tensor | None,
+        backend: str,
+    ) -> None:
+        if x.ndim == 0 or x.numel() == 0:
+            raise ValueError(f"x must have a first axis of samples and no zero, got shape {tuple(x.shape)}")
+        if x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"x must be float32 (or float64 with the reference backend), got {x.dtype}")
+        for name, tensor in (("out", out), ("x0_out", x0_out), ("input_out", input_out)):
+            if tensor is not None:
+                _check_like(name, tensor, x, dtype=None if name == "input_out" else x.dtype)
+        if input_out is not None and not input_out.is_floating_point():
+            raise TypeError(f"input_out must be floating point, got {input_out.dtype}")
+        self._x, self._table, self._seeds = x, table, seeds
+        self._out, self._x0_out, self._input_out = out, x0_out, input_out
+        self._native = backend == "cpu"
+        self._shape = x.shape
+        self._doubled = _doubled(x.shape)
+        self._staging: Tensor | None = None
+        if self._native:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        # The kernel works on packed memory; whatever is not packed gets a packed stand-in.
+        self._stand_ins: list[tuple[Tensor, Tensor]] = []
+        self._x = self._x.contiguous()
+        self._batch = self._shape[0]
+        self._size = self._x.numel() // self._batch
+        self._seeds_address = 0 if self._seeds is None else self._seeds.data_ptr()
+        self._x0_address = self._address(self._x0_out)
+        if self._input_out is not None and self._input_out.dtype not in _DTYPE_CODES:
+            raise TypeError(f"input_out must be float32, float16 or bfloat16, got {self._input_out.dtype}")
+        self._input_address = self._address(self._input_out)
+        self._input_code = 0 if self._input_out is None else _DTYPE_CODES[self._input_out.dtype]
+        self._out_address = self._address(self._out)
+        self._x_address = self._x.data_ptr()
+
+    def _address(self, target: Tensor | None) -> int:
+        if target is None:
+            return 0
+        if target.is_contiguous():
+            return target.data_ptr()
+        self._stand_ins.append((target, torch.empty(target.shape, dtype=target.dtype, device=target.device)))
+        return self._stand_ins[-1][1].data_ptr()
+
+    def __call__(self, m: Tensor, row: int, noise: Tensor | None = None) -> Tensor:
+        if not self._native:
+            return self._reference(m, row, noise)
+        if m.shape != self._shape and m.shape != self._doubled or not m.is_cpu:
+            _check_output(m, self._x)
+        code = _DTYPE_CODES.get(m.dtype)
+        if code is None or not m.is_contiguous():
+            m = self._stage(m)
+            code = _DTYPE_CODES[m.dtype]
+        noise_address = 0
+        if noise is not None and self._table.stochastic[row]:
+            _check_like("noise", noise, self._x, dtype=torch.float32)
+            noise = noise.contiguous()
+            noise_address = noise.data_ptr()
+        out, address = self._out, self._out_address
+        if out is None:
+            out = torch.empty_like(self._x)
+            address = out.data_ptr()
+        _cpu.step(
+            self._table.packed_address,
+            row,
+            self._batch,
+            self._size,
+            self._x_address,
+            m.data_ptr(),
+            self._size if m.shape == self._shape else 2 * self._size,
+            code,
+            noise_address,
+            self._seeds_address,
+            row,
+            address,
+            self._x0_address,
+            self._input_address,
+            self._input_code,
+            torch.get_num_threads(),
+        )
+        for target, stand_in in self._stand_ins:
+            target.copy_(stand_in)
+        return out
+
+    def _stage(self, m: Tensor) -> Tensor:
+        # Kept from row to row: a model with strided or float64 outputs must not cost an allocation each time.
+        _check_output(m, self._x)
+        dtype = m.dtype if m.dtype in _DTYPE_CODES else torch.float32
+        if self._staging is None or self._staging.shape != m.shape or self._staging.dtype != dtype:
+            self._staging = torch.empty(m.shape, dtype=dtype, device=m.device)
+        return self._staging.copy_(m)
+
+    def _reference(self, m: Tensor, row: int, noise: Tensor | None) -> Tensor:
+        x = self._x
+        if noise is None and self._seeds is not None and self._table.stochastic[row]:
+            noise = randn(x.shape, seed=self._seeds, step=row, stream=STEP, device=x.device).to(x.dtype)
+        result, x0 = step_reference(x, m, self._table, row, noise)
+        if self._x0_out is not None:
+            self._x0_out.copy_(x0)
+        if self._input_out is not None:
+            self._input_out.copy_(result * self._table.e[row])
+        return result if self._out is None else self._out.copy_(result)
+
+
+def step_reference(x: Tensor, m: Tensor, table: Table, row: int, z: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(x', x0) of one row in plain torch: the specification. Differentiable; computes in x's dtype."""
+    _check_output(m, x)
+    if m.shape != x.shape:
+        m = m[:, : x.shape[1]]
+    m = m.to(x.dtype)
+    if z is not None and table.stochastic[row]:
+        _check_like("noise", z, x, dtype=x.dtype)
+    p, q, a, b, d, s = (float(getattr(table, name)[row]) for name in "pqabds")
+    limit = float(table.limit[row])
+    x0 = _sum((p, x), (q, m))
+    if math.isinf(limit):
+        # Folded before rounding: at high noise p is in the thousands and x0 would lose what x' still has.
+        result = _sum((b * q + d, m), (a + b * p, x), (s, z))
+    else:
+        x0 = x0.clamp(-limit, limit)
+        result = _sum((d, m), (b, x0), (a, x), (s, z))
+    return result, x0
+
+
+def _sum(*terms: tuple[float, Tensor | None]) -> Tensor:
+    total: Tensor | None = None
+    for coefficient, operand in terms:
+        if coefficient != 0 and operand is not None:
+            total = operand * coefficient if total is None else total + operand * coefficient
+    if total is None:
+        first = next(operand for _, operand in terms if operand is not None)
+        return torch.zeros_like(first)
+    return total
+
+
+def _doubled(shape: torch.Size) -> torch.Size | None:
+    return torch.Size((shape[0], 2 * shape[1], *shape[2:])) if len(shape) > 1 else None
+
+
+def _check_output(m: Tensor, x: Tensor) -> None:
+    if m.shape != x.shape and m.shape != _doubled(x.shape):
+        raise ValueError(f"model_output must have x's shape {tuple(x.shape)} or twice its axis 1, got {tuple(m.shape)}")
+    if m.device != x.device:
+        raise ValueError(f"model_output lies on {m.device}, x on {x.device}")
+    if not m.is_floating_point():
+        raise TypeError(f"model_output must be floating point, got {m.dtype}")
+
+
+def _check_like(name: str, tensor: Tensor, x: Tensor, *, dtype: torch.dtype | None) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.shape != x.shape:
+        raise ValueError(f"{name} must have x's shape {tuple(x.shape)}, got {tuple(tensor.shape)}")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} lies on {tensor.device}, x on {x.device}")
+    if dtype is not None and tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype} as x is, got {tensor.dtype}")

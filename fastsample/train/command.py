@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         value = getattr(default, name)
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=type(value), default=value, help=f"{text} (%(default)s)")
-    widths = {"nargs": 2, "metavar": ("HALF", "QUARTER"), "default": default.widths}
-    parser.add_argument("--widths", type=int, help="channels at 1/2 and 1/4 resolution %(default)s", **widths)
+    text = "channels at 1/2 and 1/4 resolution %(default)s"
+    parser.add_argument("--widths", type=int, nargs=2, default=default.widths, help=text)
     parser.add_argument("--threads", type=int, help="CPU threads (as many as torch likes)")
     parser.add_argument("--device", default="cpu", help="a torch device (%(default)s)")
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (%(default)s)")

@@ -51,7 +51,7 @@ class HybridLoss:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; x0 and noise (B, C, H, W), t int64 (B,)."""
         return _at(self._signal, t) * x0 + _at(self._noise, t) * noise
 
-    def vlb_term(self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+    def vlb_term(self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor, *, clip: bool = False) -> Tensor:
         """The term of the variational bound at t in bits per dimension, (B,).
 
         KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0 and -log p(x_0 | x_1) over 8-bit bins for t = 0.
@@ -60,12 +60,15 @@ class HybridLoss:
             output: [epsilon, v], (B, 2C, H, W).
             x0, xt: the image in [-1, 1] and the noisy one, (B, C, H, W).
             t: int64 (B,).
+            clip: clamp the predicted x0 to [-1, 1], as is usual for evaluating a model but not for training it.
         """
         epsilon, v = output.chunk(2, dim=1)
         fraction = (v + 1) / 2
         floor = _at(self._log_variance, t)
         log_variance = fraction * _at(self._log_beta, t) + (1 - fraction) * floor
         predicted_x0 = _at(self._recip, t) * xt - _at(self._recip_noise, t) * epsilon
+        if clip:
+            predicted_x0 = predicted_x0.clamp(-1, 1)
         mean = self._posterior_mean(predicted_x0, xt, t)
         kl = _gaussian_kl(self._posterior_mean(x0, xt, t), floor, mean, log_variance)
         nll = -_log_likelihood_8bit(x0, mean, 0.5 * log_variance)
@@ -92,8 +95,9 @@ def _at(table: Tensor, t: Tensor) -> Tensor:
 
 def _gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
     """KL(N(mean, e^log_variance) || N(other_mean, e^other_log_variance)) per element, in nats."""
-    gap = other_log_variance - log_variance
-    return 0.5 * (gap - 1 + torch.exp(-gap) + (mean - other_mean).square() * torch.exp(-other_log_variance))
+    distance = (mean - other_mean).square() * torch.exp(-other_log_variance)
+    # Near 0 these terms cancel: in another order, float32 would round visibly apart from Improved DDPM.
+    return 0.5 * (-1 + other_log_variance - log_variance + torch.exp(log_variance - other_log_variance) + distance)
 
 
 def _log_likelihood_8bit(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

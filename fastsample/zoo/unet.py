@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from fastsample.schedule import Schedule
 
@@ -117,15 +117,15 @@ class UNet(nn.Module):
         else:
             label = self.embed_class(y)
         waves = _sinusoids(t, self.config.embedding // 2).to(x.dtype)
-        condition = F.silu(self.embed_time(waves) + label)
+        condition = functional.silu(self.embed_time(waves) + label)
 
-        h = self.enter(F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last))
+        h = self.enter(functional.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last))
         skip = self.down(h, condition)
         h = self.middle_in(self.shrink(skip), condition)
         h = self.middle_out(self.attention(h), condition)
-        h = F.pixel_shuffle(self.grow(h), 2)
+        h = functional.pixel_shuffle(self.grow(h), 2)
         h = self.up(torch.cat((h, skip), dim=1), condition)
-        return F.pixel_shuffle(self.leave(F.silu(self.norm(h))), 2).contiguous()
+        return functional.pixel_shuffle(self.leave(functional.silu(self.norm(h))), 2).contiguous()
 
 
 class ResBlock(nn.Module):
@@ -144,9 +144,9 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x (B, channels_in, H, W), condition (B, embedding) -> (B, channels_out, H, W)."""
         scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv_in(F.silu(self.norm_in(x)))
+        h = self.conv_in(functional.silu(self.norm_in(x)))
         h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
-        return self.residual(x) + self.conv_out(F.silu(h))
+        return self.residual(x) + self.conv_out(functional.silu(h))
 
 
 class Attention(nn.Module):
@@ -163,7 +163,7 @@ class Attention(nn.Module):
         """x (B, C, H, W) -> (B, C, H, W)."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         heads = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*heads)
+        mixed = functional.scaled_dot_product_attention(*heads)
         mixed = self.out(mixed.transpose(1, 2).flatten(2))
         return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
 

@@ -1,0 +1,60 @@
+"""Any noise predictor as one call: a tensor in, a tensor out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsample.schedule import Schedule
+
+Model = Callable[..., Any]
+
+
+class Predictor:
+    """`model(x, t, **kwargs)`, its output unwrapped to a tensor.
+
+    The model may return a tensor, a tuple or list whose first entry is one, or an object with `.sample` (diffusers).
+
+    Attributes:
+        dtype: what the model is given: as asked, else that of its first floating-point parameter, else float32.
+        device: that of its first parameter, or None for a model without parameters.
+    """
+
+    def __init__(self, model: Model, dtype: torch.dtype | None = None, kwargs: Mapping[str, Any] | None = None) -> None:
+        if not callable(model):
+            raise TypeError(f"model must be callable as model(x, t, **model_kwargs), got {type(model).__name__}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"model_dtype must be floating point, got {dtype}")
+        parameters = list(model.parameters()) if isinstance(model, torch.nn.Module) else []
+        floating = (parameter.dtype for parameter in parameters if parameter.is_floating_point())
+        self.dtype = dtype or next(floating, torch.float32)
+        self.device = parameters[0].device if parameters else None
+        self._model = model
+        self._kwargs = dict(kwargs or {})
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        output = self._model(x, t, **self._kwargs)
+        if isinstance(output, Tensor):
+            return output
+        inner = getattr(output, "sample", None)
+        if inner is None and isinstance(output, tuple | list) and output:
+            inner = output[0]
+        if not isinstance(inner, Tensor):
+            raise TypeError(
+                "the model must return a tensor, a tuple that starts with one, or an object with .sample; got "
+                f"{type(output).__name__}"
+            )
+        return inner
+
+
+def schedule_of(model: Model, schedule: Schedule | None) -> Schedule:
+    """The given schedule, else `model.schedule`, else Schedule.linear(1000)."""
+    chosen = schedule if schedule is not None else getattr(model, "schedule", None)
+    if chosen is None:
+        return Schedule.linear()
+    if not isinstance(chosen, Schedule):
+        raise TypeError(f"schedule must be a fastsample.Schedule, got {type(chosen).__name__}")
+    return chosen

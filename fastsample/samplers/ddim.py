@@ -1,0 +1,215 @@
+"""DDIM (Song, Meng & Ermon 2020): the family from deterministic (eta = 0) to ancestral (eta = 1) sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsample.model import Model, schedule_of
+from fastsample.ops.noise import Seed
+from fastsample.samplers.loop import CorrectX0, Noise, Sampler, Step
+from fastsample.schedule import Float64Array, Schedule
+from fastsample.tables import (
+    Table,
+    epsilon_coefficients,
+    noise_levels,
+    rederived_epsilon_coefficients,
+    x0_coefficients,
+)
+from fastsample.timesteps import Timesteps, spaced_timesteps
+
+
+def ddim_table(
+    t: np.ndarray,
+    alpha: Float64Array,
+    sigma: Float64Array,
+    *,
+    eta: float = 0.0,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    rederive_epsilon: bool = True,
+    corrects_x0: bool = False,
+) -> Table:
+    """The rows of DDIM from noise level (alpha, sigma) to (alpha', sigma'):
+
+        x' = alpha' x0 + sqrt(sigma'^2 - s^2) epsilon + s z,   s = eta sqrt(sigma'^2 / sigma^2 (sigma^2 - (alpha / alpha')^2 sigma'^2))
+
+    Args:
+        t: times for the model, shape (N,).
+        alpha, sigma: noise levels, shape (N + 1,), from the noisiest to the one after the last row.
+        eta, prediction, clip, rederive_epsilon: as for `ddim`.
+        corrects_x0: x0 may be replaced between the model and the step, so epsilon is re-derived as after clipping.
+
+    Raises:
+        ValueError: where eta is negative or so large that s^2 > sigma'^2, for a clip that is not positive, and for a
+            prediction that cannot work at one of the levels.
+    """
+    if not (clip is None or clip > 0):
+        raise ValueError(f"clip must be positive or None, got {clip}")
+    a0, s0, a1, s1 = alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]
+    p, q = x0_coefficients(prediction, a0, s0)
+    s, direction = _noise_and_direction(eta, a0, s0, a1, s1)
+    if rederive_epsilon and (clip is not None or corrects_x0):
+        r, w = rederived_epsilon_coefficients(a0, s0)
+        a, b, d = direction * r, a1 + direction * w, np.zeros_like(r)
+    else:
+        r, u = epsilon_coefficients(prediction, a0, s0)
+        a, b, d = direction * r, a1, direction * u
+    return Table(t, p=p, q=q, a=a, b=b, d=d, s=s, limit=np.inf if clip is None else clip)
+
+
+def _noise_and_direction(
+    eta: float, a0: Float64Array, s0: Float64Array, a1: Float64Array, s1: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    if not eta >= 0:
+        raise ValueError(f"eta must be at least 0, got {eta}")
+    # Rounding alone takes these below 0 (a last level that repeats, eta = 1): clamped.
+    variance = np.maximum((s1 / np.where(s0 > 0, s0, 1.0)) ** 2 * (s0**2 - (a0 / a1 * s1) ** 2), 0.0)
+    room = s1**2 - eta**2 * variance
+    if (room < -1e-12 * s1**2).any():
+        adds = variance > 0
+        largest = np.sqrt((s1[adds] ** 2 / variance[adds]).min())
+        raise ValueError(f"eta={eta} needs more noise than there is room for; the largest valid eta here is {largest:.6g}")
+    return eta * np.sqrt(variance), np.sqrt(np.maximum(room, 0.0))
+
+
+@dataclass(frozen=True)
+class DDIM(Sampler):
+    """A DDIM sampler: the arguments of `ddim` that shape the table. Immutable and reusable, from several threads too.
+
+    Example:
+        >>> sampler = DDIM(Schedule.linear(), steps=10)
+        >>> sampler(lambda x, t: 0.1 * x, (2, 3, 8, 8), seed=1).shape
+        torch.Size([2, 3, 8, 8])
+        >>> for step in sampler.iterate(lambda x, t: 0.1 * x, (2, 3, 8, 8), seed=1):
+        ...     last = step.t
+        >>> last
+        0
+    """
+
+    schedule: Schedule
+    steps: int = field(default=50, kw_only=True)
+    timesteps: Timesteps = field(default="leading", kw_only=True)
+    eta: float = field(default=0.0, kw_only=True)
+    prediction: str = field(default="epsilon", kw_only=True)
+    clip: float | None = field(default=None, kw_only=True)
+    rederive_epsilon: bool = field(default=True, kw_only=True)
+    correct_x0: CorrectX0 | None = field(default=None, kw_only=True)
+    final_alpha_cumprod: float = field(default=1.0, kw_only=True)
+    table: Table = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        t = spaced_timesteps(self.schedule.T, self.timesteps, self.steps)
+        alpha, sigma = noise_levels(self.schedule, t, self.final_alpha_cumprod)
+        table = ddim_table(
+            t,
+            alpha,
+            sigma,
+            eta=self.eta,
+            prediction=self.prediction,
+            clip=self.clip,
+            rederive_epsilon=self.rederive_epsilon,
+            corrects_x0=self.correct_x0 is not None,
+        )
+        object.__setattr__(self, "table", table)
+
+
+def ddim(
+    model: Model,
+    x: Tensor | Sequence[int],
+    *,
+    steps: int = 50,
+    eta: float = 0.0,
+    schedule: Schedule | None = None,
+    timesteps: Timesteps = "leading",
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    rederive_epsilon: bool = True,
+    correct_x0: CorrectX0 | None = None,
+    final_alpha_cumprod: float = 1.0,
+    seed: Seed = 0,
+    noise: Noise | None = None,
+    model_dtype: torch.dtype | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    callback: Callable[[Step], object] | None = None,
+    progress: bool = False,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Samples from a diffusion model with DDIM (Song, Meng & Ermon 2020).
+
+    From timestep t to the next entry of the list, t' (not t - T // N), with alpha bars a and a':
+
+        x0 = (x - sqrt(1 - a) epsilon) / sqrt(a)
+        s  = eta sqrt((1 - a') / (1 - a)) sqrt(1 - a / a')
+        x' = sqrt(a') x0 + sqrt(1 - a' - s^2) epsilon + s z
+
+    Args:
+        model: called as model(x, t, **model_kwargs), t int64 of shape (B,); returns a tensor, a tuple that starts with one,
+            or an object with `.sample`. Where axis 1 of the output is twice that of x, the second half (a learned variance)
+            is ignored.
+        x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
+            float64 for the reference backend. Never modified.
+        steps: model calls, where `timesteps` names a spacing; otherwise ignored.
+        eta: 0 is deterministic, 1 is ancestral sampling; larger values as far as 1 - a' >= s^2.
+        schedule: default `model.schedule`, else Schedule.linear(1000).
+        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+        clip: clamp x0 to [-clip, clip]; None for no clamp.
+        rederive_epsilon: after clipping or correction, take epsilon from the new x0 (improved-diffusion; diffusers'
+            use_clipped_model_output). False keeps the model's own (diffusers' default).
+        correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
+        final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` as in Stable Diffusion.
+        seed: int (sample i uses seed + i), or one per sample, modulo 2^64. Sample i does not depend on the batch it is in,
+            but for what the model itself makes of batches.
+        noise: None draws z from `seed` inside the step. Or a function of the row (0 = the noisiest) that returns z, or a
+            torch.Generator, or one per sample. Called only for rows that add noise.
+        model_dtype: dtype of the model's input; default that of its first floating-point parameter, else float32.
+        model_kwargs: passed to every model call.
+        callback: called with a fastsample.Step after every row; may change `step.x` in place.
+        progress: show a tqdm bar.
+        out: tensor that receives the result, written only when sampling is complete.
+        backend: see fastsample.backends().
+        device: of the result; default that of x, else of the model, else CPU.
+
+    Returns:
+        The sample, float32 (float64 for a float64 x), without gradients unless x requires them: then the differentiable
+        reference runs.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot work, before the model is called.
+
+    Example:
+        >>> ddim(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
+        torch.Size([4, 3, 8, 8])
+    """
+    sampler = DDIM(
+        schedule_of(model, schedule),
+        steps=steps,
+        timesteps=timesteps,
+        eta=eta,
+        prediction=prediction,
+        clip=clip,
+        rederive_epsilon=rederive_epsilon,
+        correct_x0=correct_x0,
+        final_alpha_cumprod=final_alpha_cumprod,
+    )
+    return sampler(
+        model,
+        x,
+        seed=seed,
+        noise=noise,
+        model_dtype=model_dtype,
+        model_kwargs=model_kwargs,
+        callback=callback,
+        progress=progress,
+        out=out,
+        backend=backend,
+        device=device,
+    )

@@ -1,0 +1,250 @@
+"""The one loop: call the model, apply a row of the table, for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from fastsample.model import Model, Predictor
+from fastsample.ops.backend import choose
+from fastsample.ops.noise import STEP, Seed, randn, sample_seeds
+from fastsample.ops.step import StepPlan, step_reference
+from fastsample.tables import Table
+
+Noise = Callable[[int], Tensor] | Generator | Sequence[Generator]
+CorrectX0 = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(slots=True)
+class Step:
+    """What a callback or iterator sees after a row: `x` may be changed in place (inpainting), and the change counts.
+
+    Attributes:
+        index: the row, 0 = the noisiest.
+        t: the time the model was given in this row.
+        x: the state after the row, float32. The loop's own buffer, overwritten by the next row: clone what you keep.
+        x0: the row's estimate of the clean sample, after clipping or correction; likewise a reused buffer.
+    """
+
+    index: int
+    t: int | float
+    x: Tensor
+    x0: Tensor
+
+
+class Sampler:
+    """A table and the loop around it. Immutable, so one sampler serves any number of models and threads at once.
+
+    Attributes:
+        table: the coefficients, a row per model call.
+    """
+
+    table: Table
+    correct_x0: CorrectX0 | None = None
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor | Sequence[int],
+        *,
+        seed: Seed = 0,
+        noise: Noise | None = None,
+        model_dtype: torch.dtype | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        callback: Callable[[Step], object] | None = None,
+        progress: bool = False,
+        out: Tensor | None = None,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Samples from the model; see fastsample.ddim for the arguments."""
+        loop = _Loop(self.table, self.correct_x0, model, x, seed, noise, model_dtype, model_kwargs, backend, device)
+        if out is not None:
+            loop.check_out(out)
+        rows: Any = loop.rows(observed=callback is not None)
+        if progress:
+            from tqdm.auto import tqdm
+
+            rows = tqdm(rows, total=len(self.table))
+        with torch.set_grad_enabled(loop.differentiable):
+            for step in rows:
+                if callback is not None:
+                    callback(step)
+        return loop.state if out is None else out.copy_(loop.state)
+
+    def iterate(
+        self,
+        model: Model,
+        x: Tensor | Sequence[int],
+        *,
+        seed: Seed = 0,
+        noise: Noise | None = None,
+        model_dtype: torch.dtype | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+    ) -> Iterator[Step]:
+        """The same loop as a generator: yields a Step after each row; the last one's `x` is the sample.
+
+        Arguments are checked at the call, not at the first step. `step.x` and `step.x0` are the same two tensors every
+        time: clone what you keep. Between steps the caller's own gradient mode is in force.
+        """
+        loop = _Loop(self.table, self.correct_x0, model, x, seed, noise, model_dtype, model_kwargs, backend, device)
+        return _outside_grad_mode(loop)
+
+
+def _outside_grad_mode(loop: _Loop) -> Iterator[Step]:
+    rows = loop.rows(observed=True)
+    while True:
+        with torch.set_grad_enabled(loop.differentiable):
+            step = next(rows, None)
+        if step is None:
+            return
+        yield step
+
+
+class _Loop:
+    """One run: arguments checked and buffers made at construction, then `rows` runs it."""
+
+    def __init__(
+        self,
+        table: Table,
+        correct_x0: CorrectX0 | None,
+        model: Model,
+        x: Tensor | Sequence[int],
+        seed: Seed,
+        noise: Noise | None,
+        model_dtype: torch.dtype | None,
+        model_kwargs: Mapping[str, Any] | None,
+        backend: str | None,
+        device: torch.device | str | None,
+    ) -> None:
+        self._predictor = Predictor(model, model_dtype, model_kwargs)
+        self._correct_x0 = correct_x0
+        where = torch.device(
+            device if device is not None else x.device if isinstance(x, Tensor) else self._predictor.device or "cpu"
+        )
+        self.differentiable = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
+        double = isinstance(x, Tensor) and x.dtype == torch.float64
+        self._backend = choose(backend, where, native=not (self.differentiable or double))
+        # Buffers must be ordinary tensors also where the caller is in inference mode.
+        with torch.inference_mode(False):
+            self.state = self._initial_state(x, seed, where, torch.float64 if double else torch.float32)
+            shape = self.state.shape
+            self._seeds = sample_seeds(seed, shape[0]) if noise is None else None
+            times = torch.from_numpy(np.repeat(table.t[:, None], shape[0], axis=1)).to(where)
+            self._times = times.unbind(0)
+        self._source = None if noise is None else _noise_source(noise, self.state)
+        self._table = table
+
+    def _initial_state(self, x: Tensor | Sequence[int], seed: Seed, where: torch.device, dtype: torch.dtype) -> Tensor:
+        if not isinstance(x, Tensor):
+            return randn(x, seed=seed, device=where, backend=self._backend)
+        if not x.is_floating_point():
+            raise TypeError(f"x must be a shape or a floating-point tensor, got {x.dtype}")
+        if x.ndim == 0 or x.numel() == 0:
+            raise ValueError(f"x must have a first axis of samples and no zero, got shape {tuple(x.shape)}")
+        state = x.to(where, dtype, copy=True, memory_format=torch.contiguous_format)
+        return state if self.differentiable else state.detach()
+
+    def check_out(self, out: Tensor) -> None:
+        state = self.state
+        if out.shape != state.shape or out.device != state.device or out.dtype != state.dtype:
+            raise ValueError(
+                f"out must be {state.dtype} of shape {tuple(state.shape)} on {state.device}, got {out.dtype} of shape "
+                f"{tuple(out.shape)} on {out.device}"
+            )
+
+    def rows(self, observed: bool) -> Iterator[Step]:
+        """Runs every row, leaving the result in `state`; observed: x may be changed between rows and x0 is looked at."""
+        return self._differentiable_rows() if self.differentiable else self._in_place_rows(observed)
+
+    def _in_place_rows(self, observed: bool) -> Iterator[Step]:
+        state, table, predict, times, correct = self.state, self._table, self._predictor, self._times, self._correct_x0
+        with torch.inference_mode(False):
+            model_input = state if predict.dtype == state.dtype else state.to(predict.dtype)
+            x0 = torch.empty_like(state) if observed or correct else None
+        converts = model_input is not state
+        fused_input = converts and not observed and not correct
+        plan = StepPlan(
+            state,
+            table if correct is None else without_x0(table),
+            seeds=self._seeds,
+            out=state,
+            x0_out=x0,
+            input_out=model_input if fused_input else None,
+            backend=self._backend,
+        )
+        stochastic, source = table.stochastic, self._source
+        step = Step(-1, 0, state, state if x0 is None else x0)
+        for k in range(len(table)):
+            m = predict(model_input, times[k])
+            plan(m, k, source(k) if source is not None and stochastic[k] else None)
+            if correct is not None:
+                assert x0 is not None
+                x0.copy_(_corrected(correct, x0, times[k], float(table.limit[k])))
+                state.add_(x0, alpha=float(table.b[k]))
+            if observed:
+                step = Step(k, table.t[k].item(), step.x, step.x0)
+            yield step
+            if converts and not fused_input:
+                model_input.copy_(state)
+
+    def _differentiable_rows(self) -> Iterator[Step]:
+        table, correct = self._table, self._correct_x0
+        applied = table if correct is None else without_x0(table)
+        for k in range(len(table)):
+            state = self.state
+            m = self._predictor(state.to(self._predictor.dtype), self._times[k])
+            z = self._reference_noise(k) if table.stochastic[k] else None
+            self.state, x0 = step_reference(state, m, applied, k, z)
+            if correct is not None:
+                x0 = _corrected(correct, x0, self._times[k], float(table.limit[k]))
+                self.state = self.state + x0 * float(table.b[k])
+            yield Step(k, table.t[k].item(), self.state, x0)
+
+    def _reference_noise(self, k: int) -> Tensor:
+        if self._source is not None:
+            return self._source(k)
+        assert self._seeds is not None
+        state = self.state
+        return randn(state.shape, seed=self._seeds, step=k, stream=STEP, device=state.device).to(state.dtype)
+
+
+def without_x0(table: Table) -> Table:
+    """The table of a loop that adds b*x0 itself, after a correction of x0 and then the clamp (improved-diffusion's order)."""
+    return table.replace(b=0.0, limit=np.inf)
+
+
+def _corrected(correct: CorrectX0, x0: Tensor, t: Tensor, limit: float) -> Tensor:
+    corrected = correct(x0, t)
+    if not isinstance(corrected, Tensor) or corrected.shape != x0.shape:
+        got = tuple(corrected.shape) if isinstance(corrected, Tensor) else type(corrected).__name__
+        raise ValueError(f"correct_x0 must return a tensor of shape {tuple(x0.shape)}, got {got}")
+    return corrected.to(x0.dtype).clamp(-limit, limit) if limit < np.inf else corrected
+
+
+def _noise_source(noise: Noise, state: Tensor) -> Callable[[int], Tensor]:
+    """noise(k) for row k: the caller's own function, or torch's stream from one generator or one per sample."""
+    if callable(noise) and not isinstance(noise, Generator):
+        return noise
+    generators = [noise] if isinstance(noise, Generator) else list(noise)
+    if not all(isinstance(one, Generator) for one in generators):
+        raise TypeError("noise must be a function of the row, a torch.Generator or a list of them")
+    if not isinstance(noise, Generator) and len(generators) != state.shape[0]:
+        raise ValueError(f"noise must be one generator or {state.shape[0]}, one per sample; got {len(generators)}")
+    with torch.inference_mode(False):
+        buffer = torch.empty_like(state, device=generators[0].device)
+    parts = [buffer] if isinstance(noise, Generator) else list(buffer.split(1))
+
+    def draw(k: int) -> Tensor:
+        for part, generator in zip(parts, generators, strict=True):
+            part.normal_(generator=generator)
+        return buffer.to(state.device)
+
+    return draw
