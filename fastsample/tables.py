@@ -156,8 +156,8 @@ def noise_levels(
 ) -> tuple[Float64Array, Float64Array]:
     """(alpha, sigma), each of shape (N + 1,): x_t = alpha*x0 + sigma*z at the N timesteps and, last, at the end.
 
-    For an alpha bar schedule alpha = sqrt(abar) and sigma = sqrt(1 - abar). `final_alpha_cumprod` is the alpha bar after the
-    last row: 1 (clean data), or `schedule.alphas_cumprod[0]` as Stable Diffusion's scheduler has it.
+    For an alpha bar schedule alpha = sqrt(abar) and sigma = sqrt(1 - abar). `final_alpha_cumprod` is the alpha bar
+    after the last row: 1 (clean data), or `schedule.alphas_cumprod[0]` as Stable Diffusion's scheduler has it.
 
     Raises:
         ValueError: where it is outside (0, 1] or lies below the alpha bar of the last timestep.
@@ -192,7 +192,9 @@ def x0_coefficients(prediction: str, alpha: Float64Array, sigma: Float64Array) -
     raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
 
 
-def epsilon_coefficients(prediction: str, alpha: Float64Array, sigma: Float64Array) -> tuple[Float64Array, Float64Array]:
+def epsilon_coefficients(
+    prediction: str, alpha: Float64Array, sigma: Float64Array
+) -> tuple[Float64Array, Float64Array]:
     """(r, u) with epsilon = r*x + u*m, the direction that the model's own output implies, before x0 is limited.
 
     Raises:

@@ -12,7 +12,9 @@ Int64Array = NDArray[np.int64]
 Timesteps = str | Iterable[int]
 
 
-def spaced_timesteps(T: int, spec: Timesteps = "leading", steps: int | None = None, steps_offset: int = 0) -> Int64Array:
+def spaced_timesteps(
+    T: int, spec: Timesteps = "leading", steps: int | None = None, steps_offset: int = 0
+) -> Int64Array:
     """The timesteps that a sampler visits, descending.
 
     Args:
@@ -25,7 +27,7 @@ def spaced_timesteps(T: int, spec: Timesteps = "leading", steps: int | None = No
             - "10,15,20": T cut in equal sections, each with so many evenly spaced timesteps (improved-diffusion);
             - the timesteps themselves, in any order.
         steps: how many timesteps, for a spacing name only; otherwise ignored.
-        steps_offset: added to every "leading" timestep (Stable Diffusion uses 1); other spacings ignore it, as in diffusers.
+        steps_offset: added to every "leading" timestep (Stable Diffusion uses 1); ignored otherwise, as in diffusers.
 
     Returns:
         int64 array of distinct timesteps in [0, T), strictly descending.

@@ -27,11 +27,13 @@ def randn(
 ) -> Tensor:
     """Standard normal float32 noise, the same bits for any batch size, thread count, instruction set and device.
 
-    The first axis holds samples. With i the row-major index inside a sample, element i is number i % 4 of the four normals
-    made from philox4x32_10(counter=(i // 4 mod 2^32, i // 4 div 2^32, step, stream), key=seed of the sample):
-    words (w0, w1) make r cos(a), r sin(a) with r = sqrt(-2 ln u1), u1 = (w0 >> 8) 2^-24 + 2^-25, a = 2 pi (w1 >> 8) 2^-24,
-    words (w2, w3) the other two. |value| < 5.9. The error against these formulas is below 3 ulp of float32; the
-    reference backend equals the kernels within 1 ulp.
+    The first axis holds samples. Element i of a sample (row-major) is number i % 4 of the four normals made from
+
+        j = i // 4,  (w0, w1, w2, w3) = philox4x32_10(counter=(j mod 2^32, j div 2^32, step, stream), key=seed)
+        u = (w0 >> 8) 2^-24 + 2^-25,  r = sqrt(-2 ln u),  a = 2 pi (w1 >> 8) 2^-24,  normals r cos(a) and r sin(a)
+
+    and the same from w2, w3 (Salmon et al. 2011; Box & Muller 1958). |value| < 5.9. The error against these formulas is
+    below 3 ulp of float32; the reference backend equals the kernels within 1 ulp.
 
     Args:
         shape: (samples, ...), nothing zero.

@@ -32,9 +32,9 @@ def step(
         x0 = clamp(p*x + q*m, -limit, limit)
         x' = a*x + b*x0 + d*m + s*z
 
-    One pass: x and m are read once and x' is written once, 12 bytes an element in float32 and 10 with a half-precision m;
-    x0_out and input_out add their own size. Arithmetic is float32 whatever the dtype of m. An operand whose coefficient is
-    0 is not read.
+    One pass: x and m are read once and x' is written once, 12 bytes an element in float32 and 10 with a half-precision
+    m; x0_out and input_out add their own size. Arithmetic is float32 whatever the dtype of m. An operand whose
+    coefficient is 0 is not read.
 
     Args:
         x: the state, shape (B, ...), float32; float64 with the reference backend. Any strides.
@@ -136,7 +136,7 @@ class StepPlan:
     def __call__(self, m: Tensor, row: int, noise: Tensor | None = None) -> Tensor:
         if not self._native:
             return self._reference(m, row, noise)
-        if m.shape != self._shape and m.shape != self._doubled or not m.is_cpu:
+        if (m.shape != self._shape and m.shape != self._doubled) or not m.is_cpu:
             _check_output(m, self._x)
         code = _DTYPE_CODES.get(m.dtype)
         if code is None or not m.is_contiguous():

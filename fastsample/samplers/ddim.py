@@ -37,7 +37,8 @@ def ddim_table(
 ) -> Table:
     """The rows of DDIM from noise level (alpha, sigma) to (alpha', sigma'):
 
-        x' = alpha' x0 + sqrt(sigma'^2 - s^2) epsilon + s z,   s = eta sqrt(sigma'^2 / sigma^2 (sigma^2 - (alpha / alpha')^2 sigma'^2))
+        x' = alpha' x0 + sqrt(sigma'^2 - s^2) epsilon + s z
+        s  = eta sqrt(sigma'^2 / sigma^2 (sigma^2 - (alpha / alpha')^2 sigma'^2))
 
     Args:
         t: times for the model, shape (N,).
@@ -74,7 +75,9 @@ def _noise_and_direction(
     if (room < -1e-12 * s1**2).any():
         adds = variance > 0
         largest = np.sqrt((s1[adds] ** 2 / variance[adds]).min())
-        raise ValueError(f"eta={eta} needs more noise than there is room for; the largest valid eta here is {largest:.6g}")
+        raise ValueError(
+            f"eta={eta} needs more noise than there is room for; the largest valid eta here is {largest:.6g}"
+        )
     return eta * np.sqrt(variance), np.sqrt(np.maximum(room, 0.0))
 
 
@@ -151,9 +154,9 @@ def ddim(
         x' = sqrt(a') x0 + sqrt(1 - a' - s^2) epsilon + s z
 
     Args:
-        model: called as model(x, t, **model_kwargs), t int64 of shape (B,); returns a tensor, a tuple that starts with one,
-            or an object with `.sample`. Where axis 1 of the output is twice that of x, the second half (a learned variance)
-            is ignored.
+        model: called as model(x, t, **model_kwargs), t int64 of shape (B,); returns a tensor, a tuple that starts with
+            one, or an object with `.sample`. Where axis 1 of the output is twice that of x, the second half (a learned
+            variance) is ignored. x is the loop's own buffer, overwritten after the call.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored.
@@ -166,10 +169,10 @@ def ddim(
             use_clipped_model_output). False keeps the model's own (diffusers' default).
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` as in Stable Diffusion.
-        seed: int (sample i uses seed + i), or one per sample, modulo 2^64. Sample i does not depend on the batch it is in,
-            but for what the model itself makes of batches.
-        noise: None draws z from `seed` inside the step. Or a function of the row (0 = the noisiest) that returns z, or a
-            torch.Generator, or one per sample. Called only for rows that add noise.
+        seed: int (sample i uses seed + i), or one per sample, modulo 2^64. Sample i does not depend on the batch it is
+            in, but for what the model itself makes of batches.
+        noise: None draws z from `seed` inside the step. Or a function of the row (0 = the noisiest) that returns z, or
+            a torch.Generator, or one per sample. Used only for rows that add noise; a shape's x_T comes from `seed`.
         model_dtype: dtype of the model's input; default that of its first floating-point parameter, else float32.
         model_kwargs: passed to every model call.
         callback: called with a fastsample.Step after every row; may change `step.x` in place.

@@ -161,7 +161,7 @@ class _Loop:
             )
 
     def rows(self, observed: bool) -> Iterator[Step]:
-        """Runs every row, leaving the result in `state`; observed: x may be changed between rows and x0 is looked at."""
+        """Runs every row, leaving the result in `state`; `observed` where x0 is looked at and x may be changed."""
         return self._differentiable_rows() if self.differentiable else self._in_place_rows(observed)
 
     def _in_place_rows(self, observed: bool) -> Iterator[Step]:
@@ -217,7 +217,7 @@ class _Loop:
 
 
 def without_x0(table: Table) -> Table:
-    """The table of a loop that adds b*x0 itself, after a correction of x0 and then the clamp (improved-diffusion's order)."""
+    """The table of a loop that adds b*x0 itself, after correcting x0 and then clamping it (improved-diffusion)."""
     return table.replace(b=0.0, limit=np.inf)
 
 

@@ -1,0 +1,32 @@
+"""The command line: `fastsample demo`, `fastsample train`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import fastsample
+from fastsample import demo
+from fastsample.train import command as train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns its exit status."""
+    parser = argparse.ArgumentParser(prog="fastsample", description="Fast sampling from diffusion models.")
+    parser.add_argument("--version", action="version", version=f"fastsample {fastsample.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    show = commands.add_parser("demo", help="sample digits from the bundled model and time it")
+    show.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture to write (%(default)s)")
+    show.add_argument("--seed", type=int, default=0, help="noise seed (%(default)s)")
+    show.add_argument("--rounds", type=int, default=9, help="timing rounds, the median counts (%(default)s)")
+    show.set_defaults(run=demo.run)
+
+    fit = commands.add_parser("train", help="train a small U-Net as the bundled model was trained")
+    train.add_arguments(fit)
+    fit.set_defaults(run=train.run)
+
+    arguments = parser.parse_args(argv)
+    status: int = arguments.run(arguments)
+    return status
