@@ -74,6 +74,11 @@ void randn(Address out, int64_t batch, int64_t size, Address seeds, uint32_t ste
     parallel(batch * job.blocks(), useful_threads(threads, batch * size, kNoiseGrain), body, &job);
 }
 
+void normals(Address out, int64_t first, int64_t count, uint64_t seed, uint32_t step, uint32_t stream) {
+    py::gil_scoped_release released;
+    kernels().normals(at<float>(out), first, count, seed, step, stream);
+}
+
 std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     std::array<uint32_t, 4> words;
     kernels().philox(counter.data(), key.data(), words.data());
@@ -114,6 +119,7 @@ void triad(Address y, Address x, float a, float s, int64_t count, int threads) {
 PYBIND11_MODULE(_cpu, module) {
     module.def("step", &step);
     module.def("randn", &randn);
+    module.def("normals", &normals);
     module.def("philox", &philox);
     module.def("copy", &copy);
     module.def("triad", &triad);

@@ -95,14 +95,15 @@ def _ms(seconds: float, count: int) -> str:
 
 
 @torch.no_grad()
-def _interleaved(ours: Callable[[], object], plain: Callable[[], object], rounds: int) -> tuple[float, float, float]:
-    """Median seconds of each, and the median of their ratios round by round (plain / ours)."""
+def _interleaved(model: Model, steps: int, labels: dict[str, Tensor], rounds: int) -> tuple[float, float, float]:
+    """Median seconds of `ddim` and of `plain_ddim`, and the median of their ratios round by round."""
+    x = randn(SHAPE, seed=0)
     times: list[tuple[float, float]] = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
-        ours()
+        ddim(model, x, steps=steps, model_kwargs=labels)
         middle = time.perf_counter()
-        plain()
+        plain_ddim(model, x, steps, **labels)
         times.append((middle - start, time.perf_counter() - middle))
     counted = times[1:]  # the first round warms up
     ratio = statistics.median(b / a for a, b in counted)

@@ -93,12 +93,12 @@ def sample_seeds(seed: Seed, batch: int) -> Tensor:
             return seed.contiguous()
         seed = seed.tolist()
     try:
-        values = [operator.index(one) for one in seed] if isinstance(seed, Sequence) else None
-        first = operator.index(seed) if values is None else 0  # type: ignore[arg-type]
+        if hasattr(seed, "__len__"):
+            values = [operator.index(one) for one in seed]
+        else:
+            values = [operator.index(seed) + i for i in range(batch)]
     except TypeError:
         raise TypeError(f"seed must be an int or one int per sample, got {seed!r}") from None
-    if values is None:
-        values = [first + i for i in range(batch)]
     if len(values) != batch:
         raise ValueError(f"seed must be one int or {batch}, one per sample; got {len(values)}")
     return torch.tensor([(value + 2**63) % 2**64 - 2**63 for value in values], dtype=torch.int64)

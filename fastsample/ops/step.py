@@ -68,6 +68,7 @@ def step(
     row %= len(table)
     if table.stochastic[row] and (noise is None) == (seed is None):
         raise ValueError(f"row {row} adds noise: give exactly one of noise= and seed=")
+    _check_state(x)
     differentiable = torch.is_grad_enabled() and (x.requires_grad or model_output.requires_grad)
     chosen = choose(backend, x.device, native=x.dtype is torch.float32 and not differentiable)
     seeds = None if seed is None else sample_seeds(seed, len(x))
@@ -92,10 +93,7 @@ class StepPlan:
         input_out: Tensor | None,
         backend: str,
     ) -> None:
-        if x.ndim == 0 or x.numel() == 0:
-            raise ValueError(f"x must have a first axis of samples and no zero, got shape {tuple(x.shape)}")
-        if x.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"x must be float32 (or float64 with the reference backend), got {x.dtype}")
+        _check_state(x)
         for name, tensor in (("out", out), ("x0_out", x0_out), ("input_out", input_out)):
             if tensor is not None:
                 _check_like(name, tensor, x, dtype=None if name == "input_out" else x.dtype)
@@ -226,6 +224,13 @@ def _sum(*terms: tuple[float, Tensor | None]) -> Tensor:
 
 def _doubled(shape: torch.Size) -> torch.Size | None:
     return torch.Size((shape[0], 2 * shape[1], *shape[2:])) if len(shape) > 1 else None
+
+
+def _check_state(x: Tensor) -> None:
+    if x.ndim == 0 or x.numel() == 0:
+        raise ValueError(f"x must have a first axis of samples and no zero, got shape {tuple(x.shape)}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x must be float32 (or float64 with the reference backend), got {x.dtype}")
 
 
 def _check_output(m: Tensor, x: Tensor) -> None:

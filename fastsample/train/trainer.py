@@ -18,7 +18,7 @@ from fastsample.schedule import Schedule
 from fastsample.train.data import ImageData
 from fastsample.train.losses import HybridLoss
 from fastsample.train.report import write_report
-from fastsample.zoo.store import save_model
+from fastsample.zoo.store import save
 from fastsample.zoo.unet import UNet, UNetConfig
 
 
@@ -96,7 +96,7 @@ def train(
             bar.set_postfix(loss=f"{np.mean(run.history[-100:], axis=0).sum():.4f}", refresh=False)
             if (i + 1) % save_every == 0 or i + 1 == settings.steps:
                 run.save(checkpoint)
-                save_model(run.average, out / "model.safetensors")
+                save(run.average, out / "model.safetensors")
                 write_report(run.history, out)
     return run.average.eval()
 

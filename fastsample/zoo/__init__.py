@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastsample.zoo.store import load_model, save_model
+from fastsample.zoo.store import load, save
 from fastsample.zoo.unet import UNet, UNetConfig
 
-__all__ = ["UNet", "UNetConfig", "digits", "load", "save_model"]
+__all__ = ["UNet", "UNetConfig", "digits", "load", "save"]
 
 _DIGITS = Path(__file__).with_name("digits.safetensors")
-
-load = load_model
 
 
 def digits() -> UNet:
@@ -24,4 +22,4 @@ def digits() -> UNet:
     """
     if not _DIGITS.is_file():
         raise FileNotFoundError(f"the bundled digits model is missing: {_DIGITS} (reinstall fastsample)")
-    return load_model(_DIGITS)
+    return load(_DIGITS)

@@ -7,9 +7,9 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 
 from fastsample.schedule import Schedule
 from fastsample.zoo.unet import UNet, UNetConfig
@@ -17,22 +17,22 @@ from fastsample.zoo.unet import UNet, UNetConfig
 _KEY = "fastsample_unet"
 
 
-def save_model(model: UNet, path: str | Path) -> None:
+def save(model: UNet, path: str | Path) -> None:
     """Writes the model, replacing the file at once, so that readers never see half of one."""
     about = {"config": asdict(model.config), "betas": model.schedule.betas.tolist()}
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    part.write_bytes(save(tensors, metadata={_KEY: json.dumps(about)}))
+    part.write_bytes(safetensors.torch.save(tensors, metadata={_KEY: json.dumps(about)}))
     os.replace(part, path)
 
 
-def load_model(path: str | Path) -> UNet:
-    """The model that save_model wrote, on the CPU, in eval mode.
+def load(path: str | Path) -> UNet:
+    """The model that save wrote, or `fastsample train`, on the CPU and in eval mode.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a file of save_model.
+        ValueError: it is no such model.
     """
     path = Path(path)
     if not path.is_file():
@@ -40,7 +40,7 @@ def load_model(path: str | Path) -> UNet:
     try:
         with safe_open(path, framework="pt") as file:
             about = (file.metadata() or {}).get(_KEY)
-        tensors = load_file(path)
+        tensors = safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if about is None:
