@@ -87,7 +87,9 @@ def test_noise_in_the_pass_is_randn_of_the_row_on_stream_1(backend: str, size: i
     x, m, _ = inputs((3, size))
     table = Table([9, 5, 0], **ROWS["all-terms"])
     drawn = ops.step(x, m, table, 2, seed=40, backend=backend)
-    given = ops.step(x, m, table, 2, noise=ops.randn(x.shape, seed=40, step=2, stream=1, backend=backend), backend=backend)
+    given = ops.step(
+        x, m, table, 2, noise=ops.randn(x.shape, seed=40, step=2, stream=1, backend=backend), backend=backend
+    )
     assert torch.equal(drawn, given)
     alone = ops.step(x[1:2], m[1:2], table, -1, seed=41, backend=backend)
     assert torch.equal(drawn[1:2], alone), "a sample must not depend on its batch"
@@ -132,9 +134,7 @@ def test_double_channels_use_the_first_half(backend: str) -> None:
     x, m, _ = inputs((3, 5, 7))
     both = torch.cat([m, torch.full_like(m, math.nan)], dim=1)
     table = Table([0], **ROWS["clamped"])
-    assert torch.equal(
-        ops.step(x, both, table, 0, backend=backend), ops.step(x, m, table, 0, backend=backend)
-    )
+    assert torch.equal(ops.step(x, both, table, 0, backend=backend), ops.step(x, m, table, 0, backend=backend))
 
 
 def test_operands_with_coefficient_0_are_not_read(backend: str) -> None:

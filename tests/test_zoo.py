@@ -92,7 +92,7 @@ def test_bad_config(fields: dict[str, object], message: str) -> None:
 
 def test_file_round_trip(tmp_path: Path) -> None:
     model, x, t = tiny(), torch.randn(2, 3, 8, 8), torch.tensor([5, 6])
-    zoo.save_model(model, tmp_path / "m.safetensors")
+    zoo.save(model, tmp_path / "m.safetensors")
     state = torch.random.get_rng_state()
     loaded = zoo.load(tmp_path / "m.safetensors")
     assert torch.equal(state, torch.random.get_rng_state())

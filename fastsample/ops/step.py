@@ -46,7 +46,7 @@ def step(
         seed: instead of `noise`, z = randn(x.shape, seed=seed, step=row, stream=1), drawn inside the pass.
         out: receives x'; may be x. Otherwise x' is a fresh tensor.
         x0_out: receives x0; of x's dtype.
-        input_out: receives e*x', the next model input, in float32, float16 or bfloat16.
+        input_out: receives e*x', the next model input, in any floating dtype.
         backend: see fastsample.backends(). Gradients and float64 are served by the reference alone.
 
     Returns:
@@ -109,27 +109,27 @@ class StepPlan:
             self._prepare()
 
     def _prepare(self) -> None:
-        # The kernel works on packed memory; whatever is not packed gets a packed stand-in.
+        # The kernel writes packed memory of its own dtypes; any other target gets a stand-in that is copied over.
         self._stand_ins: list[tuple[Tensor, Tensor]] = []
         self._x = self._x.contiguous()
         self._batch = self._shape[0]
         self._size = self._x.numel() // self._batch
         self._seeds_address = 0 if self._seeds is None else self._seeds.data_ptr()
         self._x0_address = self._address(self._x0_out)
-        if self._input_out is not None and self._input_out.dtype not in _DTYPE_CODES:
-            raise TypeError(f"input_out must be float32, float16 or bfloat16, got {self._input_out.dtype}")
         self._input_address = self._address(self._input_out)
-        self._input_code = 0 if self._input_out is None else _DTYPE_CODES[self._input_out.dtype]
+        self._input_code = 0 if self._input_out is None else _DTYPE_CODES.get(self._input_out.dtype, 0)
         self._out_address = self._address(self._out)
         self._x_address = self._x.data_ptr()
 
     def _address(self, target: Tensor | None) -> int:
         if target is None:
             return 0
-        if target.is_contiguous():
+        if target.is_contiguous() and target.dtype in _DTYPE_CODES:
             return target.data_ptr()
-        self._stand_ins.append((target, torch.empty(target.shape, dtype=target.dtype, device=target.device)))
-        return self._stand_ins[-1][1].data_ptr()
+        dtype = target.dtype if target.dtype in _DTYPE_CODES else torch.float32
+        stand_in = torch.empty(target.shape, dtype=dtype, device=target.device)
+        self._stand_ins.append((target, stand_in))
+        return stand_in.data_ptr()
 
     def __call__(self, m: Tensor, row: int, noise: Tensor | None = None) -> Tensor:
         if not self._native:
@@ -141,9 +141,8 @@ class StepPlan:
             m = self._stage(m)
             code = _DTYPE_CODES[m.dtype]
         noise_address = 0
-        if noise is not None and self._table.stochastic[row]:
-            _check_like("noise", noise, self._x, dtype=torch.float32)
-            noise = noise.contiguous()
+        if self._table.stochastic[row] and (noise is not None or self._seeds is None):
+            noise = _checked_noise(noise, self._x).contiguous()
             noise_address = noise.data_ptr()
         out, address = self._out, self._out_address
         if out is None:
@@ -197,8 +196,8 @@ def step_reference(x: Tensor, m: Tensor, table: Table, row: int, z: Tensor | Non
     if m.shape != x.shape:
         m = m[:, : x.shape[1]]
     m = m.to(x.dtype)
-    if z is not None and table.stochastic[row]:
-        _check_like("noise", z, x, dtype=x.dtype)
+    if table.stochastic[row]:
+        z = _checked_noise(z, x)
     p, q, a, b, d, s = (float(getattr(table, name)[row]) for name in "pqabds")
     limit = float(table.limit[row])
     x0 = _sum((p, x), (q, m))
@@ -242,7 +241,13 @@ def _check_output(m: Tensor, x: Tensor) -> None:
         raise TypeError(f"model_output must be floating point, got {m.dtype}")
 
 
-def _check_like(name: str, tensor: Tensor, x: Tensor, *, dtype: torch.dtype | None) -> None:
+def _checked_noise(noise: Tensor | None, x: Tensor) -> Tensor:
+    _check_like("noise", noise, x, dtype=x.dtype)
+    assert noise is not None
+    return noise
+
+
+def _check_like(name: str, tensor: Tensor | None, x: Tensor, *, dtype: torch.dtype | None) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.shape != x.shape:

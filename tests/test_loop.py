@@ -1,0 +1,358 @@
+"""The one loop: models, states, callbacks, iterators, gradients, memory and threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastsample import DDIM, Schedule, Step, ddim, ops
+
+SHAPE = (2, 3, 6, 5)
+
+
+def model(x: Tensor, t: Tensor) -> Tensor:
+    return torch.tanh(x) * 0.5
+
+
+def sampler(**arguments: object) -> DDIM:
+    return DDIM(Schedule.linear(), steps=6, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(lambda m: m, id="tensor"),
+        pytest.param(lambda m: (m, "more"), id="tuple"),
+        pytest.param(lambda m: [m], id="list"),
+        pytest.param(lambda m: SimpleNamespace(sample=m), id="sample"),
+        pytest.param(lambda m: torch.cat([m, m * float("nan")], dim=1), id="2C"),
+        pytest.param(lambda m: m.to(memory_format=torch.channels_last), id="channels-last"),
+        pytest.param(lambda m: m.transpose(2, 3).contiguous().transpose(2, 3), id="strided"),
+        pytest.param(lambda m: m.double(), id="float64"),
+    ],
+)
+def test_what_a_model_may_return(backend: str, wrap: object) -> None:
+    want = ddim(model, SHAPE, steps=4, backend=backend)
+    assert torch.equal(ddim(lambda x, t: wrap(model(x, t)), SHAPE, steps=4, backend=backend), want)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "message"),
+    [
+        pytest.param(None, TypeError, "NoneType", id="none"),
+        pytest.param((), TypeError, "tuple", id="empty-tuple"),
+        pytest.param({"sample": 1}, TypeError, "dict", id="dict"),
+        pytest.param(torch.zeros(2, 4, 6, 5), ValueError, "twice its axis 1", id="wrong-channels"),
+        pytest.param(torch.zeros(1, 3, 6, 5), ValueError, "model_output", id="would-broadcast"),
+        pytest.param(torch.zeros(SHAPE, dtype=torch.int64), TypeError, "floating point", id="integers"),
+        pytest.param(torch.zeros(SHAPE, device="meta"), ValueError, "meta", id="other-device"),
+    ],
+)
+def test_what_a_model_may_not_return(backend: str, output: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ddim(lambda x, t: output, SHAPE, steps=2, backend=backend)
+    x = torch.zeros(SHAPE, requires_grad=True)
+    with pytest.raises(error, match=message):
+        ddim(lambda x, t: output, x, steps=2)
+
+
+def test_the_model_sees_times_dtype_and_keywords() -> None:
+    seen = []
+
+    def spy(x: Tensor, t: Tensor, y: str) -> Tensor:
+        seen.append((t.dtype, tuple(t.shape), t.tolist(), x.dtype, y))
+        return model(x, t)
+
+    ddim(spy, SHAPE, timesteps=[900, 500, 10], model_kwargs={"y": "cat"})
+    assert seen == [(torch.int64, (2,), [t, t], torch.float32, "cat") for t in (900, 500, 10)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=lambda dtype: str(dtype)[6:])
+def test_model_dtype_is_asked_for_or_that_of_the_parameters(backend: str, dtype: torch.dtype) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.index = nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False)
+            self.weight = nn.Parameter(torch.full((), 0.5, dtype=dtype))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            assert x.dtype == dtype
+            return x * self.weight
+
+    def function(x: Tensor, t: Tensor) -> Tensor:
+        assert x.dtype == dtype
+        return x * 0.5
+
+    by_parameter = ddim(Half(), SHAPE, steps=5, eta=0.5, backend=backend)
+    asked = ddim(function, SHAPE, steps=5, eta=0.5, model_dtype=dtype, backend=backend)
+    assert torch.equal(by_parameter, asked) and asked.dtype == torch.float32
+    *_, last = sampler_steps = list(DDIM(Schedule.linear(), steps=5, eta=0.5).iterate(Half(), SHAPE, backend=backend))
+    assert torch.equal(last.x, asked) and len(sampler_steps) == 5, "the input made in the pass and after it must agree"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=lambda dtype: str(dtype)[6:])
+def test_x_is_never_modified_and_computed_in_float32(backend: str, dtype: torch.dtype) -> None:
+    x = ops.randn(SHAPE, seed=5).to(dtype)
+    before = x.clone()
+    got = ddim(model, x, steps=4, backend=backend)
+    assert torch.equal(x, before) and got.dtype == torch.float32
+    assert torch.equal(got, ddim(model, x.float(), steps=4, backend=backend))
+
+
+def test_strided_x() -> None:
+    x = ops.randn(SHAPE, seed=5)
+    strided = x.to(memory_format=torch.channels_last)
+    got = ddim(model, strided, steps=4)
+    assert torch.equal(got, ddim(model, x, steps=4)) and got.is_contiguous()
+
+
+def test_float64_runs_on_the_reference() -> None:
+    x = ops.randn(SHAPE, seed=5).double()
+    got = ddim(model, x, steps=4, eta=0.5, model_dtype=torch.float64)
+    assert got.dtype == torch.float64
+    assert (got - ddim(model, x.float(), steps=4, eta=0.5)).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="reference|cannot run"):
+        ddim(model, x, steps=4, backend="cpu")
+
+
+@pytest.mark.parametrize(
+    ("x", "error"),
+    [
+        pytest.param(torch.zeros(SHAPE, dtype=torch.int64), TypeError, id="integers"),
+        pytest.param(torch.zeros(SHAPE, dtype=torch.complex64), TypeError, id="complex"),
+        pytest.param(torch.zeros(0, 3), ValueError, id="no-samples"),
+        pytest.param((2, 0), ValueError, id="zero-shape"),
+        pytest.param((), ValueError, id="no-axis"),
+        pytest.param("no shape", TypeError, id="string"),
+    ],
+)
+def test_bad_x(x: object, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        ddim(model, x, steps=2)  # type: ignore[arg-type]
+
+
+def test_out_receives_the_result_and_only_a_whole_one() -> None:
+    out = torch.full(SHAPE, 7.0)
+    assert ddim(model, SHAPE, steps=4, out=out) is out
+    assert torch.equal(out, ddim(model, SHAPE, steps=4))
+
+    def fails_late(x: Tensor, t: Tensor) -> Tensor:
+        if t[0] == 0:
+            raise RuntimeError("late")
+        return x
+
+    out = torch.full(SHAPE, 7.0)
+    with pytest.raises(RuntimeError, match="late"):
+        ddim(fails_late, SHAPE, steps=4, out=out)
+    assert (out == 7).all()
+    for wrong in (torch.zeros(2, 3), torch.zeros(SHAPE, dtype=torch.float64), torch.zeros(SHAPE, device="meta")):
+        with pytest.raises(ValueError, match="out must be"):
+            ddim(model, SHAPE, steps=4, out=wrong)
+
+
+def test_callback_sees_every_row_and_x0(backend: str) -> None:
+    seen: list[tuple[int, int | float, Tensor, Tensor]] = []
+
+    def look(step: Step) -> None:
+        seen.append((step.index, step.t, step.x.clone(), step.x0.clone()))
+
+    got = ddim(model, SHAPE, steps=4, eta=1.0, clip=0.5, callback=look, backend=backend)
+    assert [(index, t) for index, t, _, _ in seen] == [(0, 750), (1, 500), (2, 250), (3, 0)]
+    assert torch.equal(seen[-1][2], got) and torch.equal(seen[-1][3], got)
+    assert all(x0.abs().max() <= 0.5 for *_, x0 in seen)
+    assert torch.equal(got, ddim(model, SHAPE, steps=4, eta=1.0, clip=0.5, backend=backend)), "looking changes nothing"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+def test_callback_may_change_x(backend: str, dtype: torch.dtype) -> None:
+    inputs = []
+
+    def spy(x: Tensor, t: Tensor) -> Tensor:
+        inputs.append(x.clone())
+        return x * 0.5
+
+    def inpaint(step: Step) -> None:
+        step.x[:, 0] = 0.25
+
+    got = ddim(spy, SHAPE, steps=3, callback=inpaint, model_dtype=dtype, backend=backend)
+    assert (got[:, 0] == 0.25).all()
+    assert all((x[:, 0] == 0.25).all() for x in inputs[1:]) and not (inputs[0][:, 0] == 0.25).any()
+
+
+def test_a_callback_that_raises_leaves_nothing_behind() -> None:
+    one = sampler(eta=1.0)
+    want = one(model, SHAPE, seed=1)
+
+    def boom(step: Step) -> None:
+        if step.index == 2:
+            raise KeyError("boom")
+
+    with pytest.raises(KeyError, match="boom"):
+        one(model, SHAPE, seed=1, callback=boom)
+    assert torch.is_grad_enabled()
+    assert torch.equal(one(model, SHAPE, seed=1), want)
+
+
+def test_iterate_gives_the_steps_of_the_call(backend: str) -> None:
+    one = sampler(eta=1.0)
+    states = [(step.index, step.x.clone()) for step in one.iterate(model, SHAPE, seed=9, backend=backend)]
+    assert [index for index, _ in states] == list(range(6))
+    assert torch.equal(states[-1][1], one(model, SHAPE, seed=9, backend=backend))
+
+
+def test_iterate_checks_at_the_call_and_holds_no_mode() -> None:
+    with pytest.raises(TypeError):
+        sampler().iterate(model, torch.zeros(2, 3, dtype=torch.int64))
+    for _ in sampler().iterate(model, SHAPE):
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        weight = torch.ones(1, requires_grad=True)
+        (weight * 2).sum().backward()
+        break
+    assert torch.is_grad_enabled()
+
+
+def test_the_result_is_an_ordinary_tensor() -> None:
+    with torch.inference_mode():
+        got = ddim(model, SHAPE, steps=3, eta=1.0)
+    assert not got.is_inference() and not got.requires_grad
+    weight = torch.ones((), requires_grad=True)
+    (got * weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_parameters_that_require_gradients_do_not_make_the_result_require_them() -> None:
+    layer = nn.Linear(5, 5)
+    assert not ddim(lambda x, t: layer(x), SHAPE, steps=3).requires_grad
+
+
+@pytest.mark.parametrize("correct", [None, lambda x0, t: x0 * 0.5], ids=["plain", "corrected"])
+def test_gradients_where_x_requires_them(correct: object) -> None:
+    x = ops.randn(SHAPE, seed=2).double().requires_grad_()
+
+    def run(x: Tensor) -> Tensor:
+        return ddim(model, x, steps=3, eta=0.5, correct_x0=correct, model_dtype=torch.float64)  # type: ignore[arg-type]
+
+    assert torch.autograd.gradcheck(run, (x,), eps=1e-6, atol=1e-6)
+    single = x.detach().float().requires_grad_()
+    got = ddim(model, single, steps=3, eta=0.5, correct_x0=correct)  # type: ignore[arg-type]
+    assert got.requires_grad and got.dtype == torch.float32
+    with torch.no_grad():
+        assert not ddim(model, single, steps=3).requires_grad
+        plain = ddim(model, single, steps=3, eta=0.5, correct_x0=correct)  # type: ignore[arg-type]
+    assert (plain - got).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("rederive", [True, False], ids=["rederived", "kept"])
+def test_correct_x0_equal_to_clipping_gives_the_clipped_chain(backend: str, rederive: bool) -> None:
+    common = dict(steps=8, eta=0.7, seed=3, rederive_epsilon=rederive, backend=backend)
+    clipped = ddim(model, SHAPE, clip=0.5, **common)
+    corrected = ddim(model, SHAPE, correct_x0=lambda x0, t: x0.clamp(-0.5, 0.5), **common)
+    assert (clipped - corrected).abs().max() < 1e-5
+
+
+def test_correct_x0_comes_before_the_clamp_and_sees_the_time() -> None:
+    times: list[int] = []
+
+    def correct(x0: Tensor, t: Tensor) -> Tensor:
+        times.append(int(t[0]))
+        return x0 + 10
+
+    got = ddim(model, SHAPE, steps=4, clip=0.5, correct_x0=correct)
+    assert times == [750, 500, 250, 0] and torch.equal(got, torch.full(SHAPE, 0.5))
+    with pytest.raises(ValueError, match="correct_x0 must return"):
+        ddim(model, SHAPE, steps=4, correct_x0=lambda x0, t: None)  # type: ignore[arg-type, return-value]
+
+
+def test_generators_give_torchs_own_stream(backend: str) -> None:
+    x = ops.randn(SHAPE, seed=0)
+    common = dict(steps=5, eta=1.0, backend=backend)
+    generator = torch.Generator().manual_seed(8)
+    drawn = [torch.randn(SHAPE, generator=generator) for _ in range(5)]
+    want = ddim(model, x, noise=lambda k: drawn[k], **common)
+    assert torch.equal(ddim(model, x, noise=torch.Generator().manual_seed(8), **common), want)
+
+    several = [torch.Generator().manual_seed(i) for i in range(2)]
+    rows = [torch.cat([torch.randn((1, *SHAPE[1:]), generator=g) for g in several]) for _ in range(5)]
+    want = ddim(model, x, noise=lambda k: rows[k], **common)
+    assert torch.equal(ddim(model, x, noise=[torch.Generator().manual_seed(i) for i in range(2)], **common), want)
+
+
+@pytest.mark.parametrize(
+    ("noise", "error", "message"),
+    [
+        pytest.param([torch.Generator()], ValueError, "one per sample", id="too-few-generators"),
+        pytest.param([1, 2], TypeError, "torch.Generator", id="not-generators"),
+        pytest.param(lambda k: None, TypeError, "noise must be a tensor", id="returns-none"),
+        pytest.param(lambda k: torch.zeros(2, 3), ValueError, "noise must have", id="wrong-shape"),
+    ],
+)
+def test_bad_noise(backend: str, noise: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ddim(model, SHAPE, steps=3, eta=1.0, noise=noise, backend=backend)  # type: ignore[arg-type]
+
+
+def test_noise_is_asked_for_only_where_it_is_added() -> None:
+    rows = []
+
+    def noise(k: int) -> Tensor:
+        rows.append(k)
+        return torch.zeros(SHAPE)
+
+    ddim(model, SHAPE, steps=4, eta=1.0, noise=noise)
+    assert rows == [0, 1, 2], "the last row goes to alpha bar 1 and adds none"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("observed", [False, True], ids=["alone", "observed"])
+def test_no_tensor_is_allocated_after_the_first_step(dtype: torch.dtype, eta: float, observed: bool) -> None:
+    fixed = torch.zeros(SHAPE, dtype=dtype)
+    operations: list[list[str]] = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            operations[-1].append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    def free(x: Tensor, t: Tensor) -> Tensor:
+        operations.append([])
+        return fixed
+
+    operations.append([])
+    with Record():
+        ddim(free, SHAPE, steps=5, eta=eta, model_dtype=dtype, callback=(lambda step: None) if observed else None)
+    in_loop = {operation for step in operations[2:] for operation in step}
+    assert in_loop <= ({"aten.copy_.default"} if observed and dtype != torch.float32 else set())
+
+
+def test_one_sampler_from_many_threads() -> None:
+    one = sampler(eta=1.0)
+    want = [one(model, SHAPE, seed=10 * i) for i in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda i: one(model, SHAPE, seed=10 * i), range(16)))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    ddim(model, SHAPE, steps=5, progress=True)
+    assert "5/5" in capsys.readouterr().err
+
+
+def test_schedule_and_device_of_the_model() -> None:
+    class Own(nn.Module):
+        schedule = Schedule.cosine(50)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return model(x, t)
+
+    got = ddim(Own(), SHAPE, steps=10)
+    assert torch.equal(got, ddim(model, SHAPE, schedule=Schedule.cosine(50), steps=10))
+    with pytest.raises(TypeError, match="callable"):
+        ddim("model", SHAPE)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model_dtype"):
+        ddim(model, SHAPE, model_dtype=torch.int64)
