@@ -7,6 +7,7 @@
 #include <array>
 
 #include "cpu/dispatch.h"
+#include "cpu/memory.h"
 #include "cpu/threads.h"
 
 namespace py = pybind11;
@@ -118,6 +119,7 @@ void triad(Address y, Address x, float a, float s, int64_t count, int threads) {
 
 PYBIND11_MODULE(_cpu, module) {
     module.def("step", &step);
+    module.def("advise_huge_pages", [](Address address, int64_t bytes) { advise_huge_pages(at<void>(address), bytes); });
     module.def("randn", &randn);
     module.def("normals", &normals);
     module.def("philox", &philox);

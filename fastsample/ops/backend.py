@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _NAMES = ("reference", "cpu", "triton", "cuda")
 
@@ -76,3 +77,11 @@ def choose(backend: str | None, device: torch.device, *, native: bool) -> str:
     if not native:
         raise ValueError("backend 'cpu' computes in float32 without gradients; use backend='reference'")
     return wanted
+
+
+def fresh(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor, large CPU ones (as NumPy has it, from 4 MiB) in huge pages where the system has them."""
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    if _cpu is not None and tensor.is_cpu and tensor.nbytes >= 4 << 20:
+        _cpu.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor

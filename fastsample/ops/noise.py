@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu, choose
+from fastsample.ops.backend import _cpu, choose, fresh
 
 Seed = int | Sequence[int] | Tensor
 
@@ -66,7 +66,7 @@ def randn(
     seeds = sample_seeds(seed, shape[0])
     if out is None:
         where = torch.device(device or "cpu")
-        result = torch.empty(shape, dtype=torch.float32, device=where)
+        result = fresh(shape, torch.float32, where)
     else:
         if out.dtype != torch.float32:
             raise TypeError(f"out must be float32, got {out.dtype}")
@@ -93,7 +93,7 @@ def sample_seeds(seed: Seed, batch: int) -> Tensor:
             return seed.contiguous()
         seed = seed.tolist()
     try:
-        if hasattr(seed, "__len__"):
+        if isinstance(seed, Iterable):
             values = [operator.index(one) for one in seed]
         else:
             values = [operator.index(seed) + i for i in range(batch)]

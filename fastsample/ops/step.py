@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu, choose
+from fastsample.ops.backend import _cpu, choose, fresh
 from fastsample.ops.noise import STEP, Seed, randn, sample_seeds
 from fastsample.tables import Table
 
@@ -146,7 +146,7 @@ class StepPlan:
             noise_address = noise.data_ptr()
         out, address = self._out, self._out_address
         if out is None:
-            out = torch.empty_like(self._x)
+            out = fresh(self._shape, torch.float32, self._x.device)
             address = out.data_ptr()
         _cpu.step(
             self._table.packed_address,
