@@ -97,7 +97,7 @@ def test_noise_in_the_pass_is_randn_of_the_row_on_stream_1(backend: str, size: i
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 def test_input_out_is_the_rounded_scaled_state(backend: str, dtype: torch.dtype) -> None:
-    x, m, z = inputs((3, 1000))
+    x, m, _ = inputs((3, 1000))
     x[0, :6] = torch.tensor([1e5, -1e5, 1e-6, 6e-8, 65519.0, 65520.0])
     m[0, :6] = 0
     table = Table([0], q=1.0, a=1.0, e=0.5)

@@ -63,9 +63,10 @@ def choose(backend: str | None, device: torch.device, *, native: bool) -> str:
     raises ValueError with the reason where it cannot run.
     """
     wanted = backend or _override
+    can_run_cpu = native and _cpu is not None and device.type == "cpu"
     if wanted is None:
-        return "cpu" if native and _cpu is not None and device.type == "cpu" else "reference"
-    if wanted == "reference":
+        return "cpu" if can_run_cpu else "reference"
+    if wanted == "reference" or (wanted == "cpu" and can_run_cpu):
         return wanted
     if wanted not in _NAMES:
         raise ValueError(f"backend must be one of {', '.join(_NAMES)}, got {wanted!r}")

@@ -92,6 +92,8 @@ def sample_seeds(seed: Seed, batch: int) -> Tensor:
         if seed.ndim == 1 and seed.dtype == torch.int64 and seed.is_cpu and len(seed) == batch:
             return seed.contiguous()
         seed = seed.tolist()
+    if isinstance(seed, int) and 0 <= seed < 2**63 - batch:
+        return torch.arange(seed, seed + batch)
     try:
         if isinstance(seed, Iterable):
             values = [operator.index(one) for one in seed]

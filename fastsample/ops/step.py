@@ -134,7 +134,9 @@ class StepPlan:
     def __call__(self, m: Tensor, row: int, noise: Tensor | None = None) -> Tensor:
         if not self._native:
             return self._reference(m, row, noise)
-        if (m.shape != self._shape and m.shape != self._doubled) or not m.is_cpu:
+        shape = m.shape
+        stride = self._size if shape == self._shape else 2 * self._size
+        if (stride != self._size and shape != self._doubled) or not m.is_cpu:
             _check_output(m, self._x)
         code = _DTYPE_CODES.get(m.dtype)
         if code is None or not m.is_contiguous():
@@ -155,7 +157,7 @@ class StepPlan:
             self._size,
             self._x_address,
             m.data_ptr(),
-            self._size if m.shape == self._shape else 2 * self._size,
+            stride,
             code,
             noise_address,
             self._seeds_address,
@@ -179,10 +181,7 @@ class StepPlan:
         return self._staging.copy_(m)
 
     def _reference(self, m: Tensor, row: int, noise: Tensor | None) -> Tensor:
-        x = self._x
-        if noise is None and self._seeds is not None and self._table.stochastic[row]:
-            noise = randn(x.shape, seed=self._seeds, step=row, stream=STEP, device=x.device).to(x.dtype)
-        result, x0 = step_reference(x, m, self._table, row, noise)
+        result, x0 = step_reference(self._x, m, self._table, row, noise, self._seeds)
         if self._x0_out is not None:
             self._x0_out.copy_(x0)
         if self._input_out is not None:
@@ -190,13 +189,17 @@ class StepPlan:
         return result if self._out is None else self._out.copy_(result)
 
 
-def step_reference(x: Tensor, m: Tensor, table: Table, row: int, z: Tensor | None) -> tuple[Tensor, Tensor]:
+def step_reference(
+    x: Tensor, m: Tensor, table: Table, row: int, z: Tensor | None = None, seeds: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(x', x0) of one row in plain torch: the specification. Differentiable; computes in x's dtype."""
     _check_output(m, x)
     if m.shape != x.shape:
         m = m[:, : x.shape[1]]
     m = m.to(x.dtype)
     if table.stochastic[row]:
+        if z is None and seeds is not None:
+            z = randn(x.shape, seed=seeds, step=row, stream=STEP, device=x.device).to(x.dtype)
         z = _checked_noise(z, x)
     p, q, a, b, d, s = (float(getattr(table, name)[row]) for name in "pqabds")
     limit = float(table.limit[row])

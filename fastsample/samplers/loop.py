@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose
-from fastsample.ops.noise import STEP, Seed, randn, sample_seeds
+from fastsample.ops.noise import Seed, randn, sample_seeds
 from fastsample.ops.step import StepPlan, step_reference
 from fastsample.tables import Table
 
@@ -136,7 +136,7 @@ class _Loop:
         with torch.inference_mode(False):
             self.state = self._initial_state(x, seed, where, torch.float64 if double else torch.float32)
             shape = self.state.shape
-            self._seeds = sample_seeds(seed, shape[0]) if noise is None else None
+            self._seeds = sample_seeds(seed, shape[0]) if noise is None and any(table.stochastic) else None
             times = torch.from_numpy(np.repeat(table.t[:, None], shape[0], axis=1)).to(where)
             self._times = times.unbind(0)
         self._source = None if noise is None else _noise_source(noise, self.state)
@@ -168,52 +168,42 @@ class _Loop:
         state, table, predict, times, correct = self.state, self._table, self._predictor, self._times, self._correct_x0
         with torch.inference_mode(False):
             model_input = state if predict.dtype == state.dtype else state.to(predict.dtype)
-            x0 = torch.empty_like(state) if observed or correct else None
+            keeps_x0 = observed or correct is not None
+            x0 = torch.empty_like(state) if keeps_x0 else state
         converts = model_input is not state
-        fused_input = converts and not observed and not correct
+        fused_input = converts and not keeps_x0
         plan = StepPlan(
             state,
             table if correct is None else without_x0(table),
             seeds=self._seeds,
             out=state,
-            x0_out=x0,
+            x0_out=x0 if keeps_x0 else None,
             input_out=model_input if fused_input else None,
             backend=self._backend,
         )
         stochastic, source = table.stochastic, self._source
-        step = Step(-1, 0, state, state if x0 is None else x0)
-        for k in range(len(table)):
+        for k, t in enumerate(table.t.tolist()):
             m = predict(model_input, times[k])
             plan(m, k, source(k) if source is not None and stochastic[k] else None)
             if correct is not None:
-                assert x0 is not None
                 x0.copy_(_corrected(correct, x0, times[k], float(table.limit[k])))
                 state.add_(x0, alpha=float(table.b[k]))
-            if observed:
-                step = Step(k, table.t[k].item(), step.x, step.x0)
-            yield step
+            yield Step(k, t, state, x0)
             if converts and not fused_input:
                 model_input.copy_(state)
 
     def _differentiable_rows(self) -> Iterator[Step]:
         table, correct = self._table, self._correct_x0
         applied = table if correct is None else without_x0(table)
-        for k in range(len(table)):
+        for k, t in enumerate(table.t.tolist()):
             state = self.state
             m = self._predictor(state.to(self._predictor.dtype), self._times[k])
-            z = self._reference_noise(k) if table.stochastic[k] else None
-            self.state, x0 = step_reference(state, m, applied, k, z)
+            z = self._source(k) if self._source is not None and table.stochastic[k] else None
+            self.state, x0 = step_reference(state, m, applied, k, z, self._seeds)
             if correct is not None:
                 x0 = _corrected(correct, x0, self._times[k], float(table.limit[k]))
                 self.state = self.state + x0 * float(table.b[k])
-            yield Step(k, table.t[k].item(), self.state, x0)
-
-    def _reference_noise(self, k: int) -> Tensor:
-        if self._source is not None:
-            return self._source(k)
-        assert self._seeds is not None
-        state = self.state
-        return randn(state.shape, seed=self._seeds, step=k, stream=STEP, device=state.device).to(state.dtype)
+            yield Step(k, t, self.state, x0)
 
 
 def without_x0(table: Table) -> Table:

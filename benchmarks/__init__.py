@@ -1,0 +1,1 @@
+"""Benchmarks, one script per op: `python -m benchmarks.step`, `python -m benchmarks.noise`."""

@@ -1,0 +1,68 @@
+"""Standard normals: fastsample.ops.randn against torch's generator; with --quality whether they are normal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from benchmarks import quality
+from benchmarks.harness import Candidate, measure
+from benchmarks.options import Run, Shape, begin, label, parser
+from benchmarks.report import Row, against, plot, rows_of, table, write_csv
+from fastsample import ops
+
+OURS = "fastsample"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Times the noise, or studies it, and writes the results."""
+    flags = parser("benchmarks.noise", __doc__)
+    flags.add_argument("--quality", action="store_true", help="statistics of 12.6 million values instead of times")
+    arguments = flags.parse_args(argv)
+    run = begin(arguments)
+    if arguments.quality:
+        findings = quality.study(quality.QUICK_SHAPE if run.quick else quality.SHAPE)
+        print(quality.table(findings))
+        write_csv(run.path("noise-quality", ".csv"), findings)
+        return 0
+    rows = speed(run)
+    write_csv(run.path("noise", ".csv"), rows)
+    plot(run.path("noise", ".png"), rows, "benchmarks.noise")
+    return 0
+
+
+def speed(run: Run) -> list[Row]:
+    """Times every shape, into a given buffer and as a fresh tensor."""
+    rows: list[Row] = []
+    for shape in run.shapes:
+        for case, candidates in (("in a buffer", into(torch.empty(shape))), ("fresh", fresh(shape))):
+            timings = measure(candidates, run.rounds)
+            found = rows_of("noise", f"{label(shape)} {case}", timings, against(OURS, timings))
+            print(table(found), flush=True)
+            rows += found
+    return rows
+
+
+def into(buffer: torch.Tensor) -> list[Candidate]:
+    """Everybody fills the same buffer; fill_ is what its memory alone takes."""
+    traffic = 4 * buffer.numel()
+    return [
+        Candidate("torch normal_", buffer.normal_, bytes=traffic),
+        Candidate(OURS, partial(ops.randn, buffer.shape, seed=0, out=buffer), bytes=traffic),
+        Candidate("fill_", partial(buffer.fill_, 1.0), bytes=traffic),
+    ]
+
+
+def fresh(shape: Shape) -> list[Candidate]:
+    """A new tensor every time, page faults included: how both are mostly called."""
+    traffic = 4 * torch.Size(shape).numel()
+    return [
+        Candidate("torch.randn", partial(torch.randn, shape), bytes=traffic),
+        Candidate(OURS, partial(ops.randn, shape, seed=0), bytes=traffic),
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

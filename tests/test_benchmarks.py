@@ -1,0 +1,199 @@
+"""The benchmarks' harness, and smoke runs of every script."""
+
+import csv
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastsample
+from benchmarks import harness, noise, options, peers, report, step
+from benchmarks.harness import Candidate, Spread, Timing, measure
+
+needs_cpu = pytest.mark.skipif(not fastsample.backends()["cpu"]["available"], reason="no CPU kernels")
+
+
+@pytest.fixture(autouse=True)
+def no_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTSAMPLE_BACKEND", raising=False)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def timing(*seconds: float, bytes: int = 0) -> Timing:
+    return Timing(np.array(seconds), 1, bytes)
+
+
+def test_rounds_are_interleaved_and_rotated() -> None:
+    turns: list[str] = []
+
+    def candidate(name: str) -> Candidate:
+        return Candidate(name, lambda: turns.append(name))
+
+    timings = measure([candidate("A"), candidate("B"), candidate("C")], rounds=4, round_seconds=0)
+    assert "".join(turns[-12:]) == "ABCBCACABABC"
+    assert list(timings) == ["A", "B", "C"]
+    assert all(one.seconds.shape == (4,) and one.calls == 1 for one in timings.values())
+
+
+def test_a_cheap_call_is_repeated_within_its_round() -> None:
+    found = measure([Candidate("cheap", lambda: None)], rounds=1, round_seconds=0.001)["cheap"]
+    assert found.calls > 100
+    assert found.seconds[0] < 1e-5  # of one call, not of the round
+
+
+def test_before_runs_ahead_of_every_call_with_the_clock_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def takes(seconds: float) -> Callable[[], None]:
+        return lambda: clock.__setitem__(0, clock[0] + seconds)
+
+    monkeypatch.setattr(harness, "perf_counter", lambda: clock[0])
+    found = measure([Candidate("step", takes(2), before=takes(100)), Candidate("bare", takes(3))], 5, 1000)
+    assert np.allclose(found["step"].seconds, 2)
+    assert np.allclose(found["bare"].seconds, 3)
+    assert found["step"].calls == 10  # the untimed part fills the round too
+
+
+def test_garbage_collection_rests_while_measuring() -> None:
+    seen: list[bool] = []
+    measure([Candidate("look", lambda: seen.append(gc.isenabled()))], rounds=1, round_seconds=0)
+    assert not any(seen)
+    assert gc.isenabled()
+
+
+def test_quantiles() -> None:
+    assert harness.spread(np.arange(11.0)) == Spread(2, 5, 8)
+
+
+def test_ratios_are_formed_within_rounds() -> None:
+    # Each drifts by a factor of 4, yet one always takes twice as long as the other.
+    assert harness.ratio(timing(2, 4, 8), timing(1, 2, 4)) == Spread(2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("spread", "claim"), [((1.1, 2, 3), "slower"), ((0.1, 0.2, 0.9), "faster"), ((0.9, 2, 3), "no claim")]
+)
+def test_no_claim_where_the_interval_holds_1(spread: tuple[float, float, float], claim: str) -> None:
+    assert Spread(*spread).claim == claim
+
+
+def rows() -> list[report.Row]:
+    timings = {"ours": timing(1e-6, 1e-6, bytes=12000), "peer": timing(3e-6, 3e-6), "same": timing(2e-6, 0.5e-6)}
+    return report.rows_of("step", "1x4", timings, report.against("ours", timings))
+
+
+def test_rows_and_table() -> None:
+    ours, peer, same = rows()
+    assert (ours.p50_us, ours.gb_per_s, ours.baseline, ours.ratio_p50) == (
+        pytest.approx(1),
+        pytest.approx(12),
+        "",
+        None,
+    )
+    assert (peer.gb_per_s, peer.baseline, peer.ratio_p50, peer.claim) == (None, "ours", pytest.approx(3), "slower")
+    assert same.claim == "no claim"
+    text = report.table(rows())
+    assert "x ours: slower" in text
+    assert "x ours: no claim" in text
+
+
+def test_csv_carries_the_machine(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "step.csv"
+    report.write_csv(path, rows())
+    written = read(path)
+    assert [row["provider"] for row in written] == ["ours", "peer", "same"]
+    assert written[1]["ratio_p50"] == "3"
+    assert all(row["cpu"] and row["torch"] and row["threads"] and row["date"] for row in written)
+
+
+def test_csv_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "step.csv"
+    path.write_text("old")
+
+    def full_disk(self: Path, text: str) -> None:
+        self.touch()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        report.write_csv(path, rows())
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("script", [step, noise])
+def test_an_absent_backend_is_refused(
+    script: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = {"cpu": {"available": False, "reason": "nobody compiled it"}}
+    monkeypatch.setattr(fastsample, "backends", lambda: absent)
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--quick", "--out", str(tmp_path)])  # type: ignore[attr-defined]
+    assert stop.value.code == 2
+    assert "nobody compiled it" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@needs_cpu
+def test_another_forced_backend_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FASTSAMPLE_BACKEND", "reference")
+    with pytest.raises(SystemExit, match="2"):
+        options.require_backend("cpu")
+    assert "FASTSAMPLE_BACKEND is 'reference'" in capsys.readouterr().err
+
+
+@needs_cpu
+@pytest.mark.parametrize("flags", [["--isa", "abacus"], ["--rounds", "7"], ["--shapes", "1x0"], ["--shapes", "big"]])
+def test_flags_that_cannot_work_are_refused(flags: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        noise.main([*flags, "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(params=["with diffusers", "without diffusers"])
+def has_diffusers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    peers._diffusers_class.cache_clear()
+    if request.param == "with diffusers":
+        pytest.importorskip("diffusers")
+        return True
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    request.addfinalizer(peers._diffusers_class.cache_clear)
+    return False
+
+
+@needs_cpu
+def test_step_script(has_diffusers: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert step.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert ("diffusers is left out" in capsys.readouterr().out) != has_diffusers
+    for name in ("step", "step-loop", "step-matmul"):
+        assert (tmp_path / f"{name}-quick.png").read_bytes().startswith(b"\x89PNG")
+    written = read(tmp_path / "step-quick.csv")
+    providers = {row["provider"] for row in written}
+    assert providers >= {"fastsample", "ops.step", "reference", "triad", "copy"}
+    assert ("diffusers" in providers) == has_diffusers
+    assert {row["case"] for row in written} == {
+        f"{s} {c}" for s in ("1x16x7", "1x4x64x64") for c in ("eta 0", "eta 1, clip")
+    }
+
+
+@needs_cpu
+def test_noise_script(tmp_path: Path) -> None:
+    assert noise.main(["--quick", "--shapes", "2x3x5", "--out", str(tmp_path)]) == 0
+    written = read(tmp_path / "noise-quick.csv")
+    assert {row["case"] for row in written} == {"2x3x5 in a buffer", "2x3x5 fresh"}
+
+
+@needs_cpu
+def test_noise_quality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("scipy")
+    assert noise.main(["--quality", "--quick", "--out", str(tmp_path)]) == 0
+    assert "smallest p" in capsys.readouterr().out
+    # The seed is fixed, so this never fails by chance.
+    assert all(float(row["p"]) > 1e-3 for row in read(tmp_path / "noise-quality-quick.csv"))
