@@ -94,26 +94,31 @@ struct StreamJob {
     int64_t count;
 };
 
-void copy(Address out, Address in, int64_t count, int threads) {
-    const StreamJob job{at<float>(out), at<const float>(in), 0, 0, count};
+template <void (*Kernel)(const StreamJob&, int64_t, int64_t)>
+void stream(const StreamJob& job, int threads) {
     py::gil_scoped_release released;
     const auto body = [](const void* context, int64_t begin, int64_t end) {
         const auto& job = *static_cast<const StreamJob*>(context);
         const int64_t first = begin * kBlock, last = end * kBlock < job.count ? end * kBlock : job.count;
-        kernels().copy(job.y + first, job.x + first, last - first);
+        Kernel(job, first, last - first);
     };
-    parallel((count + kBlock - 1) / kBlock, useful_threads(threads, count, kStepGrain), body, &job);
+    parallel((job.count + kBlock - 1) / kBlock, useful_threads(threads, job.count, kStepGrain), body, &job);
+}
+
+void copy_part(const StreamJob& job, int64_t first, int64_t count) {
+    kernels().copy(job.y + first, job.x + first, count);
+}
+
+void copy(Address out, Address in, int64_t count, int threads) {
+    stream<copy_part>(StreamJob{at<float>(out), at<const float>(in), 0, 0, count}, threads);
+}
+
+void triad_part(const StreamJob& job, int64_t first, int64_t count) {
+    kernels().triad(job.y + first, job.x + first, job.a, job.s, count);
 }
 
 void triad(Address y, Address x, float a, float s, int64_t count, int threads) {
-    const StreamJob job{at<float>(y), at<const float>(x), a, s, count};
-    py::gil_scoped_release released;
-    const auto body = [](const void* context, int64_t begin, int64_t end) {
-        const auto& job = *static_cast<const StreamJob*>(context);
-        const int64_t first = begin * kBlock, last = end * kBlock < job.count ? end * kBlock : job.count;
-        kernels().triad(job.y + first, job.x + first, job.a, job.s, last - first);
-    };
-    parallel((count + kBlock - 1) / kBlock, useful_threads(threads, count, kStepGrain), body, &job);
+    stream<triad_part>(StreamJob{at<float>(y), at<const float>(x), a, s, count}, threads);
 }
 
 }  // namespace

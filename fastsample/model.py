@@ -26,12 +26,14 @@ class Predictor:
     def __init__(self, model: Model, dtype: torch.dtype | None = None, kwargs: Mapping[str, Any] | None = None) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable as model(x, t, **model_kwargs), got {type(model).__name__}")
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"model_dtype must be floating point, got {dtype}")
-        parameters = list(model.parameters()) if isinstance(model, torch.nn.Module) else []
-        floating = (parameter.dtype for parameter in parameters if parameter.is_floating_point())
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"model_dtype must be a floating-point torch.dtype, got {dtype!r}")
+        if not isinstance(kwargs, Mapping | None):
+            raise TypeError(f"model_kwargs must be a mapping, got {type(kwargs).__name__}")
+        module = model if isinstance(model, torch.nn.Module) else torch.nn.Module()
+        floating = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
         self.dtype = dtype or next(floating, torch.float32)
-        self.device = parameters[0].device if parameters else None
+        self.device = next((parameter.device for parameter in module.parameters()), None)
         self._model = model
         self._kwargs = dict(kwargs or {})
 
@@ -56,5 +58,6 @@ def schedule_of(model: Model, schedule: Schedule | None) -> Schedule:
     if chosen is None:
         return Schedule.linear()
     if not isinstance(chosen, Schedule):
-        raise TypeError(f"schedule must be a fastsample.Schedule, got {type(chosen).__name__}")
+        name = "schedule" if schedule is not None else "model.schedule"
+        raise TypeError(f"{name} must be a fastsample.Schedule, got {type(chosen).__name__}: pass schedule=")
     return chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -49,6 +50,10 @@ class Schedule:
             )
         self.__dict__["_alphas_cumprod"] = values  # __setattr__ refuses
 
+    def __setstate__(self, state: dict[str, Float64Array]) -> None:
+        # Unpickled and deep-copied arrays are writable.
+        self.__dict__.update({name: _read_only(values) for name, values in state.items()})
+
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Schedule is immutable: cannot set {name!r}")
 
@@ -79,12 +84,14 @@ class Schedule:
     def from_betas(cls, betas: Sequence[float] | ArrayLike) -> Schedule:
         """abar_t = prod_{i <= t} (1 - beta_i). Betas must lie in (0, 1]; only the last may be 1."""
         values = _read_only(betas)
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(f"betas must be a non-empty 1-D array, got shape {values.shape}")
         if np.isnan(values).any():
             raise ValueError(f"betas hold NaN, first at index {int(np.isnan(values).argmax())}")
         outside = (values <= 0) | (values > 1)
         if outside.any():
             i = int(outside.argmax())
-            raise ValueError(f"betas must lie in (0, 1], got {values.flat[i]} at index {i}")
+            raise ValueError(f"betas must lie in (0, 1], got {values[i]} at index {i}")
         schedule = cls(np.cumprod(1 - values))
         schedule.__dict__["betas"] = values
         return schedule
@@ -129,7 +136,7 @@ class Schedule:
         return np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
 
     def __hash__(self) -> int:
-        return hash(self.alphas_cumprod.tobytes())
+        return hash((self.alphas_cumprod + 0.0).tobytes())  # -0.0 equals 0.0
 
     def __repr__(self) -> str:
         first, last = self.alphas_cumprod[0], self.alphas_cumprod[-1]
@@ -137,6 +144,6 @@ class Schedule:
 
 
 def _positive(T: int) -> int:
-    if T < 1:
+    if operator.index(T) < 1:
         raise ValueError(f"T must be at least 1, got {T}")
-    return T
+    return operator.index(T)

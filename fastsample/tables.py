@@ -1,10 +1,9 @@
 """A sampler is a table: one row of coefficients per model call, computed once in float64.
 
-Row k turns the state x, the model's output m and standard normals z into the next state and the next model input:
+Row k turns the state x, the model's output m and standard normals z into the next state:
 
     x0 = clamp(p*x + q*m, -limit, limit)
     x' = a*x + b*x0 + d*m + s*z
-    u' = e*x'
 
 Where limit is infinite the x0 term folds into the others: x' = (a + b*p)*x + (b*q + d)*m + s*z.
 """
@@ -28,7 +27,6 @@ _COLUMNS = {
     "b": 0.0,
     "d": 0.0,
     "s": 0.0,
-    "e": 1.0,
     "limit": np.inf,
 }
 
@@ -38,14 +36,15 @@ class Table:
 
     Args:
         t: the time that the model is given in each row, shape (N,): int64, or float32 where a method says so.
-        **columns: any of p, q, a, b, d, s, e, limit as numbers or arrays of shape (N,); those left
-            out are 0, e is 1 and limit is infinite (no clamp).
+        **columns: any of p, q, a, b, d, s, limit as numbers or arrays of shape (N,); those left
+            out are 0 and limit is infinite (no clamp).
 
     Attributes:
         t: as given, read-only.
-        p, q, a, b, d, s, e, limit: read-only float64 arrays of shape (N,).
-        packed: what kernels read, float32 of shape (N, 10): these columns in this order, then the folded a + b*p and
+        p, q, a, b, d, s, limit: read-only float64 arrays of shape (N,).
+        packed: what kernels read, float32 of shape (N, 9): these columns in this order, then the folded a + b*p and
             b*q + d (folded in float64, every number rounded once).
+        packed_address: where `packed` starts in memory.
         stochastic: for each row whether it adds noise (s is not 0).
 
     Raises:
@@ -66,7 +65,6 @@ class Table:
     b: Float64Array
     d: Float64Array
     s: Float64Array
-    e: Float64Array
     limit: Float64Array
     packed: NDArray[np.float32]
     packed_address: int
@@ -77,6 +75,9 @@ class Table:
         if times.ndim != 1 or times.size == 0:
             raise ValueError(f"t must be a non-empty 1-D array, got shape {times.shape}")
         times = times.astype(np.int64 if np.issubdtype(times.dtype, np.integer) else np.float32)
+        if not np.isfinite(times).all():
+            row = int(np.flatnonzero(~np.isfinite(times))[0])
+            raise ValueError(f"t is {times[row]} in row {row}")
         if unknown := sorted(set(columns) - set(_COLUMNS)):
             raise ValueError(f"a table has no column {', '.join(unknown)}; its columns are {', '.join(_COLUMNS)}")
         full = {"t": times}
@@ -121,26 +122,30 @@ class Table:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Table):
             return NotImplemented
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("t", *_COLUMNS))
+        same_time = self.t.dtype == other.t.dtype
+        return same_time and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("t", *_COLUMNS))
 
     def __hash__(self) -> int:
-        return hash((self.t.tobytes(), self.packed.tobytes()))
+        return hash((self.t.tobytes(), (self.packed + 0.0).tobytes()))  # -0.0 equals 0.0
 
     def __repr__(self) -> str:
         shown = [name for name, default in _COLUMNS.items() if (getattr(self, name) != default).any()]
         width = max(len(str(value)) for value in self.t.tolist())
         lines = [f"Table of {len(self)} rows", f"  k {'t':>{width + 1}}" + "".join(f"{name:>12}" for name in shown)]
-        for k in range(len(self)):
+        head = len(self) if len(self) <= 60 else 10
+        for k in (*range(head), *range(max(head, len(self) - 10), len(self))):
+            if k == len(self) - 10 and k > head:
+                lines.append("  ...")
             cells = "".join(f"{getattr(self, name)[k]:12.5g}" for name in shown)
             lines.append(f"{k:>3} {self.t[k]:>{width + 1}}{cells}")
         return "\n".join(lines)
 
 
 def _pack(columns: dict[str, NDArray]) -> NDArray[np.float32]:
-    folded_x = columns["a"] + columns["b"] * columns["p"]
-    folded_m = columns["b"] * columns["q"] + columns["d"]
-    stacked = [*(columns[name] for name in _COLUMNS), folded_x, folded_m]
     with np.errstate(over="ignore"):
+        folded_x = columns["a"] + columns["b"] * columns["p"]
+        folded_m = columns["b"] * columns["q"] + columns["d"]
+        stacked = [*(columns[name] for name in _COLUMNS), folded_x, folded_m]
         packed = np.stack(stacked, axis=1).astype(np.float32)
     if np.isinf(np.delete(packed, list(_COLUMNS).index("limit"), axis=1)).any():
         raise ValueError("a coefficient of the table overflows float32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterable
 
@@ -98,13 +99,16 @@ _SPACINGS: dict[str, Callable[[int, int], Int64Array]] = {
 def _checked_steps(T: int, spec: str, steps: int | None) -> int:
     if steps is None:
         raise ValueError(f"timesteps={spec!r} needs steps=")
-    if not 1 <= steps <= T:
-        raise ValueError(f"steps must lie in [1, {T}] on a schedule of {T} timesteps, got {steps}")
-    return int(steps)
+    if not 1 <= operator.index(steps) <= T:
+        raise ValueError(f"steps must lie in [1, {T}] on a schedule of {T} timesteps, got {steps}: pass steps=")
+    return operator.index(steps)
 
 
 def _explicit(spec: Iterable[int]) -> Int64Array:
-    values = np.asarray(spec if hasattr(spec, "__array__") else list(spec))
+    try:
+        values = np.asarray(spec if hasattr(spec, "__array__") else list(spec))
+    except TypeError:
+        raise TypeError(f"timesteps must be a spacing's name or the timesteps themselves, got {spec!r}") from None
     if values.ndim != 1:
         raise ValueError(f"timesteps must be one-dimensional, got shape {values.shape}")
     if values.size and not np.issubdtype(values.dtype, np.integer):

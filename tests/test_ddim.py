@@ -175,6 +175,10 @@ def test_sampler_is_immutable_and_reusable() -> None:
     first = sampler(toy_model, (2, 3), seed=4)
     assert torch.equal(first, sampler(toy_model, (2, 3), seed=4))
     assert torch.equal(first, ddim(toy_model, (2, 3), steps=5, eta=0.5, seed=4))
+    listed = DDIM(Schedule.linear(), timesteps=iter([9, 5]))
+    assert listed.timesteps == (9, 5) and hash(listed) == hash(DDIM(Schedule.linear(), timesteps=[5, 9]))
+    with pytest.raises(TypeError, match="Schedule"):
+        DDIM(1000)  # type: ignore[arg-type]
     assert "steps=5" in repr(sampler) and sampler == DDIM(Schedule.linear(), steps=5, eta=0.5)
 
 
@@ -191,6 +195,10 @@ NAN_BETAS = np.full(10, np.nan)
         pytest.param({"eta": 3.0}, ValueError, "largest valid eta", id="eta-too-large"),
         pytest.param({"eta": -0.1}, ValueError, "eta", id="eta-negative"),
         pytest.param({"eta": math.nan}, ValueError, "eta", id="eta-nan"),
+        pytest.param({"eta": "1"}, TypeError, "eta must be a number", id="eta-string"),
+        pytest.param({"clip": (-1, 1)}, TypeError, "clip must be a number", id="clip-pair"),
+        pytest.param({"timesteps": 50}, TypeError, "timesteps", id="timesteps-number"),
+        pytest.param({"seed": "abc"}, TypeError, "seed", id="seed-string"),
         pytest.param({"prediction": "score"}, ValueError, "epsilon, v, x0", id="prediction"),
         pytest.param({"clip": 0.0}, ValueError, "clip", id="clip-zero"),
         pytest.param({"clip": math.nan}, ValueError, "clip", id="clip-nan"),

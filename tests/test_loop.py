@@ -129,6 +129,8 @@ def test_float64_runs_on_the_reference() -> None:
         pytest.param((2, 0), ValueError, id="zero-shape"),
         pytest.param((), ValueError, id="no-axis"),
         pytest.param("no shape", TypeError, id="string"),
+        pytest.param(16, TypeError, id="number"),
+        pytest.param((2, -1), ValueError, id="negative-shape"),
     ],
 )
 def test_bad_x(x: object, error: type[Exception]) -> None:
@@ -150,9 +152,9 @@ def test_out_receives_the_result_and_only_a_whole_one() -> None:
     with pytest.raises(RuntimeError, match="late"):
         ddim(fails_late, SHAPE, steps=4, out=out)
     assert (out == 7).all()
-    for wrong in (torch.zeros(2, 3), torch.zeros(SHAPE, dtype=torch.float64), torch.zeros(SHAPE, device="meta")):
-        with pytest.raises(ValueError, match="out must be"):
-            ddim(model, SHAPE, steps=4, out=wrong)
+    for wrong in (torch.zeros(2, 3), torch.zeros(SHAPE, dtype=torch.float64), torch.zeros(SHAPE, device="meta"), [1.0]):
+        with pytest.raises((TypeError, ValueError), match="out must"):
+            ddim(model, SHAPE, steps=4, out=wrong)  # type: ignore[arg-type]
 
 
 def test_callback_sees_every_row_and_x0(backend: str) -> None:
@@ -198,6 +200,19 @@ def test_a_callback_that_raises_leaves_nothing_behind() -> None:
     assert torch.equal(one(model, SHAPE, seed=1), want)
 
 
+@pytest.mark.parametrize(
+    "replace",
+    [
+        pytest.param(lambda step: setattr(step, "x", step.x + 1), id="other-tensor"),
+        pytest.param(lambda step: setattr(step.x, "data", step.x + 1), id="other-storage"),
+        pytest.param(lambda step: step.x.squeeze_(0), id="other-shape"),
+    ],
+)
+def test_replacing_x_instead_of_writing_into_it_raises(replace: object) -> None:
+    with pytest.raises(ValueError, match="in place"):
+        ddim(model, (1, 3, 4), steps=3, callback=replace)  # type: ignore[arg-type]
+
+
 def test_iterate_gives_the_steps_of_the_call(backend: str) -> None:
     one = sampler(eta=1.0)
     states = [(step.index, step.x.clone()) for step in one.iterate(model, SHAPE, seed=9, backend=backend)]
@@ -214,6 +229,21 @@ def test_iterate_checks_at_the_call_and_holds_no_mode() -> None:
         (weight * 2).sum().backward()
         break
     assert torch.is_grad_enabled()
+
+
+def test_default_device_and_a_long_batch() -> None:
+    with torch.device("meta"):
+        got = ddim(lambda x, t: x * 0.5, ops.randn((3, 2), seed=1, device="cpu"), steps=4, eta=1.0)
+    assert got.device.type == "cpu" and got.isfinite().all()
+
+
+def test_seeds_are_read_once() -> None:
+    seeds = torch.tensor([5, 6])
+    steps = sampler(eta=1.0).iterate(model, SHAPE, seed=seeds)
+    next(steps)
+    seeds += 100
+    *_, last = steps
+    assert torch.equal(last.x, sampler(eta=1.0)(model, SHAPE, seed=[5, 6]))
 
 
 def test_the_result_is_an_ordinary_tensor() -> None:
@@ -287,6 +317,7 @@ def test_generators_give_torchs_own_stream(backend: str) -> None:
     [
         pytest.param([torch.Generator()], ValueError, "one per sample", id="too-few-generators"),
         pytest.param([1, 2], TypeError, "torch.Generator", id="not-generators"),
+        pytest.param(3, TypeError, "torch.Generator", id="number"),
         pytest.param(lambda k: None, TypeError, "noise must be a tensor", id="returns-none"),
         pytest.param(lambda k: torch.zeros(2, 3), ValueError, "noise must have", id="wrong-shape"),
     ],
@@ -327,7 +358,8 @@ def test_no_tensor_is_allocated_after_the_first_step(dtype: torch.dtype, eta: fl
     with Record():
         ddim(free, SHAPE, steps=5, eta=eta, model_dtype=dtype, callback=(lambda step: None) if observed else None)
     in_loop = {operation for step in operations[2:] for operation in step}
-    assert in_loop <= ({"aten.copy_.default"} if observed and dtype != torch.float32 else set())
+    writes_in_place = {"aten.fill_.Scalar"} | ({"aten.copy_.default"} if observed and dtype != torch.float32 else set())
+    assert in_loop == writes_in_place
 
 
 def test_one_sampler_from_many_threads() -> None:
@@ -352,7 +384,14 @@ def test_schedule_and_device_of_the_model() -> None:
 
     got = ddim(Own(), SHAPE, steps=10)
     assert torch.equal(got, ddim(model, SHAPE, schedule=Schedule.cosine(50), steps=10))
+    Own.schedule = "linear"  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"model\.schedule"):
+        ddim(Own(), SHAPE)
     with pytest.raises(TypeError, match="callable"):
         ddim("model", SHAPE)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="callback"):
+        ddim(model, SHAPE, callback=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model_kwargs"):
+        ddim(model, SHAPE, model_kwargs=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="model_dtype"):
         ddim(model, SHAPE, model_dtype=torch.int64)

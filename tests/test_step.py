@@ -19,7 +19,7 @@ ROWS = {
     "folded-noise": dict(p=1.25, q=-0.75, b=0.9, d=0.3, s=0.5),
     "clamped": dict(p=1.25, q=-0.75, a=0.2, b=0.9, limit=0.8),
     "clamped-keeps-epsilon": dict(p=1.25, q=-0.75, b=0.9, d=0.3, limit=0.8),
-    "all-terms": dict(p=1.25, q=-0.75, a=0.2, b=0.9, d=0.3, s=0.5, limit=0.8, e=0.5),
+    "all-terms": dict(p=1.25, q=-0.75, a=0.2, b=0.9, d=0.3, s=0.5, limit=0.8),
     "x0-only": dict(q=1.0, b=1.0),
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -96,14 +96,14 @@ def test_noise_in_the_pass_is_randn_of_the_row_on_stream_1(backend: str, size: i
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
-def test_input_out_is_the_rounded_scaled_state(backend: str, dtype: torch.dtype) -> None:
+def test_input_out_is_the_rounded_state(backend: str, dtype: torch.dtype) -> None:
     x, m, _ = inputs((3, 1000))
     x[0, :6] = torch.tensor([1e5, -1e5, 1e-6, 6e-8, 65519.0, 65520.0])
     m[0, :6] = 0
-    table = Table([0], q=1.0, a=1.0, e=0.5)
+    table = Table([0], q=1.0, a=1.0)
     target = torch.full(x.shape, math.nan, dtype=dtype)
     state = ops.step(x, m, table, 0, input_out=target, backend=backend)
-    assert torch.equal(target, (state * 0.5).to(dtype))
+    assert torch.equal(target, state.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
@@ -219,6 +219,52 @@ def test_golden_single_steps(backend: str, name: str, timesteps: str, clip: floa
         assert error <= 1e-5 * np.abs(unclipped).max() and error <= 1e-4 * np.abs(want).max()
 
 
+def test_outputs_must_not_cross_inputs(backend: str) -> None:
+    x, m, z = inputs((2, 3, 4))
+    buffer = torch.zeros(3, 3, 4)
+    table = Table([0], p=1.0, q=1.0, b=1.0, d=1.0, limit=1.0)
+    crossing = [
+        dict(x=x, model_output=m, x0_out=x),
+        dict(x=x, model_output=m, x0_out=m),
+        dict(x=x, model_output=m, out=z, x0_out=z),
+        dict(x=x, model_output=m, out=z, input_out=z),
+        dict(x=buffer[:2], model_output=m, out=buffer[1:]),
+        dict(x=x, model_output=m, out=m.view(2, 4, 3).transpose(1, 2)),
+    ]
+    for tensors in crossing:
+        with pytest.raises(ValueError, match="overlaps"):
+            ops.step(table=table, row=0, backend=backend, **tensors)
+    want = ops.step(x, m, table, 0, backend=backend)
+    assert torch.equal(ops.step(x, m, table, 0, out=m, backend=backend), want), "exactly the model's output is fine"
+
+
+def test_autograd_knows_of_what_is_written(backend: str) -> None:
+    x, m, _ = inputs((2, 3))
+    weight = torch.ones(3, 1, requires_grad=True)
+    product = (x @ weight).sum()
+    ops.step(x, m, Table([0], a=2.0), 0, out=x, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+    with pytest.raises(ValueError, match="requires gradients"):
+        ops.step(x, m, Table([0], a=2.0), 0, out=weight.expand(3, 3)[:2] * 1.0, backend="reference")
+    z = torch.zeros(2, 3, requires_grad=True)
+    assert ops.step(x, m, Table([0], a=1.0, s=2.0), 0, noise=z).requires_grad
+
+
+def test_negated_views() -> None:
+    x = torch.zeros(1, 5)
+    m = torch.complex(x, x + 1).conj().imag
+    assert m.is_neg()
+    assert torch.equal(ops.step(x, m, Table([0], q=1.0, b=1.0), 0), x - 1)
+
+
+def test_default_device_does_not_reach_the_kernel() -> None:
+    with torch.device("meta"):
+        x = torch.zeros(1, 8, device="cpu")
+        got = ops.step(x, x.clone(), Table([0], a=1.0, s=1.0), 0, seed=0)
+    assert torch.equal(got, ops.randn((1, 8), seed=0, stream=1))
+
+
 X, M = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)
 PLAIN, NOISY = Table([1, 0], a=1.0), Table([1, 0], a=1.0, s=1.0)
 
@@ -227,6 +273,9 @@ PLAIN, NOISY = Table([1, 0], a=1.0), Table([1, 0], a=1.0, s=1.0)
     ("arguments", "error", "message"),
     [
         pytest.param({"row": 2}, ValueError, "row 2", id="row-too-large"),
+        pytest.param({"row": 0.0}, TypeError, "integer", id="row-float"),
+        pytest.param({"table": None}, TypeError, "fastsample.Table", id="no-table"),
+        pytest.param({"x": [1.0]}, TypeError, "x must be a tensor", id="x-list"),
         pytest.param({"row": -3}, ValueError, "row -3", id="row-too-small"),
         pytest.param({"model_output": (M,)}, TypeError, "must be a tensor", id="output-is-tuple"),
         pytest.param({"model_output": torch.zeros(2, 9, 4)}, ValueError, "twice its axis 1", id="output-3C"),

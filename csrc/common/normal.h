@@ -1,7 +1,7 @@
 // The one transform from Philox words to standard normals. Explicit fma, exactly rounded sqrt, no libm: every
 // instruction set and every GPU gives the same bits. Against the exact Box-Muller formula the error is below 3 ulp:
 // log 1.2, halved by the square root's derivative, sqrt 0.5, sine or cosine 1, product 0.5.
-// Included like philox.h; needs F, U, I, fma, square_root, to_float, as_float, as_bits.
+// On the includer's lanes, inside its namespace, like philox.h.
 
 // -2 ln(u) for u in [2^-25, 1]: u = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), and a minimax polynomial for
 // (2f - 2 ln(1 + f)) / f^2, relative error 2^-27.9.

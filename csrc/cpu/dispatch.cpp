@@ -24,7 +24,12 @@ const std::vector<Level>& levels() {
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
         found.push_back({"avx2", &avx2::kernels, avx2});
         found.push_back({"avx512", &avx512::kernels, avx512});
-        found.push_back({"avx512-bf16", &avx512::kernels, avx512 && __builtin_cpu_supports("avx512bf16")});
+#if defined(__clang__) || __GNUC__ >= 10
+        const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+        const bool bf16 = false;  // GCC 9 cannot ask
+#endif
+        found.push_back({"avx512-bf16", &avx512::kernels, bf16});
 #endif
         return found;
     }();

@@ -8,7 +8,7 @@ enum DType { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
 // One row of fastsample.tables.Table.packed.
 struct Row {
-    float p, q, a, b, d, s, e, limit, folded_x, folded_m;
+    float p, q, a, b, d, s, limit, folded_x, folded_m;
 };
 
 // One step over `batch` samples of `size` elements each. Absent operands are null.
@@ -32,7 +32,6 @@ struct StepArgs {
 constexpr int64_t kBlock = 2048;
 
 struct Kernels {
-    const char* name;
     // Work on blocks [begin, end), numbered through all samples; a sample has ceil(size / kBlock) of them.
     void (*step)(const StepArgs* args, int64_t begin, int64_t end);
     // Normals number [first, first + count) of one sample's stream; first is a multiple of 4.

@@ -1,9 +1,10 @@
-// Every CPU kernel, compiled once per instruction set: kernels_<isa>.cpp defines FASTSAMPLE_ISA and includes this.
+// Every CPU kernel, compiled once per instruction set: kernels_<isa>.cpp names it, tells how many lanes it has and includes
+// this.
 // Only C headers, no std templates, internal linkage: nothing compiled here can be picked up by another level.
 
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX2__)
+#if FASTSAMPLE_LANES > 1
 #include <immintrin.h>
 #endif
 
@@ -30,12 +31,11 @@ FS_INLINE F load(const float* p, int64_t count) { return count == W ? load(p) : 
 FS_INLINE void store(float* p, F v, int64_t count) { count == W ? store(p, v) : store_part(p, v, count); }
 
 // Counters j .. j + W - 1 give normals 4j .. 4(j + W) - 1, written in order.
-FS_INLINE void normal_group(float* out, uint64_t j, uint64_t seed, uint32_t step, uint32_t stream) {
+FS_INLINE void normal_group(float* out, uint64_t j, const RoundKeys& keys, uint32_t step, uint32_t stream) {
     const U low = splat((uint32_t)j) + lane_counters();
     const auto carried = low < splat((uint32_t)j);
-    const U high = carried ? splat((uint32_t)(j >> 32) + 1u) : splat((uint32_t)(j >> 32));
-    const Words words =
-        philox(Words{low, high, splat(step), splat(stream)}, (uint32_t)seed, (uint32_t)(seed >> 32));
+    const U upper = carried ? splat((uint32_t)(j >> 32) + 1u) : splat((uint32_t)(j >> 32));
+    const Words words = philox(Words{low, upper, splat(step), splat(stream)}, keys);
     F n0, n1, n2, n3;
     box_muller(words.w0, words.w1, n0, n1);
     box_muller(words.w2, words.w3, n2, n3);
@@ -47,19 +47,20 @@ FS_INLINE void normal_group(float* out, uint64_t j, uint64_t seed, uint32_t step
 }
 
 static void normals(float* out, int64_t first, int64_t count, uint64_t seed, uint32_t step, uint32_t stream) {
+    const RoundKeys keys = round_keys(seed);
     const uint64_t j = (uint64_t)first / 4;
     int64_t i = 0;
-    for (; i + 4 * W <= count; i += 4 * W) normal_group(out + i, j + (uint64_t)i / 4, seed, step, stream);
+    for (; i + 4 * W <= count; i += 4 * W) normal_group(out + i, j + (uint64_t)i / 4, keys, step, stream);
     if (i < count) {
         float rest[4 * W];
-        normal_group(rest, j + (uint64_t)i / 4, seed, step, stream);
+        normal_group(rest, j + (uint64_t)i / 4, keys, step, stream);
         memcpy(out + i, rest, (size_t)(count - i) * sizeof(float));
     }
 }
 
 static void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t* out) {
     const Words words = philox(Words{splat(counter[0]), splat(counter[1]), splat(counter[2]), splat(counter[3])},
-                               key[0], key[1]);
+                               round_keys((uint64_t)key[1] << 32 | key[0]));
     memcpy(out, &words.w0, 4);
     memcpy(out + 1, &words.w1, 4);
     memcpy(out + 2, &words.w2, 4);
@@ -68,7 +69,7 @@ static void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t*
 
 // Sixteen-bit floats to float and back, a last partial vector through a padded buffer.
 template <F (*Load)(const uint16_t*)>
-static void widen(float* out, const uint16_t* in, int64_t n) {
+static void from_16_bits(float* out, const uint16_t* in, int64_t n) {
     each_vector(n, [=](int64_t i, int64_t count) {
         uint16_t part[W] = {0};
         const uint16_t* from = in + i;
@@ -78,9 +79,9 @@ static void widen(float* out, const uint16_t* in, int64_t n) {
 }
 
 template <void (*Store)(uint16_t*, F)>
-static void narrow(uint16_t* out, const float* in, float scale, int64_t n) {
+static void to_16_bits(uint16_t* out, const float* in, int64_t n) {
     each_vector(n, [=](int64_t i, int64_t count) {
-        const F v = load(in + i, count) * scale;
+        const F v = load(in + i, count);
         if (count == W) {
             Store(out + i, v);
         } else {
@@ -144,8 +145,9 @@ static void step_block(const StepArgs* args, int64_t sample, int64_t first, int6
 
     const float* m = (const float*)args->m + m_at;
     if (args->m_dtype != kFloat32) {
-        const uint16_t* narrow_m = (const uint16_t*)args->m + m_at;
-        args->m_dtype == kFloat16 ? widen<load_half>(m_block, narrow_m, n) : widen<load_bits16>(m_block, narrow_m, n);
+        const uint16_t* half_m = (const uint16_t*)args->m + m_at;
+        args->m_dtype == kFloat16 ? from_16_bits<load_half>(m_block, half_m, n)
+                                  : from_16_bits<load_bits16>(m_block, half_m, n);
         m = m_block;
     }
 
@@ -178,12 +180,11 @@ static void step_block(const StepArgs* args, int64_t sample, int64_t first, int6
 
     if (args->input_out) {
         if (args->input_dtype == kFloat16) {
-            narrow<store_half>((uint16_t*)args->input_out + at, out, row.e, n);
+            to_16_bits<store_half>((uint16_t*)args->input_out + at, out, n);
         } else if (args->input_dtype == kBFloat16) {
-            narrow<store_bfloat>((uint16_t*)args->input_out + at, out, row.e, n);
+            to_16_bits<store_bfloat>((uint16_t*)args->input_out + at, out, n);
         } else {
-            const Term scaled = {row.e, out};
-            combine_terms<1>((float*)args->input_out + at, &scaled, n);
+            memcpy((float*)args->input_out + at, out, (size_t)n * sizeof(float));
         }
     }
 }
@@ -212,9 +213,7 @@ static void triad(float* y, const float* x, float a, float s, int64_t count) {
     });
 }
 
-#define FS_STRING(name) #name
-#define FS_NAME(name) FS_STRING(name)
-const Kernels kernels = {FS_NAME(FASTSAMPLE_ISA), step, normals, philox_words, copy, triad};
+const Kernels kernels = {step, normals, philox_words, copy, triad};
 
 }  // namespace FASTSAMPLE_ISA
 }  // namespace fastsample

@@ -1,2 +1,3 @@
 #define FASTSAMPLE_ISA avx2
+#define FASTSAMPLE_LANES 8
 #include "kernels.inl"

@@ -1,2 +1,3 @@
 #define FASTSAMPLE_ISA scalar
+#define FASTSAMPLE_LANES 1
 #include "kernels.inl"

@@ -2,7 +2,7 @@
 // and ?: are the compiler's own on all three. Included inside the instruction set's namespace.
 // Only what is used differs; everything above this file is written once.
 
-#if defined(__AVX512F__)
+#if FASTSAMPLE_LANES == 16
 
 constexpr int W = 16;
 typedef float F __attribute__((vector_size(64)));
@@ -17,15 +17,20 @@ FS_INLINE F to_float(I a) { return (F)_mm512_cvtepi32_ps((__m512i)a); }
 // Both return the second operand where one is NaN, so a NaN in it survives.
 FS_INLINE F min_of(F bound, F v) { return (F)_mm512_min_ps((__m512)bound, (__m512)v); }
 FS_INLINE F max_of(F bound, F v) { return (F)_mm512_max_ps((__m512)bound, (__m512)v); }
-FS_INLINE U xor3(U a, U b, U c) {
-    return (U)_mm512_ternarylogic_epi32((__m512i)a, (__m512i)b, (__m512i)c, 0x96);
+// Words of even lanes and of odd lanes.
+struct Wide {
+    __m512i even, odd;
+};
+FS_INLINE Wide widen(U v) { return Wide{(__m512i)v, _mm512_srli_epi64((__m512i)v, 32)}; }
+FS_INLINE U narrow(Wide v) { return (U)_mm512_mask_shuffle_epi32(v.even, 0xAAAA, v.odd, _MM_PERM_CDAB); }
+FS_INLINE Wide multiply(Wide v, uint32_t factor) {
+    const __m512i f = _mm512_set1_epi32((int)factor);
+    return Wide{_mm512_mul_epu32(v.even, f), _mm512_mul_epu32(v.odd, f)};
 }
-FS_INLINE void mul_hi_lo(U a, uint32_t factor, U& hi, U& lo) {
-    const __m512i v = (__m512i)a, f = _mm512_set1_epi32((int)factor);
-    const __m512i even = _mm512_mul_epu32(v, f);
-    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(v, 32), f);
-    hi = (U)_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_CDAB);
-    lo = (U)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CDAB);
+FS_INLINE Wide high(Wide v) { return Wide{_mm512_srli_epi64(v.even, 32), _mm512_srli_epi64(v.odd, 32)}; }
+FS_INLINE Wide xor3(Wide a, Wide b, uint32_t key) {
+    const __m512i k = _mm512_set1_epi32((int)key);
+    return Wide{_mm512_ternarylogic_epi32(a.even, b.even, k, 0x96), _mm512_ternarylogic_epi32(a.odd, b.odd, k, 0x96)};
 }
 FS_INLINE F load(const float* p) { return (F)_mm512_loadu_ps(p); }
 FS_INLINE void store(float* p, F v) { _mm512_storeu_ps(p, (__m512)v); }
@@ -51,7 +56,7 @@ FS_INLINE void transpose_quads(F& a, F& b, F& c, F& d) {
 // Lane 4g + k holds counter 4k + g, so that after transpose_quads row k is 16 neighbouring normals.
 FS_INLINE U lane_counters() { return (U){0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15}; }
 
-#elif defined(__AVX2__)
+#elif FASTSAMPLE_LANES == 8
 
 constexpr int W = 8;
 typedef float F __attribute__((vector_size(32)));
@@ -65,13 +70,20 @@ FS_INLINE F square_root(F a) { return (F)_mm256_sqrt_ps((__m256)a); }
 FS_INLINE F to_float(I a) { return (F)_mm256_cvtepi32_ps((__m256i)a); }
 FS_INLINE F min_of(F bound, F v) { return (F)_mm256_min_ps((__m256)bound, (__m256)v); }
 FS_INLINE F max_of(F bound, F v) { return (F)_mm256_max_ps((__m256)bound, (__m256)v); }
-FS_INLINE U xor3(U a, U b, U c) { return a ^ b ^ c; }
-FS_INLINE void mul_hi_lo(U a, uint32_t factor, U& hi, U& lo) {
-    const __m256i v = (__m256i)a, f = _mm256_set1_epi32((int)factor);
-    const __m256i even = _mm256_mul_epu32(v, f);
-    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), f);
-    hi = (U)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-    lo = (U)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+struct Wide {
+    __m256i even, odd;
+};
+FS_INLINE Wide widen(U v) { return Wide{(__m256i)v, _mm256_srli_epi64((__m256i)v, 32)}; }
+FS_INLINE U narrow(Wide v) { return (U)_mm256_blend_epi32(v.even, _mm256_slli_epi64(v.odd, 32), 0xAA); }
+FS_INLINE Wide multiply(Wide v, uint32_t factor) {
+    const __m256i f = _mm256_set1_epi32((int)factor);
+    return Wide{_mm256_mul_epu32(v.even, f), _mm256_mul_epu32(v.odd, f)};
+}
+FS_INLINE Wide high(Wide v) { return Wide{_mm256_srli_epi64(v.even, 32), _mm256_srli_epi64(v.odd, 32)}; }
+FS_INLINE Wide xor3(Wide a, Wide b, uint32_t key) {
+    const __m256i k = _mm256_set1_epi32((int)key);
+    return Wide{_mm256_xor_si256(_mm256_xor_si256(a.even, b.even), k),
+                _mm256_xor_si256(_mm256_xor_si256(a.odd, b.odd), k)};
 }
 FS_INLINE F load(const float* p) { return (F)_mm256_loadu_ps(p); }
 FS_INLINE void store(float* p, F v) { _mm256_storeu_ps(p, (__m256)v); }
@@ -110,12 +122,12 @@ FS_INLINE F square_root(F a) { return __builtin_sqrtf(a); }
 FS_INLINE F to_float(I a) { return (float)a; }
 FS_INLINE F min_of(F bound, F v) { return bound < v ? bound : v; }
 FS_INLINE F max_of(F bound, F v) { return bound > v ? bound : v; }
-FS_INLINE U xor3(U a, U b, U c) { return a ^ b ^ c; }
-FS_INLINE void mul_hi_lo(U a, uint32_t factor, U& hi, U& lo) {
-    const uint64_t product = (uint64_t)a * factor;
-    hi = (uint32_t)(product >> 32);
-    lo = (uint32_t)product;
-}
+typedef uint64_t Wide;
+FS_INLINE Wide widen(U v) { return v; }
+FS_INLINE U narrow(Wide v) { return (uint32_t)v; }
+FS_INLINE Wide multiply(Wide v, uint32_t factor) { return (uint64_t)(uint32_t)v * factor; }
+FS_INLINE Wide high(Wide v) { return v >> 32; }
+FS_INLINE Wide xor3(Wide a, Wide b, uint32_t key) { return a ^ b ^ key; }
 FS_INLINE F load(const float* p) { return *p; }
 FS_INLINE void store(float* p, F v) { *p = v; }
 FS_INLINE float bits_as_float(uint32_t bits) {
@@ -156,7 +168,7 @@ FS_INLINE U lane_counters() { return 0; }
 
 #endif
 
-#if defined(__AVX2__)
+#if FASTSAMPLE_LANES > 1
 FS_INLINE U as_bits(F v) { return (U)v; }
 FS_INLINE F as_float(U v) { return (F)v; }
 FS_INLINE F load_part(const float* p, int64_t count) {

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -61,8 +62,15 @@ void parallel(int64_t units, int threads, void (*body)(const void*, int64_t, int
         team().run(run_part, &job, static_cast<unsigned>(threads), 0);
     } else {
         std::vector<std::thread> others;
-        for (int rank = 1; rank < threads; ++rank) others.emplace_back(&Job::part, &job, rank, threads);
+        others.reserve(static_cast<size_t>(threads));
+        int rank = 1;
+        try {
+            for (; rank < threads; ++rank) others.emplace_back(&Job::part, &job, rank, threads);
+        } catch (const std::system_error&) {
+            // The process may start no more threads: the rest is done here.
+        }
         job.part(0, threads);
+        for (; rank < threads; ++rank) job.part(rank, threads);
         for (std::thread& other : others) other.join();
     }
 }

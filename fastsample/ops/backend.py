@@ -21,14 +21,19 @@ except ImportError as error:
     _cpu = None
     in_source_tree = (Path(__file__).parents[2] / "setup.py").exists()
     _why_no_cpu = (
-        "the source tree has no built extension: run `pip install -e .` once"
+        f"the source tree has no built extension: run `pip install -e .` once, with a C++ compiler ({error})"
         if in_source_tree
-        else f"the package was installed without its C++ extension (no working compiler?): {error}"
+        else f"the package was installed without its C++ extension, for want of a compiler? ({error})"
     )
     warnings.warn(f"fastsample runs on its slow reference backend: {_why_no_cpu}", stacklevel=2)
 
-if _cpu is not None and (_isa := os.environ.get("FASTSAMPLE_CPU_ISA")):
-    _cpu.set_isa(_isa)
+if _isa := os.environ.get("FASTSAMPLE_CPU_ISA"):
+    if _cpu is None:
+        raise ValueError(f"FASTSAMPLE_CPU_ISA={_isa!r} asks for CPU kernels: {_why_no_cpu}")
+    try:
+        _cpu.set_isa(_isa)
+    except ValueError as error:
+        raise ValueError(f"FASTSAMPLE_CPU_ISA: {error}") from None
 
 _override = os.environ.get("FASTSAMPLE_BACKEND") or None
 
@@ -68,16 +73,15 @@ def choose(backend: str | None, device: torch.device, *, native: bool) -> str:
         return "cpu" if can_run_cpu else "reference"
     if wanted == "reference" or (wanted == "cpu" and can_run_cpu):
         return wanted
+    name = "backend" if backend else "FASTSAMPLE_BACKEND"
     if wanted not in _NAMES:
-        raise ValueError(f"backend must be one of {', '.join(_NAMES)}, got {wanted!r}")
+        raise ValueError(f"{name} must be one of {', '.join(_NAMES)}, got {wanted!r}")
     status = backends()[wanted]
     if not status["available"]:
-        raise ValueError(f"backend {wanted!r} cannot run here: {status['reason']}")
+        raise ValueError(f"{name}={wanted!r} cannot run here: {status['reason']}")
     if device.type != "cpu":
-        raise ValueError(f"backend 'cpu' cannot run on {device}")
-    if not native:
-        raise ValueError("backend 'cpu' computes in float32 without gradients; use backend='reference'")
-    return wanted
+        raise ValueError(f"{name}='cpu' cannot run on {device}")
+    raise ValueError(f"{name}='cpu' computes in float32 without gradients; use backend='reference'")
 
 
 def fresh(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -57,22 +57,20 @@ def randn(
         >>> torch.equal(a[2:3], b)
         True
     """
-    shape = torch.Size(shape)
-    if len(shape) == 0 or shape.numel() == 0:
-        raise ValueError(f"shape must have a first axis of samples and no zero, got {tuple(shape)}")
+    shape = checked_shape("shape", shape)
     for name, value in (("step", step), ("stream", stream)):
-        if not 0 <= value < 2**32:
+        if not 0 <= operator.index(value) < 2**32:
             raise ValueError(f"{name} must lie in [0, 2^32), got {value}")
     seeds = sample_seeds(seed, shape[0])
     if out is None:
         where = torch.device(device or "cpu")
         result = fresh(shape, torch.float32, where)
     else:
-        if out.dtype != torch.float32:
-            raise TypeError(f"out must be float32, got {out.dtype}")
+        if not isinstance(out, Tensor) or out.dtype != torch.float32:
+            raise TypeError(f"out must be a float32 tensor, got {getattr(out, 'dtype', type(out).__name__)}")
         if out.shape != shape:
             raise ValueError(f"out must have shape {tuple(shape)}, got {tuple(out.shape)}")
-        if device is not None and out.device != torch.device(device):
+        if device is not None and out.device != torch.empty(0, device=device).device:
             raise ValueError(f"out lies on {out.device}, device is {device}")
         where = out.device
         result = out if out.is_contiguous() else torch.empty(shape, dtype=torch.float32, device=where)
@@ -80,8 +78,26 @@ def randn(
         size = result.numel() // shape[0]
         _cpu.randn(result.data_ptr(), shape[0], size, seeds.data_ptr(), step, stream, torch.get_num_threads())
     else:
-        result.copy_(randn_reference(shape, seeds.to(where), step, stream))
-    return result if out is None or out is result else out.copy_(result)
+        # Apple's GPUs have no float64, in which the reference rounds.
+        drawn_on = torch.device("cpu") if where.type == "mps" else where
+        result.copy_(randn_reference(shape, seeds.to(drawn_on), step, stream))
+    if out is None:
+        return result
+    if out is not result:
+        return out.copy_(result)
+    torch.autograd.graph.increment_version(out)
+    return out
+
+
+def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
+    """`shape` as a torch.Size, or an error that calls it `name`."""
+    try:
+        size = torch.Size(shape)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of ints, got {shape!r}") from None
+    if len(size) == 0 or min(size) < 1:
+        raise ValueError(f"{name} must have a first axis of samples and no zero, got {tuple(size)}")
+    return size
 
 
 def sample_seeds(seed: Seed, batch: int) -> Tensor:
@@ -90,10 +106,10 @@ def sample_seeds(seed: Seed, batch: int) -> Tensor:
         if seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool:
             raise TypeError(f"seeds must be integers, got {seed.dtype}")
         if seed.ndim == 1 and seed.dtype == torch.int64 and seed.is_cpu and len(seed) == batch:
-            return seed.contiguous()
+            return seed.clone(memory_format=torch.contiguous_format)
         seed = seed.tolist()
     if isinstance(seed, int) and 0 <= seed < 2**63 - batch:
-        return torch.arange(seed, seed + batch)
+        return torch.arange(seed, seed + batch, device="cpu")
     try:
         if isinstance(seed, Iterable):
             values = [operator.index(one) for one in seed]
@@ -103,7 +119,7 @@ def sample_seeds(seed: Seed, batch: int) -> Tensor:
         raise TypeError(f"seed must be an int or one int per sample, got {seed!r}") from None
     if len(values) != batch:
         raise ValueError(f"seed must be one int or {batch}, one per sample; got {len(values)}")
-    return torch.tensor([(value + 2**63) % 2**64 - 2**63 for value in values], dtype=torch.int64)
+    return torch.tensor([(value + 2**63) % 2**64 - 2**63 for value in values], dtype=torch.int64, device="cpu")
 
 
 def randn_reference(shape: Sequence[int], seeds: Tensor, step: int, stream: int) -> Tensor:

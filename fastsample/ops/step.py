@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def step(
         seed: instead of `noise`, z = randn(x.shape, seed=seed, step=row, stream=1), drawn inside the pass.
         out: receives x'; may be x. Otherwise x' is a fresh tensor.
         x0_out: receives x0; of x's dtype.
-        input_out: receives e*x', the next model input, in any floating dtype.
+        input_out: receives x' too, in any floating dtype: the next model input.
         backend: see fastsample.backends(). Gradients and float64 are served by the reference alone.
 
     Returns:
@@ -61,19 +62,30 @@ def step(
         >>> step(torch.full((1, 3), 4.0), torch.zeros(1, 3), table, 0)
         tensor([[0.5000, 0.5000, 0.5000]])
     """
-    if not isinstance(model_output, Tensor):
-        raise TypeError(f"model_output must be a tensor, got {type(model_output).__name__}")
-    if not -len(table) <= row < len(table):
+    for name, tensor in (("x", x), ("model_output", model_output)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not isinstance(table, Table):
+        raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
+    if not -len(table) <= operator.index(row) < len(table):
         raise ValueError(f"row {row} is outside a table of {len(table)} rows")
     row %= len(table)
     if table.stochastic[row] and (noise is None) == (seed is None):
         raise ValueError(f"row {row} adds noise: give exactly one of noise= and seed=")
     _check_state(x)
-    differentiable = torch.is_grad_enabled() and (x.requires_grad or model_output.requires_grad)
+    outputs = [("out", out), ("x0_out", x0_out), ("input_out", input_out)]
+    _check_memory([("x", x), ("model_output", model_output), ("noise", noise)], outputs)
+    differentiable = torch.is_grad_enabled() and any(
+        isinstance(tensor, Tensor) and tensor.requires_grad for tensor in (x, model_output, noise)
+    )
     chosen = choose(backend, x.device, native=x.dtype is torch.float32 and not differentiable)
     seeds = None if seed is None else sample_seeds(seed, len(x))
     plan = StepPlan(x, table, seeds=seeds, out=out, x0_out=x0_out, input_out=input_out, backend=chosen)
-    return plan(model_output, row, noise)
+    result = plan(model_output, row, noise)
+    for _, written in outputs:
+        if written is not None:
+            torch.autograd.graph.increment_version(written)
+    return result
 
 
 class StepPlan:
@@ -111,7 +123,7 @@ class StepPlan:
     def _prepare(self) -> None:
         # The kernel writes packed memory of its own dtypes; any other target gets a stand-in that is copied over.
         self._stand_ins: list[tuple[Tensor, Tensor]] = []
-        self._x = self._x.contiguous()
+        self._x = self._x.contiguous().resolve_neg()
         self._batch = self._shape[0]
         self._size = self._x.numel() // self._batch
         self._seeds_address = 0 if self._seeds is None else self._seeds.data_ptr()
@@ -139,12 +151,12 @@ class StepPlan:
         if (stride != self._size and shape != self._doubled) or not m.is_cpu:
             _check_output(m, self._x)
         code = _DTYPE_CODES.get(m.dtype)
-        if code is None or not m.is_contiguous():
+        if code is None or not m.is_contiguous() or m.is_neg():
             m = self._stage(m)
             code = _DTYPE_CODES[m.dtype]
         noise_address = 0
         if self._table.stochastic[row] and (noise is not None or self._seeds is None):
-            noise = _checked_noise(noise, self._x).contiguous()
+            noise = _checked_noise(noise, self._x).contiguous().resolve_neg()
             noise_address = noise.data_ptr()
         out, address = self._out, self._out_address
         if out is None:
@@ -185,7 +197,7 @@ class StepPlan:
         if self._x0_out is not None:
             self._x0_out.copy_(x0)
         if self._input_out is not None:
-            self._input_out.copy_(result * self._table.e[row])
+            self._input_out.copy_(result)
         return result if self._out is None else self._out.copy_(result)
 
 
@@ -226,6 +238,36 @@ def _sum(*terms: tuple[float, Tensor | None]) -> Tensor:
 
 def _doubled(shape: torch.Size) -> torch.Size | None:
     return torch.Size((shape[0], 2 * shape[1], *shape[2:])) if len(shape) > 1 else None
+
+
+def _check_memory(inputs: list[tuple[str, Tensor | None]], outputs: list[tuple[str, Tensor | None]]) -> None:
+    # The kernel writes block by block: an output may coincide with an input, element for element, but not cross one.
+    given = [(name, tensor) for name, tensor in outputs if isinstance(tensor, Tensor)]
+    others = [(name, tensor) for name, tensor in inputs if isinstance(tensor, Tensor)]
+    for name, tensor in given:
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} requires gradients: it cannot be written in place")
+        for other_name, other in others:
+            coincide = name == "out" and other_name != "x0_out" and _layout(tensor) == _layout(other)
+            if not coincide and _overlap(tensor, other):
+                raise ValueError(f"{name} overlaps {other_name} in memory")
+        others.append((name, tensor))
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    if a.device != b.device or a.numel() == 0 or b.numel() == 0:
+        return False
+    (first, last), (other_first, other_last) = _extent(a), _extent(b)
+    return first < other_last and other_first < last
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
 
 
 def _check_state(x: Tensor) -> None:

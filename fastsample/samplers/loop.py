@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from torch import Generator, Tensor
 
 from fastsample.model import Model, Predictor
-from fastsample.ops.backend import choose
-from fastsample.ops.noise import Seed, randn, sample_seeds
+from fastsample.ops.backend import choose, fresh
+from fastsample.ops.noise import Seed, checked_shape, randn, sample_seeds
 from fastsample.ops.step import StepPlan, step_reference
 from fastsample.tables import Table
 
@@ -27,7 +28,8 @@ class Step:
     Attributes:
         index: the row, 0 = the noisiest.
         t: the time the model was given in this row.
-        x: the state after the row, float32. The loop's own buffer, overwritten by the next row: clone what you keep.
+        x: the state after the row, float32. The loop's own buffer, overwritten by the next row: clone what you keep,
+            and write into it (`step.x[...] = ...`) instead of replacing it.
         x0: the row's estimate of the clean sample, after clipping or correction; likewise a reused buffer.
     """
 
@@ -38,7 +40,9 @@ class Step:
 
 
 class Sampler:
-    """A table and the loop around it. Immutable, so one sampler serves any number of models and threads at once.
+    """A table and the loop around it: what every sampler inherits. Subclasses set `table`.
+
+    Immutable, so one sampler serves any number of models and threads at once.
 
     Attributes:
         table: the coefficients, a row per model call.
@@ -66,15 +70,16 @@ class Sampler:
         loop = _Loop(self.table, self.correct_x0, model, x, seed, noise, model_dtype, model_kwargs, backend, device)
         if out is not None:
             loop.check_out(out)
-        rows: Any = loop.rows(observed=callback is not None)
-        if progress:
-            from tqdm.auto import tqdm
-
-            rows = tqdm(rows, total=len(self.table))
-        with torch.set_grad_enabled(loop.differentiable):
+        if not (callback is None or callable(callback)):
+            raise TypeError(f"callback must be callable, got {type(callback).__name__}")
+        rows = loop.rows(observed=callback is not None)
+        bar = _progress_bar(len(self.table)) if progress else nullcontext()
+        with torch.set_grad_enabled(loop.differentiable), bar as shown:
             for step in rows:
                 if callback is not None:
                     callback(step)
+                if shown is not None:
+                    shown.update()
         return loop.state if out is None else out.copy_(loop.state)
 
     def iterate(
@@ -96,6 +101,12 @@ class Sampler:
         """
         loop = _Loop(self.table, self.correct_x0, model, x, seed, noise, model_dtype, model_kwargs, backend, device)
         return _outside_grad_mode(loop)
+
+
+def _progress_bar(total: int) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total)
 
 
 def _outside_grad_mode(loop: _Loop) -> Iterator[Step]:
@@ -136,15 +147,14 @@ class _Loop:
         with torch.inference_mode(False):
             self.state = self._initial_state(x, seed, where, torch.float64 if double else torch.float32)
             shape = self.state.shape
-            self._seeds = sample_seeds(seed, shape[0]) if noise is None and any(table.stochastic) else None
-            times = torch.from_numpy(np.repeat(table.t[:, None], shape[0], axis=1)).to(where)
-            self._times = times.unbind(0)
+            self._seeds = sample_seeds(seed, shape[0]) if noise is None else None
+            self._time = torch.from_numpy(table.t[:1].copy()).to(where).repeat(shape[0])
         self._source = None if noise is None else _noise_source(noise, self.state)
         self._table = table
 
     def _initial_state(self, x: Tensor | Sequence[int], seed: Seed, where: torch.device, dtype: torch.dtype) -> Tensor:
         if not isinstance(x, Tensor):
-            return randn(x, seed=seed, device=where, backend=self._backend)
+            return randn(checked_shape("x", x), seed=seed, device=where, backend=self._backend)
         if not x.is_floating_point():
             raise TypeError(f"x must be a shape or a floating-point tensor, got {x.dtype}")
         if x.ndim == 0 or x.numel() == 0:
@@ -154,10 +164,11 @@ class _Loop:
 
     def check_out(self, out: Tensor) -> None:
         state = self.state
-        if out.shape != state.shape or out.device != state.device or out.dtype != state.dtype:
+        if not isinstance(out, Tensor) or out.dtype != state.dtype:
+            raise TypeError(f"out must be a {state.dtype} tensor, got {getattr(out, 'dtype', type(out).__name__)}")
+        if out.shape != state.shape or out.device != state.device:
             raise ValueError(
-                f"out must be {state.dtype} of shape {tuple(state.shape)} on {state.device}, got {out.dtype} of shape "
-                f"{tuple(out.shape)} on {out.device}"
+                f"out must have shape {tuple(state.shape)} on {state.device}, got {tuple(out.shape)} on {out.device}"
             )
 
     def rows(self, observed: bool) -> Iterator[Step]:
@@ -165,11 +176,11 @@ class _Loop:
         return self._differentiable_rows() if self.differentiable else self._in_place_rows(observed)
 
     def _in_place_rows(self, observed: bool) -> Iterator[Step]:
-        state, table, predict, times, correct = self.state, self._table, self._predictor, self._times, self._correct_x0
+        state, table, predict, time, correct = self.state, self._table, self._predictor, self._time, self._correct_x0
         with torch.inference_mode(False):
             model_input = state if predict.dtype == state.dtype else state.to(predict.dtype)
             keeps_x0 = observed or correct is not None
-            x0 = torch.empty_like(state) if keeps_x0 else state
+            x0 = fresh(state.shape, state.dtype, state.device) if keeps_x0 else state
         converts = model_input is not state
         fused_input = converts and not keeps_x0
         plan = StepPlan(
@@ -182,13 +193,19 @@ class _Loop:
             backend=self._backend,
         )
         stochastic, source = table.stochastic, self._source
+        address, shape = state.data_ptr(), state.shape
         for k, t in enumerate(table.t.tolist()):
-            m = predict(model_input, times[k])
+            m = predict(model_input, time.fill_(t))
             plan(m, k, source(k) if source is not None and stochastic[k] else None)
             if correct is not None:
-                x0.copy_(_corrected(correct, x0, times[k], float(table.limit[k])))
+                x0.copy_(_corrected(correct, x0, time))
+                limit = float(table.limit[k])
+                x0.clamp_(-limit, limit)
                 state.add_(x0, alpha=float(table.b[k]))
-            yield Step(k, t, state, x0)
+            step = Step(k, t, state, x0)
+            yield step
+            if observed and (step.x is not state or state.data_ptr() != address or state.shape != shape):
+                raise ValueError("step.x was replaced or resized: it may only be changed in place, step.x[...] = ...")
             if converts and not fused_input:
                 model_input.copy_(state)
 
@@ -197,11 +214,13 @@ class _Loop:
         applied = table if correct is None else without_x0(table)
         for k, t in enumerate(table.t.tolist()):
             state = self.state
-            m = self._predictor(state.to(self._predictor.dtype), self._times[k])
+            time = torch.full_like(self._time, t)
+            m = self._predictor(state.to(self._predictor.dtype), time)
             z = self._source(k) if self._source is not None and table.stochastic[k] else None
             self.state, x0 = step_reference(state, m, applied, k, z, self._seeds)
             if correct is not None:
-                x0 = _corrected(correct, x0, self._times[k], float(table.limit[k]))
+                limit = float(table.limit[k])
+                x0 = _corrected(correct, x0, time).to(x0.dtype).clamp(-limit, limit)
                 self.state = self.state + x0 * float(table.b[k])
             yield Step(k, t, self.state, x0)
 
@@ -211,20 +230,20 @@ def without_x0(table: Table) -> Table:
     return table.replace(b=0.0, limit=np.inf)
 
 
-def _corrected(correct: CorrectX0, x0: Tensor, t: Tensor, limit: float) -> Tensor:
+def _corrected(correct: CorrectX0, x0: Tensor, t: Tensor) -> Tensor:
     corrected = correct(x0, t)
     if not isinstance(corrected, Tensor) or corrected.shape != x0.shape:
         got = tuple(corrected.shape) if isinstance(corrected, Tensor) else type(corrected).__name__
         raise ValueError(f"correct_x0 must return a tensor of shape {tuple(x0.shape)}, got {got}")
-    return corrected.to(x0.dtype).clamp(-limit, limit) if limit < np.inf else corrected
+    return corrected
 
 
 def _noise_source(noise: Noise, state: Tensor) -> Callable[[int], Tensor]:
     """noise(k) for row k: the caller's own function, or torch's stream from one generator or one per sample."""
     if callable(noise) and not isinstance(noise, Generator):
         return noise
-    generators = [noise] if isinstance(noise, Generator) else list(noise)
-    if not all(isinstance(one, Generator) for one in generators):
+    generators = [noise] if isinstance(noise, Generator) else list(noise) if isinstance(noise, Sequence) else []
+    if not generators or not all(isinstance(one, Generator) for one in generators):
         raise TypeError("noise must be a function of the row, a torch.Generator or a list of them")
     if not isinstance(noise, Generator) and len(generators) != state.shape[0]:
         raise ValueError(f"noise must be one generator or {state.shape[0]}, one per sample; got {len(generators)}")
