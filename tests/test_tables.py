@@ -72,7 +72,7 @@ def test_times_are_int64_or_float32(t: Any, dtype: type, kept: list[float]) -> N
         pytest.param([[1, 2]], {}, r"non-empty 1-D array, got shape \(1, 2\)", id="2-d-t"),
         pytest.param([1.0, math.nan], {}, "t .*nan", id="nan-t"),
         pytest.param([1.0, math.inf], {}, "t .*inf", id="infinite-t"),
-        pytest.param([1, 0], {"c1": 1.0}, "no column c1; its columns are p, q, a, b, d, s, e, limit", id="unknown"),
+        pytest.param([1, 0], {"c1": 1.0}, "no column c1; its columns are p, q, a, b, d, s, limit", id="unknown"),
         pytest.param([1, 0], {"z": 1, "A": 1}, "no column A, z;", id="two-unknown"),
         pytest.param([1, 0], {"a": [1.0, 2.0, 3.0]}, r"column a must have shape \(2,\), got \(3,\)", id="too-long"),
         pytest.param([1, 0], {"a": [[1.0, 2.0]]}, r"column a must have shape \(2,\), got \(1, 2\)", id="2-d"),
@@ -103,8 +103,8 @@ def test_the_largest_float32_is_no_overflow() -> None:
 
 
 def test_packed_layout_that_kernels_read(table: Table) -> None:
-    p, q, a, b, d, s, e, limit = (np.broadcast_to(np.float64(FULL[name]), 3) for name in COLUMNS)
-    expected = np.stack([p, q, a, b, d, s, e, limit, a + b * p, b * q + d], axis=1).astype(np.float32)
+    p, q, a, b, d, s, limit = (np.broadcast_to(np.float64(FULL[name]), 3) for name in COLUMNS)
+    expected = np.stack([p, q, a, b, d, s, limit, a + b * p, b * q + d], axis=1).astype(np.float32)
     np.testing.assert_array_equal(table.packed, expected)
     assert table.packed.dtype == np.float32
     assert table.packed.flags.c_contiguous

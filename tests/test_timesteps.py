@@ -273,7 +273,7 @@ def test_the_result_is_the_callers_own() -> None:
         pytest.param([True, False], TypeError, "integers, got bool", id="booleans"),
         pytest.param(["1", "2"], TypeError, "integers", id="strings"),
         pytest.param([2**70], TypeError, "integers", id="beyond-int64"),
-        pytest.param(5, TypeError, "not iterable", id="integer"),
+        pytest.param(5, TypeError, "must be a spacing", id="integer"),
     ],
 )
 def test_explicit_timesteps_refused(given: Any, error: type[Exception], message: str) -> None:
