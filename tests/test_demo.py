@@ -1,0 +1,57 @@
+"""The command line: the demo as a newcomer runs it, and its refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastsample
+from fastsample import demo
+from fastsample.cli import main
+
+
+def test_demo_writes_its_picture_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "samples.png"
+    assert main(["demo", "--out", str(picture), "--rounds", "1"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    for part in ("10 steps, per image", "50 steps, per image", "per step, model free", "noise bits identical"):
+        assert part in shown
+
+
+def test_the_plain_loop_computes_the_same_samples() -> None:
+    model, y = fastsample.zoo.digits(), torch.arange(10)
+    x = fastsample.ops.randn(demo.SHAPE, seed=1)
+    with torch.no_grad():
+        plain = demo.plain_ddim(model, x, 10, y)
+    ours = fastsample.ddim(model, x, steps=10, model_kwargs={"y": y})
+    # Each of 10 steps rounds twice differently, and the network passes that on.
+    assert (plain - ours).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["--out", "missing-folder/samples.png"], "no such folder", id="folder"),
+        pytest.param(["--rounds", "0"], "at least 1", id="rounds"),
+    ],
+)
+def test_demo_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_demo_without_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    assert main(["demo"]) == 2
+    assert "fastsample[demo]" in capsys.readouterr().err
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--version"], ["--help"], ["train", "--help"], ["demo", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+    assert fastsample.__version__ in capsys.readouterr().out
