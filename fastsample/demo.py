@@ -16,7 +16,7 @@ from fastsample.ops import randn
 from fastsample.ops.backend import backends
 from fastsample.samplers import ddim
 from fastsample.timesteps import spaced_timesteps
-from fastsample.zoo import UNet, digits
+from fastsample.zoo import digits
 
 STEPS = (10, 20, 50)
 SHAPE = (10, 1, 28, 28)
@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"fastsample demo: --rounds must be at least 1, got {args.rounds}", file=sys.stderr)
         return 2
     matplotlib.use("Agg")
-    model, labels = digits(), {"y": torch.arange(10)}
+    model, labels = GuidedDigits(guidance=2.0), {"y": torch.arange(10)}
     rows = {steps: ddim(model, SHAPE, steps=steps, seed=args.seed, model_kwargs=labels) for steps in STEPS}
     _draw(rows, args.out)
-    print(f"{args.out}: digits 0 to 9, one row each for {', '.join(map(str, STEPS))} DDIM steps\n")
+    print(f"{args.out}: digits 0 to 9 with guidance 2, one row each for {', '.join(map(str, STEPS))} DDIM steps\n")
     cpu = backends()["cpu"]
     where = f"cpu kernels ({cpu['isa']})" if cpu["available"] else f"reference backend ({cpu['reason']})"
     print(
@@ -52,6 +52,20 @@ def run(args: argparse.Namespace) -> int:
     _print_times(model, labels, args.rounds)
     _print_seeds(model, args.seed)
     return 0
+
+
+class GuidedDigits:
+    """The bundled model with classifier-free guidance, e_none + w (e_label - e_none): a model like any other."""
+
+    def __init__(self, guidance: float) -> None:
+        self._model, self._guidance = digits(), guidance
+        self.schedule = self._model.schedule
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        none = torch.full_like(y, self._model.config.num_classes)
+        output = self._model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([none, y]))
+        unconditional, conditional = output.chunk(2)
+        return unconditional + self._guidance * (conditional - unconditional)
 
 
 def plain_ddim(model: Model, x: Tensor, steps: int, y: Tensor) -> Tensor:
@@ -71,7 +85,7 @@ def plain_ddim(model: Model, x: Tensor, steps: int, y: Tensor) -> Tensor:
 class _FreeModel:
     """Returns the same tensor every time, so that only the sampler's own work is timed."""
 
-    def __init__(self, model: UNet) -> None:
+    def __init__(self, model: GuidedDigits) -> None:
         self.schedule = model.schedule
         self._output = torch.zeros(SHAPE[0], 2 * SHAPE[1], *SHAPE[2:])
 
@@ -79,7 +93,7 @@ class _FreeModel:
         return self._output
 
 
-def _print_times(model: UNet, labels: dict[str, Tensor], rounds: int) -> None:
+def _print_times(model: GuidedDigits, labels: dict[str, Tensor], rounds: int) -> None:
     free = _FreeModel(model)
     print(f"{'':<22}{'fastsample':>14}{'plain PyTorch':>18}{'plain / fastsample':>22}")
     for steps in STEPS:
@@ -110,11 +124,12 @@ def _interleaved(model: Model, steps: int, labels: dict[str, Tensor], rounds: in
     return statistics.median(a for a, _ in counted), statistics.median(b for _, b in counted), ratio
 
 
-def _print_seeds(model: UNet, seed: int) -> None:
+def _print_seeds(model: GuidedDigits, seed: int) -> None:
     one, sixteen = (1, *SHAPE[1:]), (16, *SHAPE[1:])
     same = torch.equal(randn(one, seed=seed), randn(sixteen, seed=seed)[:1])
-    alone = ddim(model, one, steps=20, eta=1.0, seed=seed)
-    among = ddim(model, sixteen, steps=20, eta=1.0, seed=seed)[:1]
+    eights = torch.full((16,), 8)
+    alone = ddim(model, one, steps=20, eta=1.0, seed=seed, model_kwargs={"y": eights[:1]})
+    among = ddim(model, sixteen, steps=20, eta=1.0, seed=seed, model_kwargs={"y": eights})[:1]
     print(
         f"seed {seed} in a batch of 1 and of 16: noise bits {'identical' if same else 'DIFFERENT'}; samples (eta 1, 20 "
         f"steps) differ by at most {(alone - among).abs().max():.1e}, which is the model's own rounding"

@@ -30,10 +30,10 @@ class Predictor:
             raise TypeError(f"model_dtype must be a floating-point torch.dtype, got {dtype!r}")
         if not isinstance(kwargs, Mapping | None):
             raise TypeError(f"model_kwargs must be a mapping, got {type(kwargs).__name__}")
-        module = model if isinstance(model, torch.nn.Module) else torch.nn.Module()
-        floating = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+        parameters = model.parameters if isinstance(model, torch.nn.Module) else list
+        floating = (parameter.dtype for parameter in parameters() if parameter.is_floating_point())
         self.dtype = dtype or next(floating, torch.float32)
-        self.device = next((parameter.device for parameter in module.parameters()), None)
+        self.device = next((parameter.device for parameter in parameters()), None)
         self._model = model
         self._kwargs = dict(kwargs or {})
 

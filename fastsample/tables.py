@@ -85,7 +85,7 @@ class Table:
             given = np.asarray(columns.get(name, default), dtype=np.float64)
             if given.shape not in ((), times.shape):
                 raise ValueError(f"column {name} must have shape {times.shape}, got {given.shape}")
-            column = np.broadcast_to(given, times.shape).copy()
+            column = np.full(times.shape, given)
             if name == "limit" and not (column > 0).all():
                 raise ValueError(f"column limit must be positive, got {column.min()}")
             if name != "limit" and not np.isfinite(column).all():

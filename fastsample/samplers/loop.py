@@ -148,7 +148,8 @@ class _Loop:
             self.state = self._initial_state(x, seed, where, torch.float64 if double else torch.float32)
             shape = self.state.shape
             self._seeds = sample_seeds(seed, shape[0]) if noise is None else None
-            self._time = torch.from_numpy(table.t[:1].copy()).to(where).repeat(shape[0])
+            time_dtype = torch.int64 if table.t.dtype == np.int64 else torch.float32
+            self._time = torch.empty(shape[0], dtype=time_dtype, device=where)
         self._source = None if noise is None else _noise_source(noise, self.state)
         self._table = table
 
