@@ -73,8 +73,8 @@ def step(
     if table.stochastic[row] and (noise is None) == (seed is None):
         raise ValueError(f"row {row} adds noise: give exactly one of noise= and seed=")
     _check_state(x)
-    outputs = [("out", out), ("x0_out", x0_out), ("input_out", input_out)]
-    _check_memory([("x", x), ("model_output", model_output), ("noise", noise)], outputs)
+    outputs = {"out": out, "x0_out": x0_out, "input_out": input_out}
+    _check_memory({"x": x, "model_output": model_output, "noise": noise}, outputs)
     differentiable = torch.is_grad_enabled() and any(
         isinstance(tensor, Tensor) and tensor.requires_grad for tensor in (x, model_output, noise)
     )
@@ -82,7 +82,7 @@ def step(
     seeds = None if seed is None else sample_seeds(seed, len(x))
     plan = StepPlan(x, table, seeds=seeds, out=out, x0_out=x0_out, input_out=input_out, backend=chosen)
     result = plan(model_output, row, noise)
-    for _, written in outputs:
+    for written in outputs.values():
         if written is not None:
             torch.autograd.graph.increment_version(written)
     return result
@@ -240,18 +240,19 @@ def _doubled(shape: torch.Size) -> torch.Size | None:
     return torch.Size((shape[0], 2 * shape[1], *shape[2:])) if len(shape) > 1 else None
 
 
-def _check_memory(inputs: list[tuple[str, Tensor | None]], outputs: list[tuple[str, Tensor | None]]) -> None:
-    # The kernel writes block by block: an output may coincide with an input, element for element, but not cross one.
-    given = [(name, tensor) for name, tensor in outputs if isinstance(tensor, Tensor)]
-    others = [(name, tensor) for name, tensor in inputs if isinstance(tensor, Tensor)]
-    for name, tensor in given:
+def _check_memory(inputs: dict[str, Tensor | None], outputs: dict[str, Tensor | None]) -> None:
+    # The kernel writes block by block: `out` may coincide with an input, element for element; nothing else may overlap.
+    others = {name: tensor for name, tensor in inputs.items() if isinstance(tensor, Tensor)}
+    for name, tensor in outputs.items():
+        if not isinstance(tensor, Tensor):
+            continue
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} requires gradients: it cannot be written in place")
-        for other_name, other in others:
-            coincide = name == "out" and other_name != "x0_out" and _layout(tensor) == _layout(other)
-            if not coincide and _overlap(tensor, other):
+        for other_name, other in others.items():
+            coincides = name == "out" and (tensor is other or _layout(tensor) == _layout(other))
+            if not coincides and _overlap(tensor, other):
                 raise ValueError(f"{name} overlaps {other_name} in memory")
-        others.append((name, tensor))
+        others[name] = tensor
 
 
 def _layout(tensor: Tensor) -> tuple[object, ...]:
@@ -259,15 +260,18 @@ def _layout(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
-    if a.device != b.device or a.numel() == 0 or b.numel() == 0:
+    first, other_first = a.data_ptr(), b.data_ptr()
+    if first == 0 or other_first == 0 or a.device != b.device:  # nothing there, or another machine's addresses
         return False
-    (first, last), (other_first, other_last) = _extent(a), _extent(b)
-    return first < other_last and other_first < last
+    return first < other_first + _reach(b) and other_first < first + _reach(a)
 
 
-def _extent(tensor: Tensor) -> tuple[int, int]:
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
+def _reach(tensor: Tensor) -> int:
+    """Bytes from the first element to behind the last one."""
+    if tensor.is_contiguous():
+        return tensor.nbytes
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
 
 
 def _check_state(x: Tensor) -> None:
