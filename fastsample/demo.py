@@ -142,7 +142,7 @@ def _draw(rows: dict[int, Tensor], path: Path) -> None:
     figure, axes = pyplot.subplots(len(rows), SHAPE[0], figsize=(SHAPE[0], 1.1 * len(rows) + 0.3))
     for line, (steps, images) in zip(axes, rows.items(), strict=True):
         for digit, (axis, image) in enumerate(zip(line, images, strict=True)):
-            axis.imshow(image[0].clamp(-1, 1), cmap="gray", vmin=-1, vmax=1)
+            axis.imshow(image[0].clamp(-1, 1).numpy(), cmap="gray", vmin=-1, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
             if steps == STEPS[0]:

@@ -195,7 +195,7 @@ def check_runs_without_extension(folder: Path, hint: str) -> None:
     # The reference equals the kernels within 1 ulp of each normal: the sum of 384 float32 values within 1e-6.
     here = fastsample.ddim(lambda x, t: 0.1 * x, (2, 3, 8, 8), steps=5, seed=7).double().abs().sum().item()
     assert float(total) == pytest.approx(here, rel=1e-6)
-    assert explicit.startswith("backend 'cpu' cannot run here: ") and hint in explicit
+    assert explicit.startswith("backend='cpu' cannot run here: ") and hint in explicit
 
 
 def test_source_tree_that_was_never_built(tmp_path: Path) -> None:

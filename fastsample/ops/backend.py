@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from pathlib import Path
@@ -14,8 +15,7 @@ _NAMES = ("reference", "cpu", "triton", "cuda")
 
 _cpu: Any
 try:
-    from fastsample import _cpu  # type: ignore[attr-defined, no-redef]
-
+    _cpu = importlib.import_module("fastsample._cpu")
     _why_no_cpu = ""
 except ImportError as error:
     _cpu = None
