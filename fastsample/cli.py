@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show = commands.add_parser("demo", help="sample digits from the bundled model and time it")
     show.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture to write (%(default)s)")
     show.add_argument("--seed", type=int, default=0, help="noise seed (%(default)s)")
-    show.add_argument("--rounds", type=int, default=9, help="timing rounds, the median counts (%(default)s)")
+    show.add_argument("--rounds", type=int, default=5, help="timing rounds, the median counts (%(default)s)")
     show.set_defaults(run=demo.run)
 
     fit = commands.add_parser("train", help="train a small U-Net as the bundled model was trained")

@@ -94,14 +94,15 @@ class _FreeModel:
 
 
 def _print_times(model: GuidedDigits, labels: dict[str, Tensor], rounds: int) -> None:
+    """Time per image, and per step of the whole batch; last with a model that takes no time at all."""
     free = _FreeModel(model)
     print(f"{'':<22}{'fastsample':>14}{'plain PyTorch':>18}{'plain / fastsample':>22}")
     for steps in STEPS:
         ours, plain, ratio = _interleaved(model, steps, labels, rounds)
         print(f"{f'{steps} steps, per image':<22}{_ms(ours, SHAPE[0])}{_ms(plain, SHAPE[0]):>18}{ratio:>21.2f}x")
-        print(f"{'per step':>22}{_ms(ours, steps)}{_ms(plain, steps):>18}")
+        print(f"{'per step of the batch':>22}{_ms(ours, steps)}{_ms(plain, steps):>18}")
     ours, plain, ratio = _interleaved(free, STEPS[-1], labels, rounds)
-    print(f"{'per step, model free':<22}{_ms(ours, STEPS[-1])}{_ms(plain, STEPS[-1]):>18}{ratio:>21.2f}x\n")
+    print(f"{'same, model free':>22}{_ms(ours, STEPS[-1])}{_ms(plain, STEPS[-1]):>18}{ratio:>21.2f}x\n")
 
 
 def _ms(seconds: float, count: int) -> str:

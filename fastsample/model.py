@@ -59,5 +59,8 @@ def schedule_of(model: Model, schedule: Schedule | None) -> Schedule:
         return Schedule.linear()
     if not isinstance(chosen, Schedule):
         name = "schedule" if schedule is not None else "model.schedule"
-        raise TypeError(f"{name} must be a fastsample.Schedule, got {type(chosen).__name__}: pass schedule=")
+        raise TypeError(
+            f"{name} must be a fastsample.Schedule, such as Schedule.cosine() or "
+            f"Schedule.from_alphas_cumprod(scheduler.alphas_cumprod); got {type(chosen).__name__}"
+        )
     return chosen

@@ -46,7 +46,8 @@ class Schedule:
         if flat.any():
             i = int(flat.argmax())
             raise ValueError(
-                f"alphas_cumprod must strictly decrease, got {values[i]} then {values[i + 1]} at index {i + 1}"
+                f"alphas_cumprod must strictly decrease, got {values[i]} then {values[i + 1]} at index {i + 1} "
+                "(for betas use Schedule.from_betas)"
             )
         self.__dict__["_alphas_cumprod"] = values  # __setattr__ refuses
 

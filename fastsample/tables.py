@@ -52,7 +52,7 @@ class Table:
 
     Example:
         >>> Table([999, 0], p=1.0, q=-1.0, b=1.0)
-        Table of 2 rows
+        Table of 2 rows: x0 = p x + q m, clamped to limit; x' = a x + b x0 + d m + s z
           k    t           p           q           b
           0  999           1          -1           1
           1    0           1          -1           1
@@ -131,7 +131,9 @@ class Table:
     def __repr__(self) -> str:
         shown = [name for name, default in _COLUMNS.items() if (getattr(self, name) != default).any()]
         width = max(len(str(value)) for value in self.t.tolist())
-        lines = [f"Table of {len(self)} rows", f"  k {'t':>{width + 1}}" + "".join(f"{name:>12}" for name in shown)]
+        formula = "x0 = p x + q m, clamped to limit; x' = a x + b x0 + d m + s z"
+        names = "".join(f"{name:>12}" for name in shown)
+        lines = [f"Table of {len(self)} rows: {formula}", f"  k {'t':>{width + 1}}{names}"]
         head = len(self) if len(self) <= 60 else 10
         for k in (*range(head), *range(max(head, len(self) - 10), len(self))):
             if k == len(self) - 10 and k > head:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Iterable
 
@@ -23,7 +22,8 @@ def spaced_timesteps(
         spec: one of
             - a spacing name, with `steps` (N): "leading" i * (T // N), "trailing" round(T - i * T / N) - 1 and
               "linspace" round(i * (T - 1) / (N - 1)) as in diffusers, "quad" floor((i * sqrt(0.8 T) / (N - 1))^2) as in
-              ermongroup/ddim; rounding is half to even;
+              ermongroup/ddim; rounding is half to even. "leading" ends well below T where N does not divide T, at 699
+              for T = 1000 and N = 700; "trailing" starts from T - 1;
             - "ddimN": the smallest whole stride from 0 that visits exactly N (improved-diffusion);
             - "10,15,20": T cut in equal sections, each with so many evenly spaced timesteps (improved-diffusion);
             - the timesteps themselves, in any order.
@@ -99,9 +99,11 @@ _SPACINGS: dict[str, Callable[[int, int], Int64Array]] = {
 def _checked_steps(T: int, spec: str, steps: int | None) -> int:
     if steps is None:
         raise ValueError(f"timesteps={spec!r} needs steps=")
-    if not 1 <= operator.index(steps) <= T:
-        raise ValueError(f"steps must lie in [1, {T}] on a schedule of {T} timesteps, got {steps}: pass steps=")
-    return operator.index(steps)
+    if not isinstance(steps, int | np.integer):
+        raise TypeError(f"steps must be an int, got {steps!r}")
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps must lie in [1, {T}] on a schedule of {T} timesteps, got {steps}")
+    return int(steps)
 
 
 def _explicit(spec: Iterable[int]) -> Int64Array:

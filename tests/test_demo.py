@@ -17,7 +17,7 @@ def test_demo_writes_its_picture_and_tables(tmp_path: Path, capsys: pytest.Captu
     assert main(["demo", "--out", str(picture), "--rounds", "1"]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
-    for part in ("10 steps, per image", "50 steps, per image", "per step, model free", "noise bits identical"):
+    for part in ("10 steps, per image", "50 steps, per image", "same, model free", "noise bits identical"):
         assert part in shown
 
 

@@ -239,6 +239,13 @@ def bare_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
+def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path: Path) -> None:
+    """As in the folder above a checkout, where the first script of most users lies."""
+    (tmp_path / "fastsample").symlink_to(ROOT, target_is_directory=True)
+    done = run([sys.executable, "-c", "import fastsample.kernels; print(fastsample.zoo.__name__)"], tmp_path)
+    assert done.stdout.strip() == "fastsample.zoo", done.stderr
+
+
 def test_install_without_a_compiler_has_everything_but_the_extension(bare_wheel: Path) -> None:
     names = set(zipfile.ZipFile(bare_wheel).namelist())
     assert not [name for name in names if name.endswith((".so", ".dylib", ".pyd", ".cpp", ".h", ".inl"))]

@@ -163,7 +163,7 @@ def test_iteration_yields_rows_as_dicts_of_plain_numbers(table: Table) -> None:
 def test_repr_is_a_table_of_the_columns_in_use() -> None:
     sampler = DDIM(Schedule.linear(), steps=4, eta=1.0, clip=1.0)
     assert repr(sampler.table) == (
-        "Table of 4 rows\n"
+        "Table of 4 rows: x0 = p x + q m, clamped to limit; x' = a x + b x0 + d m + s z\n"
         "  k    t           p           q           a           b           s       limit\n"
         "  0  750      17.407     -17.379     0.19057     0.26797     0.94128           1\n"
         "  1  500      3.5853      -3.443     0.20045     0.66619     0.66447           1\n"
@@ -171,7 +171,8 @@ def test_repr_is_a_table_of_the_columns_in_use() -> None:
         "  3    0      1.0001   -0.010001           0           1           0           1"
     )
     assert repr(Table([0.5, 12.25], d=2.0)) == (
-        "Table of 2 rows\n  k      t           d\n  0    0.5           2\n  1  12.25           2"
+        "Table of 2 rows: x0 = p x + q m, clamped to limit; x' = a x + b x0 + d m + s z\n"
+        "  k      t           d\n  0    0.5           2\n  1  12.25           2"
     )
 
 

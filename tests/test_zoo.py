@@ -69,7 +69,7 @@ def test_bad_inputs() -> None:
         model(x, torch.tensor(3))
     with pytest.raises(ValueError, match=r"y must be \(2,\), got \(1,\)"):
         model(x, t, torch.tensor([1]))
-    with pytest.raises(TypeError, match=r"y must be int64, got torch.float32"):
+    with pytest.raises(TypeError, match=r"y must be an int64 tensor, got torch.float32"):
         model(x, t, torch.zeros(2))
 
 

@@ -37,7 +37,8 @@ def randn(
 
     Args:
         shape: (samples, ...), nothing zero.
-        seed: an int (sample i uses seed + i), or one int per sample (sequence or int64 tensor); taken modulo 2^64.
+        seed: an int (sample i uses seed + i, so the next batch of B starts at seed + B), or one int per sample
+            (sequence or integer tensor); taken modulo 2^64.
         step: 0 .. 2^32 - 1, the row of the table the noise belongs to.
         stream: 0 .. 2^32 - 1; 0 is initial noise, 1 the noise that samplers add.
         device: where a fresh result lies; default CPU.
@@ -93,8 +94,8 @@ def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
     """`shape` as a torch.Size, or an error that calls it `name`."""
     try:
         size = torch.Size(shape)
-    except TypeError:
-        raise TypeError(f"{name} must be a sequence of ints, got {shape!r}") from None
+    except (TypeError, OverflowError):
+        raise TypeError(f"{name} must be a sequence of ints, got {type(shape).__name__}") from None
     if len(size) == 0 or min(size) < 1:
         raise ValueError(f"{name} must have a first axis of samples and no zero, got {tuple(size)}")
     return size

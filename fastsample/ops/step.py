@@ -91,7 +91,8 @@ def step(
 class StepPlan:
     """`step` with everything but the model's output, the row and the noise fixed and checked once: what a loop calls.
 
-    Args are those of `step`; `seeds` is an int64 tensor with one seed per sample, `backend` one that can run.
+    Args are those of `step`; `seeds` is an int64 tensor with one seed per sample, `backend` one that can run. Keeps the
+    addresses of its tensors: their storage must not move. Whether they overlap is for the caller to know.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class StepPlan:
             code,
             noise_address,
             self._seeds_address,
-            row,
+            row,  # as the step of the noise counter
             address,
             self._x0_address,
             self._input_address,

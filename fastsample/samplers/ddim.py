@@ -55,37 +55,39 @@ def ddim_table(
     _check_number("clip", 1.0 if clip is None else clip)
     if not (clip is None or clip > 0):
         raise ValueError(f"clip must be positive or None, got {clip}")
-    a0, s0, a1, s1 = alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]
-    p, q = x0_coefficients(prediction, a0, s0)
-    s, direction = _noise_and_direction(eta, a0, s0, a1, s1)
+    alpha, next_alpha, sigma, next_sigma = alpha[:-1], alpha[1:], sigma[:-1], sigma[1:]
+    p, q = x0_coefficients(prediction, alpha, sigma)
+    s, direction = _noise_and_direction(eta, alpha, sigma, next_alpha, next_sigma)
     if rederive_epsilon and (clip is not None or corrects_x0):
-        r, w = rederived_epsilon_coefficients(a0, s0)
-        a, b, d = direction * r, a1 + direction * w, np.zeros_like(r)
+        of_x, of_x0 = rederived_epsilon_coefficients(alpha, sigma)
+        a, b, d = direction * of_x, next_alpha + direction * of_x0, np.zeros_like(of_x)
     else:
-        r, u = epsilon_coefficients(prediction, a0, s0)
-        a, b, d = direction * r, a1, direction * u
+        of_x, of_m = epsilon_coefficients(prediction, alpha, sigma)
+        a, b, d = direction * of_x, next_alpha, direction * of_m
     return Table(t, p=p, q=q, a=a, b=b, d=d, s=s, limit=np.inf if clip is None else clip)
 
 
 def _noise_and_direction(
-    eta: float, a0: Float64Array, s0: Float64Array, a1: Float64Array, s1: Float64Array
+    eta: float, alpha: Float64Array, sigma: Float64Array, next_alpha: Float64Array, next_sigma: Float64Array
 ) -> tuple[Float64Array, Float64Array]:
+    """(s, sqrt(sigma'^2 - s^2)). With alpha^2 + sigma^2 = 1, s is the paper's eta sigma'/sigma sqrt(1 - abar/abar')."""
     _check_number("eta", eta)
     if not 0 <= eta < math.inf:
         raise ValueError(f"eta must be at least 0 and finite, got {eta}")
     # Rounding alone can take these two below 0, at a last level that repeats and at eta = 1.
-    variance = np.maximum((s1 / np.where(s0 > 0, s0, 1.0)) ** 2 * (s0**2 - (a0 / a1 * s1) ** 2), 0.0)
-    room = s1**2 - eta**2 * variance
-    if (room < -1e-12 * s1**2).any():
+    added = sigma**2 - (alpha / next_alpha * next_sigma) ** 2
+    variance = np.maximum((next_sigma / np.where(sigma > 0, sigma, 1.0)) ** 2 * added, 0.0)
+    room = next_sigma**2 - eta**2 * variance
+    if (room < -1e-12 * next_sigma**2).any():
         adds = variance > 0
-        largest = np.sqrt((s1[adds] ** 2 / variance[adds]).min())
+        largest = np.sqrt((next_sigma[adds] ** 2 / variance[adds]).min())
         largest = math.floor(largest * 1e6) / 1e6  # rounded up it would be refused itself
         raise ValueError(f"eta={eta} needs more noise than there is room for; the largest valid eta here is {largest}")
     return eta * np.sqrt(variance), np.sqrt(np.maximum(room, 0.0))
 
 
 def _check_number(name: str, value: float) -> None:
-    if not isinstance(value, numbers.Real):
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
@@ -121,6 +123,7 @@ class DDIM(Sampler):
         t = spaced_timesteps(self.schedule.T, self.timesteps, self.steps)
         if not isinstance(self.timesteps, str):
             object.__setattr__(self, "timesteps", tuple(t.tolist()))
+        object.__setattr__(self, "steps", len(t))
         alpha, sigma = noise_levels(self.schedule, t, self.final_alpha_cumprod)
         table = ddim_table(
             t,
@@ -170,11 +173,13 @@ def ddim(
         model: called as model(x, t, **model_kwargs), t int64 of shape (B,); returns a tensor, a tuple that starts with
             one, or an object with `.sample`. Where axis 1 of the output is twice that of x, the second half (a learned
             variance) is ignored. Its x and t are the loop's own buffers: not to be modified, overwritten afterwards.
+            It is used as it is: call .eval() first where it has dropout.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored.
         eta: 0 is deterministic, 1 is ancestral sampling; larger values as far as 1 - a' >= s^2.
-        schedule: default `model.schedule`, else Schedule.linear(1000).
+        schedule: the one the model was trained with; default `model.schedule`, else Schedule.linear(1000). A lambda
+            around a model has no schedule of its own.
         timesteps: which timesteps to visit, see fastsample.spaced_timesteps. Stable Diffusion's own are
             spaced_timesteps(1000, steps=steps, steps_offset=1), with final_alpha_cumprod as below.
         prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
@@ -183,10 +188,11 @@ def ddim(
             use_clipped_model_output). False keeps the model's own (diffusers' default).
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` as in Stable Diffusion.
-        seed: int (sample i uses seed + i), or one per sample, modulo 2^64. Sample i does not depend on the batch it is
-            in, but for what the model itself makes of batches.
+        seed: int (sample i uses seed + i, so the next batch of B starts at seed + B), or one per sample, modulo 2^64.
+            Sample i does not depend on the batch it is in, but for what the model itself makes of batches.
         noise: None draws z from `seed` inside the step. Or a function of the row (0 = the noisiest) that returns z, or
-            a torch.Generator, or one per sample. Used only for rows that add noise; a shape's x_T comes from `seed`.
+            a torch.Generator, or one per sample. Used only for rows that add noise, none at eta = 0; x_T comes from
+            `seed` all the same, unless it is given as x.
         model_dtype: dtype of the model's input; default that of its first floating-point parameter, else float32.
         model_kwargs: passed to every model call.
         callback: called with a fastsample.Step after every row; may change `step.x` in place.

@@ -21,7 +21,7 @@ Noise = Callable[[int], Tensor] | Generator | Sequence[Generator]
 CorrectX0 = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Step:
     """What a callback or iterator sees after a row: `x` may be changed in place (inpainting), and the change counts.
 
@@ -37,6 +37,9 @@ class Step:
     t: int | float
     x: Tensor
     x0: Tensor
+
+    def __repr__(self) -> str:
+        return f"Step(index={self.index}, t={self.t}, x of shape {tuple(self.x.shape)})"
 
 
 class Sampler:
@@ -97,7 +100,8 @@ class Sampler:
         """The same loop as a generator: yields a Step after each row; the last one's `x` is the sample.
 
         Arguments are checked at the call, not at the first step. `step.x` and `step.x0` are the same two tensors every
-        time: clone what you keep. Between steps the caller's own gradient mode is in force.
+        time: clone what you keep, as in `previews = [step.x0.clone() for step in sampler.iterate(...)]`. Between steps
+        the caller's own gradient mode is in force.
         """
         loop = _Loop(self.table, self.correct_x0, model, x, seed, noise, model_dtype, model_kwargs, backend, device)
         return _outside_grad_mode(loop)
@@ -182,6 +186,7 @@ class _Loop:
             model_input = state if predict.dtype == state.dtype else state.to(predict.dtype)
             keeps_x0 = observed or correct is not None
             x0 = fresh(state.shape, state.dtype, state.device) if keeps_x0 else state
+        # The pass makes the next input too, unless someone may still change x after it.
         converts = model_input is not state
         fused_input = converts and not keeps_x0
         plan = StepPlan(
@@ -245,7 +250,7 @@ def _noise_source(noise: Noise, state: Tensor) -> Callable[[int], Tensor]:
         return noise
     generators = [noise] if isinstance(noise, Generator) else list(noise) if isinstance(noise, Sequence) else []
     if not generators or not all(isinstance(one, Generator) for one in generators):
-        raise TypeError("noise must be a function of the row, a torch.Generator or a list of them")
+        raise TypeError("noise must be a function of the row, a torch.Generator or a list of them; x_T goes in as x")
     if not isinstance(noise, Generator) and len(generators) != state.shape[0]:
         raise ValueError(f"noise must be one generator or {state.shape[0]}, one per sample; got {len(generators)}")
     with torch.inference_mode(False):

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         chosen = {name: getattr(args, name) for name in _SETTINGS}
         settings = Settings(widths=tuple(args.widths), **chosen)
         train(load_data(args.data), args.out, settings, device=args.device, save_every=args.save_every)
+        print(f"trained: fastsample.zoo.load({str(args.out / 'model.safetensors')!r})")
     except (ArithmeticError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"fastsample train: {error}", file=sys.stderr)
         return 2

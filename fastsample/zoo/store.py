@@ -36,7 +36,7 @@ def load(path: str | Path) -> UNet:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no model at {path}")
+        raise FileNotFoundError(f"no model at {path}" + (": name the .safetensors file in it" if path.is_dir() else ""))
     try:
         with safe_open(path, framework="pt") as file:
             about = (file.metadata() or {}).get(_KEY)

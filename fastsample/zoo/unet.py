@@ -110,8 +110,8 @@ class UNet(nn.Module):
             raise ValueError(f"t must be ({x.shape[0]},), got {tuple(t.shape)}")
         if y is None:
             label = self.embed_class.weight[-1:]
-        elif y.dtype != torch.int64:
-            raise TypeError(f"y must be int64, got {y.dtype}")
+        elif not isinstance(y, Tensor) or y.dtype != torch.int64:
+            raise TypeError(f"y must be an int64 tensor, got {getattr(y, 'dtype', type(y).__name__)}")
         elif y.shape != t.shape:
             raise ValueError(f"y must be ({x.shape[0]},), got {tuple(y.shape)}")
         else:
