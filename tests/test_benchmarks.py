@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastsample
-from benchmarks import harness, noise, options, peers, report, step
+from benchmarks import digits, harness, noise, options, peers, report, step
 from benchmarks.harness import Candidate, Spread, Timing, measure
 
 needs_cpu = pytest.mark.skipif(not fastsample.backends()["cpu"]["available"], reason="no CPU kernels")
@@ -188,6 +188,13 @@ def test_noise_script(tmp_path: Path) -> None:
     assert noise.main(["--quick", "--shapes", "2x3x5", "--out", str(tmp_path)]) == 0
     written = read(tmp_path / "noise-quick.csv")
     assert {row["case"] for row in written} == {"2x3x5 in a buffer", "2x3x5 fresh"}
+
+
+@needs_cpu
+def test_digits_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert digits.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert "ms an image" in capsys.readouterr().out
+    assert {row["provider"] for row in read(tmp_path / "digits-quick.csv")} == {"forward", "step"}
 
 
 @needs_cpu

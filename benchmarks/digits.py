@@ -1,0 +1,48 @@
+"""The bundled digits model: what a forward pass costs, and what one DDIM step adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+import fastsample
+from benchmarks.harness import Candidate, measure, spread
+from benchmarks.options import begin, parser
+from benchmarks.report import Row, plot, rows_of, table, write_csv
+from benchmarks.settling import settling_table
+from fastsample.ops.step import StepPlan
+
+BATCHES, QUICK_BATCHES = (1, 16, 64), (1,)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Times both for every batch size and writes the results."""
+    run = begin(parser("benchmarks.digits", __doc__).parse_args(argv))
+    model, rows = fastsample.zoo.digits(), list[Row]()
+    with torch.no_grad():
+        for batch in QUICK_BATCHES if run.quick else BATCHES:
+            x = torch.randn(batch, 1, 28, 28)
+            t, y = torch.full((batch,), 500), torch.arange(batch) % 10
+            output, state = model(x, t, y), x.clone()
+            plan = StepPlan(state, settling_table(), seeds=None, out=state, x0_out=None, input_out=None, backend="cpu")
+            timings = measure(
+                [
+                    Candidate("forward", partial(model, x, t, y)),
+                    Candidate("step", partial(plan, output, 0)),
+                ],
+                run.rounds,
+            )
+            found = rows_of("digits", f"batch {batch}", timings, {})
+            low, middle, high = (1e3 * seconds / batch for seconds in spread(timings["forward"].seconds))
+            print(table(found))
+            print(f"  forward: {middle:.2f} ({low:.2f} .. {high:.2f}) ms an image", flush=True)
+            rows += found
+    write_csv(run.path("digits", ".csv"), rows)
+    plot(run.path("digits", ".png"), rows, "benchmarks.digits")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
