@@ -251,6 +251,15 @@ def test_autograd_knows_of_what_is_written(backend: str) -> None:
     assert ops.step(x, m, Table([0], a=1.0, s=2.0), 0, noise=z).requires_grad
 
 
+def test_inference_tensors(backend: str) -> None:
+    with torch.inference_mode():
+        x = ops.randn((2, 9), seed=0, backend=backend)
+        assert x.is_inference()
+        ops.randn((2, 9), seed=0, out=x, backend=backend)
+        ops.step(x, x.clone(), Table([0], a=2.0), 0, out=x, backend=backend)
+    assert torch.equal(x, 2 * ops.randn((2, 9), seed=0, backend=backend))
+
+
 def test_negated_views() -> None:
     x = torch.zeros(1, 5)
     m = torch.complex(x, x + 1).conj().imag

@@ -126,7 +126,6 @@ def test_missing_digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         zoo.digits()
 
 
-@pytest.mark.skipif(not DIGITS.exists(), reason="the digits model is not trained yet")
 class TestDigits:
     def test_file(self) -> None:
         assert DIGITS.stat().st_size <= 4_000_000

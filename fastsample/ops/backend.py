@@ -90,3 +90,9 @@ def fresh(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor
     if _cpu is not None and tensor.is_cpu and tensor.nbytes >= 4 << 20:
         _cpu.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
+
+
+def mark_written(tensor: Tensor) -> None:
+    """Tells autograd, which cannot see kernels write, that the tensor has changed. Inference tensors keep no such count."""
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)

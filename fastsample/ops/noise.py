@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu, choose, fresh
+from fastsample.ops.backend import _cpu, choose, fresh, mark_written
 
 Seed = int | Sequence[int] | Tensor
 
@@ -86,7 +86,7 @@ def randn(
         return result
     if out is not result:
         return out.copy_(result)
-    torch.autograd.graph.increment_version(out)
+    mark_written(out)
     return out
 
 

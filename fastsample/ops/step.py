@@ -8,7 +8,7 @@ import operator
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu, choose, fresh
+from fastsample.ops.backend import _cpu, choose, fresh, mark_written
 from fastsample.ops.noise import STEP, Seed, randn, sample_seeds
 from fastsample.tables import Table
 
@@ -84,7 +84,7 @@ def step(
     result = plan(model_output, row, noise)
     for written in outputs.values():
         if written is not None:
-            torch.autograd.graph.increment_version(written)
+            mark_written(written)
     return result
 
 
