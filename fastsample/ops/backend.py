@@ -93,6 +93,6 @@ def fresh(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor
 
 
 def mark_written(tensor: Tensor) -> None:
-    """Tells autograd, which cannot see kernels write, that the tensor has changed. Inference tensors keep no such count."""
+    """Tells autograd, which cannot see kernels write, that the tensor has changed; inference tensors keep no count."""
     if not tensor.is_inference():
         torch.autograd.graph.increment_version(tensor)
