@@ -60,9 +60,10 @@ def begin(arguments: Namespace, backend: str = "cpu") -> Run:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     if arguments.isa is not None:
-        if arguments.isa not in _cpu.available_isas():
-            refuse(f"--isa {arguments.isa} is not one of this machine's: {', '.join(_cpu.available_isas())}")
-        _cpu.set_isa(arguments.isa)
+        try:
+            _cpu.set_isa(arguments.isa)
+        except ValueError as error:
+            refuse(f"--isa: {error}")
     quick = arguments.quick
     rounds = arguments.rounds or (QUICK_ROUNDS if quick else ROUNDS)
     if rounds < FEWEST_ROUNDS and not quick:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.backend import _cpu, choose, fresh, mark_written
-from fastsample.ops.noise import STEP, Seed, randn, sample_seeds
+from fastsample.ops.noise import STEP, Seed, checked_shape, randn, sample_seeds
 from fastsample.tables import Table
 
 _DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType in csrc/cpu/kernels.h
@@ -92,7 +92,7 @@ class StepPlan:
     """`step` with everything but the model's output, the row and the noise fixed and checked once: what a loop calls.
 
     Args are those of `step`; `seeds` is an int64 tensor with one seed per sample, `backend` one that can run. Keeps the
-    addresses of its tensors: their storage must not move. Whether they overlap is for the caller to know.
+    addresses of its tensors: their storage must not move. That x is a state, and what overlaps, the caller has checked.
     """
 
     def __init__(
@@ -106,7 +106,6 @@ class StepPlan:
         input_out: Tensor | None,
         backend: str,
     ) -> None:
-        _check_state(x)
         for name, tensor in (("out", out), ("x0_out", x0_out), ("input_out", input_out)):
             if tensor is not None:
                 _check_like(name, tensor, x, dtype=None if name == "input_out" else x.dtype)
@@ -276,8 +275,7 @@ def _reach(tensor: Tensor) -> int:
 
 
 def _check_state(x: Tensor) -> None:
-    if x.ndim == 0 or x.numel() == 0:
-        raise ValueError(f"x must have a first axis of samples and no zero, got shape {tuple(x.shape)}")
+    checked_shape("x", x.shape)
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x must be float32 (or float64 with the reference backend), got {x.dtype}")
 

@@ -162,8 +162,7 @@ class _Loop:
             return randn(checked_shape("x", x), seed=seed, device=where, backend=self._backend)
         if not x.is_floating_point():
             raise TypeError(f"x must be a shape or a floating-point tensor, got {x.dtype}")
-        if x.ndim == 0 or x.numel() == 0:
-            raise ValueError(f"x must have a first axis of samples and no zero, got shape {tuple(x.shape)}")
+        checked_shape("x", x.shape)
         state = x.to(where, dtype, copy=True, memory_format=torch.contiguous_format)
         return state if self.differentiable else state.detach()
 
