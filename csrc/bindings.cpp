@@ -5,6 +5,9 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
+#include <stdexcept>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
@@ -32,25 +35,103 @@ int useful_threads(int threads, int64_t elements, int64_t grain) {
     return most < threads ? static_cast<int>(most) : threads;
 }
 
-void step(Address rows, int64_t row, int64_t batch, int64_t size, Address x, Address m, int64_t m_stride, int m_dtype,
-          Address z, Address seeds, uint32_t noise_step, Address out, Address x0_out, Address input_out,
-          int input_dtype, int threads) {
-    StepArgs args{at<const Row>(rows) + row, batch, size, at<const float>(x), at<const void>(m), m_stride, m_dtype,
-                  at<const float>(z), at<const uint64_t>(seeds), noise_step, at<float>(out), at<float>(x0_out),
-                  at<void>(input_out), input_dtype};
-    const bool draws = args.row->s != 0.0f && !z;
-    py::gil_scoped_release released;
-    if (!draws && m_stride == size) {
-        // Nothing tells the samples apart: one long sample has fewer partial vectors.
-        args.size = args.m_stride = batch * size;
-        args.batch = 1;
+// The step with everything fixed that stays the same from row to row; the Python side keeps the tensors alive.
+class Step {
+public:
+    Step(Address rows, Address row_of, int64_t batch, int64_t size, Address x, Address seeds, Address guidance,
+         bool one_guidance, float rescale, bool thresholds, Address h1, Address h2, Address x0_out, Address input_out,
+         Address second_input_out, int input_dtype)
+        : one_guidance_(one_guidance), rescale_(rescale), thresholds_(thresholds) {
+        fixed_.rows = at<const Row>(rows);
+        fixed_.row_of = at<const int64_t>(row_of);
+        fixed_.batch = batch;
+        fixed_.size = size;
+        fixed_.x = at<const float>(x);
+        fixed_.seeds = at<const uint64_t>(seeds);
+        fixed_.guidance = at<const float>(guidance);
+        fixed_.h1 = at<const float>(h1);
+        fixed_.h2 = at<const float>(h2);
+        fixed_.x0_out = at<float>(x0_out);
+        fixed_.input_out = at<void>(input_out);
+        fixed_.second_input_out = at<void>(second_input_out);
+        fixed_.input_dtype = input_dtype;
+        if (rescale != 0) factors_.resize(batch);
+        if (thresholds) {
+            bounds_.resize(batch);
+            scratch_.reset(new float[batch * size]);  // touched only as far as threads need it
+        }
     }
-    const int64_t blocks = args.batch * ((args.size + kBlock - 1) / kBlock);
-    const auto body = [](const void* context, int64_t begin, int64_t end) {
-        kernels().step(static_cast<const StepArgs*>(context), begin, end);
+
+    // m: the model's output, m_stride elements from sample to sample, the unconditional half first where `guided`.
+    void operator()(int64_t row, Address m, int64_t m_stride, int m_dtype, bool guided, Address z, Address out,
+                    bool keeps_x0, bool writes_input, int threads) {
+        StepArgs args = fixed_;
+        args.row = row;
+        args.m_stride = m_stride;
+        args.m_dtype = m_dtype;
+        args.uncond = guided ? at<const void>(m) : nullptr;
+        args.m = at<const void>(guided ? m + args.batch * m_stride * (m_dtype == kFloat32 ? 4 : 2) : m);
+        args.z = at<const float>(z);
+        args.out = at<float>(out);
+        if (!keeps_x0) args.x0_out = nullptr;
+        if (!writes_input) args.input_out = args.second_input_out = nullptr;
+        py::gil_scoped_release released;
+        run(&args, guided, threads);
+    }
+
+private:
+    void run(StepArgs* args, bool guided, int threads) {
+        const int64_t elements = args->batch * args->size;
+        const bool rescales = guided && rescale_ != 0;
+        if (rescales) {
+            reduce(args, threads, [](const Job& job, int64_t sample) {
+                job.self->factors_[sample] = kernels().rescale_factor(job.args, sample, job.self->rescale_);
+            });
+            args->factors = factors_.data();
+        }
+        if (thresholds_) {
+            reduce(args, threads, [](const Job& job, int64_t sample) {
+                float* scratch = job.self->scratch_.get() + sample * job.args->size;
+                job.self->bounds_[sample] = kernels().threshold(job.args, sample, scratch);
+            });
+            args->bounds = bounds_.data();
+        }
+        const bool draws = !args->z && args->seeds && (args->row_of || args->rows[args->row].s != 0.0f);
+        const bool alike = !draws && !args->row_of && !rescales && !thresholds_ && (!guided || one_guidance_);
+        if (alike && args->m_stride == args->size) {
+            // Nothing tells the samples apart: one long sample has fewer partial vectors.
+            args->size = args->m_stride = elements;
+            args->batch = 1;
+        }
+        const int64_t blocks = args->batch * ((args->size + kBlock - 1) / kBlock);
+        const auto body = [](const void* context, int64_t begin, int64_t end) {
+            kernels().step(static_cast<const StepArgs*>(context), begin, end);
+        };
+        parallel(blocks, useful_threads(threads, elements, draws ? kNoiseGrain : kStepGrain), body, args);
+    }
+
+    struct Job {
+        Step* self;
+        const StepArgs* args;
+        void (*one)(const Job&, int64_t);
     };
-    parallel(blocks, useful_threads(threads, batch * size, draws ? kNoiseGrain : kStepGrain), body, &args);
-}
+
+    void reduce(const StepArgs* args, int threads, void (*one)(const Job&, int64_t)) {
+        const Job job{this, args, one};
+        const auto body = [](const void* context, int64_t begin, int64_t end) {
+            const Job& job = *static_cast<const Job*>(context);
+            for (int64_t sample = begin; sample < end; ++sample) job.one(job, sample);
+        };
+        parallel(args->batch, useful_threads(threads, args->batch * args->size, kNoiseGrain), body, &job);
+    }
+
+    StepArgs fixed_{};
+    bool one_guidance_;
+    float rescale_;
+    bool thresholds_;
+    std::vector<float> factors_, bounds_;
+    std::unique_ptr<float[]> scratch_;
+};
 
 struct NormalsJob {
     float* out;
@@ -89,7 +170,7 @@ std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint3
 
 struct StreamJob {
     float* y;
-    const float* x;
+    std::vector<const float*> x;
     float a, s;
     int64_t count;
 };
@@ -106,25 +187,31 @@ void stream(const StreamJob& job, int threads) {
 }
 
 void copy_part(const StreamJob& job, int64_t first, int64_t count) {
-    kernels().copy(job.y + first, job.x + first, count);
+    kernels().copy(job.y + first, job.x[0] + first, count);
 }
 
 void copy(Address out, Address in, int64_t count, int threads) {
-    stream<copy_part>(StreamJob{at<float>(out), at<const float>(in), 0, 0, count}, threads);
+    stream<copy_part>(StreamJob{at<float>(out), {at<const float>(in)}, 0, 0, count}, threads);
 }
 
 void triad_part(const StreamJob& job, int64_t first, int64_t count) {
-    kernels().triad(job.y + first, job.x + first, job.a, job.s, count);
+    kernels().triad(job.y, job.x.data(), static_cast<int>(job.x.size()), job.a, job.s, first, count);
 }
 
-void triad(Address y, Address x, float a, float s, int64_t count, int threads) {
-    stream<triad_part>(StreamJob{at<float>(y), at<const float>(x), a, s, count}, threads);
+void triad(Address y, const std::vector<Address>& x, float a, float s, int64_t count, int threads) {
+    if (x.empty() || x.size() > 3) throw std::invalid_argument("triad adds 1 to 3 streams");
+    StreamJob job{at<float>(y), {}, a, s, count};
+    for (Address one : x) job.x.push_back(at<const float>(one));
+    stream<triad_part>(job, threads);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-    module.def("step", &step);
+    py::class_<Step>(module, "Step")
+        .def(py::init<Address, Address, int64_t, int64_t, Address, Address, Address, bool, float, bool, Address, Address,
+                      Address, Address, Address, int>())
+        .def("__call__", &Step::operator());
     module.def("advise_huge_pages", [](Address address, int64_t bytes) { advise_huge_pages(at<void>(address), bytes); });
     module.def("randn", &randn);
     module.def("normals", &normals);

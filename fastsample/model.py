@@ -23,22 +23,19 @@ class Predictor:
         device: that of its first parameter, or None for a model without parameters.
     """
 
-    def __init__(self, model: Model, dtype: torch.dtype | None = None, kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, model: Model, dtype: torch.dtype | None = None) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable as model(x, t, **model_kwargs), got {type(model).__name__}")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"model_dtype must be a floating-point torch.dtype, got {dtype!r}")
-        if not isinstance(kwargs, Mapping | None):
-            raise TypeError(f"model_kwargs must be a mapping, got {type(kwargs).__name__}")
         parameters = model.parameters if isinstance(model, torch.nn.Module) else list
         floating = (parameter.dtype for parameter in parameters() if parameter.is_floating_point())
         self.dtype = dtype or next(floating, torch.float32)
         self.device = next((parameter.device for parameter in parameters()), None)
         self._model = model
-        self._kwargs = dict(kwargs or {})
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        output = self._model(x, t, **self._kwargs)
+    def __call__(self, x: Tensor, t: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        output = self._model(x, t, **kwargs)
         if isinstance(output, Tensor):
             return output
         inner = getattr(output, "sample", None)

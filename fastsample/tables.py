@@ -1,11 +1,13 @@
 """A sampler is a table: one row of coefficients per model call, computed once in float64.
 
-Row k turns the state x, the model's output m and standard normals z into the next state:
+Row k gives the model e*x and turns the state x, the model's output m (after guidance) with its variance half v, the x0
+of the last two rows h1 and h2, and standard normals z into the next state:
 
-    x0 = clamp(p*x + q*m, -limit, limit)
-    x' = a*x + b*x0 + d*m + s*z
+    x0 = limit(p*x + q*m)
+    x' = a*x + b*x0 + c1*h1 + c2*h2 + d*m + s*exp(g0 + g1*v)*z
 
-Where limit is infinite the x0 term folds into the others: x' = (a + b*p)*x + (b*q + d)*m + s*z.
+limit is a clamp to [-limit, limit]; where quantile > 0, per sample, with r = clamp(quantile of |x0|, 1, limit), it is
+clamp(x0, -r, r) / r. Where neither is in force the x0 term folds into the others: x' = (a + b*p)*x + (b*q + d)*m + ...
 """
 
 from __future__ import annotations
@@ -15,9 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsample.schedule import Float64Array, Schedule
-
-PREDICTIONS = ("epsilon", "v", "x0")
+from fastsample.schedule import Float64Array
 
 # Defaults of the columns that a sampler does not set.
 _COLUMNS = {
@@ -25,10 +25,17 @@ _COLUMNS = {
     "q": 0.0,
     "a": 0.0,
     "b": 0.0,
+    "c1": 0.0,
+    "c2": 0.0,
     "d": 0.0,
     "s": 0.0,
+    "g0": 0.0,
+    "g1": 0.0,
     "limit": np.inf,
+    "quantile": 0.0,
+    "e": 1.0,
 }
+_LEVELS = ("alpha", "sigma")
 
 
 class Table:
@@ -36,23 +43,30 @@ class Table:
 
     Args:
         t: the time that the model is given in each row, shape (N,): int64, or float32 where a method says so.
-        **columns: any of p, q, a, b, d, s, limit as numbers or arrays of shape (N,); those left
-            out are 0 and limit is infinite (no clamp).
+        alpha, sigma: the noise levels that the rows lead through, both or neither, shape (N + 1,): the state before row
+            k is alpha[k]*x0 + sigma[k]*z, after the last row alpha[N]*x0 + sigma[N]*z.
+        init_noise_sigma: the state before row 0 is drawn as init_noise_sigma * z.
+        **columns: any of p, q, a, b, c1, c2, d, s, g0, g1, limit, quantile, e as numbers or arrays of shape (N,); those
+            left out are 0, but limit is infinite (no clamp) and e is 1.
 
     Attributes:
-        t: as given, read-only.
-        p, q, a, b, d, s, limit: read-only float64 arrays of shape (N,).
-        packed: what kernels read, float32 of shape (N, 9): these columns in this order, then the folded a + b*p and
-            b*q + d (folded in float64, every number rounded once).
+        t, alpha, sigma, init_noise_sigma: as given, arrays read-only.
+        p, q, a, b, c1, c2, d, s, g0, g1, limit, quantile, e: read-only float64 arrays of shape (N,).
+        packed: what kernels read, float32 of shape (N, 14), a `Row` of csrc/cpu/kernels.h each (folded in float64,
+            every number rounded once).
         packed_address: where `packed` starts in memory.
         stochastic: for each row whether it adds noise (s is not 0).
+        learned: for each row whether it reads the variance half (g1 is not 0).
+        keeps_x0: for each row whether a later one reads its x0.
+        history: how many earlier x0 the rows read at most: 0, 1 or 2.
 
     Raises:
-        ValueError: for no rows, an unknown column, a wrong shape, NaN, an infinite coefficient or a negative limit.
+        ValueError: for no rows, an unknown column, a wrong shape, NaN, an infinite coefficient, a limit that is not
+            positive, a quantile outside [0, 1], e = 0 and history that is read before there is any.
 
     Example:
         >>> Table([999, 0], p=1.0, q=-1.0, b=1.0)
-        Table of 2 rows: x0 = p x + q m, clamped to limit; x' = a x + b x0 + d m + s z
+        Table of 2 rows: x0 = p x + q m; x' = b x0
           k    t           p           q           b
           0  999           1          -1           1
           1    0           1          -1           1
@@ -63,14 +77,34 @@ class Table:
     q: Float64Array
     a: Float64Array
     b: Float64Array
+    c1: Float64Array
+    c2: Float64Array
     d: Float64Array
     s: Float64Array
+    g0: Float64Array
+    g1: Float64Array
     limit: Float64Array
+    quantile: Float64Array
+    e: Float64Array
+    alpha: Float64Array | None
+    sigma: Float64Array | None
+    init_noise_sigma: float
     packed: NDArray[np.float32]
     packed_address: int
     stochastic: tuple[bool, ...]
+    learned: tuple[bool, ...]
+    keeps_x0: tuple[bool, ...]
+    history: int
 
-    def __init__(self, t: ArrayLike, **columns: ArrayLike) -> None:
+    def __init__(
+        self,
+        t: ArrayLike,
+        *,
+        alpha: ArrayLike | None = None,
+        sigma: ArrayLike | None = None,
+        init_noise_sigma: float = 1.0,
+        **columns: ArrayLike,
+    ) -> None:
         times = np.array(t)
         if times.ndim != 1 or times.size == 0:
             raise ValueError(f"t must be a non-empty 1-D array, got shape {times.shape}")
@@ -92,23 +126,35 @@ class Table:
                 row = int(np.flatnonzero(~np.isfinite(column))[0])
                 raise ValueError(f"column {name} is {column[row]} in row {row} (t = {times[row]})")
             full[name] = column
+        _check_columns(full)
         full["packed"] = _pack(full)
-        for array in full.values():
-            array.setflags(write=False)
-        self.__dict__.update(full)
-        self.__dict__["packed_address"] = full["packed"].ctypes.data
-        self.__dict__["stochastic"] = tuple((full["s"] != 0).tolist())
+        levels = _levels(alpha, sigma, times.size)
+        for array in (*full.values(), *levels.values()):
+            if array is not None:
+                array.setflags(write=False)
+        self.__dict__.update(full, **levels)
+        c1, c2 = full["c1"] != 0, full["c2"] != 0
+        self.__dict__.update(
+            init_noise_sigma=_checked_scale(init_noise_sigma),
+            packed_address=full["packed"].ctypes.data,
+            stochastic=tuple((full["s"] != 0).tolist()),
+            learned=tuple((full["g1"] != 0).tolist()),
+            keeps_x0=tuple((np.append(c1[1:], False) | np.append(c2[2:], (False, False))[: len(c2)]).tolist()),
+            history=2 if c2.any() else int(c1.any()),
+        )
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Table is immutable: cannot set {name!r}; use .replace({name}=...)")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self.t, {name: getattr(self, name) for name in _COLUMNS})
+        return _rebuild, (self._given(),)
+
+    def _given(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in ("t", *_LEVELS, "init_noise_sigma", *_COLUMNS)}
 
     def replace(self, **columns: ArrayLike) -> Table:
-        """A new table with these columns in place of the old ones (`t` included)."""
-        current = {name: getattr(self, name) for name in ("t", *_COLUMNS)}
-        return Table(**{**current, **columns})
+        """A new table with these columns in place of the old ones (`t`, `alpha`, `sigma`, `init_noise_sigma` too)."""
+        return _rebuild({**self._given(), **columns})
 
     def __len__(self) -> int:
         return self.t.size
@@ -122,8 +168,8 @@ class Table:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Table):
             return NotImplemented
-        same_time = self.t.dtype == other.t.dtype
-        return same_time and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("t", *_COLUMNS))
+        mine, theirs = self._given(), other._given()
+        return self.t.dtype == other.t.dtype and all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
     def __hash__(self) -> int:
         return hash((self.t.tobytes(), (self.packed + 0.0).tobytes()))  # -0.0 equals 0.0
@@ -131,9 +177,8 @@ class Table:
     def __repr__(self) -> str:
         shown = [name for name, default in _COLUMNS.items() if (getattr(self, name) != default).any()]
         width = max(len(str(value)) for value in self.t.tolist())
-        formula = "x0 = p x + q m, clamped to limit; x' = a x + b x0 + d m + s z"
         names = "".join(f"{name:>12}" for name in shown)
-        lines = [f"Table of {len(self)} rows: {formula}", f"  k {'t':>{width + 1}}{names}"]
+        lines = [f"Table of {len(self)} rows: {_formula(shown)}", f"  k {'t':>{width + 1}}{names}"]
         head = len(self) if len(self) <= 60 else 10
         for k in (*range(head), *range(max(head, len(self) - 10), len(self))):
             if k == len(self) - 10 and k > head:
@@ -143,83 +188,65 @@ class Table:
         return "\n".join(lines)
 
 
+def _formula(shown: list[str]) -> str:
+    """The rows' formula without the terms that no row has."""
+
+    def terms(names: dict[str, str]) -> str:
+        return " + ".join(f"{name} {operand}".rstrip() for name, operand in names.items() if name in shown) or "0"
+
+    variance = f" exp({terms({'g0': '', 'g1': 'v'})})" if {"g0", "g1"} & {*shown} else ""
+    limited = ", thresholded" if "quantile" in shown else ", clamped to limit" if "limit" in shown else ""
+    model_input = "; the model is given e x" if "e" in shown else ""
+    of_x0 = terms({"p": "x", "q": "m"})
+    state = terms({"a": "x", "b": "x0", "c1": "h1", "c2": "h2", "d": "m", "s": f"{variance} z".lstrip()})
+    return f"x0 = {of_x0}{limited}; x' = {state}{model_input}"
+
+
+def _check_columns(columns: dict[str, NDArray]) -> None:
+    quantile = columns["quantile"]
+    if ((quantile < 0) | (quantile > 1)).any():
+        raise ValueError(f"column quantile must lie in [0, 1], got {quantile}")
+    if (columns["e"] == 0).any():
+        raise ValueError("column e must not be 0: the model would be given nothing")
+    for name, rows in (("c1", 1), ("c2", 2)):
+        if columns[name][:rows].any():
+            raise ValueError(f"column {name} must be 0 in the first {rows} row(s), where there is no earlier x0")
+
+
+def _checked_scale(init_noise_sigma: float) -> float:
+    if not 0 < init_noise_sigma < np.inf:
+        raise ValueError(f"init_noise_sigma must be positive and finite, got {init_noise_sigma}")
+    return float(init_noise_sigma)
+
+
+def _levels(alpha: ArrayLike | None, sigma: ArrayLike | None, rows: int) -> dict[str, Float64Array | None]:
+    if alpha is None and sigma is None:
+        return {"alpha": None, "sigma": None}
+    found: dict[str, Float64Array | None] = {}
+    for name, given in (("alpha", alpha), ("sigma", sigma)):
+        values = np.array(given, dtype=np.float64)
+        if values.shape != (rows + 1,) or not np.isfinite(values).all():
+            raise ValueError(f"{name} must be {rows + 1} finite numbers, one more than rows, got shape {values.shape}")
+        found[name] = values
+    return found
+
+
 def _pack(columns: dict[str, NDArray]) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
-        folded_x = columns["a"] + columns["b"] * columns["p"]
-        folded_m = columns["b"] * columns["q"] + columns["d"]
-        stacked = [*(columns[name] for name in _COLUMNS), folded_x, folded_m]
-        packed = np.stack(stacked, axis=1).astype(np.float32)
-    if np.isinf(np.delete(packed, list(_COLUMNS).index("limit"), axis=1)).any():
+        packed = {
+            **{name: columns[name] for name in ("p", "q", "a", "b", "c1", "c2", "d")},
+            "s": columns["s"] * np.exp(columns["g0"]),
+            **{name: columns[name] for name in ("g1", "limit", "quantile")},
+            # A pass writes the input of the row after it.
+            "next_e": np.append(columns["e"][1:], 1.0),
+            "folded_x": columns["a"] + columns["b"] * columns["p"],
+            "folded_m": columns["b"] * columns["q"] + columns["d"],
+        }
+        stacked = np.stack(list(packed.values()), axis=1).astype(np.float32)
+    if np.isinf(np.delete(stacked, list(packed).index("limit"), axis=1)).any():
         raise ValueError("a coefficient of the table overflows float32")
-    return packed
+    return stacked
 
 
-def _rebuild(t: NDArray, columns: dict[str, NDArray]) -> Table:
-    return Table(t, **columns)
-
-
-def noise_levels(
-    schedule: Schedule, timesteps: NDArray[np.int64], final_alpha_cumprod: float = 1.0
-) -> tuple[Float64Array, Float64Array]:
-    """(alpha, sigma), each of shape (N + 1,): x_t = alpha*x0 + sigma*z at the N timesteps and, last, at the end.
-
-    For an alpha bar schedule alpha = sqrt(abar) and sigma = sqrt(1 - abar). `final_alpha_cumprod` is the alpha bar
-    after the last row: 1 (clean data), or `schedule.alphas_cumprod[0]` as Stable Diffusion's scheduler has it.
-
-    Raises:
-        ValueError: where it is outside (0, 1] or lies below the alpha bar of the last timestep.
-    """
-    visited = schedule.alphas_cumprod[timesteps]
-    if not max(0.0, visited[-1]) <= final_alpha_cumprod <= 1 or final_alpha_cumprod == 0:
-        raise ValueError(
-            f"final_alpha_cumprod must lie in (0, 1] and not below {visited[-1]:.6g}, the alpha bar of the last "
-            f"timestep {timesteps[-1]}; got {final_alpha_cumprod}"
-        )
-    alpha_bar = np.append(visited, final_alpha_cumprod)
-    return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
-
-
-def x0_coefficients(prediction: str, alpha: Float64Array, sigma: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """(p, q) with x0 = p*x + q*m for a model that predicts epsilon, v (alpha^2 + sigma^2 = 1) or x0.
-
-    Raises:
-        ValueError: for another prediction, and for epsilon where alpha is 0: x0 cannot be told from pure noise.
-    """
-    if prediction == "epsilon":
-        if (alpha == 0).any():
-            raise ValueError(
-                "prediction='epsilon' cannot work where alpha bar is 0 (zero terminal SNR): leave that timestep out or "
-                "use a model that predicts v or x0"
-            )
-        return 1 / alpha, -sigma / alpha
-    if prediction == "v":
-        return alpha, -sigma
-    if prediction == "x0":
-        return np.zeros_like(alpha), np.ones_like(alpha)
-    raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
-
-
-def epsilon_coefficients(
-    prediction: str, alpha: Float64Array, sigma: Float64Array
-) -> tuple[Float64Array, Float64Array]:
-    """(r, u) with epsilon = r*x + u*m, the direction that the model's own output implies, before x0 is limited.
-
-    Raises:
-        ValueError: for x0 prediction where sigma is 0: clean data do not tell the noise.
-    """
-    if prediction == "epsilon":
-        return np.zeros_like(alpha), np.ones_like(alpha)
-    if prediction == "v":
-        return sigma, alpha
-    return rederived_epsilon_coefficients(alpha, sigma)
-
-
-def rederived_epsilon_coefficients(alpha: Float64Array, sigma: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """(r, w) with epsilon = r*x + w*x0, the direction that a limited or corrected x0 implies.
-
-    Raises:
-        ValueError: where sigma is 0.
-    """
-    if (sigma == 0).any():
-        raise ValueError("epsilon cannot be derived from x0 where alpha bar is 1: leave that timestep out")
-    return 1 / sigma, -alpha / sigma
+def _rebuild(given: dict[str, object]) -> Table:
+    return Table(**given)  # type: ignore[arg-type]

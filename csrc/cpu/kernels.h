@@ -6,25 +6,30 @@ namespace fastsample {
 
 enum DType { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
-// One row of fastsample.tables.Table.packed.
+// One row of fastsample.tables.Table.packed; s holds s*exp(g0), next_e the scale of the next row's input.
 struct Row {
-    float p, q, a, b, d, s, limit, folded_x, folded_m;
+    float p, q, a, b, c1, c2, d, s, g1, limit, quantile, next_e, folded_x, folded_m;
 };
 
 // One step over `batch` samples of `size` elements each. Absent operands are null.
 struct StepArgs {
-    const Row* row;
+    const Row* rows;
+    const int64_t* row_of;  // one per sample, else
+    int64_t row;            // the same for all; it is the step of the noise counter too
     int64_t batch, size;
     const float* x;
-    const void* m;
-    int64_t m_stride;  // elements from one sample of m to the next: size, or 2 * size where the variance half follows
+    const void *m, *uncond;  // uncond only under guidance; m then is the conditional half
+    int64_t m_stride;        // elements from one sample to the next: size, or 2 * size where the variance half follows
     int m_dtype;
+    const float* guidance;  // one weight per sample
+    const float* factors;   // of m, one per sample: guidance rescale
+    const float* bounds;    // of |x0|, one per sample: dynamic thresholding
+    const float *h1, *h2;
     const float* z;         // given noise, else
-    const uint64_t* seeds;  // one per sample: noise drawn in the pass
-    uint32_t noise_step;
+    const uint64_t* seeds;  // one per sample: noise drawn in the pass; with neither there is none
     float* out;
     float* x0_out;
-    void* input_out;
+    void *input_out, *second_input_out;
     int input_dtype;
 };
 
@@ -34,12 +39,16 @@ constexpr int64_t kBlock = 2048;
 struct Kernels {
     // Work on blocks [begin, end), numbered through all samples; a sample has ceil(size / kBlock) of them.
     void (*step)(const StepArgs* args, int64_t begin, int64_t end);
+    // phi std(m_cond) / std(m) + 1 - phi of one sample.
+    float (*rescale_factor)(const StepArgs* args, int64_t sample, float phi);
+    // The bound of dynamic thresholding of one sample; scratch holds `size` floats.
+    float (*threshold)(const StepArgs* args, int64_t sample, float* scratch);
     // Normals number [first, first + count) of one sample's stream; first is a multiple of 4.
     void (*normals)(float* out, int64_t first, int64_t count, uint64_t seed, uint32_t step, uint32_t stream);
     void (*philox)(const uint32_t* counter, const uint32_t* key, uint32_t* out);
     // The lower bounds that benchmarks compare with.
     void (*copy)(float* out, const float* in, int64_t count);
-    void (*triad)(float* y, const float* x, float a, float s, int64_t count);
+    void (*triad)(float* y, const float* const* x, int streams, float a, float s, int64_t first, int64_t count);
 };
 
 namespace scalar {

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from fastsample.model import Model, schedule_of
-from fastsample.ops.noise import Seed
-from fastsample.samplers.loop import CorrectX0, Noise, Sampler, Step
-from fastsample.schedule import Float64Array, Schedule
-from fastsample.tables import (
-    Table,
+from fastsample.levels import (
     epsilon_coefficients,
     noise_levels,
     rederived_epsilon_coefficients,
     x0_coefficients,
 )
+from fastsample.model import Model, schedule_of
+from fastsample.samplers.limits import Clip, check_number, limit_columns
+from fastsample.samplers.loop import CorrectX0, Sampler
+from fastsample.samplers.run import Options
+from fastsample.schedule import Float64Array, Schedule
+from fastsample.tables import Table
 from fastsample.timesteps import Timesteps, spaced_timesteps
 
 
@@ -33,7 +32,7 @@ def ddim_table(
     *,
     eta: float = 0.0,
     prediction: str = "epsilon",
-    clip: float | None = None,
+    clip: Clip = None,
     rederive_epsilon: bool = True,
     corrects_x0: bool = False,
 ) -> Table:
@@ -52,26 +51,41 @@ def ddim_table(
         ValueError: where eta is negative or so large that s^2 > sigma'^2, for a clip that is not positive, and for a
             prediction that cannot work at one of the levels.
     """
-    _check_number("clip", 1.0 if clip is None else clip)
-    if not (clip is None or clip > 0):
-        raise ValueError(f"clip must be positive or None, got {clip}")
-    alpha, next_alpha, sigma, next_sigma = alpha[:-1], alpha[1:], sigma[:-1], sigma[1:]
-    p, q = x0_coefficients(prediction, alpha, sigma)
-    s, direction = _noise_and_direction(eta, alpha, sigma, next_alpha, next_sigma)
-    if rederive_epsilon and (clip is not None or corrects_x0):
-        of_x, of_x0 = rederived_epsilon_coefficients(alpha, sigma)
-        a, b, d = direction * of_x, next_alpha + direction * of_x0, np.zeros_like(of_x)
+    s, direction = _noise_and_direction(eta, alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
+    rederive = rederive_epsilon and (clip is not None or corrects_x0)
+    return direction_table(t, alpha, sigma, direction, s, prediction=prediction, clip=clip, rederive_epsilon=rederive)
+
+
+def direction_table(
+    t: np.ndarray,
+    alpha: Float64Array,
+    sigma: Float64Array,
+    direction: Float64Array,
+    s: Float64Array | float,
+    *,
+    prediction: str,
+    clip: Clip,
+    rederive_epsilon: bool,
+) -> Table:
+    """The rows x' = alpha' x0 + direction epsilon + s z, with epsilon from the limited x0 or the model's own.
+
+    `direction` and `s` have shape (N,), `alpha` and `sigma` (N + 1,).
+    """
+    p, q = x0_coefficients(prediction, alpha[:-1], sigma[:-1])
+    if rederive_epsilon:
+        of_x, of_x0 = rederived_epsilon_coefficients(alpha[:-1], sigma[:-1])
+        own = {"a": direction * of_x, "b": alpha[1:] + direction * of_x0}
     else:
-        of_x, of_m = epsilon_coefficients(prediction, alpha, sigma)
-        a, b, d = direction * of_x, next_alpha, direction * of_m
-    return Table(t, p=p, q=q, a=a, b=b, d=d, s=s, limit=np.inf if clip is None else clip)
+        of_x, of_m = epsilon_coefficients(prediction, alpha[:-1], sigma[:-1])
+        own = {"a": direction * of_x, "b": alpha[1:], "d": direction * of_m}
+    return Table(t, p=p, q=q, s=s, **own, **limit_columns(clip), alpha=alpha, sigma=sigma)
 
 
 def _noise_and_direction(
     eta: float, alpha: Float64Array, sigma: Float64Array, next_alpha: Float64Array, next_sigma: Float64Array
 ) -> tuple[Float64Array, Float64Array]:
     """(s, sqrt(sigma'^2 - s^2)). With alpha^2 + sigma^2 = 1, s is the paper's eta sigma'/sigma sqrt(1 - abar/abar')."""
-    _check_number("eta", eta)
+    check_number("eta", eta)
     if not 0 <= eta < math.inf:
         raise ValueError(f"eta must be at least 0 and finite, got {eta}")
     # Rounding alone can take these two below 0, at a last level that repeats and at eta = 1.
@@ -84,11 +98,6 @@ def _noise_and_direction(
         largest = math.floor(largest * 1e6) / 1e6  # rounded up it would be refused itself
         raise ValueError(f"eta={eta} needs more noise than there is room for; the largest valid eta here is {largest}")
     return eta * np.sqrt(variance), np.sqrt(np.maximum(room, 0.0))
-
-
-def _check_number(name: str, value: float) -> None:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -110,32 +119,27 @@ class DDIM(Sampler):
     timesteps: Timesteps = field(default="leading", kw_only=True)
     eta: float = field(default=0.0, kw_only=True)
     prediction: str = field(default="epsilon", kw_only=True)
-    clip: float | None = field(default=None, kw_only=True)
+    clip: Clip = field(default=None, kw_only=True)
     rederive_epsilon: bool = field(default=True, kw_only=True)
     correct_x0: CorrectX0 | None = field(default=None, kw_only=True)
     final_alpha_cumprod: float = field(default=1.0, kw_only=True)
-    table: Table = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"schedule must be a fastsample.Schedule, got {type(self.schedule).__name__}")
-        _check_number("final_alpha_cumprod", self.final_alpha_cumprod)
-        t = spaced_timesteps(self.schedule.T, self.timesteps, self.steps)
-        if not isinstance(self.timesteps, str):
-            object.__setattr__(self, "timesteps", tuple(t.tolist()))
-        object.__setattr__(self, "steps", len(t))
+        t = self._spaced(spaced_timesteps)
+        check_number("final_alpha_cumprod", self.final_alpha_cumprod)
         alpha, sigma = noise_levels(self.schedule, t, self.final_alpha_cumprod)
-        table = ddim_table(
-            t,
-            alpha,
-            sigma,
-            eta=self.eta,
-            prediction=self.prediction,
-            clip=self.clip,
-            rederive_epsilon=self.rederive_epsilon,
-            corrects_x0=self.correct_x0 is not None,
+        self._set(
+            table=ddim_table(
+                t,
+                alpha,
+                sigma,
+                eta=self.eta,
+                prediction=self.prediction,
+                clip=self.clip,
+                rederive_epsilon=self.rederive_epsilon,
+                corrects_x0=self.correct_x0 is not None,
+            )
         )
-        object.__setattr__(self, "table", table)
 
 
 def ddim(
@@ -147,19 +151,11 @@ def ddim(
     schedule: Schedule | None = None,
     timesteps: Timesteps = "leading",
     prediction: str = "epsilon",
-    clip: float | None = None,
+    clip: Clip = None,
     rederive_epsilon: bool = True,
     correct_x0: CorrectX0 | None = None,
     final_alpha_cumprod: float = 1.0,
-    seed: Seed = 0,
-    noise: Noise | None = None,
-    model_dtype: torch.dtype | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
-    callback: Callable[[Step], object] | None = None,
-    progress: bool = False,
-    out: Tensor | None = None,
-    backend: str | None = None,
-    device: torch.device | str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     """Samples from a diffusion model with DDIM (Song, Meng & Ermon 2020).
 
@@ -183,23 +179,14 @@ def ddim(
         timesteps: which timesteps to visit, see fastsample.spaced_timesteps. Stable Diffusion's own are
             spaced_timesteps(1000, steps=steps, steps_offset=1), with final_alpha_cumprod as below.
         prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
-        clip: clamp x0 to [-clip, clip]; None for no clamp.
+        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
         rederive_epsilon: after clipping or correction, take epsilon from the new x0 (improved-diffusion; diffusers'
             use_clipped_model_output). False keeps the model's own (diffusers' default).
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` as in Stable Diffusion.
-        seed: int (sample i uses seed + i, so the next batch of B starts at seed + B), or one per sample, modulo 2^64.
-            Sample i does not depend on the batch it is in, but for what the model itself makes of batches.
-        noise: None draws z from `seed` inside the step. Or a function of the row (0 = the noisiest) that returns z, or
-            a torch.Generator, or one per sample. Used only for rows that add noise, none at eta = 0; x_T comes from
-            `seed` all the same, unless it is given as x.
-        model_dtype: dtype of the model's input; default that of its first floating-point parameter, else float32.
-        model_kwargs: passed to every model call.
-        callback: called with a fastsample.Step after every row; may change `step.x` in place.
-        progress: show a tqdm bar.
-        out: tensor that receives the result, written only when sampling is complete.
-        backend: see fastsample.backends().
-        device: of the result; default that of x, else of the model, else CPU.
+        **options: the arguments of every sampler, documented in fastsample.Options: seed, noise, model_dtype,
+            model_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask, known, strength,
+            start_step, callback, progress, decode, out, backend, device.
 
     The table is made anew at every call, which takes some 0.3 ms: where that counts, keep a fastsample.DDIM.
 
@@ -225,16 +212,4 @@ def ddim(
         correct_x0=correct_x0,
         final_alpha_cumprod=final_alpha_cumprod,
     )
-    return sampler(
-        model,
-        x,
-        seed=seed,
-        noise=noise,
-        model_dtype=model_dtype,
-        model_kwargs=model_kwargs,
-        callback=callback,
-        progress=progress,
-        out=out,
-        backend=backend,
-        device=device,
-    )
+    return sampler(model, x, **options)

@@ -4,42 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
+from typing_extensions import Unpack
 
 from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose, fresh
 from fastsample.ops.noise import Seed, checked_shape, randn, sample_seeds
+from fastsample.ops.reductions import limited
 from fastsample.ops.step import StepPlan, step_reference
+from fastsample.samplers.guidance import guidance_of
+from fastsample.samplers.inpainting import Inpainting
+from fastsample.samplers.inputs import ModelInput
+from fastsample.samplers.noise_source import noise_source
+from fastsample.samplers.run import Noise, Options, Step
+from fastsample.schedule import Schedule
 from fastsample.tables import Table
+from fastsample.timesteps import Int64Array, Timesteps
 
-Noise = Callable[[int], Tensor] | Generator | Sequence[Generator]
 CorrectX0 = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(slots=True, repr=False)
-class Step:
-    """What a callback or iterator sees after a row: `x` may be changed in place (inpainting), and the change counts.
-
-    Attributes:
-        index: the row, 0 = the noisiest.
-        t: the time the model was given in this row.
-        x: the state after the row, float32. The loop's own buffer, overwritten by the next row: clone what you keep,
-            and write into it (`step.x[...] = ...`) instead of replacing it.
-        x0: the row's estimate of the clean sample, after clipping or correction; likewise a reused buffer.
-    """
-
-    index: int
-    t: int | float
-    x: Tensor
-    x0: Tensor
-
-    def __repr__(self) -> str:
-        return f"Step(index={self.index}, t={self.t}, x of shape {tuple(self.x.shape)})"
 
 
 class Sampler:
@@ -54,57 +40,73 @@ class Sampler:
     table: Table
     correct_x0: CorrectX0 | None = None
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor | Sequence[int],
-        *,
-        seed: Seed = 0,
-        noise: Noise | None = None,
-        model_dtype: torch.dtype | None = None,
-        model_kwargs: Mapping[str, Any] | None = None,
-        callback: Callable[[Step], object] | None = None,
-        progress: bool = False,
-        out: Tensor | None = None,
-        backend: str | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        """Samples from the model; see fastsample.ddim for the arguments."""
-        loop = _Loop(self.table, self.correct_x0, model, x, seed, noise, model_dtype, model_kwargs, backend, device)
+    def __call__(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Any:
+        """Samples from the model.
+
+        Args:
+            model, x: see fastsample.ddim.
+            **options: see fastsample.Options.
+        """
+        given: dict[str, Any] = dict(options)
+        callback, progress = given.pop("callback", None), given.pop("progress", False)
+        decode, out = given.pop("decode", None), given.pop("out", None)
+        for name, function in (("callback", callback), ("decode", decode)):
+            if not (function is None or callable(function)):
+                raise TypeError(f"{name} must be callable, got {type(function).__name__}")
+        loop = self._loop(model, x, given)
         if out is not None:
             loop.check_out(out)
-        if not (callback is None or callable(callback)):
-            raise TypeError(f"callback must be callable, got {type(callback).__name__}")
-        rows = loop.rows(observed=callback is not None)
-        bar = _progress_bar(len(self.table)) if progress else nullcontext()
+        bar = _progress_bar(len(loop.schedule)) if progress else nullcontext()
         with torch.set_grad_enabled(loop.differentiable), bar as shown:
-            for step in rows:
+            for step in loop.rows(observed=callback is not None):
                 if callback is not None:
                     callback(step)
                 if shown is not None:
                     shown.update()
-        return loop.state if out is None else out.copy_(loop.state)
+            result = loop.result()
+            if out is not None:
+                result = out.copy_(result)
+            return result if decode is None else decode(result)
 
-    def iterate(
-        self,
-        model: Model,
-        x: Tensor | Sequence[int],
-        *,
-        seed: Seed = 0,
-        noise: Noise | None = None,
-        model_dtype: torch.dtype | None = None,
-        model_kwargs: Mapping[str, Any] | None = None,
-        backend: str | None = None,
-        device: torch.device | str | None = None,
-    ) -> Iterator[Step]:
+    def iterate(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Iterator[Step]:
         """The same loop as a generator: yields a Step after each row; the last one's `x` is the sample.
 
-        Arguments are checked at the call, not at the first step. `step.x` and `step.x0` are the same two tensors every
-        time: clone what you keep, as in `previews = [step.x0.clone() for step in sampler.iterate(...)]`. Between steps
-        the caller's own gradient mode is in force.
+        Takes what a call takes but callback, progress, decode and out. Arguments are checked at the call, not at the
+        first step. `step.x` and `step.x0` are the loop's buffers: clone what you keep, as in
+        `previews = [step.x0.clone() for step in sampler.iterate(...)]`. Between steps the caller's own gradient mode is
+        in force.
         """
-        loop = _Loop(self.table, self.correct_x0, model, x, seed, noise, model_dtype, model_kwargs, backend, device)
-        return _outside_grad_mode(loop)
+        return _outside_grad_mode(self._loop(model, x, dict(options)))
+
+    def table_from(self, row: int) -> Table:
+        """The table of a run that starts at this row, of the same length.
+
+        Raises:
+            ValueError: where the row, or the one after it, reads an x0 from before it.
+        """
+        table = self.table
+        if table.c1[row] != 0 or table.c2[row : row + 2].any():
+            raise ValueError(f"{type(self).__name__} cannot start at row {row}, which needs the x0 of earlier rows")
+        return table
+
+    def _loop(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> _Loop:
+        if unknown := sorted(set(options) - set(Options.__annotations__)):
+            raise TypeError(f"{type(self).__name__} has no argument {', '.join(unknown)}; see fastsample.Options")
+        return _Loop(self, model, x, **options)
+
+    def _set(self, **attributes: object) -> None:
+        # Samplers are frozen dataclasses: what __post_init__ works out goes past the lock.
+        self.__dict__.update(attributes)
+
+    def _spaced(self: Any, spacing: Callable[[int, Timesteps, int | None], Int64Array]) -> Int64Array:
+        """The timesteps that `timesteps` and `steps` name; both are replaced by what they came to."""
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(f"schedule must be a fastsample.Schedule, got {type(self.schedule).__name__}")
+        t = spacing(self.schedule.T, self.timesteps, self.steps)
+        if not isinstance(self.timesteps, str):
+            self._set(timesteps=tuple(t.tolist()))
+        self._set(steps=len(t))
+        return t
 
 
 def _progress_bar(total: int) -> Any:
@@ -128,43 +130,79 @@ class _Loop:
 
     def __init__(
         self,
-        table: Table,
-        correct_x0: CorrectX0 | None,
+        sampler: Sampler,
         model: Model,
         x: Tensor | Sequence[int],
-        seed: Seed,
-        noise: Noise | None,
-        model_dtype: torch.dtype | None,
-        model_kwargs: Mapping[str, Any] | None,
-        backend: str | None,
-        device: torch.device | str | None,
+        *,
+        seed: Seed = 0,
+        noise: Noise | None = None,
+        model_dtype: torch.dtype | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        guidance: float | Sequence[float] | Tensor = 1.0,
+        cond: Mapping[str, Any] | None = None,
+        uncond: Mapping[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        strength: float | None = None,
+        start_step: int = 0,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
-        self._predictor = Predictor(model, model_dtype, model_kwargs)
-        self._correct_x0 = correct_x0
+        self._predict = Predictor(model, model_dtype)
+        given = x if isinstance(x, Tensor) else None
         where = torch.device(
-            device if device is not None else x.device if isinstance(x, Tensor) else self._predictor.device or "cpu"
+            device if device is not None else self._predict.device or "cpu" if given is None else given.device
         )
-        self.differentiable = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
-        double = isinstance(x, Tensor) and x.dtype == torch.float64
+        self.differentiable = given is not None and given.requires_grad and torch.is_grad_enabled()
+        double = given is not None and given.dtype == torch.float64
         self._backend = choose(backend, where, native=not (self.differentiable or double))
+        start = _first_row(sampler, given is not None, strength, start_step)
+        self._table = sampler.table_from(start) if start else sampler.table
+        self._correct_x0 = sampler.correct_x0
         # Buffers must be ordinary tensors also where the caller is in inference mode.
         with torch.inference_mode(False):
-            self.state = self._initial_state(x, seed, where, torch.float64 if double else torch.float32)
-            shape = self.state.shape
-            self._seeds = sample_seeds(seed, shape[0]) if noise is None else None
-            time_dtype = torch.int64 if table.t.dtype == np.int64 else torch.float32
-            self._time = torch.empty(shape[0], dtype=time_dtype, device=where)
-        self._source = None if noise is None else _noise_source(noise, self.state)
-        self._table = table
+            state = self._initial_state(x, seed, where, torch.float64 if double else torch.float32)
+            if strength is not None:
+                state = self._noised(state, start, seed)
+            self.state = state
+            batch = state.shape[0]
+            own_seeds = sample_seeds(seed, batch)
+            self._seeds = own_seeds if noise is None else None
+            self._guidance = guidance_of(
+                state, guidance, guidance_rescale, guidance_interval, model_kwargs, cond, uncond
+            )
+            self._inpainting = None
+            if mask is not None or known is not None:
+                self._inpainting = Inpainting(mask, known, state, self._table, own_seeds)  # type: ignore[arg-type]
+            guided = any(self._guidance.at(t) for t in self._table.t.tolist())
+            time_dtype = torch.int64 if self._table.t.dtype == np.int64 else torch.float32
+            self._time = torch.empty(2 * batch if guided else batch, dtype=time_dtype, device=where)
+        self._source = None if noise is None else noise_source(noise, state)
+        levels = np.full((2, len(self._table)), np.nan)
+        if self._table.alpha is not None and self._table.sigma is not None:
+            levels = np.stack([self._table.alpha, self._table.sigma])[:, 1:]
+        times = self._table.t.tolist()
+        # For each row: its index, the model's time, whether it is guided, and the level it leads to.
+        self.schedule = [(k, times[k], self._guidance.at(times[k]), *levels[:, k]) for k in range(start, len(times))]
 
     def _initial_state(self, x: Tensor | Sequence[int], seed: Seed, where: torch.device, dtype: torch.dtype) -> Tensor:
         if not isinstance(x, Tensor):
-            return randn(checked_shape("x", x), seed=seed, device=where, backend=self._backend)
+            drawn = randn(checked_shape("x", x), seed=seed, device=where, backend=self._backend)
+            return drawn if self._table.init_noise_sigma == 1 else drawn.mul_(self._table.init_noise_sigma)
         if not x.is_floating_point():
             raise TypeError(f"x must be a shape or a floating-point tensor, got {x.dtype}")
         checked_shape("x", x.shape)
         state = x.to(where, dtype, copy=True, memory_format=torch.contiguous_format)
         return state if self.differentiable else state.detach()
+
+    def _noised(self, clean: Tensor, start: int, seed: Seed) -> Tensor:
+        alpha, sigma = self._table.alpha, self._table.sigma
+        if alpha is None or sigma is None:
+            raise ValueError("strength needs a table with noise levels: Table(..., alpha=, sigma=)")
+        z = randn(clean.shape, seed=seed, device=clean.device, backend=self._backend).to(clean.dtype)
+        return clean * float(alpha[start]) + z * float(sigma[start])
 
     def check_out(self, out: Tensor) -> None:
         state = self.state
@@ -176,63 +214,135 @@ class _Loop:
             )
 
     def rows(self, observed: bool) -> Iterator[Step]:
-        """Runs every row, leaving the result in `state`; `observed` where x0 is looked at and x may be changed."""
+        """Runs every row; `observed` where x0 is looked at and x may be changed."""
         return self._differentiable_rows() if self.differentiable else self._in_place_rows(observed)
 
+    def result(self) -> Tensor:
+        """The sample, once all rows have run."""
+        return self.state
+
     def _in_place_rows(self, observed: bool) -> Iterator[Step]:
-        state, table, predict, time, correct = self.state, self._table, self._predictor, self._time, self._correct_x0
-        with torch.inference_mode(False):
-            model_input = state if predict.dtype == state.dtype else state.to(predict.dtype)
-            keeps_x0 = observed or correct is not None
-            x0 = fresh(state.shape, state.dtype, state.device) if keeps_x0 else state
+        table, predict, correct = self._table, self._predict, self._correct_x0
+        guidance, inpainting, batch = self._guidance, self._inpainting, len(self.state)
+        model_input = self._model_input()
+        state = model_input.state
         # The pass makes the next input too, unless someone may still change x after it.
-        converts = model_input is not state
-        fused_input = converts and not keeps_x0
-        plan = StepPlan(
-            state,
-            table if correct is None else without_x0(table),
-            seeds=self._seeds,
-            out=state,
-            x0_out=x0 if keeps_x0 else None,
-            input_out=model_input if fused_input else None,
-            backend=self._backend,
-        )
-        stochastic, source = table.stochastic, self._source
+        changes = observed or correct is not None or inpainting is not None
+        plans = self._plans(state, None if changes else model_input.target, observed or correct is not None)
+        model_input.fill(float(table.e[self.schedule[0][0]]))
+        stochastic, source, keeps_x0 = table.stochastic, self._source, table.keeps_x0
+        times, keywords = (self._time[-batch:], self._time), (guidance.conditional, guidance.both)
         address, shape = state.data_ptr(), state.shape
-        for k, t in enumerate(table.t.tolist()):
-            m = predict(model_input, time.fill_(t))
-            plan(m, k, source(k) if source is not None and stochastic[k] else None)
+        for k, t, guided, alpha, sigma in self.schedule:
+            next_guided = k + 1 < len(table) and guidance.at(float(table.t[k + 1]))
+            time = times[guided]
+            m = predict(model_input.views[guided], time.fill_(t), keywords[guided])
+            plan = plans[k % len(plans)]
+            plan(
+                m,
+                k,
+                source(k) if source is not None and stochastic[k] else None,
+                changes or keeps_x0[k],
+                not changes and k + 1 < len(table) and model_input.needed(next_guided),
+            )
+            x0 = state if plan.x0_out is None else plan.x0_out
             if correct is not None:
-                x0.copy_(_corrected(correct, x0, time))
-                limit = float(table.limit[k])
-                x0.clamp_(-limit, limit)
+                corrected = _corrected(correct, x0, times[0])
+                x0.copy_(limited(corrected.to(x0.dtype), float(table.limit[k]), float(table.quantile[k])))
                 state.add_(x0, alpha=float(table.b[k]))
-            step = Step(k, t, state, x0)
+            if inpainting is not None:
+                inpainting.apply(state, k)
+            step = Step(k, t, state, x0, alpha, sigma)
             yield step
             if observed and (step.x is not state or state.data_ptr() != address or state.shape != shape):
                 raise ValueError("step.x was replaced or resized: it may only be changed in place, step.x[...] = ...")
-            if converts and not fused_input:
-                model_input.copy_(state)
+            if changes and k + 1 < len(table):
+                model_input.fill(float(table.e[k + 1]))
+        self.state = model_input.result()
+
+    def _model_input(self) -> ModelInput:
+        guided = any(guided for _, _, guided, *_ in self.schedule)
+        scaled = bool((self._table.e != 1).any())
+        with torch.inference_mode(False):
+            return ModelInput(self.state, self._predict.dtype, scaled=scaled, guided=guided)
+
+    def _plans(self, state: Tensor, target: Tensor | None, keeps_x0: bool) -> list[StepPlan]:
+        """One plan, or two that take turns where two earlier x0 are read: each writes over the older one."""
+        table = self._table
+        count = table.history or int(keeps_x0)
+        with torch.inference_mode(False):
+            buffers = [fresh(state.shape, state.dtype, state.device) for _ in range(count)]
+        return [
+            StepPlan(
+                state,
+                table if self._correct_x0 is None else without_x0(table),
+                seeds=self._seeds,
+                guidance=self._guidance.weights,
+                rescale=self._guidance.rescale,
+                history=history if table.history else (),
+                out=state,
+                x0_out=history[-1] if history else None,
+                input_out=target,
+                backend=self._backend,
+            )
+            for history in ([buffers, buffers[::-1]] if count == 2 else [buffers])
+        ]
 
     def _differentiable_rows(self) -> Iterator[Step]:
-        table, correct = self._table, self._correct_x0
+        table, correct, guidance = self._table, self._correct_x0, self._guidance
         applied = table if correct is None else without_x0(table)
-        for k, t in enumerate(table.t.tolist()):
+        history: list[Tensor] = []
+        for k, t, guided, alpha, sigma in self.schedule:
             state = self.state
-            time = torch.full_like(self._time, t)
-            m = self._predictor(state.to(self._predictor.dtype), time)
+            model_input = (state * float(table.e[k])).to(self._predict.dtype)
+            time = torch.full_like(self._time, t)[: 2 * len(state) if guided else len(state)]
+            if guided:
+                m = self._predict(torch.cat([model_input, model_input]), time, guidance.both)
+            else:
+                m = self._predict(model_input, time, guidance.conditional)
             z = self._source(k) if self._source is not None and table.stochastic[k] else None
-            self.state, x0 = step_reference(state, m, applied, k, z, self._seeds)
+            self.state, x0 = step_reference(
+                state, m, applied, k, z, self._seeds, guidance.weights, guidance.rescale, history
+            )
             if correct is not None:
-                limit = float(table.limit[k])
-                x0 = _corrected(correct, x0, time).to(x0.dtype).clamp(-limit, limit)
+                corrected = _corrected(correct, x0, time[: len(state)]).to(x0.dtype)
+                x0 = limited(corrected, float(table.limit[k]), float(table.quantile[k]))
                 self.state = self.state + x0 * float(table.b[k])
-            yield Step(k, t, self.state, x0)
+            if self._inpainting is not None:
+                self.state = self.state.clone()
+                self._inpainting.apply(self.state, k)
+            history = [x0, *history][:2]
+            yield Step(k, t, self.state, x0, alpha, sigma)
+
+
+def _first_row(sampler: Sampler, has_x: bool, strength: float | None, start_step: int) -> int:
+    rows = len(sampler.table)
+    if strength is None:
+        if not 0 <= start_step < rows:
+            raise ValueError(f"start_step must lie in [0, {rows}), got {start_step}")
+        if start_step and not has_x:
+            raise ValueError("start_step needs the state before that row as x, not a shape")
+        return int(start_step)
+    if start_step:
+        raise ValueError("give strength= (x is clean) or start_step= (x is noisy already), not both")
+    if not has_x:
+        raise ValueError("strength needs a clean sample as x, not a shape")
+    if not 0 < strength <= 1 or int(rows * strength) == 0:
+        raise ValueError(f"strength must lie in (0, 1] and leave at least one of {rows} rows, got {strength}")
+    start = rows - int(rows * strength)
+    while start > 0:
+        try:
+            sampler.table_from(start)
+        except ValueError:
+            start -= 1  # between the two rows of a Heun step nothing can start
+        else:
+            break
+    return start
 
 
 def without_x0(table: Table) -> Table:
-    """The table of a loop that adds b*x0 itself, after correcting x0 and then clamping it (improved-diffusion)."""
-    return table.replace(b=0.0, limit=np.inf)
+    """The table of a loop that adds b*x0 itself, after correcting x0 and then limiting it (improved-diffusion)."""
+    return table.replace(b=0.0, limit=np.inf, quantile=0.0)
 
 
 def _corrected(correct: CorrectX0, x0: Tensor, t: Tensor) -> Tensor:
@@ -241,24 +351,3 @@ def _corrected(correct: CorrectX0, x0: Tensor, t: Tensor) -> Tensor:
         got = tuple(corrected.shape) if isinstance(corrected, Tensor) else type(corrected).__name__
         raise ValueError(f"correct_x0 must return a tensor of shape {tuple(x0.shape)}, got {got}")
     return corrected
-
-
-def _noise_source(noise: Noise, state: Tensor) -> Callable[[int], Tensor]:
-    """noise(k) for row k: the caller's own function, or torch's stream from one generator or one per sample."""
-    if callable(noise) and not isinstance(noise, Generator):
-        return noise
-    generators = [noise] if isinstance(noise, Generator) else list(noise) if isinstance(noise, Sequence) else []
-    if not generators or not all(isinstance(one, Generator) for one in generators):
-        raise TypeError("noise must be a function of the row, a torch.Generator or a list of them; x_T goes in as x")
-    if not isinstance(noise, Generator) and len(generators) != state.shape[0]:
-        raise ValueError(f"noise must be one generator or {state.shape[0]}, one per sample; got {len(generators)}")
-    with torch.inference_mode(False):
-        buffer = torch.empty_like(state, device=generators[0].device)
-    parts = [buffer] if isinstance(noise, Generator) else list(buffer.split(1))
-
-    def draw(k: int) -> Tensor:
-        for part, generator in zip(parts, generators, strict=True):
-            part.normal_(generator=generator)
-        return buffer.to(state.device)
-
-    return draw

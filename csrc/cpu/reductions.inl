@@ -1,0 +1,120 @@
+// What a step needs to know of whole samples first: the guidance rescale's factor and the dynamic threshold. One thread
+// takes a sample from its first element to its last, so results do not depend on how many threads there are.
+
+// Calls body(k, n) with the operands of each block of the sample; k.q and k.p are those of the row.
+template <class Body>
+FS_INLINE void each_block(const StepArgs* args, int64_t sample, Body body) {
+    alignas(64) float m_block[kBlock], uncond_block[kBlock];
+    const Row row = row_of(args, sample);
+    Block k = {};
+    k.p = row.p;
+    k.q = row.q * (args->factors ? args->factors[sample] : 1.0f);
+    k.guidance = args->uncond ? args->guidance[sample] : 1.0f;
+    for (int64_t first = 0; first < args->size; first += kBlock) {
+        const int64_t left = args->size - first, n = left < kBlock ? left : kBlock;
+        const int64_t m_at = sample * args->m_stride + first;
+        k.x = args->x + sample * args->size + first;
+        k.m = as_floats(args->m, args->m_dtype, m_at, m_block, n);
+        if (args->uncond) k.uncond = as_floats(args->uncond, args->m_dtype, m_at, uncond_block, n);
+        body(k, first, n);
+    }
+}
+
+// Sums about the first value, in 16 partial sums of doubles: the same order at every instruction set, and exactly 0 for a
+// constant.
+struct Moments {
+    double origin, sum[16], square[16];
+};
+
+FS_INLINE void accumulate(Moments* moments, const float* v, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) {
+        const int64_t count = n - i < 16 ? n - i : 16;
+        for (int64_t lane = 0; lane < count; ++lane) {
+            const double centred = (double)v[i + lane] - moments->origin;
+            moments->sum[lane] += centred;
+            moments->square[lane] += centred * centred;
+        }
+    }
+}
+
+FS_INLINE double deviations(const Moments& moments, int64_t n) {
+    double sum = 0, square = 0;
+    for (int lane = 0; lane < 16; ++lane) {
+        sum += moments.sum[lane];
+        square += moments.square[lane];
+    }
+    const double left = square - sum * sum / (double)n;
+    return left > 0 ? left : 0;
+}
+
+static float rescale_factor(const StepArgs* args, int64_t sample, float phi) {
+    alignas(64) float guided[kBlock];
+    Moments conditional = {}, combined = {};
+    each_block(args, sample, [&](const Block& k, int64_t first, int64_t n) {
+        each_vector(n, [&](int64_t i, int64_t count) { store(guided + i, output<true>(k, i, count), count); });
+        if (first == 0) {
+            conditional.origin = k.m[0];
+            combined.origin = guided[0];
+        }
+        accumulate(&conditional, k.m, n);
+        accumulate(&combined, guided, n);
+    });
+    const double of_m = deviations(combined, args->size), of_conditional = deviations(conditional, args->size);
+    if (!(of_m > 0)) return of_m == 0 ? 1.0f : __builtin_nanf("");
+    return (float)(phi * __builtin_sqrt(of_conditional / of_m) + (1.0 - phi));
+}
+
+// The value of rank k (from 0) among n non-negative floats, given as their bits, which order alike; `through` counts the
+// values up to and including it. Three histograms, of 11, 10 and 10 bits.
+static uint32_t ranked(const uint32_t* bits, int64_t n, int64_t k, int64_t* through) {
+    static const int shifts[4] = {31, 20, 10, 0};
+    uint32_t prefix = 0;
+    int64_t below = 0;
+    for (int digit = 1; digit <= 3; ++digit) {
+        const int shift = shifts[digit], above = shifts[digit - 1];
+        const uint32_t mask = (1u << (above - shift)) - 1u;
+        int64_t histogram[2048] = {0};
+        for (int64_t i = 0; i < n; ++i) histogram[bits[i] >> shift & mask] += bits[i] >> above == prefix;
+        uint32_t bucket = 0;
+        while (below + histogram[bucket] <= k) below += histogram[bucket++];
+        prefix = prefix << (above - shift) | bucket;
+        if (digit == 3) *through = below + histogram[bucket];
+    }
+    return prefix;
+}
+
+static float bits_to_float(uint32_t bits) {
+    float v;
+    memcpy(&v, &bits, 4);
+    return v;
+}
+
+// r = clamp(quantile of |x0|, 1, limit), interpolated in float32 as torch.quantile does. NaN where x0 holds one.
+static float threshold(const StepArgs* args, int64_t sample, float* scratch) {
+    const Row row = row_of(args, sample);
+    each_block(args, sample, [&](const Block& k, int64_t first, int64_t n) {
+        each_vector(n, [&](int64_t i, int64_t count) {
+            const F m = args->uncond ? output<true>(k, i, count) : output<false>(k, i, count);
+            const F x0 = estimate(k, load(k.x + i, count), m);
+            store(scratch + first + i, as_float(as_bits(x0) & 0x7fffffffu), count);
+        });
+    });
+    const uint32_t* bits = (const uint32_t*)scratch;
+    const int64_t n = args->size;
+    const float rank = row.quantile * (float)(n - 1);
+    const int64_t lower = (int64_t)rank < n ? (int64_t)rank : n - 1;
+    int64_t through, all;
+    const uint32_t low = ranked(bits, n, lower, &through);
+    if (ranked(bits, n, n - 1, &all) > 0x7f800000u) return __builtin_nanf("");
+    const float weight = rank - (float)lower;
+    uint32_t high = low;
+    if (weight > 0 && through <= lower + 1 && lower + 1 < n) {
+        high = 0x7f800000u;
+        for (int64_t i = 0; i < n; ++i)
+            if (bits[i] > low && bits[i] < high) high = bits[i];
+    }
+    const float a = bits_to_float(low), b = bits_to_float(high);
+    const float between = weight < 0.5f ? __builtin_fmaf(weight, b - a, a) : __builtin_fmaf(weight - 1.0f, b - a, b);
+    const float bounded = between < 1.0f ? 1.0f : between;
+    return bounded < row.limit ? bounded : row.limit;
+}

@@ -1,0 +1,163 @@
+// The sampling step, what ops/step.py specifies: one pass over memory, block by block, a block at a time in L1.
+
+// One block's operands as floats, and one row's coefficients.
+struct Block {
+    const float *x, *m, *uncond;
+    float guidance;
+    float p, q, a, b, d;  // d and a are the folded coefficients where x0 is not limited
+    float bound, divisor;
+    const float* extra[3];  // h1, h2 and noise, those of them whose coefficient is not 0
+    float c[3];
+    float *out, *x0_out;
+};
+
+// x0 before it is limited.
+FS_INLINE F estimate(const Block& k, F x, F m) {
+    F x0 = splat(0.0f);
+    if (k.p != 0.0f) x0 = fma(splat(k.p), x, x0);
+    if (k.q != 0.0f) x0 = fma(splat(k.q), m, x0);
+    return x0;
+}
+
+template <bool kGuided>
+FS_INLINE F output(const Block& k, int64_t i, int64_t count) {
+    const F m = load(k.m + i, count);
+    if (!kGuided) return m;
+    const F uncond = load(k.uncond + i, count);
+    return fma(splat(k.guidance), m - uncond, uncond);
+}
+
+// Everything about a vector happens in registers. Terms whose coefficient is 0 are left out, so a NaN there is harmless.
+template <bool kGuided, bool kLimited, int kExtra>
+static void combine(const Block* block, int64_t n) {
+    const Block k = *block;
+    const bool keeps_x0 = k.x0_out != nullptr, has_a = k.a != 0.0f, has_d = k.d != 0.0f, has_b = k.b != 0.0f;
+    const bool divides = k.divisor != 1.0f;
+    each_vector(n, [=](int64_t i, int64_t count) {
+        const F x = load(k.x + i, count), m = output<kGuided>(k, i, count);
+        F extra[kExtra + 1];
+        for (int e = 0; e < kExtra; ++e) extra[e] = load(k.extra[e] + i, count);
+        F sum = splat(0.0f);
+        if (has_d) sum = fma(splat(k.d), m, sum);
+        if (kLimited || keeps_x0) {
+            F x0 = estimate(k, x, m);
+            if (kLimited) {
+                x0 = max_of(splat(-k.bound), min_of(splat(k.bound), x0));
+                if (divides) x0 = x0 / k.divisor;
+                if (has_b) sum = fma(splat(k.b), x0, sum);
+            }
+            // h2 may lie in the same place: it has been read.
+            if (keeps_x0) store(k.x0_out + i, x0, count);
+        }
+        if (has_a) sum = fma(splat(k.a), x, sum);
+        for (int e = 0; e < kExtra; ++e) sum = fma(splat(k.c[e]), extra[e], sum);
+        store(k.out + i, sum, count);
+    });
+}
+
+template <bool kGuided, bool kLimited>
+FS_INLINE void combine_extras(const Block* block, int extras, int64_t n) {
+    switch (extras) {
+        case 0: combine<kGuided, kLimited, 0>(block, n); break;
+        case 1: combine<kGuided, kLimited, 1>(block, n); break;
+        case 2: combine<kGuided, kLimited, 2>(block, n); break;
+        default: combine<kGuided, kLimited, 3>(block, n); break;
+    }
+}
+
+FS_INLINE const Row& row_of(const StepArgs* args, int64_t sample) {
+    return args->rows[args->row_of ? args->row_of[sample] : args->row];
+}
+
+FS_INLINE void prefetch(const void* memory, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)memory + at);
+}
+
+// Noise is arithmetic: meanwhile memory fetches what this block will be combined with.
+static void draw(float* z, const StepArgs* args, int64_t sample, int64_t first, int64_t n, bool reads_variance) {
+    constexpr int64_t kChunk = 256;
+    const int64_t width = args->m_dtype == kFloat32 ? 4 : 2;
+    const uint32_t step = (uint32_t)(args->row_of ? args->row_of[sample] : args->row);
+    const char* m = (const char*)args->m + (sample * args->m_stride + first) * width;
+    for (int64_t i = 0; i < n; i += kChunk) {
+        const int64_t count = n - i < kChunk ? n - i : kChunk;
+        prefetch(args->x + sample * args->size + first + i, count * 4);
+        prefetch(m + i * width, count * width);
+        if (reads_variance) prefetch(m + (args->size + i) * width, count * width);
+        normals(z + i, first + i, count, args->seeds[sample], step, 1);
+    }
+}
+
+static void scale_by_variance(float* z, float g1, const float* v, int64_t n) {
+    each_vector(n, [=](int64_t i, int64_t count) {
+        store(z + i, load(z + i, count) * exp_of(load(v + i, count) * g1), count);
+    });
+}
+
+static void step_block(const StepArgs* args, int64_t sample, int64_t first, int64_t n) {
+    alignas(64) float m_block[kBlock], uncond_block[kBlock], v_block[kBlock], z_block[kBlock];
+    const Row row = row_of(args, sample);
+    const int64_t at = sample * args->size + first, m_at = sample * args->m_stride + first;
+    const float factor = args->factors ? args->factors[sample] : 1.0f;
+    const bool limited = row.limit < __builtin_inff() || row.quantile > 0.0f;
+
+    Block k = {};
+    int extras = 0;
+    const auto add = [&](float c, const float* operand) {
+        if (c == 0.0f) return;
+        k.c[extras] = c;
+        k.extra[extras++] = operand;
+    };
+    add(row.c1, args->h1 ? args->h1 + at : nullptr);
+    add(row.c2, args->h2 ? args->h2 + at : nullptr);
+    if (row.s != 0.0f && (args->z || args->seeds)) {
+        const bool learned = row.g1 != 0.0f;
+        const float* z = args->z ? args->z + at : z_block;
+        if (!args->z) draw(z_block, args, sample, first, n, learned);
+        if (learned) {
+            if (args->z) memcpy(z_block, z, (size_t)n * sizeof(float));
+            const float* v = as_floats(args->m, args->m_dtype, m_at + args->size, v_block, n);
+            scale_by_variance(z_block, row.g1, v, n);
+            z = z_block;
+        }
+        add(row.s, z);
+    }
+
+    k.x = args->x + at;
+    k.m = as_floats(args->m, args->m_dtype, m_at, m_block, n);
+    k.p = row.p;
+    k.q = row.q * factor;
+    k.a = limited ? row.a : row.folded_x;
+    k.b = row.b;
+    k.d = (limited ? row.d : row.folded_m) * factor;
+    k.bound = args->bounds ? args->bounds[sample] : row.limit;
+    k.divisor = args->bounds && row.quantile > 0.0f ? k.bound : 1.0f;
+    k.out = args->out + at;
+    k.x0_out = args->x0_out ? args->x0_out + at : nullptr;
+    if (args->uncond) {
+        k.uncond = as_floats(args->uncond, args->m_dtype, m_at, uncond_block, n);
+        k.guidance = args->guidance[sample];
+        limited ? combine_extras<true, true>(&k, extras, n) : combine_extras<true, false>(&k, extras, n);
+    } else {
+        limited ? combine_extras<false, true>(&k, extras, n) : combine_extras<false, false>(&k, extras, n);
+    }
+
+    void* const inputs[2] = {args->input_out, args->second_input_out};
+    for (void* input : inputs) {
+        if (input) write_scaled(input, args->input_dtype, at, k.out, row.next_e, n);
+    }
+}
+
+static void step(const StepArgs* args, int64_t begin, int64_t end) {
+    const int64_t per_sample = (args->size + kBlock - 1) / kBlock;
+    int64_t sample = begin / per_sample, block = begin % per_sample;
+    for (int64_t k = begin; k < end; ++k) {
+        const int64_t first = block * kBlock;
+        const int64_t left = args->size - first;
+        step_block(args, sample, first, left < kBlock ? left : kBlock);
+        if (++block == per_sample) {
+            block = 0;
+            ++sample;
+        }
+    }
+}

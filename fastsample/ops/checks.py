@@ -1,0 +1,87 @@
+"""What the ops refuse, before they write anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastsample.ops.noise import checked_shape
+
+
+def check_state(x: Tensor) -> None:
+    checked_shape("x", x.shape)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x must be float32 (or float64 with the reference backend), got {x.dtype}")
+
+
+def check_output(m: Tensor, x: Tensor, *, guided: bool) -> None:
+    """Raises unless m is a model's output for x: of its shape, or twice axis 1, or twice the batch where guided."""
+    batches = (x.shape[0], 2 * x.shape[0]) if guided else (x.shape[0],)
+    shapes = [torch.Size((batch, *rest)) for batch in batches for rest in (x.shape[1:], _doubled(x.shape[1:]))]
+    if m.shape not in shapes:
+        twice = ", with twice the batch under guidance" if guided else ""
+        raise ValueError(
+            f"model_output must have x's shape {tuple(x.shape)} or twice its axis 1{twice}, got {tuple(m.shape)}"
+        )
+    if m.device != x.device:
+        raise ValueError(f"model_output lies on {m.device}, x on {x.device}")
+    if not m.is_floating_point():
+        raise TypeError(f"model_output must be floating point, got {m.dtype}")
+
+
+def check_like(name: str, tensor: Tensor | None, x: Tensor, *, dtype: torch.dtype | None, copies: int = 1) -> None:
+    """Raises unless the tensor has x's shape (or up to `copies` batches of it), device and this dtype."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not any(tensor.shape == (count * x.shape[0], *x.shape[1:]) for count in range(1, copies + 1)):
+        or_twice = " or twice its batch" if copies > 1 else ""
+        raise ValueError(f"{name} must have x's shape {tuple(x.shape)}{or_twice}, got {tuple(tensor.shape)}")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} lies on {tensor.device}, x on {x.device}")
+    if dtype is not None and tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype} as x is, got {tensor.dtype}")
+
+
+def check_memory(inputs: dict[str, Tensor | None], outputs: dict[str, Tensor | None]) -> None:
+    """Raises where an output would destroy what is still to be read.
+
+    A kernel works block by block: `out` may coincide with any input and `x0_out` with history, element for element;
+    nothing else may overlap.
+    """
+    others = {name: tensor for name, tensor in inputs.items() if isinstance(tensor, Tensor)}
+    for name, tensor in outputs.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} requires gradients: it cannot be written in place")
+        for other_name, other in others.items():
+            may_coincide = name == "out" or (name == "x0_out" and other_name.startswith("history"))
+            coincides = may_coincide and (tensor is other or _layout(tensor) == _layout(other))
+            if not coincides and _overlap(tensor, other):
+                raise ValueError(f"{name} overlaps {other_name} in memory")
+        others[name] = tensor
+
+
+def _doubled(rest: Sequence[int]) -> tuple[int, ...]:
+    return (2 * rest[0], *rest[1:]) if rest else ()
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    first, other_first = a.data_ptr(), b.data_ptr()
+    if first == 0 or other_first == 0 or a.device != b.device:  # nothing there, or another machine's addresses
+        return False
+    return first < other_first + _reach(b) and other_first < first + _reach(a)
+
+
+def _reach(tensor: Tensor) -> int:
+    """Bytes from the first element to behind the last one."""
+    if tensor.is_contiguous():
+        return tensor.nbytes
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()

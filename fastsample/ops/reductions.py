@@ -1,0 +1,37 @@
+"""What a step needs to know of whole samples: the factor of guidance rescale and the bound of dynamic thresholding.
+
+Plain torch, the specification; csrc/cpu/reductions.inl is the fast version, which the step calls itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rescale_factor(m: Tensor, conditional: Tensor, phi: float) -> Tensor:
+    """phi std(m_c) / std(m) + 1 - phi per sample, 1 where m is constant; shape (B, 1, ...).
+
+    Lin et al. 2023, section 3.4, as diffusers' rescale_noise_cfg, which divides by 0 where m is constant.
+    """
+    axes = tuple(range(1, m.ndim))
+    of_m, of_conditional = (one.std(dim=axes, keepdim=True, correction=0) for one in (m, conditional))
+    constant = of_m == 0
+    return torch.where(constant, 1.0, phi * of_conditional / torch.where(constant, 1.0, of_m) + (1 - phi))
+
+
+def threshold(x0: Tensor, quantile: float, limit: float) -> Tensor:
+    """r = clamp(quantile of |x0|, 1, limit) per sample, shape (B, 1, ...), with torch.quantile's interpolation.
+
+    Saharia et al. 2022, appendix; as diffusers' `_threshold_sample`.
+    """
+    found = torch.quantile(x0.abs().flatten(1), quantile, dim=1).clamp(1, limit)
+    return found.reshape(-1, *(1 for _ in x0.shape[1:]))
+
+
+def limited(x0: Tensor, limit: float, quantile: float) -> Tensor:
+    """x0 as a row limits it: clamped to [-limit, limit], or by a dynamic threshold where quantile > 0."""
+    if quantile > 0:
+        r = threshold(x0, quantile, limit)
+        return torch.minimum(torch.maximum(x0, -r), r) / r
+    return x0.clamp(-limit, limit)
