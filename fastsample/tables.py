@@ -59,6 +59,9 @@ class Table:
         learned: for each row whether it reads the variance half (g1 is not 0).
         keeps_x0: for each row whether a later one reads its x0.
         history: how many earlier x0 the rows read at most: 0, 1 or 2.
+        thresholded, scaled: whether any row has a quantile, an e other than 1.
+        times: t as Python numbers.
+        levels: for each row the (alpha, sigma) that it leads to, NaN for a table without levels.
 
     Raises:
         ValueError: for no rows, an unknown column, a wrong shape, NaN, an infinite coefficient, a limit that is not
@@ -95,6 +98,10 @@ class Table:
     learned: tuple[bool, ...]
     keeps_x0: tuple[bool, ...]
     history: int
+    thresholded: bool
+    scaled: bool
+    times: tuple[int | float, ...]
+    levels: tuple[tuple[float, float], ...]
 
     def __init__(
         self,
@@ -141,6 +148,10 @@ class Table:
             learned=tuple((full["g1"] != 0).tolist()),
             keeps_x0=tuple((np.append(c1[1:], False) | np.append(c2[2:], (False, False))[: len(c2)]).tolist()),
             history=2 if c2.any() else int(c1.any()),
+            thresholded=bool(full["quantile"].any()),
+            scaled=bool((full["e"] != 1).any()),
+            times=tuple(times.tolist()),
+            levels=_levels_after(levels["alpha"], levels["sigma"], times.size),
         )
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -231,19 +242,28 @@ def _levels(alpha: ArrayLike | None, sigma: ArrayLike | None, rows: int) -> dict
     return found
 
 
+def _levels_after(
+    alpha: Float64Array | None, sigma: Float64Array | None, rows: int
+) -> tuple[tuple[float, float], ...]:
+    if alpha is None or sigma is None:
+        return ((np.nan, np.nan),) * rows
+    return tuple(zip(alpha[1:].tolist(), sigma[1:].tolist(), strict=True))
+
+
 def _pack(columns: dict[str, NDArray]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         packed = {
             **{name: columns[name] for name in ("p", "q", "a", "b", "c1", "c2", "d")},
             "s": columns["s"] * np.exp(columns["g0"]),
-            **{name: columns[name] for name in ("g1", "limit", "quantile")},
+            "g1": columns["g1"] / np.log(2),  # kernels take powers of 2
+            **{name: columns[name] for name in ("limit", "quantile")},
             # A pass writes the input of the row after it.
             "next_e": np.append(columns["e"][1:], 1.0),
             "folded_x": columns["a"] + columns["b"] * columns["p"],
             "folded_m": columns["b"] * columns["q"] + columns["d"],
         }
         stacked = np.stack(list(packed.values()), axis=1).astype(np.float32)
-    if np.isinf(np.delete(stacked, list(packed).index("limit"), axis=1)).any():
+    if not np.isfinite(np.delete(stacked, list(packed).index("limit"), axis=1)).all():
         raise ValueError("a coefficient of the table overflows float32")
     return stacked
 

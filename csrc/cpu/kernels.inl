@@ -18,7 +18,7 @@ namespace FASTSAMPLE_ISA {
 #include "lanes.h"
 #include "../common/philox.h"
 #include "../common/normal.h"
-#include "../common/exp.h"
+#include "../common/exp2.h"
 
 // op(i, count) for i = 0, W, 2W, ...; count is W (a constant once inlined) but for a last, partial vector.
 template <class Op>

@@ -16,16 +16,26 @@ FS_INLINE void normal_group(float* out, uint64_t j, const RoundKeys& keys, uint3
     store(out + 3 * W, n3);
 }
 
-static void normals(float* out, int64_t first, int64_t count, uint64_t seed, uint32_t step, uint32_t stream) {
+// between(i) runs before each group, which starts at out + i.
+template <class Between>
+FS_INLINE void normals_and(float* out, int64_t first, int64_t count, uint64_t seed, uint32_t step, uint32_t stream,
+                           Between between) {
     const RoundKeys keys = round_keys(seed);
     const uint64_t j = (uint64_t)first / 4;
     int64_t i = 0;
-    for (; i + 4 * W <= count; i += 4 * W) normal_group(out + i, j + (uint64_t)i / 4, keys, step, stream);
+    for (; i + 4 * W <= count; i += 4 * W) {
+        between(i);
+        normal_group(out + i, j + (uint64_t)i / 4, keys, step, stream);
+    }
     if (i < count) {
         float rest[4 * W];
         normal_group(rest, j + (uint64_t)i / 4, keys, step, stream);
         memcpy(out + i, rest, (size_t)(count - i) * sizeof(float));
     }
+}
+
+static void normals(float* out, int64_t first, int64_t count, uint64_t seed, uint32_t step, uint32_t stream) {
+    normals_and(out, first, count, seed, step, stream, [](int64_t) {});
 }
 
 static void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t* out) {

@@ -44,7 +44,7 @@ FS_INLINE double deviations(const Moments& moments, int64_t n) {
         square += moments.square[lane];
     }
     const double left = square - sum * sum / (double)n;
-    return left > 0 ? left : 0;
+    return left < 0 ? 0 : left;  // NaN stays NaN
 }
 
 static float rescale_factor(const StepArgs* args, int64_t sample, float phi) {
@@ -60,7 +60,7 @@ static float rescale_factor(const StepArgs* args, int64_t sample, float phi) {
         accumulate(&combined, guided, n);
     });
     const double of_m = deviations(combined, args->size), of_conditional = deviations(conditional, args->size);
-    if (!(of_m > 0)) return of_m == 0 ? 1.0f : __builtin_nanf("");
+    if (of_m == 0) return 1.0f;
     return (float)(phi * __builtin_sqrt(of_conditional / of_m) + (1.0 - phi));
 }
 
@@ -89,9 +89,11 @@ static float bits_to_float(uint32_t bits) {
     return v;
 }
 
-// r = clamp(quantile of |x0|, 1, limit), interpolated in float32 as torch.quantile does. NaN where x0 holds one.
+// r = clamp(quantile of |x0|, 1, limit), interpolated in float32 as torch.quantile does. NaN where x0 holds one, and where
+// it is infinite. The limit itself in a row without a quantile.
 static float threshold(const StepArgs* args, int64_t sample, float* scratch) {
     const Row row = row_of(args, sample);
+    if (row.quantile == 0.0f) return row.limit;
     each_block(args, sample, [&](const Block& k, int64_t first, int64_t n) {
         each_vector(n, [&](int64_t i, int64_t count) {
             const F m = args->uncond ? output<true>(k, i, count) : output<false>(k, i, count);
@@ -116,5 +118,5 @@ static float threshold(const StepArgs* args, int64_t sample, float* scratch) {
     const float a = bits_to_float(low), b = bits_to_float(high);
     const float between = weight < 0.5f ? __builtin_fmaf(weight, b - a, a) : __builtin_fmaf(weight - 1.0f, b - a, b);
     const float bounded = between < 1.0f ? 1.0f : between;
-    return bounded < row.limit ? bounded : row.limit;
+    return bounded > row.limit ? row.limit : bounded;
 }

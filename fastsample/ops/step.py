@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -198,7 +199,7 @@ class StepPlan:
         x0_address = self._address(self.x0_out)
         # Where x0 replaces the history it was made from, both must be the very same memory.
         self._history = tuple(
-            one if one.is_contiguous() or one is self.x0_out else one.contiguous() for one in self._history
+            one if one is self.x0_out else one.contiguous().resolve_neg() for one in self._history
         )
         histories = [x0_address if one is self.x0_out else one.data_ptr() for one in self._history]
         for target, stand_in in self._stand_ins:
@@ -219,7 +220,7 @@ class StepPlan:
             0 if weights is None else weights.data_ptr(),
             weights is not None and bool((weights == weights[0]).all()),
             self._rescale,
-            bool(self._table.quantile.any()),
+            self._table.thresholded,
             histories[0] if histories else 0,
             histories[1] if len(histories) > 1 else 0,
             x0_address,
@@ -242,7 +243,7 @@ class StepPlan:
     def _address(self, target: Tensor | None) -> int:
         if target is None:
             return 0
-        if target.is_contiguous() and target.dtype in _DTYPE_CODES:
+        if target.is_contiguous() and target.dtype in _DTYPE_CODES and not target.is_neg():
             return target.data_ptr()
         dtype = target.dtype if target.dtype in _DTYPE_CODES else torch.float32
         stand_in = torch.empty(target.shape, dtype=dtype, device=target.device)
@@ -323,13 +324,11 @@ class StepPlan:
             self.x0_out.copy_(x0)
         if self._input_out is not None and write_input:
             batch = len(self._x)
-            scale = torch.tensor(self._table.packed[:, _NEXT_E])[rows].to(result).reshape(-1, *(1,) * (result.ndim - 1))
+            next_e = torch.from_numpy(np.append(self._table.e[1:], 1.0))[rows]
+            scale = next_e.to(result).reshape(-1, *(1,) * (result.ndim - 1))
             for half in self._input_out.split(batch):
                 half.copy_(result * scale)
         return result if self._out is None else self._out.copy_(result)
-
-
-_NEXT_E = 11  # Row in csrc/cpu/kernels.h
 
 
 def step_reference(
@@ -360,7 +359,7 @@ def step_reference(
         unconditional = m[: len(x)].to(x.dtype)
         unconditional = unconditional[:, : x.shape[1]] if unconditional.shape != x.shape else unconditional
         weight = guidance.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-        combined = unconditional + weight * (conditional - unconditional)
+        combined = conditional + (weight - 1) * (conditional - unconditional)  # exactly conditional at 1
         if rescale != 0:
             combined = combined * rescale_factor(combined, conditional, rescale)
     if table.stochastic[row]:

@@ -55,14 +55,16 @@ def guidance_of(
     for name, given in (("model_kwargs", model_kwargs), ("cond", cond), ("uncond", uncond)):
         if not isinstance(given, Mapping | None):
             raise TypeError(f"{name} must be a mapping of keywords, got {type(given).__name__}")
-    weights = guidance_weights(guidance, state)
     if interval is not None and not interval[0] <= interval[1]:
         raise ValueError(f"guidance_interval must be (t_lo, t_hi) with t_lo <= t_hi, got {interval}")
     if not 0 <= rescale <= 1:
         raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
     common = dict(model_kwargs or {})
     conditional = {**common, **(cond or {})}
-    if bool((weights == 1).all()):
+    # Most runs are not guided: they shall not pay for finding out.
+    unguided = isinstance(guidance, float | int) and guidance == 1
+    weights = None if unguided else guidance_weights(guidance, state)
+    if weights is None or bool((weights == 1).all()):
         return Guidance(None, rescale, interval, conditional, {})
     if uncond is None:
         raise ValueError("guidance needs uncond=: the model's keywords for the unconditional half")

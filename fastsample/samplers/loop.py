@@ -176,16 +176,14 @@ class _Loop:
             self._inpainting = None
             if mask is not None or known is not None:
                 self._inpainting = Inpainting(mask, known, state, self._table, own_seeds)  # type: ignore[arg-type]
-            guided = any(self._guidance.at(t) for t in self._table.t.tolist())
-            time_dtype = torch.int64 if self._table.t.dtype == np.int64 else torch.float32
-            self._time = torch.empty(2 * batch if guided else batch, dtype=time_dtype, device=where)
+            table = self._table
+            guided = [self._guidance.at(t) for t in table.times]
+            time_dtype = torch.int64 if table.t.dtype == np.int64 else torch.float32
+            self._time = torch.empty(2 * batch if any(guided) else batch, dtype=time_dtype, device=where)
         self._source = None if noise is None else noise_source(noise, state)
-        levels = np.full((2, len(self._table)), np.nan)
-        if self._table.alpha is not None and self._table.sigma is not None:
-            levels = np.stack([self._table.alpha, self._table.sigma])[:, 1:]
-        times = self._table.t.tolist()
-        # For each row: its index, the model's time, whether it is guided, and the level it leads to.
-        self.schedule = [(k, times[k], self._guidance.at(times[k]), *levels[:, k]) for k in range(start, len(times))]
+        # For each row: its index, the model's time, whether it and the next one are guided, and the level it leads to.
+        rows = zip(range(len(table)), table.times, guided, [*guided[1:], False], table.levels, strict=True)
+        self.schedule = list(rows)[start:]
 
     def _initial_state(self, x: Tensor | Sequence[int], seed: Seed, where: torch.device, dtype: torch.dtype) -> Tensor:
         if not isinstance(x, Tensor):
@@ -233,8 +231,8 @@ class _Loop:
         stochastic, source, keeps_x0 = table.stochastic, self._source, table.keeps_x0
         times, keywords = (self._time[-batch:], self._time), (guidance.conditional, guidance.both)
         address, shape = state.data_ptr(), state.shape
-        for k, t, guided, alpha, sigma in self.schedule:
-            next_guided = k + 1 < len(table) and guidance.at(float(table.t[k + 1]))
+        last = len(table) - 1
+        for k, t, guided, next_guided, level in self.schedule:
             time = times[guided]
             m = predict(model_input.views[guided], time.fill_(t), keywords[guided])
             plan = plans[k % len(plans)]
@@ -243,7 +241,7 @@ class _Loop:
                 k,
                 source(k) if source is not None and stochastic[k] else None,
                 changes or keeps_x0[k],
-                not changes and k + 1 < len(table) and model_input.needed(next_guided),
+                not changes and k < last and model_input.needed(next_guided),
             )
             x0 = state if plan.x0_out is None else plan.x0_out
             if correct is not None:
@@ -252,19 +250,18 @@ class _Loop:
                 state.add_(x0, alpha=float(table.b[k]))
             if inpainting is not None:
                 inpainting.apply(state, k)
-            step = Step(k, t, state, x0, alpha, sigma)
+            step = Step(k, t, state, x0, *level)
             yield step
             if observed and (step.x is not state or state.data_ptr() != address or state.shape != shape):
                 raise ValueError("step.x was replaced or resized: it may only be changed in place, step.x[...] = ...")
-            if changes and k + 1 < len(table):
+            if changes and k < last:
                 model_input.fill(float(table.e[k + 1]))
         self.state = model_input.result()
 
     def _model_input(self) -> ModelInput:
-        guided = any(guided for _, _, guided, *_ in self.schedule)
-        scaled = bool((self._table.e != 1).any())
+        guided = len(self._time) > len(self.state)
         with torch.inference_mode(False):
-            return ModelInput(self.state, self._predict.dtype, scaled=scaled, guided=guided)
+            return ModelInput(self.state, self._predict.dtype, scaled=self._table.scaled, guided=guided)
 
     def _plans(self, state: Tensor, target: Tensor | None, keeps_x0: bool) -> list[StepPlan]:
         """One plan, or two that take turns where two earlier x0 are read: each writes over the older one."""
@@ -292,7 +289,7 @@ class _Loop:
         table, correct, guidance = self._table, self._correct_x0, self._guidance
         applied = table if correct is None else without_x0(table)
         history: list[Tensor] = []
-        for k, t, guided, alpha, sigma in self.schedule:
+        for k, t, guided, _, level in self.schedule:
             state = self.state
             model_input = (state * float(table.e[k])).to(self._predict.dtype)
             time = torch.full_like(self._time, t)[: 2 * len(state) if guided else len(state)]
@@ -312,7 +309,7 @@ class _Loop:
                 self.state = self.state.clone()
                 self._inpainting.apply(self.state, k)
             history = [x0, *history][:2]
-            yield Step(k, t, self.state, x0, alpha, sigma)
+            yield Step(k, t, self.state, x0, *level)
 
 
 def _first_row(sampler: Sampler, has_x: bool, strength: float | None, start_step: int) -> int:
