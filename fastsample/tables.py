@@ -13,6 +13,7 @@ clamp(x0, -r, r) / r. Where neither is in force the x0 term folds into the other
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -160,7 +161,7 @@ class Table:
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (self._given(),)
 
-    def _given(self) -> dict[str, object]:
+    def _given(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("t", *_LEVELS, "init_noise_sigma", *_COLUMNS)}
 
     def replace(self, **columns: ArrayLike) -> Table:
@@ -242,9 +243,7 @@ def _levels(alpha: ArrayLike | None, sigma: ArrayLike | None, rows: int) -> dict
     return found
 
 
-def _levels_after(
-    alpha: Float64Array | None, sigma: Float64Array | None, rows: int
-) -> tuple[tuple[float, float], ...]:
+def _levels_after(alpha: Float64Array | None, sigma: Float64Array | None, rows: int) -> tuple[tuple[float, float], ...]:
     if alpha is None or sigma is None:
         return ((np.nan, np.nan),) * rows
     return tuple(zip(alpha[1:].tolist(), sigma[1:].tolist(), strict=True))
@@ -268,5 +267,5 @@ def _pack(columns: dict[str, NDArray]) -> NDArray[np.float32]:
     return stacked
 
 
-def _rebuild(given: dict[str, object]) -> Table:
-    return Table(**given)  # type: ignore[arg-type]
+def _rebuild(given: dict[str, Any]) -> Table:
+    return Table(**given)

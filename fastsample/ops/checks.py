@@ -44,6 +44,22 @@ def check_like(name: str, tensor: Tensor | None, x: Tensor, *, dtype: torch.dtyp
         raise TypeError(f"{name} must be {dtype} as x is, got {tensor.dtype}")
 
 
+def checked_noise(noise: Tensor | None, x: Tensor) -> Tensor:
+    """The noise, once it is known to fit the state."""
+    check_like("noise", noise, x, dtype=x.dtype)
+    assert noise is not None
+    return noise
+
+
+def check_variance(m: Tensor, x: Tensor) -> None:
+    """Raises unless m has a variance half."""
+    if x.ndim < 2 or m.shape[1] != 2 * x.shape[1]:
+        raise ValueError(
+            f"the table reads a learned variance: model_output must have {2 * x.shape[1] if x.ndim > 1 else 'twice'} "
+            f"channels in axis 1, got shape {tuple(m.shape)}"
+        )
+
+
 def check_memory(inputs: dict[str, Tensor | None], outputs: dict[str, Tensor | None]) -> None:
     """Raises where an output would destroy what is still to be read.
 

@@ -39,7 +39,8 @@ def posterior(
 
     Raises:
         ValueError: for a wrong shape, device or row, a row that is deterministic (s = g0 = g1 = 0), one that reads the
-            x0 of earlier rows, and a model_out without the variance half that a row reads. TypeError: for a wrong dtype.
+            x0 of earlier rows, and a model_out without the variance half that a row reads.
+        TypeError: for a wrong dtype.
 
     Example:
         >>> table = Table([500, 0], a=0.5, s=[0.1, 0.0], g0=-1.0)

@@ -14,10 +14,10 @@ def rescale_factor(m: Tensor, conditional: Tensor, phi: float) -> Tensor:
 
     Lin et al. 2023, section 3.4, as diffusers' rescale_noise_cfg, which divides by 0 where m is constant.
     """
-    axes = tuple(range(1, m.ndim))
-    of_m, of_conditional = (one.std(dim=axes, keepdim=True, correction=0) for one in (m, conditional))
+    of_m, of_conditional = (one.reshape(len(one), -1).std(dim=1, correction=0) for one in (m, conditional))
     constant = of_m == 0
-    return torch.where(constant, 1.0, phi * of_conditional / torch.where(constant, 1.0, of_m) + (1 - phi))
+    factor = torch.where(constant, 1.0, phi * of_conditional / torch.where(constant, 1.0, of_m) + (1 - phi))
+    return factor.reshape(-1, *(1 for _ in m.shape[1:]))
 
 
 def threshold(x0: Tensor, quantile: float, limit: float) -> Tensor:
@@ -25,7 +25,7 @@ def threshold(x0: Tensor, quantile: float, limit: float) -> Tensor:
 
     Saharia et al. 2022, appendix; as diffusers' `_threshold_sample`.
     """
-    found = torch.quantile(x0.abs().flatten(1), quantile, dim=1).clamp(1, limit)
+    found = torch.quantile(x0.abs().reshape(len(x0), -1), quantile, dim=1).clamp(1, limit)
     return found.reshape(-1, *(1 for _ in x0.shape[1:]))
 
 

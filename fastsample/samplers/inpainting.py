@@ -16,8 +16,8 @@ class Inpainting:
     """x becomes mask*x + (1 - mask)*(alpha*known + sigma*z) after every row, at the level that the row leads to.
 
     Raises:
-        TypeError, ValueError: where only one of mask and known is given, for values that are no floating-point tensors or
-            do not broadcast to the state, for a mask outside [0, 1] and for a table without noise levels.
+        TypeError, ValueError: where only one of mask and known is given, for values that are no tensors or do not
+            broadcast to the state, for a mask outside [0, 1] and for a table without noise levels.
     """
 
     def __init__(self, mask: Tensor, known: Tensor, state: Tensor, table: Table, seeds: Tensor) -> None:

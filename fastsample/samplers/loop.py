@@ -15,7 +15,8 @@ from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose, fresh
 from fastsample.ops.noise import Seed, checked_shape, randn, sample_seeds
 from fastsample.ops.reductions import limited
-from fastsample.ops.step import StepPlan, step_reference
+from fastsample.ops.step_plan import StepPlan
+from fastsample.ops.step_reference import step_reference
 from fastsample.samplers.guidance import guidance_of
 from fastsample.samplers.inpainting import Inpainting
 from fastsample.samplers.inputs import ModelInput

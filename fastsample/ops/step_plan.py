@@ -1,0 +1,207 @@
+"""The step with everything checked beforehand: what a loop calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsample.ops.backend import _cpu, fresh
+from fastsample.ops.checks import check_like, check_output, check_variance, checked_noise
+from fastsample.ops.step_reference import step_reference
+from fastsample.tables import Table
+
+_DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType in csrc/cpu/kernels.h
+
+
+class StepPlan:
+    """`step` with everything but the model's output, the row and the noise fixed and checked once: what a loop calls.
+
+    Args are those of `step`; `seeds` is an int64 tensor with one seed per sample, `guidance` a float tensor with one
+    weight per sample, `rows` an int64 tensor that is read at every call or None, `backend` one that can run. Keeps the
+    addresses of its tensors: their storage must not move. That x is a state, that rows exist and what overlaps, the
+    caller has checked.
+
+    Attributes:
+        x0_out: as given.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        table: Table,
+        *,
+        seeds: Tensor | None = None,
+        guidance: Tensor | None = None,
+        rescale: float = 0.0,
+        history: Sequence[Tensor] = (),
+        rows: Tensor | None = None,
+        out: Tensor | None = None,
+        x0_out: Tensor | None = None,
+        input_out: Tensor | None = None,
+        backend: str = "cpu",
+    ) -> None:
+        for name, tensor in (("out", out), ("x0_out", x0_out), *((f"history[{i}]", h) for i, h in enumerate(history))):
+            if tensor is not None:
+                check_like(name, tensor, x, dtype=x.dtype)
+        if input_out is not None:
+            check_like("input_out", input_out, x, dtype=None, copies=2)
+            if not input_out.is_floating_point():
+                raise TypeError(f"input_out must be floating point, got {input_out.dtype}")
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
+        self.x0_out = x0_out
+        self._x, self._table, self._seeds, self._rows = x, table, seeds, rows
+        self._guidance, self._rescale, self._history = guidance, rescale, tuple(history)
+        self._out, self._input_out = out, input_out
+        self._native = backend == "cpu"
+        if self._native:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        # The kernel writes packed memory of its own dtypes; any other target gets a stand-in that is copied over.
+        self._stand_ins: list[tuple[Tensor, Tensor]] = []
+        self._staging: Tensor | None = None
+        x = self._x = self._x.contiguous().resolve_neg()
+        batch, size = x.shape[0], x.numel() // x.shape[0]
+        self._layouts = self._accepted_layouts(size)
+        x0_address = self._address(self.x0_out)
+        # Where x0 replaces the history it was made from, both must be the very same memory.
+        self._history = tuple(one if one is self.x0_out else one.contiguous().resolve_neg() for one in self._history)
+        histories = [x0_address if one is self.x0_out else one.data_ptr() for one in self._history]
+        for target, stand_in in self._stand_ins:
+            if any(target is one for one in self._history):
+                stand_in.copy_(target)
+        input_address = self._address(self._input_out)
+        code = 0 if self._input_out is None else _DTYPE_CODES.get(self._input_out.dtype, 0)
+        twice = self._input_out is not None and len(self._input_out) > batch
+        weights = self._guidance
+        self._out_address = self._address(self._out)
+        self._kernel = _cpu.Step(
+            self._table.packed_address,
+            0 if self._rows is None else self._rows.data_ptr(),
+            batch,
+            size,
+            x.data_ptr(),
+            0 if self._seeds is None else self._seeds.data_ptr(),
+            0 if weights is None else weights.data_ptr(),
+            weights is not None and bool((weights == weights[0]).all()),
+            self._rescale,
+            self._table.thresholded,
+            histories[0] if histories else 0,
+            histories[1] if len(histories) > 1 else 0,
+            x0_address,
+            input_address,
+            input_address + x.numel() * (4, 2, 2)[code] if twice else 0,
+            code,
+        )
+
+    def _accepted_layouts(self, size: int) -> dict[torch.Size, tuple[int, bool]]:
+        """(elements from sample to sample, guided) of every shape that the model's output may have."""
+        batch, *rest = self._x.shape
+        layouts = {}
+        for guided in (False, True) if self._guidance is not None else (False,):
+            count = 2 * batch if guided else batch
+            layouts[torch.Size((count, *rest))] = size, guided
+            if rest:
+                layouts[torch.Size((count, 2 * rest[0], *rest[1:]))] = 2 * size, guided
+        return layouts
+
+    def _address(self, target: Tensor | None) -> int:
+        if target is None:
+            return 0
+        if target.is_contiguous() and target.dtype in _DTYPE_CODES and not target.is_neg():
+            return target.data_ptr()
+        dtype = target.dtype if target.dtype in _DTYPE_CODES else torch.float32
+        stand_in = torch.empty(target.shape, dtype=dtype, device=target.device)
+        self._stand_ins.append((target, stand_in))
+        return stand_in.data_ptr()
+
+    def __call__(
+        self, m: Tensor, row: int, noise: Tensor | None = None, keep_x0: bool = True, write_input: bool = True
+    ) -> Tensor:
+        """x' of this row; m with twice the batch where it is guided. x0_out and input_out can be left as they are."""
+        table = self._table
+        if self._rows is None:
+            stochastic, learned = table.stochastic[row], table.learned[row]
+        else:
+            visited = visited_rows(self._rows, row)
+            stochastic, learned = (any(flags[k] for k in visited) for flags in (table.stochastic, table.learned))
+        if table.history:
+            self._check_history(row)
+        if not self._native:
+            return self._reference(m, row, noise, stochastic, keep_x0, write_input)
+        layout = self._layouts.get(m.shape)
+        if layout is None or not m.is_cpu:
+            check_output(m, self._x, guided=self._guidance is not None)
+            raise AssertionError("an output that passes the check has a layout")
+        stride, guided = layout
+        if learned:
+            check_variance(m, self._x)
+        code = _DTYPE_CODES.get(m.dtype)
+        if code is None or not m.is_contiguous() or m.is_neg():
+            m = self._stage(m)
+            code = _DTYPE_CODES[m.dtype]
+        noise_address = 0
+        if stochastic and (noise is not None or self._seeds is None):
+            noise = checked_noise(noise, self._x).contiguous().resolve_neg()
+            noise_address = noise.data_ptr()
+        out, address = self._out, self._out_address
+        if out is None:
+            out = fresh(self._x.shape, torch.float32, self._x.device)
+            address = out.data_ptr()
+        self._kernel(
+            row,
+            m.data_ptr(),
+            stride,
+            code,
+            guided,
+            noise_address,
+            address,
+            keep_x0,
+            write_input,
+            torch.get_num_threads(),
+        )
+        for target, stand_in in self._stand_ins:
+            target.copy_(stand_in)
+        return out
+
+    def _check_history(self, row: int) -> None:
+        for name, needed in (("c1", 1), ("c2", 2)):
+            if len(self._history) < needed and any(
+                getattr(self._table, name)[k] for k in visited_rows(self._rows, row)
+            ):
+                raise ValueError(f"row {row} needs the x0 of {needed} earlier row(s): give history=")
+
+    def _stage(self, m: Tensor) -> Tensor:
+        # Kept from row to row: a model with strided or float64 outputs must not cost an allocation each time.
+        check_output(m, self._x, guided=self._guidance is not None)
+        dtype = m.dtype if m.dtype in _DTYPE_CODES else torch.float32
+        if self._staging is None or self._staging.shape != m.shape or self._staging.dtype != dtype:
+            self._staging = torch.empty(m.shape, dtype=dtype, device=m.device)
+        return self._staging.copy_(m)
+
+    def _reference(
+        self, m: Tensor, row: int, noise: Tensor | None, stochastic: bool, keep_x0: bool, write_input: bool
+    ) -> Tensor:
+        rows = row if self._rows is None else self._rows
+        z = noise if stochastic else None
+        result, x0 = step_reference(
+            self._x, m, self._table, rows, z, self._seeds, self._guidance, self._rescale, self._history
+        )
+        if self.x0_out is not None and keep_x0:
+            self.x0_out.copy_(x0)
+        if self._input_out is not None and write_input:
+            batch = len(self._x)
+            next_e = torch.from_numpy(np.append(self._table.e[1:], 1.0))[rows]
+            scale = next_e.to(result).reshape(-1, *(1,) * (result.ndim - 1))
+            for half in self._input_out.split(batch):
+                half.copy_(result * scale)
+        return result if self._out is None else self._out.copy_(result)
+
+
+def visited_rows(rows: Tensor | None, row: int) -> Sequence[int]:
+    """The rows that samples are at: their own, or the one they share."""
+    return (row,) if rows is None else rows.unique().tolist()

@@ -1,0 +1,105 @@
+"""The sampling step in plain torch: the specification of every backend's kernel, and what gradients go through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastsample.ops.checks import check_output, check_variance, checked_noise
+from fastsample.ops.noise import STEP, randn
+from fastsample.ops.reductions import limited, rescale_factor
+from fastsample.tables import Table
+
+
+def step_reference(
+    x: Tensor,
+    m: Tensor,
+    table: Table,
+    row: int | Tensor,
+    z: Tensor | None = None,
+    seeds: Tensor | None = None,
+    guidance: Tensor | None = None,
+    rescale: float = 0.0,
+    history: Sequence[Tensor] = (),
+) -> tuple[Tensor, Tensor]:
+    """(x', x0) of one row in plain torch: the specification. Differentiable; computes in x's dtype."""
+    check_output(m, x, guided=guidance is not None)
+    if isinstance(row, Tensor) and row.ndim > 0:
+        return _rows_reference(x, m, table, row.tolist(), z, seeds, guidance, rescale, history)
+    row = int(row)
+    conditional = m[-len(x) :].to(x.dtype)
+    if table.learned[row]:
+        check_variance(m, x)
+    v = conditional[:, x.shape[1] :] if x.ndim > 1 else conditional
+    if conditional.shape != x.shape:
+        conditional = conditional[:, : x.shape[1]]
+    combined = conditional
+    if len(m) > len(x):
+        assert guidance is not None
+        unconditional = m[: len(x)].to(x.dtype)
+        unconditional = unconditional[:, : x.shape[1]] if unconditional.shape != x.shape else unconditional
+        weight = guidance.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+        combined = conditional + (weight - 1) * (conditional - unconditional)  # exactly conditional at 1
+        if rescale != 0:
+            combined = combined * rescale_factor(combined, conditional, rescale)
+    if table.stochastic[row]:
+        if z is None and seeds is not None:
+            z = randn(x.shape, seed=seeds, step=row, stream=STEP, device=x.device).to(x.dtype)
+        z = checked_noise(z, x)
+        if table.learned[row]:
+            z = z * torch.exp(v * float(table.g1[row]))
+    p, q, a, b, c1, c2, d = (float(getattr(table, name)[row]) for name in ("p", "q", "a", "b", "c1", "c2", "d"))
+    s = float(table.s[row]) * math.exp(float(table.g0[row]))
+    limit, quantile = float(table.limit[row]), float(table.quantile[row])
+    h1, h2 = (*history, None, None)[:2]
+    x0 = _sum((p, x), (q, combined))
+    if math.isinf(limit) and quantile == 0:
+        # Folded before rounding: at high noise p is in the thousands and x0 would lose what x' still has.
+        result = _sum((b * q + d, combined), (a + b * p, x), (c1, h1), (c2, h2), (s, z))
+    else:
+        x0 = limited(x0, limit, quantile)
+        result = _sum((d, combined), (b, x0), (a, x), (c1, h1), (c2, h2), (s, z))
+    return result, x0
+
+
+def _rows_reference(
+    x: Tensor,
+    m: Tensor,
+    table: Table,
+    rows: list[int],
+    z: Tensor | None,
+    seeds: Tensor | None,
+    guidance: Tensor | None,
+    rescale: float,
+    history: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    def alone(i: int) -> tuple[Tensor, Tensor]:
+        own = slice(i, i + 1)
+        return step_reference(
+            x[own],
+            m[i :: len(x)],
+            table,
+            rows[i],
+            None if z is None else z[own],
+            None if seeds is None else seeds[own],
+            None if guidance is None else guidance[own],
+            rescale,
+            [one[own] for one in history],
+        )
+
+    results, x0s = zip(*(alone(i) for i in range(len(x))), strict=True)
+    return torch.cat(results), torch.cat(x0s)
+
+
+def _sum(*terms: tuple[float, Tensor | None]) -> Tensor:
+    total: Tensor | None = None
+    for coefficient, operand in terms:
+        if coefficient != 0 and operand is not None:
+            total = operand * coefficient if total is None else total + operand * coefficient
+    if total is None:
+        first = next(operand for _, operand in terms if operand is not None)
+        return torch.zeros_like(first)
+    return total
