@@ -7,8 +7,37 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from fastsample import ops, zoo
+from fastsample.forward import add_noise, velocity
+from fastsample.images import to_uint8
+from fastsample.interpolation import interpolate, slerp
 from fastsample.ops.backend import backends
-from fastsample.samplers import DDIM, Sampler, Step, ddim
+from fastsample.samplers import (
+    DDIM,
+    DDPM,
+    LCM,
+    TCD,
+    Batcher,
+    Consistency,
+    DDIMInverse,
+    DPMSolver,
+    DynamicThreshold,
+    Euler,
+    EulerAncestral,
+    Heun,
+    Options,
+    Sampler,
+    Step,
+    consistency,
+    ddim,
+    ddim_invert,
+    ddpm,
+    dpm_solver,
+    euler,
+    euler_ancestral,
+    heun,
+    lcm,
+    tcd,
+)
 from fastsample.schedule import Schedule
 from fastsample.tables import Table
 from fastsample.timesteps import spaced_timesteps
@@ -18,4 +47,41 @@ try:
 except PackageNotFoundError:  # an uninstalled source tree
     __version__ = "0+unknown"
 
-__all__ = ["DDIM", "Sampler", "Schedule", "Step", "Table", "backends", "ddim", "ops", "spaced_timesteps", "zoo"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "LCM",
+    "TCD",
+    "Batcher",
+    "Consistency",
+    "DDIMInverse",
+    "DPMSolver",
+    "DynamicThreshold",
+    "Euler",
+    "EulerAncestral",
+    "Heun",
+    "Options",
+    "Sampler",
+    "Schedule",
+    "Step",
+    "Table",
+    "add_noise",
+    "backends",
+    "consistency",
+    "ddim",
+    "ddim_invert",
+    "ddpm",
+    "dpm_solver",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "interpolate",
+    "lcm",
+    "ops",
+    "slerp",
+    "spaced_timesteps",
+    "tcd",
+    "to_uint8",
+    "velocity",
+    "zoo",
+]

@@ -7,19 +7,22 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastsample.model import Model
 from fastsample.ops import randn
 from fastsample.ops.backend import backends
 from fastsample.samplers import ddim
+from fastsample.schedule import Schedule
 from fastsample.timesteps import spaced_timesteps
-from fastsample.zoo import digits
+from fastsample.zoo import UNet, digits
 
 STEPS = (10, 20, 50)
 SHAPE = (10, 1, 28, 28)
+GUIDANCE = 2.0
+NO_LABEL = 10  # the class that stands for any digit
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,43 +43,37 @@ def run(args: argparse.Namespace) -> int:
         print(f"fastsample demo: --rounds must be at least 1, got {args.rounds}", file=sys.stderr)
         return 2
     matplotlib.use("Agg")
-    model, labels = GuidedDigits(guidance=2.0), {"y": torch.arange(10)}
-    rows = {steps: ddim(model, SHAPE, steps=steps, seed=args.seed, model_kwargs=labels) for steps in STEPS}
+    model, y = digits(), torch.arange(10)
+    rows = {steps: ddim(model, SHAPE, steps=steps, seed=args.seed, **guided(y)) for steps in STEPS}
     _draw(rows, args.out)
-    print(f"{args.out}: digits 0 to 9 with guidance 2, one row each for {', '.join(map(str, STEPS))} DDIM steps\n")
+    shown = f"digits 0 to 9 with guidance {GUIDANCE:g}, one row each for {', '.join(map(str, STEPS))} DDIM steps"
+    print(f"{args.out}: {shown}\n")
     cpu = backends()["cpu"]
     where = f"cpu kernels ({cpu['isa']})" if cpu["available"] else f"reference backend ({cpu['reason']})"
     print(
         f"{where}, {torch.get_num_threads()} threads, batch of {SHAPE[0]}; medians of {args.rounds} rounds, interleaved"
     )
-    _print_times(model, labels, args.rounds)
+    _print_times(model, y, args.rounds)
     _print_seeds(model, args.seed)
     return 0
 
 
-class GuidedDigits:
-    """The bundled model with classifier-free guidance, e_none + w (e_label - e_none): a model like any other."""
-
-    def __init__(self, guidance: float) -> None:
-        self._model, self._guidance = digits(), guidance
-        self.schedule = self._model.schedule
-
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        none = torch.full_like(y, self._model.config.num_classes)
-        output = self._model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([none, y]))
-        unconditional, conditional = output.chunk(2)
-        return unconditional + self._guidance * (conditional - unconditional)
+def guided(y: Tensor) -> dict[str, Any]:
+    """The arguments of `ddim` for digits y under classifier-free guidance."""
+    return {"guidance": GUIDANCE, "cond": {"y": y}, "uncond": {"y": torch.full_like(y, NO_LABEL)}}
 
 
-def plain_ddim(model: Model, x: Tensor, steps: int, y: Tensor) -> Tensor:
-    """The loop as one writes it in plain PyTorch: what `ddim` is timed against."""
-    alphas_cumprod = model.schedule.alphas_cumprod  # type: ignore[attr-defined]
+def plain_ddim(model: Denoiser, x: Tensor, steps: int, y: Tensor) -> Tensor:
+    """The guided loop as one writes it in plain PyTorch: what `ddim` is timed against."""
+    alphas_cumprod = model.schedule.alphas_cumprod
     timesteps = spaced_timesteps(len(alphas_cumprod), "leading", steps).tolist()
+    labels = torch.cat([torch.full_like(y, NO_LABEL), y])
     for t, previous in zip(timesteps, [*timesteps[1:], None], strict=True):
         alpha_bar = float(alphas_cumprod[t])
         alpha_bar_previous = 1.0 if previous is None else float(alphas_cumprod[previous])
-        output = model(x, torch.full((len(x),), t), y=y)
-        epsilon = output[:, : x.shape[1]]
+        output = model(torch.cat([x, x]), torch.full((2 * len(x),), t), y=labels)
+        unconditional, conditional = output[:, : x.shape[1]].chunk(2)
+        epsilon = unconditional + GUIDANCE * (conditional - unconditional)
         x0 = (x - (1 - alpha_bar) ** 0.5 * epsilon) / alpha_bar**0.5
         x = alpha_bar_previous**0.5 * x0 + (1 - alpha_bar_previous) ** 0.5 * epsilon
     return x
@@ -85,23 +82,26 @@ def plain_ddim(model: Model, x: Tensor, steps: int, y: Tensor) -> Tensor:
 class _FreeModel:
     """Returns the same tensor every time, so that only the sampler's own work is timed."""
 
-    def __init__(self, model: GuidedDigits) -> None:
-        self.schedule = model.schedule
-        self._output = torch.zeros(SHAPE[0], 2 * SHAPE[1], *SHAPE[2:])
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self._output = torch.zeros(2 * SHAPE[0], 2 * SHAPE[1], *SHAPE[2:])
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return self._output
 
 
-def _print_times(model: GuidedDigits, labels: dict[str, Tensor], rounds: int) -> None:
+Denoiser = UNet | _FreeModel
+
+
+def _print_times(model: UNet, y: Tensor, rounds: int) -> None:
     """Time per image, and per step of the whole batch; last with a model that takes no time at all."""
-    free = _FreeModel(model)
+    free = _FreeModel(model.schedule)
     print(f"{'':<22}{'fastsample':>14}{'plain PyTorch':>18}{'plain / fastsample':>22}")
     for steps in STEPS:
-        ours, plain, ratio = _interleaved(model, steps, labels, rounds)
+        ours, plain, ratio = _interleaved(model, steps, y, rounds)
         print(f"{f'{steps} steps, per image':<22}{_ms(ours, SHAPE[0])}{_ms(plain, SHAPE[0]):>18}{ratio:>21.2f}x")
         print(f"{'per step of the batch':>22}{_ms(ours, steps)}{_ms(plain, steps):>18}")
-    ours, plain, ratio = _interleaved(free, STEPS[-1], labels, rounds)
+    ours, plain, ratio = _interleaved(free, STEPS[-1], y, rounds)
     print(f"{'same, model free':>22}{_ms(ours, STEPS[-1])}{_ms(plain, STEPS[-1]):>18}{ratio:>21.2f}x\n")
 
 
@@ -110,27 +110,27 @@ def _ms(seconds: float, count: int) -> str:
 
 
 @torch.no_grad()
-def _interleaved(model: Model, steps: int, labels: dict[str, Tensor], rounds: int) -> tuple[float, float, float]:
+def _interleaved(model: Denoiser, steps: int, y: Tensor, rounds: int) -> tuple[float, float, float]:
     """Median seconds of `ddim` and of `plain_ddim`, and the median of their ratios round by round."""
     x = randn(SHAPE, seed=0)
     times: list[tuple[float, float]] = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
-        ddim(model, x, steps=steps, model_kwargs=labels)
+        ddim(model, x, steps=steps, **guided(y))
         middle = time.perf_counter()
-        plain_ddim(model, x, steps, **labels)
+        plain_ddim(model, x, steps, y)
         times.append((middle - start, time.perf_counter() - middle))
     counted = times[1:]  # the first round warms up
     ratio = statistics.median(b / a for a, b in counted)
     return statistics.median(a for a, _ in counted), statistics.median(b for _, b in counted), ratio
 
 
-def _print_seeds(model: GuidedDigits, seed: int) -> None:
+def _print_seeds(model: UNet, seed: int) -> None:
     one, sixteen = (1, *SHAPE[1:]), (16, *SHAPE[1:])
     same = torch.equal(randn(one, seed=seed), randn(sixteen, seed=seed)[:1])
     eights = torch.full((16,), 8)
-    alone = ddim(model, one, steps=20, eta=1.0, seed=seed, model_kwargs={"y": eights[:1]})
-    among = ddim(model, sixteen, steps=20, eta=1.0, seed=seed, model_kwargs={"y": eights})[:1]
+    alone = ddim(model, one, steps=20, eta=1.0, seed=seed, **guided(eights[:1]))
+    among = ddim(model, sixteen, steps=20, eta=1.0, seed=seed, **guided(eights))[:1]
     print(
         f"seed {seed} in a batch of 1 and of 16: noise bits {'identical' if same else 'DIFFERENT'}; samples (eta 1, 20 "
         f"steps) differ by at most {(alone - among).abs().max():.1e}, which is the model's own rounding"

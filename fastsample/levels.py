@@ -47,7 +47,7 @@ def spaced_levels(
     Example:
         >>> t, alpha, sigma = spaced_levels(Schedule.linear(), "karras", 4)
         >>> t.round(1).tolist()
-        [999.0, 723.1, 300.1, 0.0]
+        [999.0, 775.1, 301.0, 0.0]
     """
     check_steps(steps)
     ratio = _sigma_over_alpha(schedule)

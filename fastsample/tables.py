@@ -59,7 +59,8 @@ class Table:
         stochastic: for each row whether it adds noise (s is not 0).
         learned: for each row whether it reads the variance half (g1 is not 0).
         keeps_x0: for each row whether a later one reads its x0.
-        history: how many earlier x0 the rows read at most: 0, 1 or 2.
+        reads: for each row how many earlier x0 it reads: 0, 1 or 2 (h1 and h2).
+        history: the largest of these.
         thresholded, scaled: whether any row has a quantile, an e other than 1.
         times: t as Python numbers.
         levels: for each row the (alpha, sigma) that it leads to, NaN for a table without levels.
@@ -98,6 +99,7 @@ class Table:
     stochastic: tuple[bool, ...]
     learned: tuple[bool, ...]
     keeps_x0: tuple[bool, ...]
+    reads: tuple[int, ...]
     history: int
     thresholded: bool
     scaled: bool
@@ -142,13 +144,15 @@ class Table:
                 array.setflags(write=False)
         self.__dict__.update(full, **levels)
         c1, c2 = full["c1"] != 0, full["c2"] != 0
+        reads = tuple(np.where(c2, 2, c1).tolist())
         self.__dict__.update(
             init_noise_sigma=_checked_scale(init_noise_sigma),
             packed_address=full["packed"].ctypes.data,
             stochastic=tuple((full["s"] != 0).tolist()),
             learned=tuple((full["g1"] != 0).tolist()),
             keeps_x0=tuple((np.append(c1[1:], False) | np.append(c2[2:], (False, False))[: len(c2)]).tolist()),
-            history=2 if c2.any() else int(c1.any()),
+            reads=reads,
+            history=max(reads),
             thresholded=bool(full["quantile"].any()),
             scaled=bool((full["e"] != 1).any()),
             times=tuple(times.tolist()),
@@ -184,7 +188,7 @@ class Table:
         return self.t.dtype == other.t.dtype and all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
     def __hash__(self) -> int:
-        return hash((self.t.tobytes(), (self.packed + 0.0).tobytes()))  # -0.0 equals 0.0
+        return hash(((self.t + 0).tobytes(), (self.packed + 0.0).tobytes()))  # -0.0 equals 0.0
 
     def __repr__(self) -> str:
         shown = [name for name, default in _COLUMNS.items() if (getattr(self, name) != default).any()]

@@ -13,7 +13,7 @@ Timesteps = str | Iterable[int]
 
 
 def spaced_timesteps(
-    T: int, spec: Timesteps = "leading", steps: int | None = None, steps_offset: int = 0
+    T: int, spec: Timesteps = "leading", steps: int | None = None, steps_offset: int = 0, original_steps: int = 50
 ) -> Int64Array:
     """The timesteps that a sampler visits, descending.
 
@@ -23,12 +23,15 @@ def spaced_timesteps(
             - a spacing name, with `steps` (N): "leading" i * (T // N), "trailing" round(T - i * T / N) - 1 and
               "linspace" round(i * (T - 1) / (N - 1)) as in diffusers, "quad" floor((i * sqrt(0.8 T) / (N - 1))^2) as in
               ermongroup/ddim; rounding is half to even. "leading" ends well below T where N does not divide T, at 699
-              for T = 1000 and N = 700; "trailing" starts from T - 1;
+              for T = 1000 and N = 700; "trailing" starts from T - 1. "respaced" is "N" as below, one section. "lcm" are
+              N of the M = original_steps timesteps i * (T // M) - 1, i = 1 .. M, that a consistency model was distilled
+              at: number floor(j * M / N) from the top, as diffusers' LCMScheduler has it;
             - "ddimN": the smallest whole stride from 0 that visits exactly N (improved-diffusion);
             - "10,15,20": T cut in equal sections, each with so many evenly spaced timesteps (improved-diffusion);
             - the timesteps themselves, in any order.
         steps: how many timesteps, for a spacing name only; otherwise ignored.
         steps_offset: added to every "leading" timestep (Stable Diffusion uses 1); ignored otherwise, as in diffusers.
+        original_steps: M of "lcm"; ignored otherwise.
 
     Returns:
         int64 array of distinct timesteps in [0, T), strictly descending.
@@ -50,14 +53,16 @@ def spaced_timesteps(
         chosen = _SPACINGS[spec](T, _checked_steps(T, spec, steps))
         if spec == "leading":
             chosen = chosen + steps_offset
+    elif spec == "lcm":
+        chosen = _lcm(T, _checked_steps(T, spec, steps), original_steps)
     elif re.fullmatch(r"ddim\d+", spec):
         chosen = _ddim_stride(T, int(spec[4:]))
     elif re.fullmatch(r"\d+(,\d+)*", spec):
         chosen = _sections(T, [int(part) for part in spec.split(",")])
     else:
         raise ValueError(
-            f"timesteps={spec!r} is no spacing: give one of {', '.join(_SPACINGS)}, 'ddimN', section counts such as "
-            "'10,15,20', or the timesteps themselves"
+            f"timesteps={spec!r} is no spacing: give one of {', '.join(_SPACINGS)}, lcm, 'ddimN', section counts such "
+            "as '10,15,20', or the timesteps themselves"
         )
     chosen = np.sort(chosen)[::-1].copy()
     if chosen.size == 0:
@@ -88,12 +93,28 @@ def _quad(T: int, steps: int) -> Int64Array:
     return (np.linspace(0, np.sqrt(0.8 * T), steps) ** 2).astype(np.int64)
 
 
+def _respaced(T: int, steps: int) -> Int64Array:
+    return _sections(T, [steps])
+
+
 _SPACINGS: dict[str, Callable[[int, int], Int64Array]] = {
     "leading": _leading,
     "trailing": _trailing,
     "linspace": _linspace,
     "quad": _quad,
+    "respaced": _respaced,
 }
+
+
+def _lcm(T: int, steps: int, original_steps: int) -> Int64Array:
+    if not isinstance(original_steps, int | np.integer):
+        raise TypeError(f"original_steps must be an int, got {original_steps!r}")
+    if not 1 <= original_steps <= T:
+        raise ValueError(f"original_steps must lie in [1, {T}] on a schedule of {T} timesteps, got {original_steps}")
+    if steps > original_steps:
+        raise ValueError(f"steps must not exceed original_steps={original_steps}, got {steps}")
+    learned = np.arange(original_steps, 0, -1, dtype=np.int64) * (T // original_steps) - 1
+    return learned[np.linspace(0, original_steps, steps, endpoint=False).astype(np.int64)]
 
 
 def _checked_steps(T: int, spec: str, steps: int | None) -> int:

@@ -43,9 +43,11 @@ class StepPlan:
         input_out: Tensor | None = None,
         backend: str = "cpu",
     ) -> None:
-        for name, tensor in (("out", out), ("x0_out", x0_out), *((f"history[{i}]", h) for i, h in enumerate(history))):
+        for name, tensor in (("out", out), ("x0_out", x0_out)):
             if tensor is not None:
                 check_like(name, tensor, x, dtype=x.dtype)
+        for i, one in enumerate(history):
+            check_like(f"history[{i}]", one, x, dtype=x.dtype)
         if input_out is not None:
             check_like("input_out", input_out, x, dtype=None, copies=2)
             if not input_out.is_floating_point():
@@ -129,7 +131,7 @@ class StepPlan:
         else:
             visited = visited_rows(self._rows, row)
             stochastic, learned = (any(flags[k] for k in visited) for flags in (table.stochastic, table.learned))
-        if table.history:
+        if table.history > len(self._history):
             self._check_history(row)
         if not self._native:
             return self._reference(m, row, noise, stochastic, keep_x0, write_input)
@@ -169,11 +171,9 @@ class StepPlan:
         return out
 
     def _check_history(self, row: int) -> None:
-        for name, needed in (("c1", 1), ("c2", 2)):
-            if len(self._history) < needed and any(
-                getattr(self._table, name)[k] for k in visited_rows(self._rows, row)
-            ):
-                raise ValueError(f"row {row} needs the x0 of {needed} earlier row(s): give history=")
+        needed = max(self._table.reads[k] for k in visited_rows(self._rows, row))
+        if len(self._history) < needed:
+            raise ValueError(f"row {row} needs the x0 of {needed} earlier row(s): give history=")
 
     def _stage(self, m: Tensor) -> Tensor:
         # Kept from row to row: a model with strided or float64 outputs must not cost an allocation each time.
@@ -204,4 +204,4 @@ class StepPlan:
 
 def visited_rows(rows: Tensor | None, row: int) -> Sequence[int]:
     """The rows that samples are at: their own, or the one they share."""
-    return (row,) if rows is None else rows.unique().tolist()
+    return (row,) if rows is None else sorted(set(rows.tolist()))

@@ -1,8 +1,43 @@
 """The samplers: each a builder of table rows around the one loop."""
 
+from fastsample.samplers.batcher import Batcher
+from fastsample.samplers.consistency import Consistency, consistency
 from fastsample.samplers.ddim import DDIM, ddim
+from fastsample.samplers.ddpm import DDPM, ddpm
+from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver
+from fastsample.samplers.euler import Euler, EulerAncestral, euler, euler_ancestral
+from fastsample.samplers.heun import Heun, heun
+from fastsample.samplers.inversion import DDIMInverse, ddim_invert
+from fastsample.samplers.lcm import LCM, lcm
 from fastsample.samplers.limits import DynamicThreshold
 from fastsample.samplers.loop import Sampler
 from fastsample.samplers.run import Options, Step
+from fastsample.samplers.tcd import TCD, tcd
 
-__all__ = ["DDIM", "DynamicThreshold", "Options", "Sampler", "Step", "ddim"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "LCM",
+    "TCD",
+    "Batcher",
+    "Consistency",
+    "DDIMInverse",
+    "DPMSolver",
+    "DynamicThreshold",
+    "Euler",
+    "EulerAncestral",
+    "Heun",
+    "Options",
+    "Sampler",
+    "Step",
+    "consistency",
+    "ddim",
+    "ddim_invert",
+    "ddpm",
+    "dpm_solver",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "lcm",
+    "tcd",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -74,7 +75,7 @@ def direction_table(
     p, q = x0_coefficients(prediction, alpha[:-1], sigma[:-1])
     if rederive_epsilon:
         of_x, of_x0 = rederived_epsilon_coefficients(alpha[:-1], sigma[:-1])
-        own = {"a": direction * of_x, "b": alpha[1:] + direction * of_x0}
+        own: dict[str, Any] = {"a": direction * of_x, "b": alpha[1:] + direction * of_x0}
     else:
         of_x, of_m = epsilon_coefficients(prediction, alpha[:-1], sigma[:-1])
         own = {"a": direction * of_x, "b": alpha[1:], "d": direction * of_m}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -98,6 +99,8 @@ class Sampler:
     def _set(self, **attributes: object) -> None:
         # Samplers are frozen dataclasses: what __post_init__ works out goes past the lock.
         self.__dict__.update(attributes)
+        if "table" in attributes:
+            _warn_of_amplified_errors(self.table)
 
     def _spaced(self: Any, spacing: Callable[[int, Timesteps, int | None], Int64Array]) -> Int64Array:
         """The timesteps that `timesteps` and `steps` name; both are replaced by what they came to."""
@@ -108,6 +111,17 @@ class Sampler:
             self._set(timesteps=tuple(t.tolist()))
         self._set(steps=len(t))
         return t
+
+
+def _warn_of_amplified_errors(table: Table) -> None:
+    unlimited = np.isinf(table.limit) & (table.quantile == 0)
+    worst = int(np.argmax(np.where(unlimited, np.abs(table.q), 0.0)))
+    if unlimited[worst] and abs(table.q[worst]) > 1000:
+        warnings.warn(
+            f"at t = {table.times[worst]} x0 is {abs(table.q[worst]):.0f} times the model's error: give clip= (1.0 for "
+            "images in [-1, 1]), or leave that timestep out",
+            stacklevel=5,
+        )
 
 
 def _progress_bar(total: int) -> Any:

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsample.samplers.ddpm import DDPM
 from fastsample.schedule import Schedule
 
 
@@ -29,27 +29,17 @@ class HybridLoss:
     def __init__(self, schedule: Schedule, device: str | torch.device = "cpu") -> None:
         if schedule.T < 2:
             raise ValueError(f"the schedule needs at least 2 timesteps, got {schedule.T}")
-
-        def table(values: NDArray[np.float64]) -> Tensor:
-            return torch.from_numpy(values.astype(np.float32)).to(device)
-
-        betas, abar = schedule.betas, schedule.alphas_cumprod
-        before = np.concatenate(([1.0], abar[:-1]))
-        variance = betas * (1 - before) / (1 - abar)
-        variance[0] = variance[1]  # it is 0 and its logarithm infinite
         self.T = schedule.T
-        self._signal = table(np.sqrt(abar))
-        self._noise = table(np.sqrt(1 - abar))
-        self._recip = table(np.sqrt(1 / abar))
-        self._recip_noise = table(np.sqrt(1 / abar - 1))
-        self._mean_x0 = table(np.sqrt(before) * betas / (1 - abar))
-        self._mean_xt = table(np.sqrt(1 - betas) * (1 - before) / (1 - abar))
-        self._log_beta = table(np.log(betas))
-        self._log_variance = table(np.log(variance))
+        table = DDPM(schedule, variance="learned_range").table
+        columns = {name: getattr(table, name)[: self.T] for name in ("alpha", "sigma", "p", "q", "a", "b")}
+        columns |= {"smallest": 2 * (table.g0 - table.g1), "largest": 2 * (table.g0 + table.g1)}
+        self._at_timestep = {
+            name: torch.from_numpy(column[::-1].astype(np.float32)).to(device) for name, column in columns.items()
+        }
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; x0 and noise (B, C, H, W), t int64 (B,)."""
-        return _at(self._signal, t) * x0 + _at(self._noise, t) * noise
+        return self._at("alpha", t) * x0 + self._at("sigma", t) * noise
 
     def vlb_term(self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor, *, clip: bool = False) -> Tensor:
         """The term of the variational bound at t in bits per dimension, (B,).
@@ -64,9 +54,9 @@ class HybridLoss:
         """
         epsilon, v = output.chunk(2, dim=1)
         fraction = (v + 1) / 2
-        floor = _at(self._log_variance, t)
-        log_variance = fraction * _at(self._log_beta, t) + (1 - fraction) * floor
-        predicted_x0 = _at(self._recip, t) * xt - _at(self._recip_noise, t) * epsilon
+        floor = self._at("smallest", t)
+        log_variance = fraction * self._at("largest", t) + (1 - fraction) * floor
+        predicted_x0 = self._at("p", t) * xt + self._at("q", t) * epsilon
         if clip:
             predicted_x0 = predicted_x0.clamp(-1, 1)
         mean = self._posterior_mean(predicted_x0, xt, t)
@@ -86,11 +76,10 @@ class HybridLoss:
         return mse, vb
 
     def _posterior_mean(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        return _at(self._mean_x0, t) * x0 + _at(self._mean_xt, t) * xt
+        return self._at("b", t) * x0 + self._at("a", t) * xt
 
-
-def _at(table: Tensor, t: Tensor) -> Tensor:
-    return table[t][:, None, None, None]
+    def _at(self, name: str, t: Tensor) -> Tensor:
+        return self._at_timestep[name][t][:, None, None, None]
 
 
 def _gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:

@@ -1,0 +1,91 @@
+"""Between two samples, by way of the noise they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from fastsample.model import Model, schedule_of
+from fastsample.samplers.ddim import DDIM
+from fastsample.samplers.loop import Sampler
+from fastsample.samplers.run import Options
+
+
+def slerp(a: Tensor, b: Tensor, weight: float | Sequence[float] | Tensor) -> Tensor:
+    """Spherical interpolation from a (weight 0) to b (weight 1), per sample over all but the first axis.
+
+        sin((1 - w) theta) / sin(theta) a + sin(w theta) / sin(theta) b,   theta the angle between a and b
+
+    It keeps the length that Gaussian noise has in many dimensions, which a straight line would shorten. Samples whose
+    directions agree (or oppose) to 1e-6 are joined by the straight line.
+
+    Args:
+        a, b: of one shape (B, ...) and dtype; B may be 1 where there are n weights.
+        weight: a number, or n of them, one per sample.
+
+    Returns:
+        Shape (B, ...), or (n, ...) for B = 1.
+
+    Raises:
+        ValueError: for shapes that do not fit. TypeError: where a or b is not a floating-point tensor.
+
+    Example:
+        >>> slerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), [0.0, 0.5])
+        tensor([[1.0000, 0.0000],
+                [0.7071, 0.7071]])
+    """
+    for name, tensor in (("a", a), ("b", b)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {getattr(tensor, 'dtype', type(tensor))}")
+    if a.shape != b.shape or a.ndim == 0:
+        raise ValueError(f"a and b must have one shape (B, ...), got {tuple(a.shape)} and {tuple(b.shape)}")
+    w = torch.as_tensor(weight, dtype=torch.float64, device=a.device)
+    if w.ndim > 1 or (w.ndim == 1 and len(a) not in (1, len(w))):
+        raise ValueError(f"weight must be a number or {len(a)} of them, one per sample; got shape {tuple(w.shape)}")
+    # In float64: near 1 the cosine tells a small angle with half its digits only.
+    first, second = a.flatten(1).double(), b.flatten(1).double()
+    cosine = torch.nn.functional.cosine_similarity(first, second, dim=1)
+    theta = cosine.clamp(-1, 1).acos()
+    straight = theta.sin() < 1e-6
+    sine = torch.where(straight, 1.0, theta.sin())
+    of_a = torch.where(straight, 1 - w, ((1 - w) * theta).sin() / sine)
+    of_b = torch.where(straight, w, (w * theta).sin() / sine)
+    along = (-1, *(1,) * (a.ndim - 1))
+    return of_a.to(a.dtype).reshape(along) * a + of_b.to(a.dtype).reshape(along) * b
+
+
+def interpolate(
+    model: Model, a: Tensor, b: Tensor, n: int, *, sampler: Sampler | None = None, **options: Unpack[Options]
+) -> Tensor:
+    """n samples on the way from the one that comes from noise a to the one from noise b (Song, Meng & Ermon 2020).
+
+    The noise is interpolated by `slerp` at the weights 0, 1 / (n - 1), ..., 1. `ddim_invert` finds a sample's noise.
+
+    Args:
+        model: as for `ddim`.
+        a, b: noise of one sample each, (1, C, H, W) or (C, H, W), or other axes behind C. A first axis of 1 is taken
+            for the batch: with a single channel, give the batch axis too.
+        n: at least 2. They are sampled in one batch.
+        sampler: any; default DDIM of 50 steps on `model.schedule`. Only where it adds no noise do samples change
+            smoothly: give the rest one `seed` per sample, all equal.
+        **options: the arguments of every sampler, documented in fastsample.Options.
+
+    Returns:
+        (n, C, H, W).
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot work, before the model is called.
+
+    Example:
+        >>> noise = torch.randn(2, 3, 8, 8)
+        >>> interpolate(lambda x, t: 0.1 * x, noise[0], noise[1], 5).shape
+        torch.Size([5, 3, 8, 8])
+    """
+    if not isinstance(n, int) or n < 2:
+        raise ValueError(f"n must be an int of at least 2, got {n!r}")
+    first, last = (one if isinstance(one, Tensor) and one.shape[:1] == (1,) else one[None] for one in (a, b))
+    chosen = sampler if sampler is not None else DDIM(schedule_of(model, None), steps=50)
+    return chosen(model, slerp(first, last, torch.linspace(0, 1, n, dtype=torch.float64)), **options)

@@ -1,0 +1,175 @@
+"""DDIM inversion: the deterministic way from a clean sample to the noise that DDIM makes it from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from typing_extensions import Unpack
+
+from fastsample.levels import noise_levels
+from fastsample.model import Model, schedule_of
+from fastsample.samplers.ddim import direction_table
+from fastsample.samplers.limits import Clip, check_number
+from fastsample.samplers.loop import Sampler
+from fastsample.samplers.run import Options, Step
+from fastsample.schedule import Schedule
+from fastsample.tables import Table
+from fastsample.timesteps import Timesteps, spaced_timesteps
+
+CONVENTIONS = ("mirror", "improved")
+
+
+def inversion_table(
+    schedule: Schedule,
+    t: np.ndarray,
+    *,
+    convention: str = "mirror",
+    prediction: str = "epsilon",
+    clip: Clip = None,
+    final_alpha_cumprod: float = 1.0,
+) -> Table:
+    """The rows x' = alpha' x0 + sigma' epsilon from clean data to noise; see `ddim_invert`. t descends all the same.
+
+    Raises:
+        ValueError: for an unknown convention, and for a prediction that cannot work at one of the levels.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+    mirror = convention == "mirror"
+    if mirror and prediction == "x0" and final_alpha_cumprod == 1:
+        raise ValueError(
+            "prediction='x0' does not tell the noise in clean data, where 'mirror' starts: give "
+            "final_alpha_cumprod=schedule.alphas_cumprod[0], or convention='improved'"
+        )
+    alpha, sigma = (level[::-1] for level in noise_levels(schedule, t, final_alpha_cumprod if mirror else 1.0))
+    if not mirror:
+        alpha, sigma = np.append(alpha[1:], 0.0), np.append(sigma[1:], 1.0)
+    return direction_table(
+        t[::-1],
+        alpha,
+        sigma,
+        direction=sigma[1:],
+        s=0.0,
+        prediction=prediction,
+        clip=clip,
+        # Clean data, where the mirror starts, do not tell the noise.
+        rederive_epsilon=clip is not None and not mirror,
+    )
+
+
+@dataclass(frozen=True)
+class DDIMInverse(Sampler):
+    """DDIM inversion: the arguments of `ddim_invert` that shape the table. Immutable and reusable.
+
+    Example:
+        >>> inverse = DDIMInverse(Schedule.linear(), steps=10)
+        >>> inverse.table.t.tolist()
+        [0, 100, 200, 300, 400, 500, 600, 700, 800, 900]
+    """
+
+    schedule: Schedule
+    steps: int = field(default=50, kw_only=True)
+    timesteps: Timesteps = field(default="leading", kw_only=True)
+    convention: str = field(default="mirror", kw_only=True)
+    prediction: str = field(default="epsilon", kw_only=True)
+    clip: Clip = field(default=None, kw_only=True)
+    final_alpha_cumprod: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        t = self._spaced(spaced_timesteps)
+        check_number("final_alpha_cumprod", self.final_alpha_cumprod)
+        self._set(
+            table=inversion_table(
+                self.schedule,
+                t,
+                convention=self.convention,
+                prediction=self.prediction,
+                clip=self.clip,
+                final_alpha_cumprod=self.final_alpha_cumprod,
+            )
+        )
+
+    def __call__(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Any:
+        """The noise of these clean samples; see `ddim_invert`."""
+        _check_clean(x, options)
+        return super().__call__(model, x, **options)
+
+    def iterate(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Iterator[Step]:
+        """The same as a generator, see Sampler.iterate."""
+        _check_clean(x, options)
+        return super().iterate(model, x, **options)
+
+
+def _check_clean(x: Tensor | Sequence[int], options: Options) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x0 must be a tensor, the samples to encode, got {type(x).__name__}")
+    if options.get("strength") is not None:
+        raise ValueError("strength adds noise to a clean sample; inversion goes from it as it is")
+
+
+def ddim_invert(
+    model: Model,
+    x0: Tensor,
+    *,
+    convention: str = "mirror",
+    steps: int = 50,
+    schedule: Schedule | None = None,
+    timesteps: Timesteps = "leading",
+    prediction: str = "epsilon",
+    clip: Clip = None,
+    final_alpha_cumprod: float = 1.0,
+    **options: Unpack[Options],
+) -> Tensor:
+    """Encodes clean samples as noise: DDIM's ODE (Song, Meng & Ermon 2020) run backwards.
+
+    `ddim` with the same arguments, from the result, is the decoder; the error of the round trip is of the order of a
+    step. From the level of alpha bar a to the noisier one a':
+
+        x0 = (x - sqrt(1 - a) epsilon) / sqrt(a)
+        x' = sqrt(a') x0 + sqrt(1 - a') epsilon
+
+    Args:
+        model: as for `ddim`.
+        x0: the clean samples, float16, bfloat16, float32, or float64 for the reference backend. Never modified.
+        convention: with the timesteps t_0 < t_1 < ... and their alpha bars a_0, a_1, ...
+            - "mirror": from final_alpha_cumprod to a_0, a_1, ..., each with the model at the timestep that is reached:
+              where `ddim` starts from, the levels it passes (diffusers' DDIMInverseScheduler);
+            - "improved": x0 counts as level a_0; from a_k to a_(k+1) with the model at t_k, and from the last one to
+              alpha bar 0 (improved-diffusion's ddim_reverse_sample).
+        steps: model calls, where `timesteps` names a spacing; otherwise ignored.
+        schedule: the one the model was trained with; default `model.schedule`, else Schedule.linear(1000).
+        timesteps: see fastsample.spaced_timesteps.
+        prediction: what the model predicts: "epsilon", "v" or "x0"; "mirror" needs final_alpha_cumprod < 1 for "x0".
+        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither. "mirror" keeps the model's
+            epsilon then, "improved" takes it from the new x0, as the code that they follow.
+        final_alpha_cumprod: that of the decoder; unused by "improved".
+        **options: the arguments of every sampler, documented in fastsample.Options, but for `strength`.
+
+    Returns:
+        The noise, float32 (float64 for a float64 x0).
+
+    Raises:
+        ValueError, TypeError: for an x0 that is not a tensor and other arguments that cannot work, before the model is
+            called.
+
+    Example:
+        >>> from fastsample import ddim
+        >>> x0 = torch.ones(1, 3, 8, 8)
+        >>> noise = ddim_invert(lambda x, t: 0.1 * x, x0, steps=100)
+        >>> round(float(ddim(lambda x, t: 0.1 * x, noise, steps=100).mean()), 2)
+        1.03
+    """
+    sampler = DDIMInverse(
+        schedule_of(model, schedule),
+        steps=steps,
+        timesteps=timesteps,
+        convention=convention,
+        prediction=prediction,
+        clip=clip,
+        final_alpha_cumprod=final_alpha_cumprod,
+    )
+    return sampler(model, x0, **options)

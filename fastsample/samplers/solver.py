@@ -1,0 +1,81 @@
+"""What the ODE solvers (Euler, Heun, DPM-Solver++) share: which noise levels they visit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsample.levels import check_steps, descending_times, flow_levels, noise_levels, spaced_levels
+from fastsample.model import Model, schedule_of
+from fastsample.samplers.limits import Clip, check_number
+from fastsample.samplers.loop import CorrectX0, Sampler
+from fastsample.schedule import Float64Array, Schedule
+from fastsample.timesteps import spaced_timesteps
+
+Times = str | Iterable[float]
+
+
+@dataclass(frozen=True)
+class Solver(Sampler):
+    """The arguments that every solver has, and the noise levels that they mean. Subclasses build the table.
+
+    A model of prediction "flow" has no schedule: leave it out.
+    """
+
+    schedule: Schedule | None = None
+    steps: int = field(default=50, kw_only=True)
+    timesteps: Times = field(default="linspace", kw_only=True)
+    prediction: str = field(default="epsilon", kw_only=True)
+    shift: float = field(default=1.0, kw_only=True)
+    clip: Clip = field(default=None, kw_only=True)
+    correct_x0: CorrectX0 | None = field(default=None, kw_only=True)
+    final_alpha_cumprod: float = field(default=1.0, kw_only=True)
+
+    def _levels(self, spaced: Callable[..., NDArray]) -> tuple[NDArray, Float64Array, Float64Array]:
+        """(t, alpha, sigma), with `spaced` in place of spaced_timesteps; stores the times and their number."""
+        check_number("shift", self.shift)
+        check_number("final_alpha_cumprod", self.final_alpha_cumprod)
+        if self.prediction == "flow":
+            if self.schedule is not None or self.final_alpha_cumprod != 1:
+                raise ValueError(
+                    "prediction='flow' takes neither schedule nor final_alpha_cumprod: it has alpha = 1 - sigma"
+                )
+            t, alpha, sigma = flow_levels(self.timesteps, self.steps, self.shift)
+        elif not isinstance(self.schedule, Schedule):
+            raise TypeError(f"schedule must be a fastsample.Schedule, got {type(self.schedule).__name__}")
+        elif self.shift != 1:
+            raise ValueError(f"shift is for prediction='flow' only, got {self.shift}")
+        elif isinstance(self.timesteps, str) and self.timesteps in ("karras", "log_snr"):
+            t, alpha, sigma = spaced_levels(self.schedule, self.timesteps, self.steps, self.final_alpha_cumprod)
+        else:
+            t = spaced(self.schedule.T, self.timesteps, self.steps)
+            alpha, sigma = noise_levels(self.schedule, t, self.final_alpha_cumprod)
+        self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
+        return t, alpha, sigma
+
+
+def schedule_for(prediction: str, model: Model, schedule: Schedule | None) -> Schedule | None:
+    """As `schedule_of`, but a flow has none of its own."""
+    return schedule if prediction == "flow" else schedule_of(model, schedule)
+
+
+def fractional_timesteps(T: int, spec: Times, steps: int) -> NDArray:
+    """As `spaced_timesteps`, but "linspace" i (T - 1) / (N - 1) is not rounded, and given times may be fractional.
+
+    Returns:
+        Descending, int64, or float64 for "linspace" and where fractional times are given.
+    """
+    if isinstance(spec, str) and spec == "linspace":
+        check_steps(steps)
+        return np.linspace(T - 1, 0, steps)
+    if isinstance(spec, str):
+        return spaced_timesteps(T, spec, steps)
+    times = descending_times(spec)
+    if (times == np.floor(times)).all():
+        return spaced_timesteps(T, times.astype(np.int64))
+    if times[0] > T - 1 or times[-1] < 0:
+        raise ValueError(f"timesteps must lie in [0, {T - 1}], got {times[-1]} .. {times[0]}")
+    return times
