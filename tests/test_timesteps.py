@@ -13,6 +13,7 @@ import torch
 from fastsample import DDIM, Schedule, spaced_timesteps
 
 GOLDEN = Path(__file__).parent / "golden"
+NAMES = ["leading", "trailing", "linspace", "quad", "respaced", "lcm"]
 DDIM_OF_1000 = [
     *range(2, 37), 38, 39, 40, 42, 44, 46, 48, 50, 53, 56, 59, 63, 67, 72, 77, 84, 91, 100, 112, 125, 143, 167, 200,
     250, 334, 500, 1000,
@@ -202,6 +203,11 @@ def test_every_count_of_the_quadratic_spacing(T: int) -> None:
         ("linspace", 1, [0]),
         ("quad", 5, [800, 450, 200, 50, 0]),
         ("quad", 1, [0]),
+        ("respaced", 3, [999, 500, 0]),
+        ("lcm", 1, [999]),
+        ("lcm", 2, [999, 499]),
+        ("lcm", 4, [999, 759, 499, 259]),
+        ("lcm", 8, [999, 879, 759, 639, 499, 379, 259, 139]),
     ],
 )
 def test_spacings_by_hand(name: str, N: int, expected: list[int]) -> None:
@@ -214,7 +220,9 @@ def test_halves_round_to_even() -> None:
     assert spaced_timesteps(5, "trailing", 2).tolist() == [4, 1]
 
 
-@pytest.mark.parametrize("spec", ["trailing", "linspace", "quad", "ddim50", "10,10", [3, 1]], ids=str)
+@pytest.mark.parametrize(
+    "spec", ["trailing", "linspace", "quad", "respaced", "lcm", "ddim50", "10,10", [3, 1]], ids=str
+)
 def test_the_offset_moves_leading_only(spec: Any) -> None:
     np.testing.assert_array_equal(spaced_timesteps(1000, spec, 10, steps_offset=1), spaced_timesteps(1000, spec, 10))
 
@@ -281,23 +289,54 @@ def test_explicit_timesteps_refused(given: Any, error: type[Exception], message:
         spaced_timesteps(1000, given)
 
 
+def diffusers_lcm(T: int, M: int, N: int) -> list[int]:
+    """LCMScheduler.set_timesteps."""
+    origin = [i * (T // M) - 1 for i in range(1, M + 1)][::-1]
+    return [origin[math.floor(index)] for index in np.linspace(0, M, num=N, endpoint=False)]
+
+
+@pytest.mark.parametrize(("T", "M"), [(1000, 50), (1000, 7), (100, 100), (1000, 999), (1, 1)])
+def test_every_count_of_the_distilled_timesteps(T: int, M: int) -> None:
+    for N in range(1, min(M, 60) + 1):
+        assert spaced_timesteps(T, "lcm", N, original_steps=M).tolist() == diffusers_lcm(T, M, N), f"N = {N}"
+
+
+@pytest.mark.parametrize("N", [1, 2, 25, 250, 1000])
+def test_respaced_is_one_section(N: int) -> None:
+    assert ascending(1000, "respaced", steps=N) == ascending(1000, str(N))
+
+
 # What else is refused
 
 
-@pytest.mark.parametrize("name", ["leading", "trailing", "linspace", "quad"])
+@pytest.mark.parametrize(
+    ("steps", "original_steps", "error", "message"),
+    [
+        (51, 50, ValueError, "steps must not exceed original_steps=50, got 51"),
+        (4, 0, ValueError, r"original_steps must lie in \[1, 1000\].*got 0"),
+        (4, 1001, ValueError, r"original_steps must lie in \[1, 1000\].*got 1001"),
+        (4, 50.0, TypeError, "original_steps must be an int, got 50.0"),
+    ],
+)
+def test_distilled_timesteps_refused(steps: int, original_steps: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        spaced_timesteps(1000, "lcm", steps, original_steps=original_steps)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("steps", [0, -3, 1001])
 def test_steps_outside_the_schedule(name: str, steps: int) -> None:
     with pytest.raises(ValueError, match=rf"steps must lie in \[1, 1000\].*got {steps}"):
         spaced_timesteps(1000, name, steps)
 
 
-@pytest.mark.parametrize("name", ["leading", "trailing", "linspace", "quad"])
+@pytest.mark.parametrize("name", NAMES)
 def test_spacing_names_need_steps(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}.*needs steps="):
         spaced_timesteps(1000, name)
 
 
-@pytest.mark.parametrize("name", ["leading", "trailing", "linspace", "quad"])
+@pytest.mark.parametrize("name", NAMES)
 def test_fractional_steps_are_a_type_error(name: str) -> None:
     with pytest.raises(TypeError):
         spaced_timesteps(1000, name, 5.5)  # type: ignore[arg-type]
@@ -305,7 +344,7 @@ def test_fractional_steps_are_a_type_error(name: str) -> None:
 
 @pytest.mark.parametrize("spec", ["", "uniform", "Leading", "ddim", "ddim-5", "ddim5.0", "10,", ",10", "10, 5", "-5"])
 def test_unknown_spacings_list_the_known_ones(spec: str) -> None:
-    with pytest.raises(ValueError, match="leading, trailing, linspace, quad, 'ddimN'") as caught:
+    with pytest.raises(ValueError, match="leading, trailing, linspace, quad, respaced, lcm, 'ddimN'") as caught:
         spaced_timesteps(1000, spec, 10)
     assert repr(spec) in str(caught.value)
 

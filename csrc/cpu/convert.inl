@@ -2,7 +2,7 @@
 
 template <F (*Load)(const uint16_t*)>
 static void from_16_bits(float* out, const uint16_t* in, int64_t n) {
-    each_vector(n, [=](int64_t i, int64_t count) {
+    each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS {
         uint16_t part[W] = {0};
         const uint16_t* from = in + i;
         if (count != W) from = (const uint16_t*)memcpy(part, from, (size_t)count * 2);
@@ -12,7 +12,7 @@ static void from_16_bits(float* out, const uint16_t* in, int64_t n) {
 
 template <void (*Store)(uint16_t*, F)>
 static void to_16_bits(uint16_t* out, const float* in, float scale, int64_t n) {
-    each_vector(n, [=](int64_t i, int64_t count) {
+    each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS {
         const F v = load(in + i, count) * scale;
         if (count == W) {
             Store(out + i, v);
@@ -39,6 +39,6 @@ static void write_scaled(void* out, int dtype, int64_t at, const float* in, floa
         to_16_bits<store_bfloat>((uint16_t*)out + at, in, scale, n);
     } else {
         float* to = (float*)out + at;
-        each_vector(n, [=](int64_t i, int64_t count) { store(to + i, load(in + i, count) * scale, count); });
+        each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS { store(to + i, load(in + i, count) * scale, count); });
     }
 }

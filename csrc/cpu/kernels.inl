@@ -10,7 +10,8 @@
 
 #include "kernels.h"
 
-#define FS_INLINE static inline __attribute__((always_inline))
+#define FS_ALWAYS __attribute__((always_inline))
+#define FS_INLINE static inline FS_ALWAYS
 
 namespace fastsample {
 namespace FASTSAMPLE_ISA {

@@ -35,7 +35,7 @@ FS_INLINE void normals_and(float* out, int64_t first, int64_t count, uint64_t se
 }
 
 static void normals(float* out, int64_t first, int64_t count, uint64_t seed, uint32_t step, uint32_t stream) {
-    normals_and(out, first, count, seed, step, stream, [](int64_t) {});
+    normals_and(out, first, count, seed, step, stream, [](int64_t) FS_ALWAYS {});
 }
 
 static void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t* out) {

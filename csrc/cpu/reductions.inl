@@ -50,8 +50,8 @@ FS_INLINE double deviations(const Moments& moments, int64_t n) {
 static float rescale_factor(const StepArgs* args, int64_t sample, float phi) {
     alignas(64) float guided[kBlock];
     Moments conditional = {}, combined = {};
-    each_block(args, sample, [&](const Block& k, int64_t first, int64_t n) {
-        each_vector(n, [&](int64_t i, int64_t count) { store(guided + i, output<true>(k, i, count), count); });
+    each_block(args, sample, [&](const Block& k, int64_t first, int64_t n) FS_ALWAYS {
+        each_vector(n, [&](int64_t i, int64_t count) FS_ALWAYS { store(guided + i, output<true>(k, i, count), count); });
         if (first == 0) {
             conditional.origin = k.m[0];
             combined.origin = guided[0];
@@ -94,8 +94,8 @@ static float bits_to_float(uint32_t bits) {
 static float threshold(const StepArgs* args, int64_t sample, float* scratch) {
     const Row row = row_of(args, sample);
     if (row.quantile == 0.0f) return row.limit;
-    each_block(args, sample, [&](const Block& k, int64_t first, int64_t n) {
-        each_vector(n, [&](int64_t i, int64_t count) {
+    each_block(args, sample, [&](const Block& k, int64_t first, int64_t n) FS_ALWAYS {
+        each_vector(n, [&](int64_t i, int64_t count) FS_ALWAYS {
             const F m = args->uncond ? output<true>(k, i, count) : output<false>(k, i, count);
             const F x0 = estimate(k, load(k.x + i, count), m);
             store(scratch + first + i, as_float(as_bits(x0) & 0x7fffffffu), count);

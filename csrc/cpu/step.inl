@@ -33,7 +33,7 @@ template <bool kGuided, bool kLimited, bool kKeepsX0, bool kReadsX, bool kReadsM
 static void combine(const Block* block, int64_t n) {
     const Block k = *block;
     const bool has_b = k.b != 0.0f, divides = k.divisor != 1.0f;
-    each_vector(n, [=](int64_t i, int64_t count) {
+    each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS {
         const F x = load(k.x + i, count), m = output<kGuided>(k, i, count);
         F extra[kExtra + 1];
         for (int e = 0; e < kExtra; ++e) extra[e] = load(k.extra[e] + i, count);
@@ -87,7 +87,7 @@ static void draw(float* z, const StepArgs* args, int64_t sample, int64_t first, 
     const int64_t width = args->m_dtype == kFloat32 ? 4 : 2;
     const char* m = (const char*)args->m + (sample * args->m_stride + first) * width;
     const int64_t variance = row_of(args, sample).g1 != 0.0f ? args->size * width : 0;
-    normals_and(z, first, n, args->seeds[sample], step, 1, [=](int64_t i) {
+    normals_and(z, first, n, args->seeds[sample], step, 1, [=](int64_t i) FS_ALWAYS {
         for (int64_t ahead = i; ahead < i + 4 * W; ahead += 16) {
             __builtin_prefetch(x + ahead * 4);
             __builtin_prefetch(m + ahead * width);
@@ -98,7 +98,7 @@ static void draw(float* z, const StepArgs* args, int64_t sample, int64_t first, 
 
 // z 2^(g1 v): the row holds g1 / ln 2.
 static void scale_by_variance(float* z, float g1, const float* v, int64_t n) {
-    each_vector(n, [=](int64_t i, int64_t count) {
+    each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS {
         store(z + i, load(z + i, count) * exp2_of(load(v + i, count) * g1), count);
     });
 }

@@ -1,7 +1,7 @@
 // The lower bounds that benchmarks compare with: nothing but memory.
 
 static void copy(float* out, const float* in, int64_t count) {
-    each_vector(count, [=](int64_t i, int64_t n) { store(out + i, load(in + i, n), n); });
+    each_vector(count, [=](int64_t i, int64_t n) FS_ALWAYS { store(out + i, load(in + i, n), n); });
 }
 
 // y = a*y + s*(x[0] + ... + x[K-1]).
@@ -10,7 +10,7 @@ static void add_streams(float* y, const float* const* x, float a, float s, int64
     const float* in[K];
     for (int k = 0; k < K; ++k) in[k] = x[k] + first;
     float* out = y + first;
-    each_vector(count, [=](int64_t i, int64_t n) {
+    each_vector(count, [=](int64_t i, int64_t n) FS_ALWAYS {
         F sum = load(in[0] + i, n);
         for (int k = 1; k < K; ++k) sum = sum + load(in[k] + i, n);
         store(out + i, fma(splat(s), sum, load(out + i, n) * a), n);

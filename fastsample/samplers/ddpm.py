@@ -89,7 +89,7 @@ class DDPM(Sampler):
         >>> sampler = DDPM(Schedule.linear(), steps=10)
         >>> sampler(lambda x, t: 0.1 * x, (2, 3, 8, 8), seed=1).shape
         torch.Size([2, 3, 8, 8])
-        >>> DDPM(Schedule.cosine(500)).steps
+        >>> DDPM(Schedule.cosine(500), clip=1.0).steps
         500
     """
 

@@ -115,11 +115,12 @@ class Sampler:
 
 def _warn_of_amplified_errors(table: Table) -> None:
     unlimited = np.isinf(table.limit) & (table.quantile == 0)
-    worst = int(np.argmax(np.where(unlimited, np.abs(table.q), 0.0)))
-    if unlimited[worst] and abs(table.q[worst]) > 1000:
+    grows = np.where(unlimited, np.abs(table.b * table.q + table.d), 0.0)
+    worst = int(np.argmax(grows))
+    if grows[worst] > 100:
         warnings.warn(
-            f"at t = {table.times[worst]} x0 is {abs(table.q[worst]):.0f} times the model's error: give clip= (1.0 for "
-            "images in [-1, 1]), or leave that timestep out",
+            f"the row at t = {table.times[worst]} multiplies the model's error by {grows[worst]:.0f}: give clip= (1.0 "
+            "for images in [-1, 1]), or leave that timestep out",
             stacklevel=5,
         )
 

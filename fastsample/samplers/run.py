@@ -51,8 +51,8 @@ class Options(TypedDict, total=False):
         model_dtype: dtype of the model's input; default that of its first floating-point parameter, else float32.
         model_kwargs: passed to every model call.
         guidance: classifier-free guidance m = m_u + w (m_c - m_u): w as a number, or one per sample. The model is
-            called once for both, with the batch [unconditional, conditional]. 1 (the default) calls the conditional half
-            only.
+            called once for both, with the batch [unconditional, conditional]. With 1 (the default) only the conditional
+            half is evaluated.
         cond, uncond: with `guidance`, the keywords of the two halves, over those of `model_kwargs`. Tensors whose first
             axis is the batch are concatenated, mappings are gone through, anything else must be equal in both.
         guidance_rescale: phi in [0, 1], default 0: the guided output is scaled by phi std(m_c) / std(m) + 1 - phi, per

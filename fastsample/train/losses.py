@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.samplers.ddpm import DDPM
+from fastsample.samplers.ddpm import ddpm_table
 from fastsample.schedule import Schedule
 
 
@@ -30,7 +30,8 @@ class HybridLoss:
         if schedule.T < 2:
             raise ValueError(f"the schedule needs at least 2 timesteps, got {schedule.T}")
         self.T = schedule.T
-        table = DDPM(schedule, variance="learned_range").table
+        alpha_bar = np.append(schedule.alphas_cumprod[::-1], 1.0)
+        table = ddpm_table(np.arange(self.T)[::-1], alpha_bar, variance="learned_range")
         columns = {name: getattr(table, name)[: self.T] for name in ("alpha", "sigma", "p", "q", "a", "b")}
         columns |= {"smallest": 2 * (table.g0 - table.g1), "largest": 2 * (table.g0 + table.g1)}
         self._at_timestep = {
