@@ -22,13 +22,21 @@ def test_demo_writes_its_picture_and_tables(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_plain_loop_computes_the_same_samples() -> None:
+    """The comparison is honest only if both do the same guided work."""
     model, y = fastsample.zoo.digits(), torch.arange(10)
     x = fastsample.ops.randn(demo.SHAPE, seed=1)
+    calls: list[tuple[torch.Size, list[int]]] = []
+    model.register_forward_hook(
+        lambda module, arguments, keywords, output: calls.append((arguments[0].shape, keywords["y"].tolist())),
+        with_kwargs=True,
+    )
     with torch.no_grad():
         plain = demo.plain_ddim(model, x, 10, y)
-    ours = fastsample.ddim(model, x, steps=10, model_kwargs={"y": y})
+    calls_of_plain, calls[:] = calls[:], []
+    ours = fastsample.ddim(model, x, steps=10, **demo.guided(y))
     # Each of 10 steps rounds twice differently, and the network passes that on.
     assert (plain - ours).abs().max() < 1e-3
+    assert calls == calls_of_plain == [(torch.Size((20, 1, 28, 28)), [10] * 10 + list(range(10)))] * 10
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class Batcher:
         guidance: w of classifier-free guidance, the same for all requests; 1 calls the conditional half only.
         uncond: with guidance, the keywords of the unconditional half, as those of `submit`.
         guidance_rescale, model_dtype, backend: as in fastsample.Options.
-        model_kwargs: passed to every model call as they are.
+        model_kwargs: passed to every model call; under guidance tensors whose first axis is `batch` are doubled.
 
     Raises:
         ValueError, TypeError: for arguments that cannot work.
@@ -168,7 +168,7 @@ class Batcher:
         places.advance()
         for i in places.idle():
             if (finished := self._running[i]) is not None:
-                finished._sample = places.sample(i)
+                finished._sample = places.leave(i)
                 self._running[i] = None
         return len(self._waiting) + sum(request is not None for request in self._running)
 
@@ -270,10 +270,13 @@ class _Places:
         """The places at the idle row: empty, or with a sample that has just become finished."""
         return [i for i, row in enumerate(self._rows.tolist()) if row == len(self._table) - 1]
 
-    def sample(self, i: int) -> Tensor:
-        """A copy of the state in place i."""
+    def leave(self, i: int) -> Tensor:
+        """The sample in place i, which then holds zeros."""
         with torch.inference_mode(False):
-            return self._state[i].clone()
+            sample = self._state[i].clone()
+        for buffer in (self._state, *self._targets):
+            buffer[i].zero_()
+        return sample
 
 
 def _with_idle_row(table: Table) -> Table:
