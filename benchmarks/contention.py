@@ -11,11 +11,12 @@ from functools import partial
 
 import torch
 
+from benchmarks.cases import DDIM_STEP
 from benchmarks.harness import Candidate, measure, spread
 from benchmarks.options import Run, label
 from benchmarks.report import Row, rows_of, table
-from benchmarks.settling import settling_table
-from fastsample.ops.step import StepPlan
+from benchmarks.settling import settling
+from fastsample.ops.step_plan import StepPlan
 
 SHAPES = ((8, 4, 64, 64), (8, 3, 256, 256), (16, 3, 512, 512))
 WIDTHS, QUICK_WIDTHS = (256, 1024), (64,)
@@ -43,7 +44,7 @@ def section(run: Run) -> list[Row]:
 def _candidates(shape: tuple[int, ...], width: int) -> list[Candidate]:
     x, m = torch.randn(shape), torch.randn(shape)
     left, right, product = (torch.randn(width, width) for _ in range(3))
-    plan = StepPlan(x, settling_table(), seeds=None, out=x, x0_out=None, input_out=None, backend="cpu")
+    plan = StepPlan(x, settling(DDIM_STEP.table), out=x)
     calls = {
         "fastsample": partial(plan, m, 0),
         # m + x/2: bounded however often it is applied.

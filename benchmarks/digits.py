@@ -8,11 +8,12 @@ from functools import partial
 import torch
 
 import fastsample
+from benchmarks.cases import DDIM_STEP
 from benchmarks.harness import Candidate, measure, spread
 from benchmarks.options import begin, parser
 from benchmarks.report import Row, plot, rows_of, table, write_csv
-from benchmarks.settling import settling_table
-from fastsample.ops.step import StepPlan
+from benchmarks.settling import settling
+from fastsample.ops.step_plan import StepPlan
 
 BATCHES, QUICK_BATCHES = (1, 16, 64), (1,)
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             x = torch.randn(batch, 1, 28, 28)
             t, y = torch.full((batch,), 500), torch.arange(batch) % 10
             output, state = model(x, t, y), x.clone()
-            plan = StepPlan(state, settling_table(), seeds=None, out=state, x0_out=None, input_out=None, backend="cpu")
+            plan = StepPlan(state, settling(DDIM_STEP.table), out=state)
             timings = measure(
                 [
                     Candidate("forward", partial(model, x, t, y)),

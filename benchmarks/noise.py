@@ -10,10 +10,8 @@ import torch
 from benchmarks import quality
 from benchmarks.harness import Candidate, measure
 from benchmarks.options import Run, Shape, begin, label, parser
-from benchmarks.report import Row, against, plot, rows_of, table, write_csv
+from benchmarks.report import OURS, Row, against, plot, rows_of, table, write_csv
 from fastsample import ops
-
-OURS = "fastsample"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

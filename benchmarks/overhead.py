@@ -2,66 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from benchmarks import pairs
+from benchmarks.cases import SCHEDULE
 from benchmarks.harness import Candidate, Timing, measure
+from benchmarks.loops import diffusers_loop
 from benchmarks.options import Run
-from benchmarks.peers import diffusers_scheduler
-from benchmarks.report import Row, against, rows_of, table
-from fastsample import DDIM, Schedule
+from benchmarks.pairs import Pair
+from benchmarks.report import OURS, Row, against, rows_of, table
 
 SHAPE = (1, 16, 7)  # one action chunk of a robot: nothing but overhead
-STEPS, QUICK_STEPS = (1000, 10), (50, 10)  # 10 is what real-time users run; there the set-up of a run shows
+FEW = 10  # what real-time users run; there the set-up of a run shows
+# And so many that it does not; a consistency model has no more than its teacher's 50.
+LOOPS = (
+    ("ddim", pairs.DDIM_FREE, 1000),
+    ("ddpm", pairs.DDPM_SMALL, 1000),
+    ("dpm_solver 2M", pairs.DPM_SOLVER, 500),
+    ("lcm", pairs.LCM_FREE, 50),
+)
+QUICK_STEPS = 20
 
 
 def section(run: Run) -> list[Row]:
     """Microseconds a step, the model's own calls taken off round by round."""
     rows: list[Row] = []
-    for steps in QUICK_STEPS if run.quick else STEPS:
-        timings = measure(_candidates(steps), run.rounds)
-        bare = timings.pop("bare model").seconds
-        net = {name: Timing((one.seconds - bare) / steps, one.calls) for name, one in timings.items()}
-        rows += rows_of("loop", f"1x16x7, {steps} steps", net, against("fastsample", net))
-    print(table(rows), flush=True)
+    for name, pair, many in LOOPS:
+        for steps in (min(many, QUICK_STEPS) if run.quick else many, FEW):
+            timings = measure(_candidates(pair, steps), run.rounds)
+            bare = timings.pop("bare model").seconds
+            net = {name: Timing((one.seconds - bare) / steps, one.calls) for name, one in timings.items()}
+            found = rows_of(f"loop {name}", f"1x16x7, {steps} steps", net, against(OURS, net))
+            print(table(found), flush=True)
+            rows += found
     return rows
 
 
-def _candidates(steps: int) -> list[Candidate]:
+def _candidates(pair: Pair, steps: int) -> list[Candidate]:
     x, m = torch.randn(SHAPE), torch.randn(SHAPE)
 
     def model(x: Tensor, t: Tensor) -> Tensor:
         return m
 
-    sampler = DDIM(Schedule.linear(1000), steps=steps)
+    sampler = pair.sampler(SCHEDULE, steps=steps)
     t = torch.zeros(1, dtype=torch.int64)
 
     def bare() -> None:
         for _ in range(steps):
             model(x, t)
 
-    peer = _diffusers_loop(steps, model, x)
+    peer = diffusers_loop(pair, SCHEDULE, steps, model, x)
     return [
         *([Candidate("diffusers", peer)] if peer is not None else []),
-        Candidate("fastsample", lambda: sampler(model, x)),
+        Candidate(OURS, lambda: sampler(model, x)),
         Candidate("with callback", lambda: sampler(model, x, callback=lambda step: None)),
         Candidate("bare model", bare),
     ]
-
-
-def _diffusers_loop(
-    steps: int, model: Callable[[Tensor, Tensor], Tensor], start: Tensor
-) -> Callable[[], Tensor] | None:
-    scheduler = diffusers_scheduler(steps)
-    if scheduler is None:
-        return None
-
-    def loop() -> Tensor:
-        x = start
-        for t in scheduler.timesteps:
-            x = scheduler.step(model(x, t), t, x).prev_sample
-        return x
-
-    return loop

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 import fastsample
-from benchmarks.harness import Timing, ratio, spread
+from benchmarks.harness import Spread, Timing, ratio, spread
+
+OURS = "fastsample"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Row:
         gb_per_s: counted bytes by p50; None where none are counted.
         baseline: the provider that the ratio refers to; empty where there is none.
         ratio_p20, ratio_p50, ratio_p80: time by the baseline's time, formed within each round.
-        claim: "slower" or "faster" than the baseline, or "no claim" where ratio_p20 .. ratio_p80 holds 1.
+        claim: "slower" or "faster" than the baseline, or "no claim" where ratio_p20 .. ratio_p80 holds 1; "share" where
+            the baseline is the whole of which this is a part.
     """
 
     benchmark: str
@@ -80,14 +83,13 @@ def against(baseline: str, timings: Mapping[str, Timing]) -> dict[str, str]:
 def table(rows: Sequence[Row]) -> str:
     """Rows as text, a block for each case."""
     lines: list[str] = []
-    case = ""
+    title = ""
     for row in rows:
-        if row.case != case:
-            case = row.case
-            lines.append(f"\n{row.benchmark} {case:<34} {'p20 us':>10} {'p50 us':>10} {'p80 us':>10} {'GB/s':>7}")
+        if title != (title := f"{row.benchmark} {row.case}"):
+            lines.append(f"\n{title:<41} {'p20 us':>10} {'p50 us':>10} {'p80 us':>10} {'GB/s':>7}")
         speed = "" if row.gb_per_s is None else f"{row.gb_per_s:.1f}"
         times = f"{row.p20_us:>10.2f} {row.p50_us:>10.2f} {row.p80_us:>10.2f} {speed:>7}"
-        line = f"  {row.provider:<{len(row.benchmark) + 33}} {times}"
+        line = f"  {row.provider:<39} {times}"
         if row.baseline:
             interval = f"{row.ratio_p50:.3g} ({row.ratio_p20:.3g} .. {row.ratio_p80:.3g})"
             line += f"   {interval} x {row.baseline}: {row.claim}"
@@ -126,7 +128,7 @@ def write_csv(path: Path, rows: Sequence[Any]) -> None:
 
 
 def plot(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Median microseconds a call by case and provider, with bars from p20 to p80, as a PNG."""
+    """Median microseconds a call by case and provider, with bars from p20 to p80, a panel a benchmark, as a PNG."""
     try:
         import matplotlib
     except ImportError:
@@ -135,10 +137,31 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    panels = {name: [row for row in rows if row.benchmark == name] for name in dict.fromkeys(r.benchmark for r in rows)}
+    bars = max(map(len, panels.values()))
+    size = (max(7, 2 + 0.3 * bars), 1 + 3.5 * len(panels))
+    figure, axes = pyplot.subplots(len(panels), figsize=size, layout="constrained", squeeze=False)
+    for panel, (name, own) in zip(axes[:, 0], panels.items(), strict=True):
+        _draw(panel, own)
+        panel.set_title(name, fontsize=9, loc="left")
+    here = machine()
+    figure.suptitle(
+        f"{title}\n{here['cpu']}, threads {here['threads']}, {here['isa']}, torch {here['torch']}", fontsize=9
+    )
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def percent(fraction: Spread, factor: float = 1.0) -> str:
+    """A share as text."""
+    low, middle, high = (100 * factor * value for value in fraction)
+    return f"{middle:.0f} % ({low:.0f} .. {high:.0f})"
+
+
+def _draw(axes: Any, rows: Sequence[Row]) -> None:
     cases = list(dict.fromkeys(row.case for row in rows))
     # Bars side by side, an empty place between cases.
     places = [place + cases.index(row.case) for place, row in enumerate(rows)]
-    figure, axes = pyplot.subplots(figsize=(max(7, 2 + 0.25 * places[-1]), 4.5), layout="constrained")
     for provider in dict.fromkeys(row.provider for row in rows):
         own = [i for i, row in enumerate(rows) if row.provider == provider]
         axes.bar(
@@ -148,15 +171,9 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
             label=provider,
         )
     centres = [fmean(place for place, row in zip(places, rows, strict=True) if row.case == case) for case in cases]
-    here = machine()
     axes.set(yscale="log", ylabel="microseconds a call", xticks=centres)
-    axes.set_xticklabels(cases, rotation=20, ha="right")
-    axes.set_title(
-        f"{title}\n{here['cpu']}, threads {here['threads']}, {here['isa']}, torch {here['torch']}", fontsize=9
-    )
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    axes.set_xticklabels(cases, rotation=20 if len(cases) > 5 else 0)
+    axes.legend(fontsize=7)
 
 
 def _rounded(value: object) -> object:

@@ -1,127 +1,125 @@
-"""The DDIM step, float32, against its peers and against the memory it moves.
+"""The step of every sampler, against its peers and against the memory it moves.
 
 Sections, each with a result file of its own:
-  step    one step: diffusers, torch.compile, plain torch, fastsample; copy and triad of the same data as lower bounds
-  loop    what a whole run costs beyond the model, per step
-  matmul  the step after a matrix product: does it wait for threads or caches?
+  noise-free  float32: diffusers, torch.compile, fastsample; copy and an in-place triad of as many streams as bounds
+  noisy       the same with noise drawn in the pass; the bound is ops.randn(out=) plus the step without noise
+  dtypes      model output and next input in half precision beside a float32 state
+  matmul      the step after a matrix product: does it wait for threads or caches?
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-import fastsample
-from benchmarks import contention, overhead
-from benchmarks.harness import Candidate, measure, ratio
-from benchmarks.options import Run, begin, label, parser
-from benchmarks.peers import ROW, STEPS, compiled_step, diffusers_scheduler, diffusers_step
-from benchmarks.report import Row, against, plot, rows_of, table, write_csv
-from benchmarks.settling import settling_table
-from fastsample import DDIM, Schedule, Table
-from fastsample.ops.backend import _cpu
-from fastsample.ops.noise import sample_seeds
-from fastsample.ops.step import StepPlan
+from benchmarks import contention, dtypes
+from benchmarks.bounds import copy, triad
+from benchmarks.cases import NOISE_FREE, NOISY, Case
+from benchmarks.harness import Candidate, Timing, measure, ratio
+from benchmarks.options import Run, begin, label, parser, refuse
+from benchmarks.peers import compiled, diffusers_step
+from benchmarks.report import OURS, Row, against, percent, plot, rows_of, table, write_csv
+from benchmarks.settling import settling
+from fastsample import ops
 
-OURS = "fastsample"
+BOUND = "randn + noise-free"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the sections and writes their results."""
     flags = parser("benchmarks.step", __doc__)
-    sections = {"step": step_section, "loop": overhead.section, "matmul": contention.section}
+    sections: dict[str, Callable[[Run], list[Row]]] = {
+        "noise-free": partial(section, cases=NOISE_FREE),
+        "noisy": partial(section, cases=NOISY),
+        "dtypes": dtypes.section,
+        "matmul": contention.section,
+    }
     flags.add_argument("--only", choices=sections, help="one section instead of all")
     arguments = flags.parse_args(argv)
     run = begin(arguments)
+    if any(len(shape) < 2 for shape in run.shapes):
+        refuse("--shapes: a state has samples on its first axis and channels on its second")
     with torch.no_grad():
-        for name, section in sections.items():
+        for name, measured in sections.items():
             if arguments.only in (None, name):
-                rows = section(run)
-                stem = "step" if name == "step" else f"step-{name}"
-                write_csv(run.path(stem, ".csv"), rows)
-                plot(run.path(stem, ".png"), rows, f"benchmarks.step, {name}")
+                rows = measured(run)
+                write_csv(run.path(f"step-{name}", ".csv"), rows)
+                plot(run.path(f"step-{name}", ".png"), rows, f"benchmarks.step, {name}")
     return 0
 
 
-def step_section(run: Run) -> list[Row]:
-    """Times the step in every shape, deterministic and then with clamp and noise."""
-    check_agreement()
+def section(run: Run, cases: Sequence[Case]) -> list[Row]:
+    """Times these cases in every shape."""
     rows: list[Row] = []
-    for shape in run.shapes:
-        # All candidates work on the same two tensors: nobody has luck with pages or finds colder caches.
-        x, m = torch.randn(shape), torch.randn(shape)
-        for case, candidates in (
-            ("eta 0", deterministic(x, m, with_compile=not run.quick)),
-            ("eta 1, clip", stochastic(x, m)),
-        ):
-            timings = measure(candidates, run.rounds)
-            found = rows_of("step", f"{label(shape)} {case}", timings, against(OURS, timings))
+    for case in cases:
+        check_agreement(case)
+        for shape in run.shapes:
+            timings = measure(candidates(case, torch.randn(shape), with_compile=not run.quick), run.rounds)
+            bound = "triad" if "triad" in timings else BOUND
+            if bound == BOUND:
+                timings[BOUND] = Timing(timings["randn"].seconds + timings["noise-free"].seconds, 1)
+            found = rows_of(f"step {case.name}", label(shape), timings, {**against(OURS, timings), OURS: bound})
             print(table(found), flush=True)
-            if "triad" in timings:
-                of_triad, of_copy = (ratio(timings[bound], timings[OURS]) for bound in ("triad", "copy"))
-                speed = next(row.gb_per_s for row in found if row.provider == OURS)
+            if bound == "triad":
+                of_triad, of_copy = (ratio(timings[name], timings[OURS]) for name in ("triad", "copy"))
                 print(
-                    f"  {OURS}: {speed:.1f} GB/s; {_percent(of_triad)} of the triad's speed (same bytes), "
-                    f"{_percent(of_copy)} of the copy's by time, {_percent(of_copy, 1.5)} by counted bytes"
+                    f"  {OURS}: {percent(of_triad)} of the triad's speed (as many streams), "
+                    f"{percent(of_copy, case.streams / 2)} of the copy's by counted bytes"
                 )
             rows += found
     return rows
 
 
-def deterministic(x: Tensor, m: Tensor, *, with_compile: bool) -> list[Candidate]:
-    """The step without noise and clamp, and the lower bounds: 3 streams of memory."""
-    row, n = settling_table(), x.numel()
-    plan = StepPlan(x, row, seeds=None, out=x, x0_out=None, input_out=None, backend="cpu")
-    threads = torch.get_num_threads()
-    peers = {"diffusers": diffusers_step(x, m), "torch.compile": compiled_step(x, m) if with_compile else None}
-    # Half of each, as the row above: bounded however often it is applied. The copy leaves x = m.
-    triad = partial(_cpu.triad, x.data_ptr(), m.data_ptr(), 0.5, 0.5, n, threads)
+def candidates(case: Case, x: Tensor, *, with_compile: bool) -> list[Candidate]:
+    """All that do the same step, on the same x, m and history: nobody has luck with pages or finds colder caches."""
+    operands, steady = case.operands(x.shape), settling(case.table)
+    m, row, n, traffic = operands.m, case.row, x.numel(), 4 * case.streams * x.numel()
+    peers = {
+        "diffusers": diffusers_step(case, x, operands),
+        "torch.compile": compiled(case.plain, case.plain_arguments(x, operands)) if with_compile else None,
+    }
+    found = [Candidate(name, call, bytes=traffic) for name, call in peers.items() if call is not None]
+    found.append(Candidate(OURS, partial(case.plan(x, operands.history, steady, x), m, row), bytes=traffic))
+    if any(case.table.stochastic):
+        quiet, z = case.plan(x, operands.history, steady.replace(s=0.0), x), torch.empty_like(x)
+        return [
+            *found,
+            Candidate("noise-free", partial(quiet, m, row)),
+            Candidate("randn", partial(ops.randn, z.shape, seed=0, out=z), bytes=4 * n),
+        ]
+    # The x0 that is written over the last one is a stream of its own, though not another array.
+    spare = [torch.randn_like(one) for one in operands.history]
     return [
-        *(Candidate(name, call, bytes=12 * n) for name, call in peers.items() if call is not None),
-        Candidate("reference", partial(fastsample.ops.step, x, m, row, 0, backend="reference"), bytes=12 * n),
-        Candidate("ops.step", partial(fastsample.ops.step, x, m, row, 0, out=x), bytes=12 * n),
-        Candidate(OURS, partial(plan, m, 0), bytes=12 * n),
-        Candidate("triad", triad, bytes=12 * n),
-        Candidate("copy", partial(_cpu.copy, x.data_ptr(), m.data_ptr(), n, threads), bytes=8 * n),
+        *found,
+        Candidate("triad", triad(x, [*m.split(len(x)), *operands.history, *spare]), bytes=traffic),
+        Candidate("copy", copy(x, m), bytes=8 * n),
     ]
 
 
-def stochastic(x: Tensor, m: Tensor) -> list[Candidate]:
-    """The step with clamp and fresh noise. x stays bounded by itself: x' is made of a clamped x0, m and noise."""
-    row = _ancestral_table()
-    plan = StepPlan(x, row, seeds=sample_seeds(0, len(x)), out=x, x0_out=None, input_out=None, backend="cpu")
-    peer = diffusers_step(x, m, eta=1.0, clip=True)
-    return [
-        *([Candidate("diffusers", peer, bytes=12 * x.numel())] if peer is not None else []),
-        Candidate(OURS, partial(plan, m, ROW), bytes=12 * x.numel()),
-    ]
+def check_agreement(case: Case) -> None:
+    """Fails unless fastsample, diffusers and plain torch compute the same step from the same noise."""
+    x = torch.randn(2, 4, 8, 8)
+    operands = case.operands(x.shape)
+    peers = [diffusers_step(case, x, operands), partial(case.plain, *case.plain_arguments(x, operands))]
+    with torch.random.fork_rng(devices=[]):
+        found = [_first(_from_seed_0(step)) for step in peers if step is not None]
+        noise = _from_seed_0(partial(torch.randn, x.shape))
+    ours = case.plan(x, operands.history, case.table, None)(operands.m, case.row, noise)
+    for theirs in found:
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def check_agreement() -> None:
-    """Fails unless fastsample and diffusers compute the same step, in both cases."""
-    x, m, z = (torch.randn(2, 4, 8, 8) for _ in range(3))
-    for eta, clip, ours in (
-        (0.0, False, DDIM(Schedule.linear(1000), steps=STEPS).table),
-        (1.0, True, _ancestral_table()),
-    ):
-        scheduler = diffusers_scheduler(clip=clip)
-        if scheduler is None:
-            return
-        noise = z if eta else None
-        theirs = scheduler.step(m, scheduler.timesteps[ROW], x, eta=eta, variance_noise=noise).prev_sample
-        torch.testing.assert_close(fastsample.ops.step(x, m, ours, ROW, noise=noise), theirs, rtol=1e-4, atol=1e-4)
+def _from_seed_0(call: Callable[[], Any]) -> Any:
+    torch.manual_seed(0)
+    return call()
 
 
-def _ancestral_table() -> Table:
-    return DDIM(Schedule.linear(1000), steps=STEPS, eta=1.0, clip=1.0, rederive_epsilon=False).table
-
-
-def _percent(fraction: tuple[float, float, float], factor: float = 1.0) -> str:
-    low, middle, high = (100 * factor * value for value in fraction)
-    return f"{middle:.0f} % ({low:.0f} .. {high:.0f})"
+def _first(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return result if isinstance(result, Tensor) else result[0]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,23 @@
+"""What memory alone takes: the same bytes with next to no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastsample.ops.backend import _cpu
+
+
+def triad(y: Tensor, inputs: Sequence[Tensor]) -> Callable[[], None]:
+    """y = y/2 + the inputs' mean/2, in place: bounded however often it is applied. Moves len(inputs) + 2 streams."""
+    n, threads, factor = y.numel(), torch.get_num_threads(), 0.5 / len(inputs)
+    # The closure keeps the tensors alive, which their addresses alone would not.
+    return lambda: _cpu.triad(y.data_ptr(), [one.data_ptr() for one in inputs], 0.5, factor, n, threads)
+
+
+def copy(y: Tensor, x: Tensor) -> Callable[[], None]:
+    """y = x, as far as y goes."""
+    n, threads = y.numel(), torch.get_num_threads()
+    return lambda: _cpu.copy(y.data_ptr(), x.data_ptr(), n, threads)

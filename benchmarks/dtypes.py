@@ -1,0 +1,59 @@
+"""Half-precision models beside a float32 state: the step reads m and writes the next input in the model's dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.bounds import triad
+from benchmarks.cases import DDIM_STEP, Operands
+from benchmarks.harness import Candidate, measure, ratio
+from benchmarks.options import Run, Shape, label
+from benchmarks.peers import compiled, diffusers_step
+from benchmarks.plain import ddim
+from benchmarks.report import OURS, Row, against, percent, rows_of, table
+from benchmarks.settling import settling
+from fastsample.ops.step_plan import StepPlan
+
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+def section(run: Run) -> list[Row]:
+    """DDIM with eta 0 in the larger shapes."""
+    rows: list[Row] = []
+    for dtype in DTYPES:
+        name = f"step {DDIM_STEP.name}, {str(dtype)[6:]} model"
+        for shape in run.shapes[-3:]:
+            timings = measure(_candidates(shape, dtype, with_compile=not run.quick), run.rounds)
+            found = rows_of(name, label(shape), timings, {**against(OURS, timings), OURS: "triad"})
+            share = percent(ratio(timings["triad"], timings[OURS]))
+            print(f"{table(found)}\n  {OURS}: {share} of the triad's speed (same bytes)", flush=True)
+            rows += found
+    return rows
+
+
+def _candidates(shape: Shape, dtype: torch.dtype, *, with_compile: bool) -> list[Candidate]:
+    x, m, model_input = torch.randn(shape), torch.randn(shape).to(dtype), torch.empty(shape, dtype=dtype)
+    operands = Operands(m, ())
+    plan = StepPlan(x, settling(DDIM_STEP.table), out=x, input_out=model_input)
+    arguments = DDIM_STEP.plain_arguments(x, operands)
+    step = diffusers_step(DDIM_STEP, x, operands)
+    peers: dict[str, Callable[[], object] | None] = {
+        "diffusers": None if step is None else lambda: step().to(dtype),
+        "torch.compile": compiled(_ddim_and_input, arguments) if with_compile else None,
+    }
+    # x read and written in 4 bytes, m and the next input in 2 each: as much as three float32 streams.
+    traffic = 12 * x.numel()
+    return [
+        *(Candidate(name, call, bytes=traffic) for name, call in peers.items() if call is not None),
+        Candidate(OURS, partial(plan, m, DDIM_STEP.row), bytes=traffic),
+        Candidate("triad", triad(x, [torch.randn(shape)]), bytes=traffic),
+    ]
+
+
+def _ddim_and_input(x: Tensor, m: Tensor, p: Tensor, q: Tensor, b: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    x = ddim(x, m.float(), p, q, b, d)
+    return x, x.to(m.dtype)

@@ -1,0 +1,140 @@
+"""A whole sampling run against the same loop around diffusers' scheduler.
+
+Sections, each with a result file of its own:
+  loop     a model that takes no time: microseconds a step that are the sampler's
+  actions  a 1-D U-Net of about a millisecond, one chunk of 16 actions
+  digits   the bundled model under guidance 2, the ten digits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import fastsample
+from benchmarks import overhead, pairs
+from benchmarks.cases import SCHEDULE
+from benchmarks.harness import Candidate, Timing, measure, ratio, spread
+from benchmarks.loops import diffusers_loop
+from benchmarks.options import Run, begin, parser
+from benchmarks.policy import OBSERVATION, ActionUNet
+from benchmarks.report import OURS, Row, percent, plot, rows_of, table, write_csv
+from fastsample import Sampler
+
+ALONE = "model alone"
+GUIDANCE = 2.0
+ACTION_RUNS = (
+    ("ddim", pairs.DDIM_FREE, 10),
+    ("ddpm", pairs.DDPM_SMALL, 100),
+    ("dpm_solver 2M", pairs.DPM_SOLVER, 10),
+    ("lcm", pairs.LCM_FREE, 4),
+)
+QUICK_STEPS = 2
+DIGIT_RUNS = (("ddim", pairs.DDIM_FREE, 20), ("dpm_solver 2M", pairs.DPM_SOLVER, 10))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the sections and writes their results."""
+    flags = parser("benchmarks.sampler", __doc__)
+    sections = {"loop": overhead.section, "actions": actions, "digits": digits}
+    flags.add_argument("--only", choices=sections, help="one section instead of all")
+    arguments = flags.parse_args(argv)
+    run = begin(arguments)
+    with torch.no_grad():
+        for name, section in sections.items():
+            if arguments.only in (None, name):
+                rows = section(run)
+                write_csv(run.path(f"sampler-{name}", ".csv"), rows)
+                plot(run.path(f"sampler-{name}", ".png"), rows, f"benchmarks.sampler, {name}")
+    return 0
+
+
+def actions(run: Run) -> list[Row]:
+    """One action chunk given an observation."""
+    rows: list[Row] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = ActionUNet().eval()
+    x, observation = torch.randn(overhead.SHAPE), torch.randn(1, OBSERVATION)
+    t = torch.full((1,), 500)
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        return unet(x, t.expand(1), observation)
+
+    for name, pair, most in ACTION_RUNS:
+        steps = min(most, QUICK_STEPS) if run.quick else most
+        sampler = pair.sampler(SCHEDULE, steps=steps)
+        ours = partial(sampler, unet, x, model_kwargs={"observation": observation})
+        theirs = diffusers_loop(pair, SCHEDULE, steps, model, x)
+        check_agreement(sampler, ours, theirs)
+        rows += _compare(run, f"actions {name}", "1x16x7", ours, theirs, partial(unet, x, t, observation), steps)
+    return rows
+
+
+def digits(run: Run) -> list[Row]:
+    """Digits 0 to 9 under classifier-free guidance."""
+    rows: list[Row] = []
+    model, labels = fastsample.zoo.digits(), torch.arange(10)
+    none = torch.full_like(labels, model.config.num_classes)
+    both = torch.cat([none, labels])
+    x, t = fastsample.ops.randn((10, 1, 28, 28), seed=0), torch.full((20,), 500)
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        unconditional, conditional = model(torch.cat([x, x]), t.expand(20), both)[:, :1].chunk(2)
+        return unconditional + GUIDANCE * (conditional - unconditional)
+
+    for name, pair, most in DIGIT_RUNS[:1] if run.quick else DIGIT_RUNS:
+        steps = min(most, QUICK_STEPS) if run.quick else most
+        sampler = pair.sampler(model.schedule, steps=steps)
+        ours = partial(sampler, model, x, guidance=GUIDANCE, cond={"y": labels}, uncond={"y": none})
+        theirs = diffusers_loop(pair, model.schedule, steps, guided, x)
+        check_agreement(sampler, ours, theirs)
+        alone = partial(model, torch.cat([x, x]), t, both)
+        rows += _compare(run, f"digits {name}, guidance 2", "batch 10", ours, theirs, alone, steps)
+    return rows
+
+
+def check_agreement(sampler: Sampler, ours: Callable[[], Tensor], theirs: Callable[[], Tensor] | None) -> None:
+    """Fails unless both give the same sample, where no noise is drawn."""
+    if theirs is not None and not any(sampler.table.stochastic):
+        torch.testing.assert_close(ours(), theirs(), rtol=1e-3, atol=1e-3)
+
+
+def _compare(
+    run: Run,
+    benchmark: str,
+    shape: str,
+    ours: Callable[[], Tensor],
+    theirs: Callable[[], Tensor] | None,
+    call_model: Callable[[], Tensor],
+    steps: int,
+) -> list[Row]:
+    """Rows for both, for the model calls alone, and for what each of the two takes beyond those."""
+
+    def alone() -> None:
+        for _ in range(steps):
+            call_model()
+
+    whole = {OURS: ours, **({} if theirs is None else {"diffusers": theirs})}
+    timings = measure([*(Candidate(name, call) for name, call in whole.items()), Candidate(ALONE, alone)], run.rounds)
+    beyond = {f"{name} beyond the model": name for name in whole}
+    for key, name in beyond.items():
+        timings[key] = Timing(timings[name].seconds - timings[ALONE].seconds, timings[name].calls)
+    compared = {} if theirs is None else {"diffusers": OURS}
+    rows = [
+        replace(row, claim="share") if row.provider in beyond else row
+        for row in rows_of(benchmark, f"{shape}, {steps} steps", timings, {**compared, **beyond})
+    ]
+    print(table(rows))
+    for key, name in beyond.items():
+        milliseconds, share = 1e3 * spread(timings[name].seconds).p50, percent(ratio(timings[key], timings[name]))
+        print(f"  {name}: {milliseconds:.3g} ms a run, the sampler's share {share}", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
