@@ -84,14 +84,15 @@ private:
         const int64_t elements = args->batch * args->size;
         const bool rescales = guided && rescale_ != 0;
         if (rescales) {
-            reduce(args, threads, [](const Job& job, int64_t sample) {
+            reduce(args, threads, [](const Job& job, int64_t sample, int64_t) {
                 job.self->factors_[sample] = kernels().rescale_factor(job.args, sample, job.self->rescale_);
             });
             args->factors = factors_.data();
         }
         if (thresholds_) {
-            reduce(args, threads, [](const Job& job, int64_t sample) {
-                float* scratch = job.self->scratch_.get() + sample * job.args->size;
+            reduce(args, threads, [](const Job& job, int64_t sample, int64_t first) {
+                // Each thread stays in the place of its first sample.
+                float* scratch = job.self->scratch_.get() + first * job.args->size;
                 job.self->bounds_[sample] = kernels().threshold(job.args, sample, scratch);
             });
             args->bounds = bounds_.data();
@@ -113,14 +114,14 @@ private:
     struct Job {
         Step* self;
         const StepArgs* args;
-        void (*one)(const Job&, int64_t);
+        void (*one)(const Job&, int64_t sample, int64_t first);
     };
 
-    void reduce(const StepArgs* args, int threads, void (*one)(const Job&, int64_t)) {
+    void reduce(const StepArgs* args, int threads, void (*one)(const Job&, int64_t, int64_t)) {
         const Job job{this, args, one};
         const auto body = [](const void* context, int64_t begin, int64_t end) {
             const Job& job = *static_cast<const Job*>(context);
-            for (int64_t sample = begin; sample < end; ++sample) job.one(job, sample);
+            for (int64_t sample = begin; sample < end; ++sample) job.one(job, sample, begin);
         };
         parallel(args->batch, useful_threads(threads, args->batch * args->size, kNoiseGrain), body, &job);
     }
@@ -210,7 +211,11 @@ void triad(Address y, const std::vector<Address>& x, float a, float s, int64_t c
 PYBIND11_MODULE(_cpu, module) {
     py::class_<Step>(module, "Step")
         .def(py::init<Address, Address, int64_t, int64_t, Address, Address, Address, bool, float, bool, Address, Address,
-                      Address, Address, Address, int>())
+                      Address, Address, Address, int>(),
+             py::kw_only(), py::arg("rows"), py::arg("row_of"), py::arg("batch"), py::arg("size"), py::arg("x"),
+             py::arg("seeds"), py::arg("guidance"), py::arg("one_guidance"), py::arg("rescale"), py::arg("thresholds"),
+             py::arg("h1"), py::arg("h2"), py::arg("x0_out"), py::arg("input_out"), py::arg("second_input_out"),
+             py::arg("input_dtype"))
         .def("__call__", &Step::operator());
     module.def("advise_huge_pages", [](Address address, int64_t bytes) { advise_huge_pages(at<void>(address), bytes); });
     module.def("randn", &randn);

@@ -10,6 +10,7 @@ from fastsample import ops, zoo
 from fastsample.forward import add_noise, velocity
 from fastsample.images import to_uint8
 from fastsample.interpolation import interpolate, slerp
+from fastsample.levels import karras_sigmas
 from fastsample.ops.backend import backends
 from fastsample.samplers import (
     DDIM,
@@ -25,6 +26,7 @@ from fastsample.samplers import (
     EulerAncestral,
     Heun,
     Options,
+    Request,
     Sampler,
     Step,
     consistency,
@@ -34,8 +36,10 @@ from fastsample.samplers import (
     dpm_solver,
     euler,
     euler_ancestral,
+    guidance_scale_embedding,
     heun,
     lcm,
+    solver_timesteps,
     tcd,
 )
 from fastsample.schedule import Schedule
@@ -61,6 +65,7 @@ __all__ = [
     "EulerAncestral",
     "Heun",
     "Options",
+    "Request",
     "Sampler",
     "Schedule",
     "Step",
@@ -74,11 +79,14 @@ __all__ = [
     "dpm_solver",
     "euler",
     "euler_ancestral",
+    "guidance_scale_embedding",
     "heun",
     "interpolate",
+    "karras_sigmas",
     "lcm",
     "ops",
     "slerp",
+    "solver_timesteps",
     "spaced_timesteps",
     "tcd",
     "to_uint8",

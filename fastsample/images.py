@@ -16,7 +16,8 @@ def to_uint8(x: Tensor) -> Tensor:
         x: (B, C, H, W), floating point, of any strides. Never modified.
 
     Returns:
-        uint8 (B, H, W, C), contiguous: what Pillow, matplotlib and video writers take.
+        uint8 (B, H, W, C), contiguous: what matplotlib and video writers take, and Pillow for C = 3; where C = 1 Pillow
+        wants the axis gone, Image.fromarray(images[0, ..., 0].numpy()).
 
     Raises:
         TypeError: for what is no floating-point tensor. ValueError: for one that is not 4-D.

@@ -96,6 +96,8 @@ def flow_levels(
     """
     if not isinstance(timesteps, str):
         times = descending_times(timesteps)
+        if times[0] <= 1:
+            raise ValueError(f"times of a flow are 1000 sigma, got {times[-1]} .. {times[0]}")
         if times[0] > 1000 or times[-1] <= 0:
             raise ValueError(f"times of a flow must lie in (0, 1000], got {times[-1]} .. {times[0]}")
         sigma = times / 1000

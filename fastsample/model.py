@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,24 +36,35 @@ class Predictor:
         self._model = model
 
     def __call__(self, x: Tensor, t: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        output = self._model(x, t, **kwargs)
-        if isinstance(output, Tensor):
-            return output
-        inner = getattr(output, "sample", None)
-        if inner is None and isinstance(output, tuple | list) and output:
-            inner = output[0]
+        inner = unwrapped(self._model(x, t, **kwargs))
         if not isinstance(inner, Tensor):
             raise TypeError(
                 "the model must return a tensor, a tuple that starts with one, or an object with .sample; got "
-                f"{type(output).__name__}"
+                f"{type(inner).__name__}"
             )
         return inner
 
 
+def unwrapped(output: Any) -> Any:
+    """The tensor in an object with `.sample` (diffusers) or at the head of a tuple or list; anything else as it is."""
+    if isinstance(output, Tensor):
+        return output
+    inner = getattr(output, "sample", None)
+    if inner is None and isinstance(output, tuple | list) and output:
+        inner = output[0]
+    return inner if isinstance(inner, Tensor) else output
+
+
 def schedule_of(model: Model, schedule: Schedule | None) -> Schedule:
-    """The given schedule, else `model.schedule`, else Schedule.linear(1000)."""
+    """The given schedule, else `model.schedule`, else Schedule.linear(1000), with a warning for a torch module."""
     chosen = schedule if schedule is not None else getattr(model, "schedule", None)
     if chosen is None:
+        if isinstance(model, torch.nn.Module):
+            warnings.warn(
+                f"{type(model).__name__} has no .schedule: Schedule.linear(1000) is assumed; give schedule=, such as "
+                "Schedule.from_alphas_cumprod(scheduler.alphas_cumprod)",
+                stacklevel=3,
+            )
         return Schedule.linear()
     if not isinstance(chosen, Schedule):
         name = "schedule" if schedule is not None else "model.schedule"

@@ -255,6 +255,22 @@ def test_the_result_is_an_ordinary_tensor() -> None:
     assert weight.grad is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("x", [SHAPE, ops.randn(SHAPE, seed=0), ops.randn((4, *SHAPE[1:]), seed=0)[::2]], ids=type)
+def test_the_result_owns_its_memory(backend: str, dtype: torch.dtype, x: Tensor | tuple[int, ...]) -> None:
+    """No more storage than its own, and none that the model was shown."""
+    shown: list[Tensor] = []
+
+    def keep(x: Tensor, t: Tensor) -> Tensor:
+        shown.append(x)
+        return x
+
+    runs = [ddim(keep, x, steps=3, model_dtype=dtype, backend=backend) for _ in range(2)]
+    assert runs[0].untyped_storage().nbytes() == 4 * runs[0].numel() and torch.equal(*runs)
+    runs[0].fill_(7.0)
+    assert not (runs[1] == 7).any() and not (isinstance(x, Tensor) and (x == 7).any())
+
+
 def test_parameters_that_require_gradients_do_not_make_the_result_require_them() -> None:
     layer = nn.Linear(5, 5)
     assert not ddim(lambda x, t: layer(x), SHAPE, steps=3).requires_grad

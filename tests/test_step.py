@@ -1,4 +1,4 @@
-"""ops.step against a float64 statement of the formula, on every backend and CPU level."""
+"""ops.step: plain rows against float64 on every backend, conversions, memory, autograd and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LEVELS, golden
+from formula import assert_matches, expected, normal
 from torch import Tensor
 
 from fastsample import DDIM, Schedule, Table, ops
@@ -26,23 +27,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(len(shape))
-    x, m, z = (torch.randn(shape, generator=generator) for _ in range(3))
-    return x, m.to(dtype), z
-
-
-def expected(x: Tensor, m: Tensor, z: Tensor, row: dict[str, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x', x0 and the sum of the magnitudes of the terms of x', in float64."""
-    c = {"p": 0.0, "q": 0.0, "a": 0.0, "b": 0.0, "d": 0.0, "s": 0.0, "limit": math.inf, **row}
-    x64, m64, z64 = (tensor.double().numpy() for tensor in (x, m, z))
-    x0 = np.clip(c["p"] * x64 + c["q"] * m64, -c["limit"], c["limit"])
-    terms = [c["a"] * x64, c["b"] * x0, c["d"] * m64, c["s"] * z64]
-    inner = abs(c["b"]) * (abs(c["p"] * x64) + abs(c["q"] * m64))
-    return sum(terms), x0, sum(abs(term) for term in terms) + inner
-
-
-# Each of at most 8 roundings (4 coefficients, 4 sums) loses half an ulp, 2^-24, of the terms' magnitudes.
-BOUND = 8 * 2.0**-24
+    return normal(shape, 1), normal(shape, 2, dtype), normal(shape, 3)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -53,9 +38,9 @@ def test_matches_float64(backend: str, shape: tuple[int, ...], name: str, dtype:
     table = Table([10, 0], **ROWS[name])
     x0 = torch.full_like(x, math.nan)
     got = ops.step(x, m, table, 1, noise=z, x0_out=x0, backend=backend)
-    want, want_x0, size = expected(x, m, z, ROWS[name])
-    assert (np.abs(got.numpy() - want) <= BOUND * size).all()
-    np.testing.assert_allclose(x0.numpy(), want_x0, atol=BOUND * 8)
+    want = expected(x, m, table, 1, z=z)
+    assert_matches(got, want.state, want.state_error)
+    assert_matches(x0, want.x0, want.x0_error)
     assert torch.equal(ops.step(x, m, table, 1, noise=z, backend=backend), got), "x0_out must not change x'"
 
 
@@ -137,13 +122,58 @@ def test_double_channels_use_the_first_half(backend: str) -> None:
     assert torch.equal(ops.step(x, both, table, 0, backend=backend), ops.step(x, m, table, 0, backend=backend))
 
 
-def test_operands_with_coefficient_0_are_not_read(backend: str) -> None:
-    nan = torch.full((2, 70), math.nan)
-    ones = torch.ones(2, 70)
-    assert torch.equal(ops.step(nan, ones, Table([0], q=2.0, b=1.0), 0, backend=backend), 2 * ones)
-    assert torch.equal(ops.step(ones, nan, Table([0], a=3.0), 0, backend=backend), 3 * ones)
-    assert torch.equal(ops.step(ones, ones, Table([0], a=3.0), 0, noise=nan, backend=backend), 3 * ones)
-    assert torch.equal(ops.step(nan, nan, Table([0]), 0, backend=backend), 0 * ones)
+# Each column that is left out makes one operand's coefficient 0.
+UNREAD = {
+    "x": dict(q=0.5, b=0.9, d=0.3),
+    "x-limited": dict(q=0.5, b=0.9, d=0.3, limit=2.0),
+    "x-thresholded": dict(q=0.5, b=0.9, d=0.3, quantile=0.5),
+    "model_output": dict(p=0.5, a=0.2, b=0.9),
+    "model_output-limited": dict(p=0.5, a=0.2, b=0.9, limit=2.0),
+    "model_output-thresholded": dict(p=0.5, a=0.2, b=0.9, quantile=0.5),
+    "model_output-for-x0-alone": dict(p=0.5, q=0.5, a=0.2, limit=2.0),
+    "x-for-x0-alone": dict(p=0.5, q=0.5, d=0.2, limit=2.0),
+    "noise": dict(p=0.5, q=0.5, a=0.2, b=0.9),
+    "h1": dict(p=0.5, q=0.5, b=0.9, c2=[0.0, 0.0, 0.4]),
+    "h2": dict(p=0.5, q=0.5, b=0.9, c1=[0.0, 0.0, 0.4]),
+    "variance": dict(p=0.5, q=0.5, b=0.9, s=0.3, g0=0.1),
+    "variance-without-noise": dict(p=0.5, q=0.5, b=0.9, g0=0.1, g1=0.5),
+    "everything": dict(),
+}
+
+
+@pytest.mark.parametrize("guidance", [None, 3.0], ids=["plain", "guided"])
+@pytest.mark.parametrize("name", UNREAD)
+def test_operands_with_coefficient_0_are_not_read(backend: str, name: str, guidance: float | None) -> None:
+    shape = (2, 3, 70)
+    table = Table([2, 1, 0], **UNREAD[name])
+    batch = 2 if guidance is None else 4
+    operands = {
+        "x": normal(shape, 1),
+        "model_output": normal((batch, 3, 70), 2),
+        "variance": normal((batch, 3, 70), 3),
+        "noise": normal(shape, 4),
+        "h1": normal(shape, 5),
+        "h2": normal(shape, 6),
+    }
+
+    def call() -> Tensor:
+        return ops.step(
+            operands["x"],
+            torch.cat([operands["model_output"], operands["variance"]], dim=1),
+            table,
+            2,
+            noise=operands["noise"],
+            history=(operands["h1"], operands["h2"]),
+            guidance=guidance,
+            backend=backend,
+        )
+
+    want = call()
+    assert want.isfinite().all()
+    spoilt = operands if name == "everything" else [next(one for one in operands if name.startswith(one))]
+    for one in spoilt:
+        operands[one] = torch.full_like(operands[one], math.nan)
+    assert torch.equal(call(), want)
 
 
 def test_nan_from_the_model_survives_the_clamp(backend: str) -> None:
@@ -174,9 +204,10 @@ def test_float64_state_on_the_reference() -> None:
     x, m, z = (tensor.double() for tensor in inputs((2, 50)))
     table = Table([0], **ROWS["all-terms"])
     got = ops.step(x, m, table, 0, noise=z)
-    want, _, _ = expected(x, m, z, ROWS["all-terms"])
+    want = expected(x, m, table, 0, z=z)
     assert got.dtype == torch.float64
-    np.testing.assert_allclose(got.numpy(), want, rtol=1e-14, atol=1e-15)
+    # float64 rounds 2^29 times more finely.
+    assert_matches(got, want.state, want.state_error * 2.0**-29)
 
 
 def test_gradients_flow_through_the_reference() -> None:
@@ -260,11 +291,18 @@ def test_inference_tensors(backend: str) -> None:
     assert torch.equal(x, 2 * ops.randn((2, 9), seed=0, backend=backend))
 
 
-def test_negated_views() -> None:
-    x = torch.zeros(1, 5)
-    m = torch.complex(x, x + 1).conj().imag
-    assert m.is_neg()
-    assert torch.equal(ops.step(x, m, Table([0], q=1.0, b=1.0), 0), x - 1)
+@pytest.mark.parametrize("packed", [False, True], ids=["strided", "packed"])
+def test_negated_views(backend: str, packed: bool) -> None:
+    def negated(value: float) -> Tensor:
+        plain = torch.full((2, 5), -value)
+        view = plain._neg_view() if packed else torch.complex(plain, plain).conj().imag
+        assert view.is_neg() and view.is_contiguous() == packed
+        return view
+
+    table = Table([1, 0], a=1.0, q=1.0, b=10.0, c1=[0.0, 100.0], s=1000.0)
+    x, m, h, z, out, x0 = (negated(value) for value in (1.0, 2.0, 3.0, 4.0, 0.0, 0.0))
+    got = ops.step(x, m, table, 1, history=[h], noise=z, out=out, x0_out=x0, backend=backend)
+    assert torch.equal(got, torch.full((2, 5), 4321.0)) and torch.equal(x0, torch.full((2, 5), 2.0))
 
 
 def test_default_device_does_not_reach_the_kernel() -> None:
@@ -275,14 +313,16 @@ def test_default_device_does_not_reach_the_kernel() -> None:
 
 
 X, M = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)
+TWICE = torch.zeros(4, 3, 4)
 PLAIN, NOISY = Table([1, 0], a=1.0), Table([1, 0], a=1.0, s=1.0)
+LEARNED, RECALLS = Table([1, 0], a=1.0, s=1.0, g1=1.0), Table([1, 0], c1=[0.0, 1.0])
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         pytest.param({"row": 2}, ValueError, "row 2", id="row-too-large"),
-        pytest.param({"row": 0.0}, TypeError, "integer", id="row-float"),
+        pytest.param({"row": 0.0}, TypeError, "row must be an int or an int64 tensor", id="row-float"),
         pytest.param({"table": None}, TypeError, "fastsample.Table", id="no-table"),
         pytest.param({"x": [1.0]}, TypeError, "x must be a tensor", id="x-list"),
         pytest.param({"row": -3}, ValueError, "row -3", id="row-too-small"),
@@ -303,13 +343,69 @@ PLAIN, NOISY = Table([1, 0], a=1.0), Table([1, 0], a=1.0, s=1.0)
         pytest.param({"out": torch.zeros(2, 3)}, ValueError, "out", id="out-shape"),
         pytest.param({"out": X.half()}, TypeError, "out", id="out-dtype"),
         pytest.param({"x0_out": X.double()}, TypeError, "x0_out", id="x0-dtype"),
+        pytest.param({"x0_out": [1.0]}, TypeError, "x0_out must be a tensor", id="x0-list"),
+        pytest.param({"x0_out": X.to("meta")}, ValueError, "x0_out lies on meta", id="x0-device"),
+        pytest.param({"input_out": torch.zeros(6, 3, 4)}, ValueError, "or twice its batch", id="input-thrice"),
+        pytest.param({"row": torch.tensor([0, 2])}, ValueError, r"\[0, 2\] are not all inside", id="rows-too-large"),
+        pytest.param({"row": torch.tensor([0, -3])}, ValueError, r"\[0, -3\] are not all", id="rows-too-small"),
+        pytest.param({"row": torch.tensor([0, 1, 0])}, ValueError, "one per sample", id="rows-too-many"),
+        pytest.param({"row": torch.tensor([[0], [1]])}, ValueError, "one per sample", id="rows-2d"),
+        pytest.param({"row": torch.tensor([0.0, 1.0])}, TypeError, "int64", id="rows-float"),
+        pytest.param({"row": torch.tensor([0, 1]).int()}, TypeError, "int64", id="rows-int32"),
+        pytest.param({"row": torch.zeros(2, dtype=torch.int64, device="meta")}, TypeError, "CPU", id="rows-device"),
+        pytest.param({"row": torch.tensor([0, 1]), "table": NOISY}, ValueError, "exactly one", id="rows-no-noise"),
+        pytest.param({"model_output": TWICE}, ValueError, "model_output must have x's shape", id="unasked-guidance"),
+        pytest.param({"guidance": 2.0, "model_output": torch.zeros(6, 3, 4)}, ValueError, "4 samples", id="guided-3B"),
+        pytest.param({"guidance": 2.0}, ValueError, "unconditional and the conditional half, 4 samples", id="guided-B"),
+        pytest.param(
+            {"guidance": 2.0, "model_output": torch.zeros(4, 3, 5)}, ValueError, "twice the batch", id="guided"
+        ),
+        pytest.param({"guidance": "much"}, TypeError, "guidance must be a number or one per sample", id="weight-text"),
+        pytest.param({"guidance": [1.0, 2.0, 3.0]}, ValueError, "one per sample; got", id="weights-too-many"),
+        pytest.param({"guidance": [[1.0], [2.0]]}, ValueError, "one per sample; got", id="weights-2d"),
+        pytest.param({"guidance": math.nan}, ValueError, "guidance must be finite", id="weight-nan"),
+        pytest.param({"guidance": [1.0, -math.inf]}, ValueError, "guidance must be finite", id="weight-infinite"),
+        *[
+            pytest.param(
+                {"guidance": 2.0, "model_output": TWICE, "guidance_rescale": phi},
+                ValueError,
+                r"guidance_rescale must lie in \[0, 1\]",
+                id=f"phi-{phi}",
+            )
+            for phi in (1.01, -0.01, math.nan)
+        ],
+        pytest.param({"guidance_rescale": 0.5}, ValueError, "guidance_rescale needs guidance=", id="phi-alone"),
+        pytest.param({"table": LEARNED, "seed": 1}, ValueError, "must have 6 channels in axis 1", id="no-variance"),
+        pytest.param(
+            {"table": LEARNED, "seed": 1, "model_output": TWICE, "guidance": 2.0},
+            ValueError,
+            "must have 6 channels in axis 1",
+            id="no-guided-variance",
+        ),
+        pytest.param(
+            {"table": LEARNED, "seed": 1, "row": torch.tensor([0, 1])}, ValueError, "6 channels", id="rows-no-variance"
+        ),
+        pytest.param({"table": RECALLS, "row": 1}, ValueError, "row 1 needs the x0 of 1", id="no-history"),
+        pytest.param({"table": RECALLS, "row": torch.tensor([0, 1])}, ValueError, "needs the x0", id="rows-no-history"),
+        pytest.param({"history": [X[:1]]}, ValueError, r"history\[0\] must have x's shape", id="history-shape"),
+        pytest.param(
+            {"history": [X, X.double()]}, TypeError, r"history\[1\] must be torch.float32", id="history-dtype"
+        ),
+        pytest.param({"history": [None]}, TypeError, r"history\[0\] must be a tensor", id="history-none"),
+        pytest.param({"history": [X, X, X]}, ValueError, "at most 2 earlier rows, got 3", id="history-too-long"),
+        *[
+            pytest.param(
+                {name: torch.zeros(2, 3, 1).expand(2, 3, 4)}, ValueError, f"{name} is expanded", id=f"{name}-expanded"
+            )
+            for name in ("out", "x0_out", "input_out")
+        ],
         pytest.param({"input_out": X.long()}, TypeError, "input_out", id="input-dtype"),
         pytest.param({"backend": "triton"}, ValueError, "cannot run here", id="absent-backend"),
     ],
 )
 def test_bad_input_writes_nothing(backend: str, arguments: dict, error: type[Exception], message: str) -> None:
-    out = torch.full((2, 3, 4), 7.0)
-    call = {"x": X, "model_output": M, "table": PLAIN, "row": 0, "out": out, "backend": backend, **arguments}
+    outputs = {name: torch.full((2, 3, 4), 7.0) for name in ("out", "x0_out", "input_out")}
+    call = {"x": X, "model_output": M, "table": PLAIN, "row": 0, "backend": backend, **outputs, **arguments}
     with pytest.raises(error, match=message):
         ops.step(**call)
-    assert (out == 7).all()
+    assert all((one == 7).all() for one in outputs.values())

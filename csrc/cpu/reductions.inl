@@ -47,6 +47,7 @@ FS_INLINE double deviations(const Moments& moments, int64_t n) {
     return left < 0 ? 0 : left;  // NaN stays NaN
 }
 
+// Reads both halves of m.
 static float rescale_factor(const StepArgs* args, int64_t sample, float phi) {
     alignas(64) float guided[kBlock];
     Moments conditional = {}, combined = {};
@@ -64,9 +65,11 @@ static float rescale_factor(const StepArgs* args, int64_t sample, float phi) {
     return (float)(phi * __builtin_sqrt(of_conditional / of_m) + (1.0 - phi));
 }
 
+typedef uint32_t Bits __attribute__((may_alias));
+
 // The value of rank k (from 0) among n non-negative floats, given as their bits, which order alike; `through` counts the
 // values up to and including it. Three histograms, of 11, 10 and 10 bits.
-static uint32_t ranked(const uint32_t* bits, int64_t n, int64_t k, int64_t* through) {
+static uint32_t ranked(const Bits* bits, int64_t n, int64_t k, int64_t* through) {
     static const int shifts[4] = {31, 20, 10, 0};
     uint32_t prefix = 0;
     int64_t below = 0;
@@ -89,25 +92,29 @@ static float bits_to_float(uint32_t bits) {
     return v;
 }
 
-// r = clamp(quantile of |x0|, 1, limit), interpolated in float32 as torch.quantile does. NaN where x0 holds one, and where
-// it is infinite. The limit itself in a row without a quantile.
+// r = clamp(quantile of |x0|, 1, limit), interpolated in float32 as torch.quantile does. NaN where x0 holds one or the
+// quantile is infinite. The limit itself in a row without a quantile. Reads x and m, writes |x0| and reads it four or five
+// times.
 static float threshold(const StepArgs* args, int64_t sample, float* scratch) {
     const Row row = row_of(args, sample);
     if (row.quantile == 0.0f) return row.limit;
+    bool found_nan = false;
     each_block(args, sample, [&](const Block& k, int64_t first, int64_t n) FS_ALWAYS {
         each_vector(n, [&](int64_t i, int64_t count) FS_ALWAYS {
             const F m = args->uncond ? output<true>(k, i, count) : output<false>(k, i, count);
             const F x0 = estimate(k, load(k.x + i, count), m);
             store(scratch + first + i, as_float(as_bits(x0) & 0x7fffffffu), count);
         });
+        const Bits* bits = (const Bits*)scratch + first;
+        for (int64_t i = 0; i < n; ++i) found_nan |= bits[i] > 0x7f800000u;
     });
-    const uint32_t* bits = (const uint32_t*)scratch;
+    if (found_nan) return __builtin_nanf("");
+    const Bits* bits = (const Bits*)scratch;
     const int64_t n = args->size;
     const float rank = row.quantile * (float)(n - 1);
     const int64_t lower = (int64_t)rank < n ? (int64_t)rank : n - 1;
-    int64_t through, all;
+    int64_t through;
     const uint32_t low = ranked(bits, n, lower, &through);
-    if (ranked(bits, n, n - 1, &all) > 0x7f800000u) return __builtin_nanf("");
     const float weight = rank - (float)lower;
     uint32_t high = low;
     if (weight > 0 && through <= lower + 1 && lower + 1 < n) {

@@ -1,4 +1,7 @@
-// The sampling step, what ops/step.py specifies: one pass over memory, block by block, a block at a time in L1.
+// The sampling step, what ops/step.py specifies: one pass over memory, a block at a time in L1. Moves 4 bytes an element for
+// each of: x, m (2 for 16-bit floats, as all of m), its unconditional half under guidance, its variance half where g1 is not
+// 0, h1 and h2 where c1 and c2 are not 0, given noise, x' and x0 where it is kept; and the next input's own size, once or
+// twice, where one is made.
 
 // One block's operands as floats, and one row's coefficients.
 struct Block {

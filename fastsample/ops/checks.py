@@ -70,6 +70,8 @@ def check_memory(inputs: dict[str, Tensor | None], outputs: dict[str, Tensor | N
     for name, tensor in outputs.items():
         if not isinstance(tensor, Tensor):
             continue
+        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            raise ValueError(f"{name} is expanded: several of its elements share memory")
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} requires gradients: it cannot be written in place")
         for other_name, other in others.items():

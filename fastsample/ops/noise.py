@@ -74,20 +74,27 @@ def randn(
         if device is not None and out.device != torch.empty(0, device=device).device:
             raise ValueError(f"out lies on {out.device}, device is {device}")
         where = out.device
-        result = out if out.is_contiguous() else torch.empty(shape, dtype=torch.float32, device=where)
-    if choose(backend, where, native=True) == "cpu":
-        size = result.numel() // shape[0]
-        _cpu.randn(result.data_ptr(), shape[0], size, seeds.data_ptr(), step, stream, torch.get_num_threads())
-    else:
-        # Apple's GPUs have no float64, in which the reference rounds.
-        drawn_on = torch.device("cpu") if where.type == "mps" else where
-        result.copy_(randn_reference(shape, seeds.to(drawn_on), step, stream))
+        result = (
+            out if out.is_contiguous() and not out.is_neg() else torch.empty(shape, dtype=torch.float32, device=where)
+        )
+    fill(result, seeds, step, stream, backend)
     if out is None:
         return result
     if out is not result:
         return out.copy_(result)
     mark_written(out)
     return out
+
+
+def fill(result: Tensor, seeds: Tensor, step: int, stream: int, backend: str | None = None) -> None:
+    """`randn` into contiguous memory, with everything checked beforehand; `seeds` as sample_seeds makes them."""
+    if choose(backend, result.device, native=True) == "cpu":
+        batch, size = len(result), result.numel() // len(result)
+        _cpu.randn(result.data_ptr(), batch, size, seeds.data_ptr(), step, stream, torch.get_num_threads())
+    else:
+        # Apple's GPUs have no float64, in which the reference rounds.
+        drawn_on = torch.device("cpu") if result.device.type == "mps" else result.device
+        result.copy_(randn_reference(result.shape, seeds.to(drawn_on), step, stream))
 
 
 def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:

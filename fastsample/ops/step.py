@@ -35,14 +35,14 @@ def step(
 
         m  = m_u + w (m_c - m_u), times phi std(m_c) / std(m) + 1 - phi      where there is guidance
         x0 = limit(p*x + q*m)
-        x' = a*x + b*x0 + c1*h1 + c2*h2 + d*m + s*exp(g0 + g1*v)*z
+        x' = a*x + b*x0 + c1*h1 + c2*h2 + d*m + s*exp(g0 + g1*v)*z           e^(g1 v) kept within 2^-126 and 2^127
         u' = e' x'                                                           e' of the next row
 
     One pass: x, m, its unconditional half under guidance, its variance half where g1 is not 0 and each history that the
     row uses are read once, x' is written once, 4 bytes an element each in float32 and 2 for a half-precision m; x0_out
     and input_out (once or twice x) add their own size. Guidance rescale reads both halves of m once more, dynamic
-    thresholding x and m, and |x0| three times. Arithmetic is float32 whatever the dtype of m. An operand whose
-    coefficient is 0 is not read.
+    thresholding x and m, and it writes |x0| and reads that four or five times. Arithmetic is float32 whatever the dtype
+    of m. An operand whose coefficient is 0 is not read.
 
     Args:
         x: the state, shape (B, ...), float32; float64 with the reference backend. Any strides.
@@ -82,12 +82,22 @@ def step(
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
     check_state(x)
     rows, row = checked_rows(row, table, len(x))
-    if any(table.stochastic[k] for k in visited_rows(rows, row)) and (noise is None) == (seed is None):
-        raise ValueError(f"row {row} adds noise: give exactly one of noise= and seed=")
+    noisy = [k for k in visited_rows(rows, row) if table.stochastic[k]]
+    if noisy and (noise is None) == (seed is None):
+        raise ValueError(f"row {noisy[0]} adds noise: give exactly one of noise= and seed=")
+    if len(history) > 2:
+        raise ValueError(f"history holds the x0 of at most 2 earlier rows, got {len(history)}")
     outputs = {"out": out, "x0_out": x0_out, "input_out": input_out}
     inputs = {"x": x, "model_output": model_output, "noise": noise}
     check_memory({**inputs, **{f"history[{i}]": one for i, one in enumerate(history)}}, outputs)
     weights = None if guidance is None else guidance_weights(guidance, x)
+    if weights is not None and len(model_output) != 2 * len(x):
+        raise ValueError(
+            f"under guidance model_output has the unconditional and the conditional half, {2 * len(x)} samples; "
+            f"got shape {tuple(model_output.shape)}"
+        )
+    if weights is None and guidance_rescale != 0:
+        raise ValueError("guidance_rescale needs guidance=")
     differentiable = torch.is_grad_enabled() and any(
         isinstance(tensor, Tensor) and tensor.requires_grad for tensor in (x, model_output, noise, weights, *history)
     )
@@ -122,16 +132,24 @@ def checked_rows(row: int | Tensor, table: Table, batch: int) -> tuple[Tensor | 
         if not ((row >= -len(table)) & (row < len(table))).all():
             raise ValueError(f"rows {row.tolist()} are not all inside a table of {len(table)} rows")
         return row % len(table), 0
-    if not -len(table) <= operator.index(row) < len(table):
+    try:
+        shared = operator.index(row)
+    except TypeError:
+        raise TypeError(f"row must be an int or an int64 tensor on the CPU, got {row!r}") from None
+    if not -len(table) <= shared < len(table):
         raise ValueError(f"row {row} is outside a table of {len(table)} rows")
-    return None, operator.index(row) % len(table)
+    return None, shared % len(table)
 
 
 def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> Tensor:
     """One guidance weight per sample, in x's dtype on its device."""
-    weights = torch.as_tensor(guidance, dtype=x.dtype, device=x.device)
+    try:
+        weights = torch.as_tensor(guidance, dtype=x.dtype, device=x.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"guidance must be a number or one per sample, got {guidance!r}") from None
     if weights.shape not in ((), (x.shape[0],)):
         raise ValueError(f"guidance must be one number or {x.shape[0]}, one per sample; got {tuple(weights.shape)}")
     if not weights.isfinite().all():
         raise ValueError(f"guidance must be finite, got {guidance}")
-    return weights.expand(x.shape[0]).contiguous()
+    # A copy: the caller may change his own later.
+    return torch.empty(x.shape[0], dtype=x.dtype, device=x.device).copy_(weights)

@@ -17,12 +17,12 @@ _DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType 
 
 
 class StepPlan:
-    """`step` with everything but the model's output, the row and the noise fixed and checked once: what a loop calls.
+    """`step` with everything that stays the same from row to row fixed and checked once: what a loop calls.
 
     Args are those of `step`; `seeds` is an int64 tensor with one seed per sample, `guidance` a float tensor with one
     weight per sample, `rows` an int64 tensor that is read at every call or None, `backend` one that can run. Keeps the
-    addresses of its tensors: their storage must not move. That x is a state, that rows exist and what overlaps, the
-    caller has checked.
+    addresses of its tensors: their storage must not move, and an x or a history that is not contiguous is read as it
+    was when the plan was made. That x is a state, that rows exist and what overlaps, the caller has checked.
 
     Attributes:
         x0_out: as given.
@@ -64,40 +64,40 @@ class StepPlan:
 
     def _prepare(self) -> None:
         # The kernel writes packed memory of its own dtypes; any other target gets a stand-in that is copied over.
-        self._stand_ins: list[tuple[Tensor, Tensor]] = []
+        self._stand_ins: dict[str, tuple[Tensor, Tensor]] = {}
         self._staging: Tensor | None = None
         x = self._x = self._x.contiguous().resolve_neg()
         batch, size = x.shape[0], x.numel() // x.shape[0]
         self._layouts = self._accepted_layouts(size)
-        x0_address = self._address(self.x0_out)
+        x0_address = self._address("x0", self.x0_out)
         # Where x0 replaces the history it was made from, both must be the very same memory.
         self._history = tuple(one if one is self.x0_out else one.contiguous().resolve_neg() for one in self._history)
         histories = [x0_address if one is self.x0_out else one.data_ptr() for one in self._history]
-        for target, stand_in in self._stand_ins:
-            if any(target is one for one in self._history):
-                stand_in.copy_(target)
-        input_address = self._address(self._input_out)
+        if "x0" in self._stand_ins:
+            target, stand_in = self._stand_ins["x0"]
+            stand_in.copy_(target)
+        input_address = self._address("input", self._input_out)
         code = 0 if self._input_out is None else _DTYPE_CODES.get(self._input_out.dtype, 0)
         twice = self._input_out is not None and len(self._input_out) > batch
         weights = self._guidance
-        self._out_address = self._address(self._out)
+        self._out_address = self._address("out", self._out)
         self._kernel = _cpu.Step(
-            self._table.packed_address,
-            0 if self._rows is None else self._rows.data_ptr(),
-            batch,
-            size,
-            x.data_ptr(),
-            0 if self._seeds is None else self._seeds.data_ptr(),
-            0 if weights is None else weights.data_ptr(),
-            weights is not None and bool((weights == weights[0]).all()),
-            self._rescale,
-            self._table.thresholded,
-            histories[0] if histories else 0,
-            histories[1] if len(histories) > 1 else 0,
-            x0_address,
-            input_address,
-            input_address + x.numel() * (4, 2, 2)[code] if twice else 0,
-            code,
+            rows=self._table.packed_address,
+            row_of=0 if self._rows is None else self._rows.data_ptr(),
+            batch=batch,
+            size=size,
+            x=x.data_ptr(),
+            seeds=0 if self._seeds is None else self._seeds.data_ptr(),
+            guidance=0 if weights is None else weights.data_ptr(),
+            one_guidance=weights is not None and bool((weights == weights[0]).all()),
+            rescale=self._rescale,
+            thresholds=self._table.thresholded,
+            h1=histories[0] if histories else 0,
+            h2=histories[1] if len(histories) > 1 else 0,
+            x0_out=x0_address,
+            input_out=input_address,
+            second_input_out=input_address + x.numel() * (4, 2, 2)[code] if twice else 0,
+            input_dtype=code,
         )
 
     def _accepted_layouts(self, size: int) -> dict[torch.Size, tuple[int, bool]]:
@@ -111,14 +111,14 @@ class StepPlan:
                 layouts[torch.Size((count, 2 * rest[0], *rest[1:]))] = 2 * size, guided
         return layouts
 
-    def _address(self, target: Tensor | None) -> int:
+    def _address(self, name: str, target: Tensor | None) -> int:
         if target is None:
             return 0
         if target.is_contiguous() and target.dtype in _DTYPE_CODES and not target.is_neg():
             return target.data_ptr()
         dtype = target.dtype if target.dtype in _DTYPE_CODES else torch.float32
         stand_in = torch.empty(target.shape, dtype=dtype, device=target.device)
-        self._stand_ins.append((target, stand_in))
+        self._stand_ins[name] = target, stand_in
         return stand_in.data_ptr()
 
     def __call__(
@@ -166,14 +166,17 @@ class StepPlan:
             write_input,
             torch.get_num_threads(),
         )
-        for target, stand_in in self._stand_ins:
-            target.copy_(stand_in)
+        if self._stand_ins:
+            written = {"out": True, "x0": keep_x0, "input": write_input}
+            for name, (target, stand_in) in self._stand_ins.items():
+                if written[name]:
+                    target.copy_(stand_in)
         return out
 
     def _check_history(self, row: int) -> None:
-        needed = max(self._table.reads[k] for k in visited_rows(self._rows, row))
-        if len(self._history) < needed:
-            raise ValueError(f"row {row} needs the x0 of {needed} earlier row(s): give history=")
+        for k in visited_rows(self._rows, row):
+            if len(self._history) < self._table.reads[k]:
+                raise ValueError(f"row {k} needs the x0 of {self._table.reads[k]} earlier row(s): give history=")
 
     def _stage(self, m: Tensor) -> Tensor:
         # Kept from row to row: a model with strided or float64 outputs must not cost an allocation each time.

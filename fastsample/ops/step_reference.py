@@ -50,7 +50,7 @@ def step_reference(
             z = randn(x.shape, seed=seeds, step=row, stream=STEP, device=x.device).to(x.dtype)
         z = checked_noise(z, x)
         if table.learned[row]:
-            z = z * torch.exp(v * float(table.g1[row]))
+            z = z * torch.exp2((v * (float(table.g1[row]) / math.log(2))).clamp(-126, 127))
     p, q, a, b, c1, c2, d = (float(getattr(table, name)[row]) for name in ("p", "q", "a", "b", "c1", "c2", "d"))
     s = float(table.s[row]) * math.exp(float(table.g0[row]))
     limit, quantile = float(table.limit[row]), float(table.quantile[row])

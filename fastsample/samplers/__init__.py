@@ -1,14 +1,14 @@
 """The samplers: each a builder of table rows around the one loop."""
 
-from fastsample.samplers.batcher import Batcher
+from fastsample.samplers.batcher import Batcher, Request
 from fastsample.samplers.consistency import Consistency, consistency
 from fastsample.samplers.ddim import DDIM, ddim
 from fastsample.samplers.ddpm import DDPM, ddpm
-from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver
+from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver, solver_timesteps
 from fastsample.samplers.euler import Euler, EulerAncestral, euler, euler_ancestral
 from fastsample.samplers.heun import Heun, heun
 from fastsample.samplers.inversion import DDIMInverse, ddim_invert
-from fastsample.samplers.lcm import LCM, lcm
+from fastsample.samplers.lcm import LCM, guidance_scale_embedding, lcm
 from fastsample.samplers.limits import DynamicThreshold
 from fastsample.samplers.loop import Sampler
 from fastsample.samplers.run import Options, Step
@@ -28,6 +28,7 @@ __all__ = [
     "EulerAncestral",
     "Heun",
     "Options",
+    "Request",
     "Sampler",
     "Step",
     "consistency",
@@ -37,7 +38,9 @@ __all__ = [
     "dpm_solver",
     "euler",
     "euler_ancestral",
+    "guidance_scale_embedding",
     "heun",
     "lcm",
+    "solver_timesteps",
     "tcd",
 ]

@@ -19,7 +19,7 @@ from fastsample.ops.step_plan import StepPlan
 from fastsample.samplers.guidance import Guidance, guidance_of
 from fastsample.samplers.inputs import ModelInput
 from fastsample.samplers.limits import check_number
-from fastsample.samplers.loop import Sampler
+from fastsample.samplers.loop import Sampler, turns
 from fastsample.tables import Table
 
 
@@ -60,7 +60,7 @@ class Batcher:
             half unconditional) and t with a time per sample. Otherwise as for `ddim`.
         sampler: any that starts from noise and has no correct_x0.
         batch: the number of places.
-        guidance: w of classifier-free guidance, the same for all requests; 1 calls the conditional half only.
+        guidance: w of classifier-free guidance, the same for all requests; None or 1 calls the conditional half only.
         uncond: with guidance, the keywords of the unconditional half, as those of `submit`.
         guidance_rescale, model_dtype, backend: as in fastsample.Options.
         model_kwargs: passed to every model call; under guidance tensors whose first axis is `batch` are doubled.
@@ -85,7 +85,7 @@ class Batcher:
         sampler: Sampler,
         *,
         batch: int,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         uncond: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -101,7 +101,8 @@ class Batcher:
             raise ValueError(f"a Batcher starts from noise, {type(sampler).__name__} from clean samples")
         if not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch must be an int of at least 1, got {batch!r}")
-        check_number("guidance", guidance)
+        if guidance is not None:
+            check_number("guidance", guidance)
         self._predict = Predictor(model, model_dtype)
         device = self._predict.device or torch.device("cpu")
         self._guide = functools.partial(
@@ -163,6 +164,7 @@ class Batcher:
             if request is None and self._waiting:
                 self._running[i] = entering = self._waiting.popleft()
                 places.enter(i, entering._seed, entering._cond)
+                entering._cond = {}
         if not any(self._running):
             return 0
         places.advance()
@@ -218,10 +220,10 @@ class _Places:
             guided = guidance.weights is not None
             self._keywords = guidance.both if guided else guidance.conditional
             self.cond = {name: self._keywords[name][-batch:] for name in cond}
-            model_input = ModelInput(state, predict.dtype, scaled=bool((table.e != 1).any()), guided=guided)
+            model_input = ModelInput(state, predict.dtype, scaled=table.scaled, guided=guided)
             model_input.fill(1.0)
             self._input, self._state = model_input.views[guided], model_input.state
-            self._targets = () if model_input.target is None else model_input.target.split(batch)
+            self._targets = model_input.targets
             self._rows = torch.full((batch,), len(table) - 1, dtype=torch.int64, device="cpu")
             self._seeds = torch.zeros(batch, dtype=torch.int64, device="cpu")
             self._times = torch.tensor(table.t, device="cpu")
@@ -243,7 +245,7 @@ class _Places:
                     input_out=model_input.target,
                     backend=backend,
                 )
-                for history in ([x0, x0[::-1]] if len(x0) == 2 else [x0])
+                for history in turns(x0)
             ]
 
     def enter(self, i: int, seed: Tensor, cond: Mapping[str, Tensor]) -> None:

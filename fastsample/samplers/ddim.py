@@ -180,7 +180,9 @@ def ddim(
         timesteps: which timesteps to visit, see fastsample.spaced_timesteps. Stable Diffusion's own are
             spaced_timesteps(1000, steps=steps, steps_offset=1), with final_alpha_cumprod as below.
         prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither. Needed where the
+            first timestep is next to pure noise (a cosine schedule's last) and nothing else limits x0. To clip as
+            diffusers does, set rederive_epsilon=False too.
         rederive_epsilon: after clipping or correction, take epsilon from the new x0 (improved-diffusion; diffusers'
             use_clipped_model_output). False keeps the model's own (diffusers' default).
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.

@@ -180,8 +180,8 @@ def dpm_solver(
         order: 1, 2 or 3; 2 is best under guidance, 3 without. The first rows are of lower order.
         schedule: the one the model was trained with; default `model.schedule`, else Schedule.linear(1000). None for a
             flow.
-        timesteps: "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for Stable Diffusion
-            solver_timesteps(1000, "leading", steps, steps_offset=1) instead; "trailing"; other spacings and the
+        timesteps: "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for Stable Diffusion instead
+            fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing"; other spacings and the
             timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise levels from that of
             T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded. For a flow "linspace",
             "trailing" or times, see fastsample.levels.flow_levels.

@@ -78,8 +78,8 @@ def euler(
         x' = sigma'/sigma x + (alpha' - alpha sigma'/sigma) x0
 
     This is DDIM with eta = 0, at the noise levels of diffusers' EulerDiscreteScheduler (and k-diffusion), whose state
-    is y; ours is x, what the model is given. For a flow it is x' = x + (sigma' - sigma) m, as diffusers'
-    FlowMatchEulerDiscreteScheduler.
+    is y; ours is x, what the model is given (they draw y_T with the deviation r_T, we x_T with 1). For a flow it is
+    x' = x + (sigma' - sigma) m, as diffusers' FlowMatchEulerDiscreteScheduler.
 
     Args:
         model, x: as for `ddim`. The model is given t float32 where times are fractional (the default), else int64.

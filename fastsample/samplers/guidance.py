@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class Guidance:
 
 def guidance_of(
     state: Tensor,
-    guidance: float | Sequence[float] | Tensor,
+    guidance: float | Sequence[float] | Tensor | None,
     rescale: float,
     interval: tuple[float, float] | None,
     model_kwargs: Mapping[str, Any] | None,
@@ -49,27 +50,39 @@ def guidance_of(
     """The guidance that these arguments of a run ask for.
 
     Raises:
-        ValueError, TypeError: for a weight that is not finite, an interval the wrong way round, a missing `uncond`, and
-            keywords that cannot be batched.
+        ValueError, TypeError: for a weight that is not finite, an interval the wrong way round, a missing `uncond`,
+            what means nothing without guidance, and keywords that cannot be batched.
     """
     for name, given in (("model_kwargs", model_kwargs), ("cond", cond), ("uncond", uncond)):
         if not isinstance(given, Mapping | None):
             raise TypeError(f"{name} must be a mapping of keywords, got {type(given).__name__}")
-    if interval is not None and not interval[0] <= interval[1]:
-        raise ValueError(f"guidance_interval must be (t_lo, t_hi) with t_lo <= t_hi, got {interval}")
     if not 0 <= rescale <= 1:
         raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
     common = dict(model_kwargs or {})
     conditional = {**common, **(cond or {})}
-    # Most runs are not guided: they shall not pay for finding out.
-    unguided = isinstance(guidance, float | int) and guidance == 1
-    weights = None if unguided else guidance_weights(guidance, state)
-    if weights is None or bool((weights == 1).all()):
+    if guidance is None:
+        idle = {"uncond": uncond or None, "guidance_interval": interval, "guidance_rescale": rescale or None}
+        if useless := [name for name, value in idle.items() if value is not None]:
+            raise ValueError(f"{' and '.join(useless)} without guidance=, the weight")
+        return Guidance(None, 0.0, None, conditional, {})
+    interval = None if interval is None else _checked_interval(interval)
+    weights = guidance_weights(guidance, state)
+    if bool((weights == 1).all()):
         return Guidance(None, rescale, interval, conditional, {})
     if uncond is None:
         raise ValueError("guidance needs uncond=: the model's keywords for the unconditional half")
     both = _batched({**common, **uncond}, conditional, len(state), "")
     return Guidance(weights, rescale, interval, conditional, both)
+
+
+def _checked_interval(interval: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = (float(end) for end in interval)
+    except (TypeError, ValueError):
+        raise TypeError(f"guidance_interval must be (t_lo, t_hi), got {interval!r}") from None
+    if not low <= high:
+        raise ValueError(f"guidance_interval must be (t_lo, t_hi) with t_lo <= t_hi, got {interval}")
+    return low, high
 
 
 def _batched(uncond: Mapping[str, Any], cond: Mapping[str, Any], batch: int, path: str) -> dict[str, Any]:
@@ -82,6 +95,9 @@ def _batched(uncond: Mapping[str, Any], cond: Mapping[str, Any], batch: int, pat
 def _joined(uncond: Any, cond: Any, batch: int, name: str) -> Any:
     if isinstance(cond, Mapping) and isinstance(uncond, Mapping):
         return _batched(uncond, cond, batch, f"{name}.")
+    if isinstance(cond, list | tuple) and isinstance(uncond, list | tuple) and len(cond) == len(uncond):
+        joined = (_joined(u, c, batch, f"{name}[{i}]") for i, (u, c) in enumerate(zip(uncond, cond, strict=True)))
+        return type(cond)(joined)
     if isinstance(cond, Tensor) and isinstance(uncond, Tensor):
         if cond.ndim and uncond.ndim and len(cond) == len(uncond) == batch:
             if cond.shape[1:] != uncond.shape[1:]:
@@ -92,10 +108,10 @@ def _joined(uncond: Any, cond: Any, batch: int, name: str) -> Any:
             return torch.cat([uncond, cond])
         same = torch.equal(cond, uncond) if cond.shape == uncond.shape else False
     else:
-        same = cond is uncond or (type(cond) is type(uncond) and bool(cond == uncond))
+        same = cond is uncond or (type(cond) is type(uncond) and bool(np.all(cond == uncond)))
     if not same:
         raise ValueError(
-            f"{name} differs between cond and uncond and is no tensor whose first axis is the batch of {batch}: one "
-            "model call cannot serve both"
+            f"{name} differs between cond and uncond and is no tensor whose first axis is the batch of {batch} (expand "
+            "it to that): one model call cannot serve both"
         )
     return cond

@@ -97,7 +97,8 @@ def heun(
     """Samples with Heun's method (Karras et al. 2022), of second order, at 2 `steps` - 1 model calls.
 
     As diffusers' HeunDiscreteScheduler (and, without churn, k-diffusion's sample_heun), but that the state is x, what
-    the model is given; for a flow as FlowMatchHeunDiscreteScheduler. The formulas are in `heun_table`.
+    the model is given; for a flow as FlowMatchHeunDiscreteScheduler. The formulas are in `heun_table`. Where a schedule
+    begins next to pure noise (Schedule.cosine) take timesteps="karras": a uniform first step is too long for it.
 
     Args:
         steps: times visited; row, `noise`, `start_step` and fastsample.Step count model calls, 2 a step.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastsample.ops.noise import randn
+from fastsample.ops.noise import fill
 from fastsample.tables import Table
 
 KNOWN = 2  # the stream of the known region's noise
@@ -22,7 +22,8 @@ class Inpainting:
 
     def __init__(self, mask: Tensor, known: Tensor, state: Tensor, table: Table, seeds: Tensor) -> None:
         if not isinstance(mask, Tensor) or not isinstance(known, Tensor):
-            raise TypeError("inpainting needs both mask= and known=, as tensors")
+            got = f"{type(mask).__name__} and {type(known).__name__}"
+            raise TypeError(f"inpainting needs both mask= and known=, two tensors; got {got}")
         if table.alpha is None or table.sigma is None:
             raise ValueError("inpainting needs a table with noise levels: Table(..., alpha=, sigma=)")
         expanded = {}
@@ -38,8 +39,10 @@ class Inpainting:
         if not ((self._mask >= 0) & (self._mask <= 1)).all():
             raise ValueError("mask must lie in [0, 1]: 1 where x is to be filled in, 0 where it is known")
         self._rest = 1 - self._mask
-        self._kept = self._rest * expanded["known"]
-        self._levels = list(zip(table.alpha.tolist(), table.sigma.tolist(), strict=True))[1:]
+        # What is unknown may be NaN there.
+        self._kept = torch.where(self._rest == 0, 0.0, self._rest * expanded["known"])
+        # What is known is known in the end, also where the last row leaves some noise.
+        self._levels = (*table.levels[:-1], (1.0, 0.0))
         self._seeds = seeds
         self._noise = torch.empty(state.shape, dtype=torch.float32, device=state.device)
 
@@ -48,5 +51,5 @@ class Inpainting:
         alpha, sigma = self._levels[k]
         state.mul_(self._mask).add_(self._kept, alpha=alpha)
         if sigma > 0:
-            z = randn(state.shape, seed=self._seeds, step=k, stream=KNOWN, out=self._noise)
-            state.addcmul_(self._rest, z.to(state.dtype), value=sigma)
+            fill(self._noise, self._seeds, k, KNOWN)
+            state.addcmul_(self._rest, self._noise.to(state.dtype), value=sigma)

@@ -17,6 +17,7 @@ class ModelInput:
     Attributes:
         state: the state, holding what it was made from.
         target: what a step writes the next input to; None where the state is enough.
+        targets: its halves under guidance, else itself or nothing.
         views: what the model is called with where a row is not guided, and where it is.
     """
 
@@ -33,11 +34,11 @@ class ModelInput:
             self.target, self.state = self._whole.split(batch)
             self.state.copy_(state)
         self.views = self._whole[-batch:] if guided else self._whole, self._whole
-        self._targets = () if self.target is None else self.target.split(batch)
+        self.targets = () if self.target is None else self.target.split(batch)
 
     def fill(self, scale: float) -> None:
         """Makes the input from the state as it is now."""
-        for target in self._targets:
+        for target in self.targets:
             target.copy_(self.state) if scale == 1.0 else torch.mul(self.state, scale, out=target)
 
     def needed(self, guided: bool) -> bool:

@@ -107,6 +107,8 @@ class DDIMInverse(Sampler):
 def _check_clean(x: Tensor | Sequence[int], options: Options) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x0 must be a tensor, the samples to encode, got {type(x).__name__}")
+    if options.get("mask") is not None or options.get("known") is not None:
+        raise ValueError("mask and known belong to sampling, not to inversion")
     if options.get("strength") is not None:
         raise ValueError("strength adds noise to a clean sample; inversion goes from it as it is")
 
@@ -127,7 +129,8 @@ def ddim_invert(
     """Encodes clean samples as noise: DDIM's ODE (Song, Meng & Ermon 2020) run backwards.
 
     `ddim` with the same arguments, from the result, is the decoder; the error of the round trip is of the order of a
-    step. From the level of alpha bar a to the noisier one a':
+    step where the model is smooth. Where samples have large flat areas at -1 or 1 (drawings) it is not, and "improved"
+    does better. From the level of alpha bar a to the noisier one a':
 
         x0 = (x - sqrt(1 - a) epsilon) / sqrt(a)
         x' = sqrt(a') x0 + sqrt(1 - a') epsilon

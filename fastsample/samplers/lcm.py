@@ -166,7 +166,7 @@ def _told_guidance(
     if not isinstance(dim, int):
         raise ValueError(
             "guidance_embedding needs a model with config.time_cond_proj_dim; for another pass model_kwargs="
-            "{'timestep_cond': samplers.lcm.guidance_scale_embedding(w, dim)}"
+            "{'timestep_cond': fastsample.guidance_scale_embedding(w, dim)}"
         )
     batch = checked_shape("x", x.shape if isinstance(x, Tensor) else x)[0]
     embedding = guidance_scale_embedding(w, dim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,8 +14,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.model import Model, Predictor
-from fastsample.ops.backend import choose, fresh
+from fastsample.model import Model, Predictor, unwrapped
+from fastsample.ops.backend import choose, fresh, mark_written
 from fastsample.ops.noise import Seed, checked_shape, randn, sample_seeds
 from fastsample.ops.reductions import limited
 from fastsample.ops.step_plan import StepPlan
@@ -21,6 +23,7 @@ from fastsample.ops.step_reference import step_reference
 from fastsample.samplers.guidance import guidance_of
 from fastsample.samplers.inpainting import Inpainting
 from fastsample.samplers.inputs import ModelInput
+from fastsample.samplers.limits import check_number
 from fastsample.samplers.noise_source import noise_source
 from fastsample.samplers.run import Noise, Options, Step
 from fastsample.schedule import Schedule
@@ -31,16 +34,26 @@ CorrectX0 = Callable[[Tensor, Tensor], Tensor]
 
 
 class Sampler:
-    """A table and the loop around it: what every sampler inherits. Subclasses set `table`.
+    """A table and the loop around it: what every sampler inherits, and how a table of your own is sampled.
 
     Immutable, so one sampler serves any number of models and threads at once.
 
     Attributes:
         table: the coefficients, a row per model call.
+
+    Example:
+        >>> table = Table([999, 0], p=[2.0, 1.0], q=[-1.7, 0.0], b=[0.9, 1.0], d=[0.4, 0.0])
+        >>> Sampler(table)(lambda x, t: 0.1 * x, (1, 3)).shape
+        torch.Size([1, 3])
     """
 
     table: Table
     correct_x0: CorrectX0 | None = None
+
+    def __init__(self, table: Table) -> None:
+        if not isinstance(table, Table):
+            raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
+        self._set(table=table)
 
     def __call__(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Any:
         """Samples from the model.
@@ -68,7 +81,7 @@ class Sampler:
             result = loop.result()
             if out is not None:
                 result = out.copy_(result)
-            return result if decode is None else decode(result)
+            return result if decode is None else unwrapped(decode(result))
 
     def iterate(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Iterator[Step]:
         """The same loop as a generator: yields a Step after each row; the last one's `x` is the sample.
@@ -93,7 +106,9 @@ class Sampler:
 
     def _loop(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> _Loop:
         if unknown := sorted(set(options) - set(Options.__annotations__)):
-            raise TypeError(f"{type(self).__name__} has no argument {', '.join(unknown)}; see fastsample.Options")
+            raise TypeError(_no_argument(type(self).__name__, unknown[0], vars(self)))
+        if misplaced := sorted({"callback", "progress", "decode", "out"} & set(options)):
+            raise TypeError(f"iterate takes no {', '.join(misplaced)}: do that between the steps it yields")
         return _Loop(self, model, x, **options)
 
     def _set(self, **attributes: object) -> None:
@@ -113,16 +128,48 @@ class Sampler:
         return t
 
 
+# What users of diffusers look for.
+_OTHER_NAMES = {
+    "guidance_scale": "guidance=",
+    "num_inference_steps": "steps=",
+    "generator": "seed= or noise=",
+    "y": "model_kwargs={'y': ...} or cond=",
+    "encoder_hidden_states": "model_kwargs={'encoder_hidden_states': ...} or cond=",
+}
+
+
+def _no_argument(sampler: str, name: str, own: Mapping[str, Any]) -> str:
+    if name in own:
+        return f"{name} belongs to {sampler}(..., {name}=), not to its call"
+    near = difflib.get_close_matches(name, [*Options.__annotations__, *own], n=1)
+    hint = _OTHER_NAMES.get(name) or (f"{near[0]}=" if near else "")
+    meant = f"; did you mean {hint}?" if hint else ": the model's own keywords go into model_kwargs="
+    return f"{sampler} has no argument {name}{meant} (fastsample.Options lists what a call takes)"
+
+
 def _warn_of_amplified_errors(table: Table) -> None:
+    # Of x' in the model's output; where x0 is limited, in x0 (a Heun corrector next to pure noise).
     unlimited = np.isinf(table.limit) & (table.quantile == 0)
-    grows = np.where(unlimited, np.abs(table.b * table.q + table.d), 0.0)
+    grows = np.where(unlimited, np.abs(table.b * table.q + table.d) / 20, np.abs(table.b) / 5)
     worst = int(np.argmax(grows))
-    if grows[worst] > 100:
-        warnings.warn(
-            f"the row at t = {table.times[worst]} multiplies the model's error by {grows[worst]:.0f}: give clip= (1.0 "
-            "for images in [-1, 1]), or leave that timestep out",
-            stacklevel=5,
-        )
+    if grows[worst] <= 1:
+        return
+    if unlimited[worst]:
+        factor, remedy = 20 * grows[worst], "give clip= (1.0 for images in [-1, 1]), or leave that timestep out"
+    else:
+        factor, remedy = 5 * grows[worst], "leave that timestep out, or for heun take timesteps='karras'"
+    warnings.warn(
+        f"the row at t = {table.times[worst]} multiplies the model's error by {factor:.0f}: {remedy}",
+        stacklevel=_outside(),
+    )
+
+
+def _outside() -> int:
+    """The stacklevel, seen from the caller of this, of the first frame that is not the package's own."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fastsample"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _progress_bar(total: int) -> Any:
@@ -154,7 +201,7 @@ class _Loop:
         noise: Noise | None = None,
         model_dtype: torch.dtype | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
-        guidance: float | Sequence[float] | Tensor = 1.0,
+        guidance: float | Sequence[float] | Tensor | None = None,
         cond: Mapping[str, Any] | None = None,
         uncond: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
@@ -194,6 +241,11 @@ class _Loop:
                 self._inpainting = Inpainting(mask, known, state, self._table, own_seeds)  # type: ignore[arg-type]
             table = self._table
             guided = [self._guidance.at(t) for t in table.times]
+            if self._guidance.weights is not None and not any(guided):
+                raise ValueError(
+                    f"guidance_interval={guidance_interval} holds none of the times {table.times[0]} .. "
+                    f"{table.times[-1]} that the model is given"
+                )
             time_dtype = torch.int64 if table.t.dtype == np.int64 else torch.float32
             self._time = torch.empty(2 * batch if any(guided) else batch, dtype=time_dtype, device=where)
         self._source = None if noise is None else noise_source(noise, state)
@@ -203,6 +255,8 @@ class _Loop:
 
     def _initial_state(self, x: Tensor | Sequence[int], seed: Seed, where: torch.device, dtype: torch.dtype) -> Tensor:
         if not isinstance(x, Tensor):
+            if hasattr(x, "__array__"):
+                raise TypeError(f"x must be a shape or a tensor, got {type(x).__name__}: torch.from_numpy makes one")
             drawn = randn(checked_shape("x", x), seed=seed, device=where, backend=self._backend)
             return drawn if self._table.init_noise_sigma == 1 else drawn.mul_(self._table.init_noise_sigma)
         if not x.is_floating_point():
@@ -267,6 +321,10 @@ class _Loop:
             if inpainting is not None:
                 inpainting.apply(state, k)
             step = Step(k, t, state, x0, *level)
+            if observed:
+                # Autograd cannot see kernels write: whoever uses these between rows shall not get stale gradients.
+                mark_written(state)
+                mark_written(x0)
             yield step
             if observed and (step.x is not state or state.data_ptr() != address or state.shape != shape):
                 raise ValueError("step.x was replaced or resized: it may only be changed in place, step.x[...] = ...")
@@ -298,7 +356,7 @@ class _Loop:
                 input_out=target,
                 backend=self._backend,
             )
-            for history in ([buffers, buffers[::-1]] if count == 2 else [buffers])
+            for history in turns(buffers)
         ]
 
     def _differentiable_rows(self) -> Iterator[Step]:
@@ -313,7 +371,8 @@ class _Loop:
                 m = self._predict(torch.cat([model_input, model_input]), time, guidance.both)
             else:
                 m = self._predict(model_input, time, guidance.conditional)
-            z = self._source(k) if self._source is not None and table.stochastic[k] else None
+            # Generators fill one buffer again and again, which autograd may have kept.
+            z = self._source(k).clone() if self._source is not None and table.stochastic[k] else None
             self.state, x0 = step_reference(
                 state, m, applied, k, z, self._seeds, guidance.weights, guidance.rescale, history
             )
@@ -325,12 +384,22 @@ class _Loop:
                 self.state = self.state.clone()
                 self._inpainting.apply(self.state, k)
             history = [x0, *history][:2]
-            yield Step(k, t, self.state, x0, *level)
+            step = Step(k, t, self.state, x0, *level)
+            yield step
+            if step.x is not self.state:
+                raise ValueError("step.x was replaced: it may only be changed in place, step.x[...] = ...")
+
+
+def turns(x0: list[Tensor]) -> list[list[Tensor]]:
+    """The history (h1, h2) of each plan that takes its turn, where x0 is kept in the last of its history."""
+    return [x0, x0[::-1]] if len(x0) == 2 else [x0]
 
 
 def _first_row(sampler: Sampler, has_x: bool, strength: float | None, start_step: int) -> int:
     rows = len(sampler.table)
     if strength is None:
+        if not isinstance(start_step, int | np.integer):
+            raise TypeError(f"start_step must be an int, got {start_step!r}")
         if not 0 <= start_step < rows:
             raise ValueError(f"start_step must lie in [0, {rows}), got {start_step}")
         if start_step and not has_x:
@@ -340,16 +409,14 @@ def _first_row(sampler: Sampler, has_x: bool, strength: float | None, start_step
         raise ValueError("give strength= (x is clean) or start_step= (x is noisy already), not both")
     if not has_x:
         raise ValueError("strength needs a clean sample as x, not a shape")
+    check_number("strength", strength)
     if not 0 < strength <= 1 or int(rows * strength) == 0:
         raise ValueError(f"strength must lie in (0, 1] and leave at least one of {rows} rows, got {strength}")
     start = rows - int(rows * strength)
-    while start > 0:
-        try:
-            sampler.table_from(start)
-        except ValueError:
-            start -= 1  # between the two rows of a Heun step nothing can start
-        else:
-            break
+    try:
+        sampler.table_from(start)
+    except ValueError:
+        return start - 1  # between the two rows of a Heun step nothing can start
     return start
 
 

@@ -49,23 +49,25 @@ class Options(TypedDict, total=False):
             a torch.Generator, or one per sample. Used only for rows that add noise; x_T comes from `seed` all the same,
             unless it is given as x.
         model_dtype: dtype of the model's input; default that of its first floating-point parameter, else float32.
-        model_kwargs: passed to every model call.
+        model_kwargs: passed to every model call as they are: `model_dtype` does not cast them.
         guidance: classifier-free guidance m = m_u + w (m_c - m_u): w as a number, or one per sample. The model is
-            called once for both, with the batch [unconditional, conditional]. With 1 (the default) only the conditional
-            half is evaluated.
+            called once for both, with the batch [unconditional, conditional]. Without it, and where every w is 1, only
+            the conditional half is evaluated.
         cond, uncond: with `guidance`, the keywords of the two halves, over those of `model_kwargs`. Tensors whose first
-            axis is the batch are concatenated, mappings are gone through, anything else must be equal in both.
+            axis is the batch are concatenated, mappings and lists are gone through, all else must be equal in both.
         guidance_rescale: phi in [0, 1], default 0: the guided output is scaled by phi std(m_c) / std(m) + 1 - phi, per
             sample (Lin et al. 2023).
         guidance_interval: (t_lo, t_hi): guide only where t_lo <= t <= t_hi (Kynkaanniemi et al. 2024), in the model's
             own times; elsewhere only the conditional half is evaluated.
         mask, known: inpainting. After every row x becomes mask*x + (1 - mask)*(alpha known + sigma z), with noise of
-            stream 2; both broadcast to the shape of x. 1 in `mask` is what is to be filled in.
+            stream 2, and after the last one mask*x + (1 - mask)*known; both broadcast to the shape of x. 1 in `mask` is
+            what is to be filled in.
         strength: in (0, 1]: x is a clean sample; noise is added to it and the last `strength` of the rows are run.
         start_step: x is the state before this row; the rows before it are left out.
         callback: called with a fastsample.Step after every row; may change `step.x` in place.
         progress: show a tqdm bar.
-        decode: called with the result; what it returns is returned, as with `lambda x: vae.decode(x / 0.18215).sample`.
+        decode: called with the result; what it returns is returned (its `.sample`, where that is a tensor), as with
+            `decode=lambda x: vae.decode(x / vae.config.scaling_factor)`.
         out: tensor that receives the result, written only when sampling is complete.
         backend: see fastsample.backends().
         device: of the result; default that of x, else of the model, else CPU.
@@ -75,7 +77,7 @@ class Options(TypedDict, total=False):
     noise: Noise | None
     model_dtype: torch.dtype | None
     model_kwargs: Mapping[str, Any] | None
-    guidance: float | Sequence[float] | Tensor
+    guidance: float | Sequence[float] | Tensor | None
     cond: Mapping[str, Any] | None
     uncond: Mapping[str, Any] | None
     guidance_rescale: float
