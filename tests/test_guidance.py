@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from formula import UNIT
@@ -272,14 +273,23 @@ def test_keywords_are_batched_by_their_kind() -> None:
         cond={
             "text": torch.ones(3, 5),
             "more": {"pooled": torch.full((3, 2), 7.0), "size": (64, 64), "n": {"k": None}},
+            "residuals": [torch.ones(3, 1), (torch.full((3, 1), 2.0), "a")],
+            "array": np.arange(3),
         },
-        uncond={"more": {"pooled": torch.zeros(3, 2), "size": (64, 64), "n": {"k": None}}},
+        uncond={
+            "more": {"pooled": torch.zeros(3, 2), "size": (64, 64), "n": {"k": None}},
+            "residuals": [torch.zeros(3, 1), (torch.zeros(3, 1), "a")],
+            "array": np.arange(3),
+        },
     )
     both, conditional = seen
     assert torch.equal(both["text"], torch.cat([torch.zeros(3, 5), torch.ones(3, 5)])), "uncond keeps model_kwargs' own"
     assert torch.equal(both["mask"], torch.ones(6, 4)), "what model_kwargs give is batched for both"
     assert torch.equal(both["more"]["pooled"], torch.tensor([0.0] * 3 + [7.0] * 3)[:, None].expand(6, 2))
     assert both["scale"] == 2.0 and both["marker"] is marker and torch.equal(both["table"], shared)
+    first, (second, text) = both["residuals"]
+    assert first.flatten().tolist() == [0, 0, 0, 1, 1, 1] and second.flatten().tolist() == [0, 0, 0, 2, 2, 2]
+    assert text == "a" and type(both["residuals"]) is list and both["array"].tolist() == [0, 1, 2]
     assert both["more"]["size"] == (64, 64) and both["more"]["n"] == {"k": None}
     assert torch.equal(conditional["text"], torch.ones(3, 5)) and torch.equal(conditional["mask"], torch.ones(3, 4))
     assert torch.equal(conditional["more"]["pooled"], torch.full((3, 2), 7.0)) and conditional["marker"] is marker
@@ -314,6 +324,9 @@ C, U = COND["c"], UNCOND["c"]
         pytest.param(
             {"cond": {"c": {"k": "a"}}, "uncond": {"c": {"k": "b"}}}, ValueError, r"c\.k differs", id="nested"
         ),
+        pytest.param({"cond": {"c": [C, 1]}, "uncond": {"c": [U, 2]}}, ValueError, r"c\[1\] differs", id="in-a-list"),
+        pytest.param({"cond": {"c": [C]}, "uncond": {"c": [U, U]}}, ValueError, "c differs", id="lists-of-two-lengths"),
+        pytest.param({"cond": {"c": np.ones(2)}, "uncond": {"c": np.zeros(2)}}, ValueError, "c differs", id="arrays"),
         pytest.param({"cond": {"c": {"k": C}}}, ValueError, "c differs between", id="mapping-and-tensor"),
         pytest.param({"cond": [C]}, TypeError, "cond must be a mapping", id="cond-list"),
         pytest.param({"uncond": "none"}, TypeError, "uncond must be a mapping", id="uncond-text"),
@@ -323,6 +336,17 @@ C, U = COND["c"], UNCOND["c"]
         pytest.param({"guidance": torch.ones(3, 1)}, ValueError, "guidance must be one number or 3", id="weights-2d"),
         pytest.param({"guidance_rescale": 1.5}, ValueError, "guidance_rescale must lie in", id="phi"),
         pytest.param({"guidance_rescale": math.nan}, ValueError, "guidance_rescale must lie in", id="phi-nan"),
+        pytest.param({"guidance": "much"}, TypeError, "guidance must be a number or one per sample", id="weight-text"),
+        pytest.param({"guidance": None}, ValueError, "uncond without guidance=", id="weight-missing"),
+        pytest.param(
+            {"guidance": None, "uncond": None, "guidance_interval": (1, 5), "guidance_rescale": 0.5},
+            ValueError,
+            "guidance_interval and guidance_rescale without guidance=",
+            id="options-without-a-weight",
+        ),
+        pytest.param({"guidance_interval": (1, 2, 3)}, TypeError, r"must be \(t_lo, t_hi\)", id="interval-of-three"),
+        pytest.param({"guidance_interval": 500}, TypeError, r"must be \(t_lo, t_hi\)", id="interval-number"),
+        pytest.param({"guidance_interval": (400.5, 599)}, ValueError, "holds none of the times", id="interval-empty"),
         pytest.param({"guidance_interval": (5, 4)}, ValueError, "t_lo <= t_hi", id="interval-backwards"),
         pytest.param({"guidance_interval": (math.nan, 4)}, ValueError, "t_lo <= t_hi", id="interval-nan"),
     ],
@@ -336,6 +360,22 @@ def test_refused_before_the_model_is_called(options: dict[str, Any], error: type
         ddim(never, X, steps=3, **given)
     with pytest.raises(error, match=message):
         DDIM(Schedule.linear(), steps=3).iterate(never, X, **given)
+
+
+def test_without_a_weight_only_cond_counts(backend: str) -> None:
+    got = ddim(model, X, steps=4, cond=COND, model_kwargs=UNCOND, backend=backend)
+    assert torch.equal(got, ddim(model, X, steps=4, model_kwargs=COND, backend=backend)), "cond goes over model_kwargs"
+
+
+def test_weights_are_read_once(backend: str) -> None:
+    weights = torch.tensor([3.0, 2.0, 1.0])
+    options: dict[str, Any] = dict(cond=COND, uncond=UNCOND, backend=backend)
+    want = DDIM(Schedule.linear(), steps=4)(model, X, guidance=weights, **options)
+    steps = DDIM(Schedule.linear(), steps=4).iterate(model, X, guidance=weights, **options)
+    next(steps)
+    weights += 100
+    *_, last = steps
+    assert torch.equal(last.x, want)
 
 
 @pytest.mark.parametrize("rows", [2, 5, 7], ids=lambda rows: f"{rows}B")

@@ -187,11 +187,6 @@ def test_gradients(mask: Tensor) -> None:
     )
 
 
-class Made(Sampler):
-    def __init__(self, table: Table) -> None:
-        self.table = table
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -226,7 +221,7 @@ def test_a_table_without_levels_cannot_inpaint() -> None:
     with pytest.raises(
         ValueError, match=r"inpainting needs a table with noise levels: Table\(\.\.\., alpha=, sigma=\)"
     ):
-        Made(Table([1, 0], a=1.0))(model, SHAPE, mask=MASK, known=KNOWN)
+        Sampler(Table([1, 0], a=1.0))(model, SHAPE, mask=MASK, known=KNOWN)
     levels = Table([1, 0], a=1.0, alpha=[0.1, 0.5, 1.0], sigma=[1.0, 0.5, 0.0])
-    got = Made(levels)(model, SHAPE, mask=MASK, known=KNOWN)
+    got = Sampler(levels)(model, SHAPE, mask=MASK, known=KNOWN)
     assert torch.equal(got[MASK == 0], KNOWN[MASK == 0])

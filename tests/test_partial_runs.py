@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,6 @@ UNCOND = {"c": torch.zeros(3, 1, 1, 1)}
 def model(x: Tensor, t: Tensor, c: Tensor | float = 0.0) -> Tensor:
     c = c.to(x.dtype) if isinstance(c, Tensor) else c
     return 0.5 * torch.tanh(x) + c * torch.cos(x)
-
-
-class Made(Sampler):
-    def __init__(self, table: Table) -> None:
-        self.table = table
 
 
 def times_of(run: Any, *arguments: Any, **options: Any) -> list[int]:
@@ -176,32 +172,32 @@ def test_refused_before_the_model_is_called(
     with pytest.raises(error, match=message):
         ddim(never, x, steps=3, **options)
     with pytest.raises(error, match=message):
-        Made(ONE_LEVEL).iterate(never, x, **options)
+        Sampler(ONE_LEVEL).iterate(never, x, **options)
 
 
 def test_rows_that_need_an_earlier_x0_cannot_start() -> None:
     for start, fits in ((0, True), (1, True), (2, False)):
         if fits:
-            assert Made(RECALLS)(model, CLEAN, start_step=start).shape == SHAPE
+            assert Sampler(RECALLS)(model, CLEAN, start_step=start).shape == SHAPE
         else:
-            with pytest.raises(ValueError, match="Made cannot start at row 2, which needs the x0 of earlier rows"):
-                Made(RECALLS)(model, CLEAN, start_step=start)
+            with pytest.raises(ValueError, match="Sampler cannot start at row 2, which needs the x0 of earlier rows"):
+                Sampler(RECALLS)(model, CLEAN, start_step=start)
     second = ONE_LEVEL.replace(c2=[0.0, 0.0, 0.5])
     with pytest.raises(ValueError, match="cannot start at row 1"):
-        Made(second)(model, CLEAN, start_step=1)
+        Sampler(second)(model, CLEAN, start_step=1)
 
 
 def test_strength_goes_back_by_one_row_where_that_can_start() -> None:
-    assert times_of(Made(ONE_LEVEL), model, CLEAN, strength=0.4) == [0]
-    assert times_of(Made(RECALLS), model, CLEAN, strength=0.4) == [1, 0], "row 2 needs row 1"
-    everywhere = Made(ONE_LEVEL.replace(c1=[0.0, 0.5, 0.5]))
+    assert times_of(Sampler(ONE_LEVEL), model, CLEAN, strength=0.4) == [0]
+    assert times_of(Sampler(RECALLS), model, CLEAN, strength=0.4) == [1, 0], "row 2 needs row 1"
+    everywhere = Sampler(ONE_LEVEL.replace(c1=[0.0, 0.5, 0.5]))
     with pytest.raises(ValueError, match="cannot start at row 1"):
         everywhere(model, CLEAN, strength=0.4)  # at row 0 it would be all noise
 
 
 def test_strength_needs_levels() -> None:
     with pytest.raises(ValueError, match=r"strength needs a table with noise levels: Table\(\.\.\., alpha=, sigma=\)"):
-        Made(Table([1, 0], a=1.0))(model, CLEAN, strength=0.5)
+        Sampler(Table([1, 0], a=1.0))(model, CLEAN, strength=0.5)
 
 
 # The levels that a step tells, decode and progress
@@ -214,7 +210,7 @@ def test_steps_tell_the_level_that_they_lead_to(backend: str) -> None:
     assert [step.alpha for step in seen] == pytest.approx(np.sqrt(alpha_bar).tolist(), rel=1e-15)
     assert [step.sigma for step in seen] == pytest.approx(np.sqrt(1 - np.array(alpha_bar)).tolist(), rel=1e-15)
     assert {type(value) for step in seen for value in (step.alpha, step.sigma)} == {float}
-    *_, last = Made(Table([1, 0], a=1.0)).iterate(model, SHAPE, backend=backend)
+    *_, last = Sampler(Table([1, 0], a=1.0)).iterate(model, SHAPE, backend=backend)
     assert math.isnan(last.alpha) and math.isnan(last.sigma)
     tail = [(step.index, step.alpha) for step in sampler.iterate(model, CLEAN, start_step=1, backend=backend)]
     assert tail == [(step.index, step.alpha) for step in seen[1:]]
@@ -232,6 +228,8 @@ def test_decode_is_given_the_result(backend: str) -> None:
     assert ddim(model, SHAPE, steps=4, decode=decode, backend=backend) == "decoded"
     assert len(given) == 1 and torch.equal(given[0], want)
     assert ddim(model, SHAPE, steps=4, decode=lambda x: None, backend=backend) is None
+    wrapped = ddim(model, SHAPE, steps=4, decode=lambda x: SimpleNamespace(sample=2 * x), backend=backend)
+    assert torch.equal(wrapped, 2 * want), "as decoders of diffusers return it"
     out = torch.full(SHAPE, math.nan)
     assert ddim(model, SHAPE, steps=4, decode=decode, out=out, backend=backend) == "decoded"
     assert given[-1] is out and torch.equal(out, want), "out receives what decode is given"
@@ -272,5 +270,5 @@ def test_what_belongs_to_the_sampler_is_said_to() -> None:
 
 @pytest.mark.parametrize("name", ["callback", "progress", "decode", "out"])
 def test_iterate_takes_no_option_of_the_call(name: str) -> None:
-    with pytest.raises(TypeError, match=name):
+    with pytest.raises(TypeError, match=f"iterate takes no {name}: "):
         DDIM(SCHEDULE, steps=2).iterate(model, SHAPE, **{name: None})

@@ -316,6 +316,39 @@ def test_samples_at_rows_of_their_own_equal_each_alone(
         assert torch.equal(buffers[0][own], x0) and torch.equal(buffers[1][own], half), f"sample {i} in row {row}"
 
 
+@pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2, 12_007)], ids=str)
+def test_rows_of_their_own_have_the_same_bits_on_every_level_and_thread_count(shape: tuple[int, ...]) -> None:
+    if _cpu is None:
+        pytest.skip("the C++ extension is not built")
+    rows = torch.tensor([3, 0, 1, 4, 2])
+    x, h1, h2 = (normal(shape, i) for i in (1, 2, 3))
+    m = normal((10, 4, shape[2]), 4, torch.float16)
+    results = set()
+    for level in LEVELS:
+        for threads in (1, 2, 3):
+            with kernels(level, threads):
+                for state, last in ((x, h2), (x.clone(), h2.clone())):
+                    out = torch.full_like(x, NAN) if state is x else state
+                    x0 = torch.full_like(x, NAN) if state is x else last
+                    target = torch.full((10, *shape[1:]), NAN, dtype=torch.bfloat16)
+                    ops.step(
+                        state,
+                        m,
+                        ROWS,
+                        rows,
+                        seed=20,
+                        history=(h1, last),
+                        guidance=[7.5, 1.0, 2.0, 0.5, 3.0],
+                        guidance_rescale=0.7,
+                        out=out,
+                        x0_out=x0,
+                        input_out=target,
+                        backend="cpu",
+                    )
+                    results.add(tuple(one.view(torch.uint8).numpy().tobytes() for one in (out, x0, target)))
+    assert len(results) == 1
+
+
 @pytest.mark.parametrize("rows", [[2, 2], [0, 2], [-1, 1]], ids=str)
 def test_rows_match_float64(backend: str, rows: list[int]) -> None:
     shape = (2, 3, 50)
