@@ -1,4 +1,4 @@
-"""What README promises: its Python runs, its links lead somewhere, its set-up lines are single lines."""
+"""What README and the page for users of diffusers promise: their Python runs, its links lead somewhere, its set-up lines are single lines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -18,6 +19,14 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0][:40])
 def test_python_examples_run(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_examples_from_diffusers_run() -> None:
+    page = (ROOT / "docs" / "from-diffusers.md").read_text()
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL))
+    found: dict[str, Tensor] = {}
+    exec(compile(code, "from-diffusers.md", "exec"), found)
+    assert found["latents"].shape == (2, 16, 64, 64) and found["latents"].isfinite().all()
 
 
 def test_two_setup_commands_that_pin_torch() -> None:
