@@ -97,7 +97,7 @@ def _joined(uncond: Any, cond: Any, batch: int, name: str) -> Any:
         return _batched(uncond, cond, batch, f"{name}.")
     if isinstance(cond, list | tuple) and isinstance(uncond, list | tuple) and len(cond) == len(uncond):
         joined = (_joined(u, c, batch, f"{name}[{i}]") for i, (u, c) in enumerate(zip(uncond, cond, strict=True)))
-        return type(cond)(joined)
+        return type(cond)(*joined) if hasattr(cond, "_fields") else type(cond)(joined)
     if isinstance(cond, Tensor) and isinstance(uncond, Tensor):
         if cond.ndim and uncond.ndim and len(cond) == len(uncond) == batch:
             if cond.shape[1:] != uncond.shape[1:]:
