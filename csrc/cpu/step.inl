@@ -30,48 +30,55 @@ FS_INLINE F output(const Block& k, int64_t i, int64_t count) {
     return fma(splat(k.guidance - 1.0f), m - uncond, m);  // exactly m at 1
 }
 
-// What a pass does, known when its loop is compiled: with a test less in the loop for each, steps in cache run at the
-// speed of the cache.
-template <bool kGuided, bool kLimited, bool kKeepsX0, bool kReadsX, bool kReadsM, int kExtra>
+// Which of x and m enter x' beside x0. With kSome any coefficient may be 0 and is asked for in the loop.
+enum Reads { kSome, kX, kM, kXAndM };
+
+// What a pass does, known when its loop is compiled: without a test in the loop, steps in cache run at the speed of the cache.
+template <int kReads, bool kGuided, bool kLimited, bool kKeepsX0, int kExtra>
 static void combine(const Block* block, int64_t n) {
     const Block k = *block;
-    const bool has_b = k.b != 0.0f, divides = k.divisor != 1.0f;
     each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS {
         const F x = load(k.x + i, count), m = output<kGuided>(k, i, count);
         F extra[kExtra + 1];
         for (int e = 0; e < kExtra; ++e) extra[e] = load(k.extra[e] + i, count);
         F sum = splat(0.0f);
-        if (kReadsM) sum = fma(splat(k.d), m, sum);
+        if (kReads & kM || (kReads == kSome && k.d != 0.0f)) sum = fma(splat(k.d), m, sum);
         if (kLimited || kKeepsX0) {
-            F x0 = estimate(k, x, m);
+            F x0 = kReads == kSome ? estimate(k, x, m) : fma(splat(k.q), m, x * k.p);
             if (kLimited) {
                 x0 = max_of(splat(-k.bound), min_of(splat(k.bound), x0));
-                if (divides) x0 = x0 / k.divisor;
-                if (has_b) sum = fma(splat(k.b), x0, sum);
+                if (kReads == kSome && k.divisor != 1.0f) x0 = x0 / k.divisor;
+                if (kReads != kSome || k.b != 0.0f) sum = fma(splat(k.b), x0, sum);
             }
             // h1 or h2 may lie in the same place: they have been read.
             if (kKeepsX0) store(k.x0_out + i, x0, count);
         }
-        if (kReadsX) sum = fma(splat(k.a), x, sum);
+        if (kReads & kX || (kReads == kSome && k.a != 0.0f)) sum = fma(splat(k.a), x, sum);
         for (int e = 0; e < kExtra; ++e) sum = fma(splat(k.c[e]), extra[e], sum);
         store(k.out + i, sum, count);
     });
 }
 
-template <bool... kFlags>
+template <int kReads, bool... kFlags>
 FS_INLINE void combine_extras(const Block* block, int extras, int64_t n) {
     switch (extras) {
-        case 0: combine<kFlags..., 0>(block, n); break;
-        case 1: combine<kFlags..., 1>(block, n); break;
-        case 2: combine<kFlags..., 2>(block, n); break;
-        default: combine<kFlags..., 3>(block, n); break;
+        case 0: combine<kReads, kFlags..., 0>(block, n); break;
+        case 1: combine<kReads, kFlags..., 1>(block, n); break;
+        case 2: combine<kReads, kFlags..., 2>(block, n); break;
+        default: combine<kReads, kFlags..., 3>(block, n); break;
     }
 }
 
 // Turns flags known at run time into template arguments, one after the other.
 template <bool... kFlags>
 FS_INLINE void combine_flags(const Block* block, int extras, int64_t n) {
-    combine_extras<kFlags...>(block, extras, n);
+    const Block& k = *block;
+    const bool usual = k.p != 0.0f && k.q != 0.0f && k.b != 0.0f && k.divisor == 1.0f;
+    const bool x = k.a != 0.0f, m = k.d != 0.0f;
+    if (usual && x && m) combine_extras<kXAndM, kFlags...>(block, extras, n);
+    else if (usual && x) combine_extras<kX, kFlags...>(block, extras, n);
+    else if (usual && m) combine_extras<kM, kFlags...>(block, extras, n);
+    else combine_extras<kSome, kFlags...>(block, extras, n);
 }
 template <bool... kFlags, class... Rest>
 FS_INLINE void combine_flags(const Block* block, int extras, int64_t n, bool flag, Rest... rest) {
@@ -150,7 +157,7 @@ static void step_block(const StepArgs* args, int64_t sample, int64_t first, int6
         k.uncond = as_floats(args->uncond, args->m_dtype, m_at, uncond_block, n);
         k.guidance = args->guidance[sample];
     }
-    combine_flags(&k, extras, n, args->uncond != nullptr, limited, k.x0_out != nullptr, k.a != 0.0f, k.d != 0.0f);
+    combine_flags(&k, extras, n, args->uncond != nullptr, limited, k.x0_out != nullptr);
 
     void* const inputs[2] = {args->input_out, args->second_input_out};
     for (void* input : inputs) {
