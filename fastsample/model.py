@@ -36,7 +36,10 @@ class Predictor:
         self._model = model
 
     def __call__(self, x: Tensor, t: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        inner = unwrapped(self._model(x, t, **kwargs))
+        output = self._model(x, t, **kwargs)
+        if isinstance(output, Tensor):
+            return output
+        inner = unwrapped(output)
         if not isinstance(inner, Tensor):
             raise TypeError(
                 "the model must return a tensor, a tuple that starts with one, or an object with .sample; got "
@@ -47,9 +50,7 @@ class Predictor:
 
 def unwrapped(output: Any) -> Any:
     """The tensor in an object with `.sample` (diffusers) or at the head of a tuple or list; anything else as it is."""
-    if isinstance(output, Tensor):
-        return output
-    inner = getattr(output, "sample", None)
+    inner = None if isinstance(output, Tensor) else getattr(output, "sample", None)
     if inner is None and isinstance(output, tuple | list) and output:
         inner = output[0]
     return inner if isinstance(inner, Tensor) else output

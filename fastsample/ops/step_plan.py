@@ -59,6 +59,7 @@ class StepPlan:
         self._guidance, self._rescale, self._history = guidance, rescale, tuple(history)
         self._out, self._input_out = out, input_out
         self._native = backend == "cpu"
+        self._lacks_history = table.history > len(self._history)
         if self._native:
             self._prepare()
 
@@ -131,7 +132,7 @@ class StepPlan:
         else:
             visited = visited_rows(self._rows, row)
             stochastic, learned = (any(flags[k] for k in visited) for flags in (table.stochastic, table.learned))
-        if table.history > len(self._history):
+        if self._lacks_history:
             self._check_history(row)
         if not self._native:
             return self._reference(m, row, noise, stochastic, keep_x0, write_input)

@@ -41,9 +41,10 @@ class ModelInput:
         for target in self.targets:
             target.copy_(self.state) if scale == 1.0 else torch.mul(self.state, scale, out=target)
 
-    def needed(self, guided: bool) -> bool:
-        """Whether a step has to write `target` for a row that is guided or not."""
-        return self.target is not None and (guided or not self._own)
+    @property
+    def needed(self) -> tuple[bool, bool]:
+        """Whether a step has to write `target` for a row that is not guided, and for one that is."""
+        return self.target is not None and not self._own, self.target is not None
 
     def result(self) -> Tensor:
         """The state, in storage of its own."""

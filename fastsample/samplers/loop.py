@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from fastsample.ops.reductions import limited
 from fastsample.ops.step_plan import StepPlan
 from fastsample.ops.step_reference import step_reference
 from fastsample.samplers.guidance import guidance_of
+from fastsample.samplers.hints import no_argument, warn_of_amplified_errors
 from fastsample.samplers.inpainting import Inpainting
 from fastsample.samplers.inputs import ModelInput
 from fastsample.samplers.limits import check_number
@@ -31,6 +30,7 @@ from fastsample.tables import Table
 from fastsample.timesteps import Int64Array, Timesteps
 
 CorrectX0 = Callable[[Tensor, Tensor], Tensor]
+_OPTIONS = frozenset(Options.__annotations__)
 
 
 class Sampler:
@@ -74,7 +74,7 @@ class Sampler:
         bar = _progress_bar(len(loop.schedule)) if progress else nullcontext()
         with torch.set_grad_enabled(loop.differentiable), bar as shown:
             for step in loop.rows(observed=callback is not None):
-                if callback is not None:
+                if callback is not None and step is not None:
                     callback(step)
                 if shown is not None:
                     shown.update()
@@ -105,8 +105,8 @@ class Sampler:
         return table
 
     def _loop(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> _Loop:
-        if unknown := sorted(set(options) - set(Options.__annotations__)):
-            raise TypeError(_no_argument(type(self).__name__, unknown[0], vars(self)))
+        if unknown := sorted(set(options) - _OPTIONS):
+            raise TypeError(no_argument(type(self).__name__, unknown[0], vars(self)))
         if misplaced := sorted({"callback", "progress", "decode", "out"} & set(options)):
             raise TypeError(f"iterate takes no {', '.join(misplaced)}: do that between the steps it yields")
         return _Loop(self, model, x, **options)
@@ -115,7 +115,7 @@ class Sampler:
         # Samplers are frozen dataclasses: what __post_init__ works out goes past the lock.
         self.__dict__.update(attributes)
         if "table" in attributes:
-            _warn_of_amplified_errors(self.table)
+            warn_of_amplified_errors(self.table)
 
     def _spaced(self: Any, spacing: Callable[[int, Timesteps, int | None], Int64Array]) -> Int64Array:
         """The timesteps that `timesteps` and `steps` name; both are replaced by what they came to."""
@@ -126,50 +126,6 @@ class Sampler:
             self._set(timesteps=tuple(t.tolist()))
         self._set(steps=len(t))
         return t
-
-
-# What users of diffusers look for.
-_OTHER_NAMES = {
-    "guidance_scale": "guidance=",
-    "num_inference_steps": "steps=",
-    "generator": "seed= or noise=",
-    "y": "model_kwargs={'y': ...} or cond=",
-    "encoder_hidden_states": "model_kwargs={'encoder_hidden_states': ...} or cond=",
-}
-
-
-def _no_argument(sampler: str, name: str, own: Mapping[str, Any]) -> str:
-    if name in own:
-        return f"{name} belongs to {sampler}(..., {name}=), not to its call"
-    near = difflib.get_close_matches(name, [*Options.__annotations__, *own], n=1)
-    hint = _OTHER_NAMES.get(name) or (f"{near[0]}=" if near else "")
-    meant = f"; did you mean {hint}?" if hint else ": the model's own keywords go into model_kwargs="
-    return f"{sampler} has no argument {name}{meant} (fastsample.Options lists what a call takes)"
-
-
-def _warn_of_amplified_errors(table: Table) -> None:
-    # Of x' in the model's output; where x0 is limited, in x0 (a Heun corrector next to pure noise).
-    unlimited = np.isinf(table.limit) & (table.quantile == 0)
-    grows = np.where(unlimited, np.abs(table.b * table.q + table.d) / 20, np.abs(table.b) / 5)
-    worst = int(np.argmax(grows))
-    if grows[worst] <= 1:
-        return
-    if unlimited[worst]:
-        factor, remedy = 20 * grows[worst], "give clip= (1.0 for images in [-1, 1]), or leave that timestep out"
-    else:
-        factor, remedy = 5 * grows[worst], "leave that timestep out, or for heun take timesteps='karras'"
-    warnings.warn(
-        f"the row at t = {table.times[worst]} multiplies the model's error by {factor:.0f}: {remedy}",
-        stacklevel=_outside(),
-    )
-
-
-def _outside() -> int:
-    """The stacklevel, seen from the caller of this, of the first frame that is not the package's own."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fastsample"):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _progress_bar(total: int) -> Any:
@@ -240,7 +196,9 @@ class _Loop:
             if mask is not None or known is not None:
                 self._inpainting = Inpainting(mask, known, state, self._table, own_seeds)  # type: ignore[arg-type]
             table = self._table
-            guided = [self._guidance.at(t) for t in table.times]
+            guided = [False] * len(table)
+            if self._guidance.weights is not None:
+                guided = [self._guidance.at(t) for t in table.times]
             if self._guidance.weights is not None and not any(guided):
                 raise ValueError(
                     f"guidance_interval={guidance_interval} holds none of the times {table.times[0]} .. "
@@ -281,68 +239,70 @@ class _Loop:
                 f"out must have shape {tuple(state.shape)} on {state.device}, got {tuple(out.shape)} on {out.device}"
             )
 
-    def rows(self, observed: bool) -> Iterator[Step]:
-        """Runs every row; `observed` where x0 is looked at and x may be changed."""
+    def rows(self, observed: bool) -> Iterator[Step | None]:
+        """Runs every row; yields a Step after it where `observed`: x0 is looked at and x may be changed."""
         return self._differentiable_rows() if self.differentiable else self._in_place_rows(observed)
 
     def result(self) -> Tensor:
         """The sample, once all rows have run."""
         return self.state
 
-    def _in_place_rows(self, observed: bool) -> Iterator[Step]:
-        table, predict, correct = self._table, self._predict, self._correct_x0
-        guidance, inpainting, batch = self._guidance, self._inpainting, len(self.state)
-        model_input = self._model_input()
-        state = model_input.state
+    def _in_place_rows(self, observed: bool) -> Iterator[Step | None]:
+        table, predict, guidance = self._table, self._predict, self._guidance
         # The pass makes the next input too, unless someone may still change x after it.
-        changes = observed or correct is not None or inpainting is not None
-        plans = self._plans(state, None if changes else model_input.target, observed or correct is not None)
+        changes = observed or self._correct_x0 is not None or self._inpainting is not None
+        # Buffers must be ordinary tensors also where the caller is in inference mode.
+        with torch.inference_mode(False):
+            guided = len(self._time) > len(self.state)
+            model_input = ModelInput(self.state, predict.dtype, scaled=table.scaled, guided=guided)
+            state = model_input.state
+            plans = self._plans(state, None if changes else model_input.target, keeps_x0=changes)
         model_input.fill(float(table.e[self.schedule[0][0]]))
-        stochastic, source, keeps_x0 = table.stochastic, self._source, table.keeps_x0
-        times, keywords = (self._time[-batch:], self._time), (guidance.conditional, guidance.both)
-        address, shape = state.data_ptr(), state.shape
-        last = len(table) - 1
+        stochastic, source, keeps_x0, needed = table.stochastic, self._source, table.keeps_x0, model_input.needed
+        times, inputs = (self._time[-len(state) :], self._time), model_input.views
+        keywords, last, turns_of = (guidance.conditional, guidance.both), len(table) - 1, cycle(plans)
         for k, t, guided, next_guided, level in self.schedule:
-            time = times[guided]
-            m = predict(model_input.views[guided], time.fill_(t), keywords[guided])
-            plan = plans[k % len(plans)]
-            plan(
-                m,
-                k,
-                source(k) if source is not None and stochastic[k] else None,
-                changes or keeps_x0[k],
-                not changes and k < last and model_input.needed(next_guided),
-            )
-            x0 = state if plan.x0_out is None else plan.x0_out
-            if correct is not None:
-                corrected = _corrected(correct, x0, times[0])
-                x0.copy_(limited(corrected.to(x0.dtype), float(table.limit[k]), float(table.quantile[k])))
-                state.add_(x0, alpha=float(table.b[k]))
-            if inpainting is not None:
-                inpainting.apply(state, k)
-            step = Step(k, t, state, x0, *level)
+            m = predict(inputs[guided], times[guided].fill_(t), keywords[guided])
+            z = source(k) if source is not None and stochastic[k] else None
+            plan = next(turns_of)
+            if not changes:
+                plan(m, k, z, keeps_x0[k], k < last and needed[next_guided])
+                yield None
+                continue
+            plan(m, k, z)
+            x0 = plan.x0_out
+            assert x0 is not None
+            self._change(state, x0, k, times[0])
             if observed:
-                # Autograd cannot see kernels write: whoever uses these between rows shall not get stale gradients.
-                mark_written(state)
-                mark_written(x0)
-            yield step
-            if observed and (step.x is not state or state.data_ptr() != address or state.shape != shape):
-                raise ValueError("step.x was replaced or resized: it may only be changed in place, step.x[...] = ...")
-            if changes and k < last:
+                yield from self._observed(Step(k, t, state, x0, *level))
+            else:
+                yield None
+            if k < last:
                 model_input.fill(float(table.e[k + 1]))
         self.state = model_input.result()
 
-    def _model_input(self) -> ModelInput:
-        guided = len(self._time) > len(self.state)
-        with torch.inference_mode(False):
-            return ModelInput(self.state, self._predict.dtype, scaled=self._table.scaled, guided=guided)
+    def _change(self, state: Tensor, x0: Tensor, k: int, t: Tensor) -> None:
+        """What a row of correct_x0 or inpainting does after its pass, in place."""
+        if self._correct_x0 is not None:
+            corrected = _corrected(self._correct_x0, x0, t).to(x0.dtype)
+            x0.copy_(limited(corrected, float(self._table.limit[k]), float(self._table.quantile[k])))
+            state.add_(x0, alpha=float(self._table.b[k]))
+        if self._inpainting is not None:
+            self._inpainting.apply(state, k)
 
-    def _plans(self, state: Tensor, target: Tensor | None, keeps_x0: bool) -> list[StepPlan]:
+    def _observed(self, step: Step) -> Iterator[Step]:
+        state, address, shape = step.x, step.x.data_ptr(), step.x.shape
+        # Autograd cannot see kernels write: whoever uses these between rows shall not get stale gradients.
+        mark_written(state)
+        mark_written(step.x0)
+        yield step
+        if step.x is not state or state.data_ptr() != address or state.shape != shape:
+            raise ValueError("step.x was replaced or resized: it may only be changed in place, step.x[...] = ...")
+
+    def _plans(self, state: Tensor, target: Tensor | None, *, keeps_x0: bool) -> list[StepPlan]:
         """One plan, or two that take turns where two earlier x0 are read: each writes over the older one."""
         table = self._table
-        count = table.history or int(keeps_x0)
-        with torch.inference_mode(False):
-            buffers = [fresh(state.shape, state.dtype, state.device) for _ in range(count)]
+        buffers = [fresh(state.shape, state.dtype, state.device) for _ in range(table.history or int(keeps_x0))]
         return [
             StepPlan(
                 state,
@@ -359,7 +319,7 @@ class _Loop:
             for history in turns(buffers)
         ]
 
-    def _differentiable_rows(self) -> Iterator[Step]:
+    def _differentiable_rows(self) -> Iterator[Step | None]:
         table, correct, guidance = self._table, self._correct_x0, self._guidance
         applied = table if correct is None else without_x0(table)
         history: list[Tensor] = []

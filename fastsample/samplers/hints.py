@@ -1,0 +1,59 @@
+"""What to say to users who are about to go astray."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastsample.samplers.run import Options
+from fastsample.tables import Table
+
+# What users of diffusers look for.
+_OTHER_NAMES = {
+    "guidance_scale": "guidance=",
+    "num_inference_steps": "steps=",
+    "generator": "seed= or noise=",
+    "y": "model_kwargs={'y': ...} or cond=",
+    "encoder_hidden_states": "model_kwargs={'encoder_hidden_states': ...} or cond=",
+}
+
+
+def no_argument(sampler: str, name: str, own: Mapping[str, Any]) -> str:
+    """What to tell someone who gave a run an argument that it does not have; `own` are the sampler's attributes."""
+    if name in own:
+        return f"{name} belongs to {sampler}(..., {name}=), not to its call"
+    near = difflib.get_close_matches(name, [*Options.__annotations__, *own], n=1)
+    hint = _OTHER_NAMES.get(name) or (f"{near[0]}=" if near else "")
+    meant = f"; did you mean {hint}?" if hint else ": the model's own keywords go into model_kwargs="
+    return f"{sampler} has no argument {name}{meant} (fastsample.Options lists what a call takes)"
+
+
+def warn_of_amplified_errors(table: Table) -> None:
+    """Warns where a row would make something huge of a small error of the model."""
+    # Of x' in the model's output; where x0 is limited, in x0 (a Heun corrector next to pure noise).
+    unlimited = np.isinf(table.limit) & (table.quantile == 0)
+    grows = np.where(unlimited, np.abs(table.b * table.q + table.d) / 20, np.abs(table.b) / 5)
+    worst = int(np.argmax(grows))
+    if grows[worst] <= 1:
+        return
+    if unlimited[worst]:
+        factor, remedy = 20 * grows[worst], "give clip= (1.0 for images in [-1, 1]), or leave that timestep out"
+    else:
+        factor, remedy = 5 * grows[worst], "leave that timestep out, or for heun take timesteps='karras'"
+    warnings.warn(
+        f"the row at t = {table.times[worst]} multiplies the model's error by {factor:.0f}: {remedy}",
+        stacklevel=_outside(),
+    )
+
+
+def _outside() -> int:
+    """The stacklevel, seen from the caller of this, of the first frame that is not the package's own."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fastsample"):
+        frame, level = frame.f_back, level + 1
+    return level
