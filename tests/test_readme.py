@@ -1,4 +1,4 @@
-"""What README and the page for users of diffusers promise: their Python runs, its links lead somewhere, its set-up lines are single lines."""
+"""What README and docs/from-diffusers.md promise: their Python runs, links lead somewhere, set-up lines are single."""
 
 from __future__ import annotations
 
