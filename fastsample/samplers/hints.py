@@ -35,9 +35,11 @@ def no_argument(sampler: str, name: str, own: Mapping[str, Any]) -> str:
 
 def warn_of_amplified_errors(table: Table) -> None:
     """Warns where a row would make something huge of a small error of the model."""
-    # Of x' in the model's output; where x0 is limited, in x0 (a Heun corrector next to pure noise).
+    # A limit keeps what the error does to x0 to the order of 1, but not what the row makes of that (a Heun corrector
+    # next to pure noise).
     unlimited = np.isinf(table.limit) & (table.quantile == 0)
-    grows = np.where(unlimited, np.abs(table.b * table.q + table.d) / 20, np.abs(table.b) / 5)
+    limited = np.abs(table.b) * np.minimum(np.abs(table.q), 1)
+    grows = np.where(unlimited, np.abs(table.b * table.q + table.d) / 20, limited / 5)
     worst = int(np.argmax(grows))
     if grows[worst] <= 1:
         return
