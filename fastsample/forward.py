@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.noise import Seed, checked_shape, randn
-from fastsample.schedule import Schedule
+from fastsample.schedule import Schedule, checked_schedule
 
 
 def add_noise(
@@ -69,8 +69,7 @@ def velocity(x0: Tensor, noise: Tensor, t: int | Tensor, *, schedule: Schedule) 
 
 def _coefficients(x0: Tensor, t: int | Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """sqrt(abar_t) and sqrt(1 - abar_t) per sample, in the dtype that is computed in; they broadcast with x0."""
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a fastsample.Schedule, got {type(schedule).__name__}")
+    checked_schedule(schedule)
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         raise TypeError(f"x0 must be a floating-point tensor, got {getattr(x0, 'dtype', type(x0).__name__)}")
     checked_shape("x0", x0.shape)

@@ -144,6 +144,13 @@ class Schedule:
         return f"Schedule(T={self.T}, alphas_cumprod={first:.6g} .. {last:.6g})"
 
 
+def checked_schedule(schedule: object) -> Schedule:
+    """The same schedule. Raises TypeError for anything else."""
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a fastsample.Schedule, got {type(schedule).__name__}")
+    return schedule
+
+
 def _positive(T: int) -> int:
     if operator.index(T) < 1:
         raise ValueError(f"T must be at least 1, got {T}")

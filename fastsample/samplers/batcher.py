@@ -15,11 +15,10 @@ from torch import Tensor
 from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose, fresh
 from fastsample.ops.noise import randn, sample_seeds
-from fastsample.ops.step_plan import StepPlan
 from fastsample.samplers.guidance import Guidance, guidance_of
 from fastsample.samplers.inputs import ModelInput
 from fastsample.samplers.limits import check_number
-from fastsample.samplers.loop import Sampler, turns
+from fastsample.samplers.loop import Sampler, plans_in_turn
 from fastsample.tables import Table
 
 
@@ -230,23 +229,16 @@ class _Places:
             self._own_times = self._times[self._rows]
             self._time = torch.empty(len(self._input), dtype=self._times.dtype, device=device)
             self._time_halves = self._time.view(-1, batch)
-            x0 = [fresh(state.shape, state.dtype, device) for _ in range(table.history)]
-            self._plans = [
-                StepPlan(
-                    self._state,
-                    table,
-                    seeds=self._seeds,
-                    guidance=guidance.weights,
-                    rescale=guidance.rescale,
-                    history=history,
-                    rows=self._rows,
-                    out=self._state,
-                    x0_out=history[-1] if history else None,
-                    input_out=model_input.target,
-                    backend=backend,
-                )
-                for history in turns(x0)
-            ]
+            self._plans = plans_in_turn(
+                self._state,
+                table,
+                seeds=self._seeds,
+                guidance=guidance.weights,
+                rescale=guidance.rescale,
+                rows=self._rows,
+                input_out=model_input.target,
+                backend=backend,
+            )
 
     def enter(self, i: int, seed: Tensor, cond: Mapping[str, Tensor]) -> None:
         """Starts a sample in place i: its noise, the input made from it, its keywords, row 0."""

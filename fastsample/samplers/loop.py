@@ -25,7 +25,7 @@ from fastsample.samplers.inputs import ModelInput
 from fastsample.samplers.limits import check_number
 from fastsample.samplers.noise_source import noise_source
 from fastsample.samplers.run import Noise, Options, Step
-from fastsample.schedule import Schedule
+from fastsample.schedule import checked_schedule
 from fastsample.tables import Table
 from fastsample.timesteps import Int64Array, Timesteps
 
@@ -119,9 +119,7 @@ class Sampler:
 
     def _spaced(self: Any, spacing: Callable[[int, Timesteps, int | None], Int64Array]) -> Int64Array:
         """The timesteps that `timesteps` and `steps` name; both are replaced by what they came to."""
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"schedule must be a fastsample.Schedule, got {type(self.schedule).__name__}")
-        t = spacing(self.schedule.T, self.timesteps, self.steps)
+        t = spacing(checked_schedule(self.schedule).T, self.timesteps, self.steps)
         if not isinstance(self.timesteps, str):
             self._set(timesteps=tuple(t.tolist()))
         self._set(steps=len(t))
@@ -199,11 +197,11 @@ class _Loop:
             guided = [False] * len(table)
             if self._guidance.weights is not None:
                 guided = [self._guidance.at(t) for t in table.times]
-            if self._guidance.weights is not None and not any(guided):
-                raise ValueError(
-                    f"guidance_interval={guidance_interval} holds none of the times {table.times[0]} .. "
-                    f"{table.times[-1]} that the model is given"
-                )
+                if not any(guided):
+                    raise ValueError(
+                        f"guidance_interval={guidance_interval} holds none of the times {table.times[0]} .. "
+                        f"{table.times[-1]} that the model is given"
+                    )
             time_dtype = torch.int64 if table.t.dtype == np.int64 else torch.float32
             self._time = torch.empty(2 * batch if any(guided) else batch, dtype=time_dtype, device=where)
         self._source = None if noise is None else noise_source(noise, state)
@@ -256,7 +254,16 @@ class _Loop:
             guided = len(self._time) > len(self.state)
             model_input = ModelInput(self.state, predict.dtype, scaled=table.scaled, guided=guided)
             state = model_input.state
-            plans = self._plans(state, None if changes else model_input.target, keeps_x0=changes)
+            plans = plans_in_turn(
+                state,
+                table if self._correct_x0 is None else without_x0(table),
+                keeps_x0=changes,
+                seeds=self._seeds,
+                guidance=guidance.weights,
+                rescale=guidance.rescale,
+                input_out=None if changes else model_input.target,
+                backend=self._backend,
+            )
         model_input.fill(float(table.e[self.schedule[0][0]]))
         stochastic, source, keeps_x0, needed = table.stochastic, self._source, table.keeps_x0, model_input.needed
         times, inputs = (self._time[-len(state) :], self._time), model_input.views
@@ -284,8 +291,7 @@ class _Loop:
     def _change(self, state: Tensor, x0: Tensor, k: int, t: Tensor) -> None:
         """What a row of correct_x0 or inpainting does after its pass, in place."""
         if self._correct_x0 is not None:
-            corrected = _corrected(self._correct_x0, x0, t).to(x0.dtype)
-            x0.copy_(limited(corrected, float(self._table.limit[k]), float(self._table.quantile[k])))
+            x0.copy_(_corrected(self._correct_x0, x0, t, self._table, k))
             state.add_(x0, alpha=float(self._table.b[k]))
         if self._inpainting is not None:
             self._inpainting.apply(state, k)
@@ -298,26 +304,6 @@ class _Loop:
         yield step
         if step.x is not state or state.data_ptr() != address or state.shape != shape:
             raise ValueError("step.x was replaced or resized: it may only be changed in place, step.x[...] = ...")
-
-    def _plans(self, state: Tensor, target: Tensor | None, *, keeps_x0: bool) -> list[StepPlan]:
-        """One plan, or two that take turns where two earlier x0 are read: each writes over the older one."""
-        table = self._table
-        buffers = [fresh(state.shape, state.dtype, state.device) for _ in range(table.history or int(keeps_x0))]
-        return [
-            StepPlan(
-                state,
-                table if self._correct_x0 is None else without_x0(table),
-                seeds=self._seeds,
-                guidance=self._guidance.weights,
-                rescale=self._guidance.rescale,
-                history=history if table.history else (),
-                out=state,
-                x0_out=history[-1] if history else None,
-                input_out=target,
-                backend=self._backend,
-            )
-            for history in turns(buffers)
-        ]
 
     def _differentiable_rows(self) -> Iterator[Step | None]:
         table, correct, guidance = self._table, self._correct_x0, self._guidance
@@ -337,8 +323,7 @@ class _Loop:
                 state, m, applied, k, z, self._seeds, guidance.weights, guidance.rescale, history
             )
             if correct is not None:
-                corrected = _corrected(correct, x0, time[: len(state)]).to(x0.dtype)
-                x0 = limited(corrected, float(table.limit[k]), float(table.quantile[k]))
+                x0 = _corrected(correct, x0, time[: len(state)], table, k)
                 self.state = self.state + x0 * float(table.b[k])
             if self._inpainting is not None:
                 self.state = self.state.clone()
@@ -350,9 +335,24 @@ class _Loop:
                 raise ValueError("step.x was replaced: it may only be changed in place, step.x[...] = ...")
 
 
-def turns(x0: list[Tensor]) -> list[list[Tensor]]:
-    """The history (h1, h2) of each plan that takes its turn, where x0 is kept in the last of its history."""
-    return [x0, x0[::-1]] if len(x0) == 2 else [x0]
+def plans_in_turn(state: Tensor, table: Table, *, keeps_x0: bool = False, **fixed: Any) -> list[StepPlan]:
+    """The plan of a state that is stepped in place, or two that take turns where two earlier x0 are read.
+
+    Each keeps x0 where a later row reads it, over the oldest one; `keeps_x0` where no row does but the caller.
+    """
+    x0 = [fresh(state.shape, state.dtype, state.device) for _ in range(table.history or int(keeps_x0))]
+    turns = [x0, x0[::-1]] if len(x0) == 2 else [x0]
+    return [
+        StepPlan(
+            state,
+            table,
+            history=history if table.history else (),
+            out=state,
+            x0_out=history[-1] if history else None,
+            **fixed,
+        )
+        for history in turns
+    ]
 
 
 def _first_row(sampler: Sampler, has_x: bool, strength: float | None, start_step: int) -> int:
@@ -385,9 +385,10 @@ def without_x0(table: Table) -> Table:
     return table.replace(b=0.0, limit=np.inf, quantile=0.0)
 
 
-def _corrected(correct: CorrectX0, x0: Tensor, t: Tensor) -> Tensor:
+def _corrected(correct: CorrectX0, x0: Tensor, t: Tensor, table: Table, k: int) -> Tensor:
+    """What the caller makes of x0, limited as row k says."""
     corrected = correct(x0, t)
     if not isinstance(corrected, Tensor) or corrected.shape != x0.shape:
         got = tuple(corrected.shape) if isinstance(corrected, Tensor) else type(corrected).__name__
         raise ValueError(f"correct_x0 must return a tensor of shape {tuple(x0.shape)}, got {got}")
-    return corrected
+    return limited(corrected.to(x0.dtype), float(table.limit[k]), float(table.quantile[k]))

@@ -12,7 +12,7 @@ from fastsample.levels import check_steps, descending_times, flow_levels, noise_
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.limits import Clip, check_number
 from fastsample.samplers.loop import CorrectX0, Sampler
-from fastsample.schedule import Float64Array, Schedule
+from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.timesteps import spaced_timesteps
 
 Times = str | Iterable[float]
@@ -44,15 +44,15 @@ class Solver(Sampler):
                     "prediction='flow' takes neither schedule nor final_alpha_cumprod: it has alpha = 1 - sigma"
                 )
             t, alpha, sigma = flow_levels(self.timesteps, self.steps, self.shift)
-        elif not isinstance(self.schedule, Schedule):
-            raise TypeError(f"schedule must be a fastsample.Schedule, got {type(self.schedule).__name__}")
-        elif self.shift != 1:
-            raise ValueError(f"shift is for prediction='flow' only, got {self.shift}")
-        elif isinstance(self.timesteps, str) and self.timesteps in ("karras", "log_snr"):
-            t, alpha, sigma = spaced_levels(self.schedule, self.timesteps, self.steps, self.final_alpha_cumprod)
         else:
-            t = spaced(self.schedule.T, self.timesteps, self.steps)
-            alpha, sigma = noise_levels(self.schedule, t, self.final_alpha_cumprod)
+            schedule = checked_schedule(self.schedule)
+            if self.shift != 1:
+                raise ValueError(f"shift is for prediction='flow' only, got {self.shift}")
+            if isinstance(self.timesteps, str) and self.timesteps in ("karras", "log_snr"):
+                t, alpha, sigma = spaced_levels(schedule, self.timesteps, self.steps, self.final_alpha_cumprod)
+            else:
+                t = spaced(schedule.T, self.timesteps, self.steps)
+                alpha, sigma = noise_levels(schedule, t, self.final_alpha_cumprod)
         self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
         return t, alpha, sigma
 
