@@ -20,7 +20,7 @@ from torch import Tensor
 import fastsample
 from benchmarks.mixture import Mixture
 from benchmarks.options import begin, parser
-from benchmarks.report import write_csv
+from benchmarks.report import pyplot_for, write_csv
 from fastsample import DDIM, DDIMInverse, DPMSolver, Heun, Sampler, Schedule, spaced_timesteps
 from fastsample.timesteps import Timesteps
 
@@ -136,14 +136,9 @@ def _rms(values: Tensor) -> float:
 
 def plot(path: Path, points: Sequence[Point]) -> None:
     """Error over steps, a panel for each study, as a PNG."""
-    try:
-        import matplotlib
-    except ImportError:
-        print(f"matplotlib is not installed: {path.name} is left out")
+    pyplot = pyplot_for(path)
+    if pyplot is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     studies = {"order": "Gaussian mixture: error against the exact ODE", "roundtrip": "digits: encoded and decoded"}
     figure, panels = pyplot.subplots(1, len(studies), figsize=(11, 4.5), layout="constrained")
     for (study, title), axes in zip(studies.items(), panels, strict=True):

@@ -127,16 +127,24 @@ def write_csv(path: Path, rows: Sequence[Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def plot(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Median microseconds a call by case and provider, with bars from p20 to p80, a panel a benchmark, as a PNG."""
+def pyplot_for(path: Path) -> Any:
+    """matplotlib's pyplot without a display, or None, and a note that this picture is left out."""
     try:
         import matplotlib
     except ImportError:
         print(f"matplotlib is not installed: {path.name} is left out")
-        return
+        return None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def plot(path: Path, rows: Sequence[Row], title: str) -> None:
+    """Median microseconds a call by case and provider, with bars from p20 to p80, a panel a benchmark, as a PNG."""
+    pyplot = pyplot_for(path)
+    if pyplot is None:
+        return
     panels = {name: [row for row in rows if row.benchmark == name] for name in dict.fromkeys(r.benchmark for r in rows)}
     bars = max(map(len, panels.values()))
     size = (max(7, 2 + 0.3 * bars), 1 + 3.5 * len(panels))
