@@ -22,6 +22,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         *LEVELS["avx2"],
         *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
     ]
+    LEVELS["avx512_bf16"] = [*LEVELS["avx512"], "-mavx512bf16"]
 
 
 class BuildExtension(build_ext):
@@ -30,7 +31,7 @@ class BuildExtension(build_ext):
     def build_extension(self, extension):
         for level, flags in LEVELS.items():
             extension.extra_objects += self.compiler.compile(
-                [f"csrc/cpu/kernels_{level}.cpp"],
+                [str(path) for path in Path("csrc/cpu").glob(f"*_{level}.cpp")],
                 output_dir=self.build_temp,
                 extra_postargs=["-std=c++17", *COMMON, *flags],
                 depends=[str(path) for path in [*Path("csrc/cpu").glob("*"), *Path("csrc/common").glob("*")]],
@@ -58,7 +59,7 @@ class BuildExtension(build_ext):
 
 cpu = Pybind11Extension(
     "fastsample._cpu",
-    ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp", "csrc/cpu/threads.cpp"],
+    ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/lora.cpp", "csrc/cpu/memory.cpp", "csrc/cpu/threads.cpp"],
     depends=[str(path) for path in Path("csrc").rglob("*") if path.is_file()],
     extra_compile_args=COMMON,
     extra_link_args=["-ldl", "-pthread"] if sys.platform == "linux" else [],

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <vector>
 
@@ -206,6 +207,40 @@ void triad(Address y, const std::vector<Address>& x, float a, float s, int64_t c
     stream<triad_part>(job, threads);
 }
 
+// Groups of adapters: an address each of down, up and scale, and a rank for each linear of each group.
+void linear(Address x, int64_t samples, int64_t rows, int64_t x_stride, int dtype, int64_t depth, Address weights,
+            const std::vector<int64_t>& columns, Address bias, const std::vector<Address>& down,
+            const std::vector<Address>& up, const std::vector<Address>& scale, const std::vector<int64_t>& ranks,
+            Address group_of, const std::vector<Address>& out, int threads) {
+    std::vector<LoraGroup> groups;
+    for (size_t g = 0; g < down.size(); ++g) {
+        const int64_t* first = ranks.data() + g * columns.size();
+        groups.push_back({at<const void>(down[g]), at<const void>(up[g]), at<const float>(scale[g]), first,
+                          std::accumulate(first, first + columns.size(), int64_t{0})});
+    }
+    const LoraArgs args{at<const void>(x), x_stride, dtype, depth, at<const void>(weights),
+                        static_cast<int>(columns.size()), columns.data(), at<const float>(bias), groups.data(),
+                        reinterpret_cast<void* const*>(out.data())};
+    py::gil_scoped_release released;
+    lora_linear(args, static_cast<int>(groups.size()), samples, rows, at<const int64_t>(group_of), threads);
+}
+
+// FLOPs done, on each thread alike.
+int64_t fma_peak(int64_t rounds, int dtype, int threads) {
+    struct Job {
+        const LoraKernels* kernels;
+        int64_t rounds;
+    } const job{&lora_kernels(dtype), rounds};
+    py::gil_scoped_release released;
+    const auto body = [](const void* context, int64_t, int64_t) {
+        const Job& job = *static_cast<const Job*>(context);
+        volatile float kept = job.kernels->multiply_adds(job.rounds);
+        (void)kept;
+    };
+    parallel(threads, threads, body, &job);
+    return rounds * threads * job.kernels->flops;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -223,6 +258,17 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("philox", &philox);
     module.def("copy", &copy);
     module.def("triad", &triad);
+    module.def("lora_packed_size", &packed_size);
+    module.def("lora_pack", [](Address weight, int64_t n, int64_t k, int dtype, Address packed) {
+        py::gil_scoped_release released;
+        lora_pack(at<const void>(weight), n, k, dtype, at<void>(packed));
+    });
+    module.def("lora_unpack", [](Address packed, int64_t n, int64_t k, int dtype, Address weight) {
+        py::gil_scoped_release released;
+        lora_unpack(at<const void>(packed), n, k, dtype, at<void>(weight));
+    });
+    module.def("lora_linear", &linear);
+    module.def("fma_peak", &fma_peak);
     module.def("isa", &isa);
     module.def("available_isas", &available_isas);
     module.def("set_isa", &set_isa);

@@ -1,0 +1,3 @@
+#define FASTSAMPLE_ISA avx2
+#define FASTSAMPLE_LANES 8
+#include "lora.inl"

@@ -1,0 +1,3 @@
+#define FASTSAMPLE_ISA avx512
+#define FASTSAMPLE_LANES 16
+#include "lora.inl"

@@ -1,0 +1,3 @@
+#define FASTSAMPLE_ISA scalar
+#define FASTSAMPLE_LANES 1
+#include "lora.inl"

@@ -1,0 +1,95 @@
+// One tile of the product: up to kTileRows rows by one panel, all of k, the low-rank part last, without leaving the
+// registers.
+
+// A prepared tile by a packed panel.
+struct Part {
+    const uint32_t* x;
+    const char* panel;
+    Words words;
+};
+
+struct Product {
+    Part parts[2];       // base and low rank
+    float* t;            // where not null the plain sums go here, kColumns a row; else they are rounded to
+    const float* bias;   // (with this added, of the panel's columns)
+    char* out;           // the panel's first column,
+    int64_t row_bytes;   // from row to row,
+    const int64_t* row;  // of these rows,
+    int valid;           // and of the columns that exist
+};
+
+template <class A, int R, int V>
+static void tile_product(const Product& product, int column, int width) {
+    // The result's lines arrive while the sums are formed; stores that had to wait for them would hold up the next tile.
+    if (!product.t)
+        for (int r = 0; r < R; ++r)
+            for (int v = 0; v < V; ++v)
+                __builtin_prefetch(product.out + product.row[r] * product.row_bytes + (column + v * kLanes) * A::out_bytes, 1);
+    Lanes acc[R][V] = {};
+    alignas(64) float sums[R][V * kLanes];
+    const bool summed = product.parts[0].words.blocks > 1 || product.parts[1].words.blocks > 0;
+    if (summed) memset(sums, 0, sizeof sums);
+    for (int part = 0; part < 2; ++part) {
+        const Words words = product.parts[part].words;
+        const uint32_t* x = product.parts[part].x;
+        const char* w = product.parts[part].panel + column * A::column_bytes;
+        for (int64_t first = 0; first < words.all; first += words.each, x += kBlockWords) {
+            const int64_t steps = words.in(first) / A::step_words;
+            for (int64_t k = 0; k < steps; ++k, w += (int64_t)width * A::column_bytes)
+                A::template step<R, V>(acc, x + k * A::step_words, w);
+            if (!summed) continue;
+            for (int r = 0; r < R; ++r)
+                for (int v = 0; v < V; ++v) {
+                    float* sum = sums[r] + v * kLanes;
+                    leave(sum, take<Lanes>(sum) + acc[r][v]);
+                    acc[r][v] = Lanes{};
+                }
+        }
+    }
+    if (summed)
+        for (int r = 0; r < R; ++r)
+            for (int v = 0; v < V; ++v) acc[r][v] = take<Lanes>(sums[r] + v * kLanes);
+    if (product.t) {
+        for (int r = 0; r < R; ++r)
+            for (int v = 0; v < V; ++v) leave(product.t + r * kColumns + column + v * kLanes, acc[r][v]);
+        return;
+    }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) acc[r][v] = acc[r][v] + take<Lanes>(product.bias + column + v * kLanes);
+    for (int r = 0; r < R; ++r) {
+        char* row = product.out + product.row[r] * product.row_bytes;
+        if (product.valid == width) {
+            for (int v = 0; v < V; ++v) A::store(row, column + v * kLanes, acc[r][v]);
+        } else {
+            char whole[V * kLanes * 4];
+            for (int v = 0; v < V; ++v) A::store(whole, v * kLanes, acc[r][v]);
+            const int count = product.valid - column < V * kLanes ? product.valid - column : V * kLanes;
+            if (count > 0) memcpy(row + column * A::out_bytes, whole, (size_t)count * A::out_bytes);
+        }
+    }
+}
+
+typedef void (*TileProduct)(const Product&, int, int);
+
+template <class A, int V, int... R>
+struct TileProducts {
+    static constexpr TileProduct of_rows[] = {tile_product<A, R, V>...};
+};
+template <class A, int V>
+#if FASTSAMPLE_LANES == 16
+using EveryHeight = TileProducts<A, V, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>;
+#elif FASTSAMPLE_LANES == 8
+using EveryHeight = TileProducts<A, V, 1, 2, 3, 4, 5, 6>;
+#else
+using EveryHeight = TileProducts<A, V, 1, 2, 3, 4>;
+#endif
+
+template <class A>
+FS_INLINE void run_tile(int rows, int width, const Product& product) {
+    if (kLanes == kHalfPanel && width == kHalfPanel) {
+        EveryHeight<A, 1>::of_rows[rows - 1](product, 0, width);
+        return;
+    }
+    for (int column = 0; column < width; column += 2 * kLanes)
+        EveryHeight<A, 2>::of_rows[rows - 1](product, column, width);
+}

@@ -1,0 +1,205 @@
+"""Linear layers with low-rank adapters: base product, shrink and expansion in one pass, its plain-torch reference beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastsample.ops.backend import _cpu, choose, fresh
+from fastsample.ops.lora_pack import DTYPES, Group, PackedAdapters, PackedLinear
+
+
+def lora_linear(
+    x: Tensor,
+    packed: PackedLinear,
+    adapters: PackedAdapters | None = None,
+    *,
+    adapter_index: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, ...]:
+    """Several linears of one input, each with its low-rank adapter.
+
+        y_i = x W_i^T + b_i + (x A_i^T * scale_i) B_i^T
+
+    The shrink t = x A^T runs once for all linears, the expansion continues the base product's sum over K in the same
+    float32 registers, and y is rounded once. In half precision t (scale included) is rounded to x's dtype. Frozen
+    weights are packed once (pack_linear), so a call costs 2 M (K N + K R + N r) FLOPs, R the sum of the ranks, and reads
+    x once.
+
+    Args:
+        x: (..., K) in the weights' dtype, on their device.
+        packed: the linears.
+        adapters: None for the linears alone.
+        adapter_index: int64 (B,), B = x.shape[0]: which of the adapters' groups each sample gets, -1 none. Required where
+            there are several groups, else the one group serves all samples. Values outside -1 .. groups - 1 raise
+            IndexError.
+        backend: see fastsample.backends(). Gradients (in x and in the adapters) go through the reference.
+
+    Returns:
+        One tensor (..., N_i) per linear, of x's dtype.
+
+    Raises:
+        ValueError, TypeError: for shapes, dtypes and devices that do not fit.
+
+    Example:
+        >>> packed = pack_linear([torch.eye(2)])
+        >>> adapters = pack_adapters(packed, [[LowRank(torch.ones(1, 2), torch.ones(2, 1), torch.tensor(0.5))]])
+        >>> lora_linear(torch.tensor([[1.0, 3.0]]), packed, adapters)
+        (tensor([[3., 5.]]),)
+    """
+    check(x, packed, adapters, adapter_index)
+    compiling = torch.compiler.is_compiling()
+    differentiable = torch.is_grad_enabled() and (
+        x.requires_grad or (adapters is not None and (adapters.trainable if compiling else adapters.requires_grad()))
+    )
+    if choose(backend, x.device, native=packed.native and not differentiable) == "reference":
+        groups = () if adapters is None else adapters.groups
+        if adapter_index is not None and not compiling:
+            _check_range(adapter_index, len(groups))
+        return lora_linear_reference(x, packed.unpack(), packed.bias, groups, adapter_index)
+    run = torch.ops.fastsample.lora_linear if compiling else _lora_linear_cpu
+    if adapters is None:
+        down = up = scale = ranks = ()
+    else:
+        down, up, scale, ranks = adapters.down, adapters.up, adapters.scale, adapters.flat_ranks
+    return tuple(run(x, packed.data, packed.bias, packed.out_features, down, up, scale, ranks, adapter_index))
+
+
+def _lora_linear_cpu(
+    x: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    out_features: Sequence[int],
+    down: Sequence[Tensor],
+    up: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    ranks: Sequence[int],
+    adapter_index: Tensor | None,
+) -> list[Tensor]:
+    features = x.shape[-1]
+    rows = x.reshape(-1, features)
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    outputs = [fresh(torch.Size((*x.shape[:-1], n)), x.dtype, x.device) for n in out_features]
+    samples = len(rows) if adapter_index is None else len(x)
+    index = None if adapter_index is None else adapter_index.contiguous()
+    _cpu.lora_linear(
+        rows.data_ptr(),
+        samples,
+        len(rows) // samples if samples else 0,
+        rows.stride(0),
+        DTYPES[x.dtype],
+        features,
+        weights.data_ptr(),
+        out_features,
+        0 if bias is None else bias.data_ptr(),
+        [one.data_ptr() for one in down],
+        [one.data_ptr() for one in up],
+        [one.data_ptr() for one in scale],
+        ranks,
+        0 if index is None else index.data_ptr(),
+        [y.data_ptr() for y in outputs],
+        torch.get_num_threads(),
+    )
+    return outputs
+
+
+@torch.library.custom_op("fastsample::lora_linear", mutates_args=(), device_types="cpu")
+def _registered(
+    x: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    out_features: Sequence[int],
+    down: Sequence[Tensor],
+    up: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    ranks: Sequence[int],
+    adapter_index: Tensor | None,
+) -> list[Tensor]:
+    return _lora_linear_cpu(x, weights, bias, out_features, down, up, scale, ranks, adapter_index)
+
+
+@_registered.register_fake
+def _shapes(
+    x: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    out_features: Sequence[int],
+    down: Sequence[Tensor],
+    up: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    ranks: Sequence[int],
+    adapter_index: Tensor | None,
+) -> list[Tensor]:
+    return [x.new_empty((*x.shape[:-1], n)) for n in out_features]
+
+
+def lora_linear_reference(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None = None,
+    groups: Sequence[Group] = (),
+    adapter_index: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """lora_linear in plain torch: the specification, and what gradients go through. Any device and floating dtype.
+
+    Args as lora_linear's, the weights unpacked and their biases behind one another.
+    """
+    outputs = []
+    first = 0
+    for i, weight in enumerate(weights):
+        part = None if bias is None else bias[first : first + len(weight)].to(x.dtype)
+        first += len(weight)
+        y = F.linear(x, weight, part)
+        for g, group in enumerate(groups):
+            one = group[i]
+            if one is None:
+                continue
+            t = F.linear(x, one.down.to(x)) * one.scale.to(x)
+            delta = F.linear(t, one.up.to(x))
+            if adapter_index is not None:
+                chosen = (adapter_index == g).reshape(-1, *[1] * (x.ndim - 1))
+                delta = torch.where(chosen, delta, 0)
+            y = y + delta
+        outputs.append(y)
+    return tuple(outputs)
+
+
+def check(x: Tensor, packed: PackedLinear, adapters: PackedAdapters | None, adapter_index: Tensor | None) -> None:
+    """Raises unless these fit together."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if x.ndim < 1 or x.shape[-1] != packed.in_features:
+        raise ValueError(f"x must have {packed.in_features} features in its last axis, got shape {tuple(x.shape)}")
+    if x.dtype != packed.dtype:
+        raise TypeError(f"x is {x.dtype}, the weights are {packed.dtype}")
+    if x.device != packed.device:
+        raise ValueError(f"x lies on {x.device}, the weights on {packed.device}")
+    count = 0 if adapters is None else len(adapters.groups)
+    if adapter_index is None:
+        if count > 1:
+            raise ValueError(f"there are {count} groups of adapters: adapter_index says which one a sample gets")
+        return
+    if adapters is None:
+        raise ValueError("adapter_index needs adapters")
+    if adapter_index.dtype != torch.int64:
+        raise TypeError(f"adapter_index must be int64, got {adapter_index.dtype}")
+    if x.ndim < 2 or adapter_index.shape != x.shape[:1]:
+        raise ValueError(
+            f"adapter_index must hold one index per sample of x, whose shape is {tuple(x.shape)}; got shape "
+            f"{tuple(adapter_index.shape)}"
+        )
+    if adapter_index.device != x.device:
+        raise ValueError(f"adapter_index lies on {adapter_index.device}, x on {x.device}")
+
+
+def _check_range(adapter_index: Tensor, groups: int) -> None:
+    wrong = (adapter_index < -1) | (adapter_index >= groups)
+    if wrong.any():
+        sample = int(wrong.nonzero()[0])
+        raise IndexError(
+            f"adapter_index[{sample}] is {int(adapter_index[sample])}: there are {groups} groups of adapters, and -1 is none"
+        )

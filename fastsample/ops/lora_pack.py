@@ -1,0 +1,234 @@
+"""Frozen weights and adapters, laid out once for the many calls of lora_linear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastsample.ops.backend import _cpu, fresh
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+class LowRank(NamedTuple):
+    """One adapter's part in one linear: it adds (x down^T * scale) up^T.
+
+    Attributes:
+        down: A, shape (r, in).
+        up: B, shape (out, r).
+        scale: float32, one number or one per rank, shape () or (r,): weight * alpha / r.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: Tensor
+
+
+# One adapter (or several, stacked along the rank) in each of the linears packed together; None leaves a linear alone.
+Group = Sequence[LowRank | None]
+
+
+class PackedLinear:
+    """The weights of one or several linears that read the same input, laid out for lora_linear.
+
+    On a CPU with compiled kernels they lie in panels of 32 columns; elsewhere they are kept as they come.
+
+    Attributes:
+        data: all weights; packed one linear after the other.
+        bias: the biases behind one another, shape (sum of out_features,), in float32; None where no linear has one.
+        in_features: K.
+        out_features: N of each linear.
+        native: whether `data` is in the kernels' layout.
+    """
+
+    def __init__(
+        self, data: Tensor, bias: Tensor | None, in_features: int, out_features: tuple[int, ...], native: bool
+    ) -> None:
+        self.data, self.bias = data, bias
+        self.in_features, self.out_features, self.native = in_features, out_features, native
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.data.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    def unpack(self) -> tuple[Tensor, ...]:
+        """The weights, (N, K) each, bit for bit as they were packed."""
+        return tuple(
+            _unpack(part, n, self.in_features, self.native)
+            for part, n in zip(self._parts(), self.out_features, strict=True)
+        )
+
+    def linear(self, i: int) -> PackedLinear:
+        """The i-th linear alone, on the same memory."""
+        first = sum(self.out_features[:i])
+        bias = None if self.bias is None else self.bias[first : first + self.out_features[i]]
+        return PackedLinear(self._parts()[i], bias, self.in_features, (self.out_features[i],), self.native)
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        sizes = [_packed_size(n, self.in_features, self.dtype, self.native) for n in self.out_features]
+        return self.data.split(sizes)
+
+
+class PackedAdapters:
+    """Low-rank factors beside a PackedLinear; lora_linear adds one group to every sample, or another to each.
+
+    Attributes:
+        groups: the factors as they were given; gradients and the reference go through them.
+        down, up, scale: of each group, packed.
+        ranks: of each group, the rank in each linear, 0 where it has none; flat_ranks has them all in one tuple.
+        trainable: whether a factor required gradients when it was packed. Compiled code asks this, not the factors, so
+            that it need not be compiled again for others.
+    """
+
+    def __init__(self, packed: PackedLinear, groups: Sequence[Group]) -> None:
+        self.groups = tuple(tuple(group) for group in groups)
+        self.ranks = tuple(tuple(0 if one is None else len(one.down) for one in group) for group in self.groups)
+        self.flat_ranks = tuple(rank for ranks in self.ranks for rank in ranks)
+        self.native = packed.native
+        self.down = [packed.data.new_empty(self._down_size(packed, ranks)) for ranks in self.ranks]
+        self.up = [packed.data.new_empty(sum(self._up_sizes(packed, ranks))) for ranks in self.ranks]
+        self.scale = [packed.data.new_empty(sum(ranks), dtype=torch.float32) for ranks in self.ranks]
+        self._write(packed)
+
+    def requires_grad(self) -> bool:
+        """Whether a factor requires gradients now."""
+        return any(
+            one is not None and (one.down.requires_grad or one.up.requires_grad)
+            for group in self.groups
+            for one in group
+        )
+
+    def update(self, packed: PackedLinear, groups: Sequence[Group]) -> None:
+        """Takes other factors of the same ranks into the same memory, for a compiled model that knows its addresses."""
+        ranks = tuple(tuple(0 if one is None else len(one.down) for one in group) for group in groups)
+        if ranks != self.ranks:
+            raise ValueError(f"update keeps the ranks {self.ranks}, got {ranks}")
+        self.groups = tuple(tuple(group) for group in groups)
+        self._write(packed)
+
+    def _down_size(self, packed: PackedLinear, ranks: Sequence[int]) -> int:
+        return _packed_size(sum(ranks), packed.in_features, packed.dtype, self.native)
+
+    def _up_sizes(self, packed: PackedLinear, ranks: Sequence[int]) -> list[int]:
+        return [_packed_size(n, r, packed.dtype, self.native) for n, r in zip(packed.out_features, ranks, strict=True)]
+
+    @torch.no_grad()
+    def _write(self, packed: PackedLinear) -> None:
+        self.trainable = self.requires_grad()
+        for i, (group, ranks) in enumerate(zip(self.groups, self.ranks, strict=True)):
+            present = [one for one in group if one is not None]
+            if not present:
+                continue
+            _pack(torch.cat([one.down.to(packed.data) for one in present]), self.down[i], self.native)
+            for one, up in zip(group, self.up[i].split(self._up_sizes(packed, ranks)), strict=True):
+                if one is not None:
+                    _pack(one.up.to(packed.data), up, self.native)
+            torch.cat([one.scale.expand(len(one.down)) for one in present], out=self.scale[i])
+
+
+def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | None = None) -> PackedLinear:
+    """Lays out the weights of linears that read the same input.
+
+    Args:
+        weights: (N_i, K) each; one dtype and device. float32, float16 and bfloat16 on the CPU get the kernels' layout.
+        biases: (N_i,) each or None.
+
+    Raises:
+        ValueError: for weights that do not share K, dtype and device, for an empty one, and for a bias that does not fit.
+
+    Example:
+        >>> packed = pack_linear([torch.eye(3), torch.ones(2, 3)])
+        >>> packed.out_features, torch.equal(packed.unpack()[1], torch.ones(2, 3))
+        ((3, 2), True)
+    """
+    if not weights:
+        raise ValueError("weights holds no linear")
+    first = weights[0]
+    if biases is None:
+        biases = [None] * len(weights)
+    if len(biases) != len(weights):
+        raise ValueError(f"biases has {len(biases)} entries for {len(weights)} weights")
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            raise TypeError(f"weights[{i}] must be a floating-point tensor")
+        if weight.ndim != 2 or weight.numel() == 0:
+            raise ValueError(f"weights[{i}] must have shape (out, in), got {tuple(weight.shape)}")
+        if weight.shape[1] != first.shape[1] or weight.dtype != first.dtype or weight.device != first.device:
+            raise ValueError(
+                f"weights that read one input share in_features, dtype and device: weights[0] is {_what(first)}, "
+                f"weights[{i}] {_what(weight)}"
+            )
+        if bias is not None and (bias.shape != weight.shape[:1] or bias.device != weight.device):
+            raise ValueError(f"biases[{i}] is {_what(bias)}, its weight {_what(weight)}")
+    native = hasattr(_cpu, "lora_pack") and first.is_cpu and first.dtype in DTYPES
+    out_features, in_features = tuple(len(weight) for weight in weights), first.shape[1]
+    sizes = [_packed_size(n, in_features, first.dtype, native) for n in out_features]
+    data = fresh(torch.Size((sum(sizes),)), first.dtype, first.device)
+    for weight, part in zip(weights, data.split(sizes), strict=True):
+        _pack(weight.detach(), part, native)
+    bias = None
+    if any(one is not None for one in biases):
+        bias = torch.cat(
+            [
+                torch.zeros(n, device=first.device) if one is None else one.detach().float()
+                for n, one in zip(out_features, biases, strict=True)
+            ]
+        )
+    return PackedLinear(data, bias, in_features, out_features, native)
+
+
+def pack_adapters(packed: PackedLinear, groups: Sequence[Group]) -> PackedAdapters:
+    """Lays out groups of low-rank factors beside the linears they belong to.
+
+    Args:
+        packed: the linears.
+        groups: for each group one LowRank or None per linear. Factors of another dtype are rounded to the weights'.
+
+    Raises:
+        ValueError: for a group without one entry per linear, and factors whose shapes do not fit.
+    """
+    for g, group in enumerate(groups):
+        if len(group) != len(packed.out_features):
+            raise ValueError(f"groups[{g}] has {len(group)} entries for {len(packed.out_features)} linears")
+        for i, (one, n) in enumerate(zip(group, packed.out_features, strict=True)):
+            if one is None:
+                continue
+            r = len(one.down)
+            fits = one.down.shape == (r, packed.in_features) and one.up.shape == (n, r)
+            if not fits or one.scale.shape not in ((), (r,)):
+                raise ValueError(
+                    f"groups[{g}][{i}]: down {tuple(one.down.shape)}, up {tuple(one.up.shape)} and scale "
+                    f"{tuple(one.scale.shape)} do not fit a linear of {packed.in_features} inputs and {n} outputs"
+                )
+    return PackedAdapters(packed, groups)
+
+
+def _packed_size(n: int, k: int, dtype: torch.dtype, native: bool) -> int:
+    return _cpu.lora_packed_size(n, k, DTYPES[dtype]) if native else n * k
+
+
+def _pack(weight: Tensor, out: Tensor, native: bool) -> None:
+    if native:
+        weight = weight.contiguous()
+        _cpu.lora_pack(weight.data_ptr(), *weight.shape, DTYPES[weight.dtype], out.data_ptr())
+    else:
+        out.copy_(weight.reshape(-1))
+
+
+def _unpack(data: Tensor, n: int, k: int, native: bool) -> Tensor:
+    if not native:
+        return data.reshape(n, k)
+    weight = data.new_empty(n, k)
+    _cpu.lora_unpack(data.data_ptr(), n, k, DTYPES[data.dtype], weight.data_ptr())
+    return weight
+
+
+def _what(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
