@@ -259,13 +259,13 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("copy", &copy);
     module.def("triad", &triad);
     module.def("lora_packed_size", &packed_size);
-    module.def("lora_pack", [](Address weight, int64_t n, int64_t k, int dtype, Address packed) {
+    module.def("lora_pack", [](Address weight, int64_t n, int64_t k, int dtype, Address packed, int threads) {
         py::gil_scoped_release released;
-        lora_pack(at<const void>(weight), n, k, dtype, at<void>(packed));
+        lora_pack(at<const void>(weight), n, k, dtype, at<void>(packed), threads);
     });
-    module.def("lora_unpack", [](Address packed, int64_t n, int64_t k, int dtype, Address weight) {
+    module.def("lora_unpack", [](Address packed, int64_t n, int64_t k, int dtype, Address weight, int threads) {
         py::gil_scoped_release released;
-        lora_unpack(at<const void>(packed), n, k, dtype, at<void>(weight));
+        lora_unpack(at<const void>(packed), n, k, dtype, at<void>(weight), threads);
     });
     module.def("lora_linear", &linear);
     module.def("fma_peak", &fma_peak);

@@ -1,5 +1,7 @@
 #include "lora.h"
 
+#include <string.h>
+
 #include <algorithm>
 #include <memory>
 #include <stdexcept>
@@ -13,36 +15,39 @@
 namespace fastsample {
 namespace {
 
-// Where the value (row, k) of a matrix lies in its panels.
-struct Panels {
+struct PackJob {
+    const void* from;
+    void* to;
     int64_t n, k;
     int dtype;
-
-    int64_t at(int64_t row, int64_t depth) const {
-        const int64_t first = row / kColumns * kColumns, column = row - first;
-        const int64_t width = std::min<int64_t>(kColumns, padded_columns(n) - first);
-        const int64_t panel = first * padded_depth(k, dtype);
-        if (dtype == kBFloat16) return panel + depth / 2 * 2 * width + 2 * column + depth % 2;
-        return panel + depth * width + column;
-    }
 };
 
-// Copies between rows and panels, whole panels at a time.
-template <class T, class Copy>
-void each_value(const Panels& panels, Copy copy) {
-    for (int64_t row = 0; row < panels.n; ++row)
-        for (int64_t k = 0; k < panels.k; ++k) copy(row * panels.k + k, panels.at(row, k));
+// copy(place among the rows, place in the panels) of every value in panels [begin, end).
+template <class Copy>
+void each_value(const PackJob& job, int64_t begin, int64_t end, Copy copy) {
+    for (int64_t p = begin; p < end; ++p) {
+        const int64_t first = p * kColumns, panel = first * padded_depth(job.k, job.dtype);
+        const int64_t width = std::min<int64_t>(kColumns, padded_columns(job.n) - first);
+        const int64_t columns = std::min(width, job.n - first);
+        for (int64_t k = 0; k < job.k; ++k)
+            for (int64_t c = 0; c < columns; ++c)
+                copy((first + c) * job.k + k,
+                     panel + (job.dtype == kBFloat16 ? k / 2 * 2 * width + 2 * c + k % 2 : k * width + c));
+    }
 }
 
-template <class T>
-void pack(const T* weight, const Panels& panels, T* packed) {
-    std::fill_n(packed, packed_size(panels.n, panels.k, panels.dtype), T{0});
-    each_value<T>(panels, [=](int64_t row, int64_t panel) { packed[panel] = weight[row]; });
-}
-
-template <class T>
-void unpack(const T* packed, const Panels& panels, T* weight) {
-    each_value<T>(panels, [=](int64_t row, int64_t panel) { weight[row] = packed[panel]; });
+template <class T, bool Packs>
+void copy_panels(const void* context, int64_t begin, int64_t end) {
+    const PackJob& job = *static_cast<const PackJob*>(context);
+    const T* from = static_cast<const T*>(job.from);
+    T* to = static_cast<T*>(job.to);
+    each_value(job, begin, end, [=](int64_t row, int64_t panel) {
+        if (Packs) {
+            to[panel] = from[row];
+        } else {
+            to[row] = from[panel];
+        }
+    });
 }
 
 // Memory that a thread keeps for its next calls, in huge pages where the system has them: tiles are spread over many
@@ -113,22 +118,15 @@ int64_t share(int64_t units, int threads) { return (units + threads - 1) / threa
 
 }  // namespace
 
-void lora_pack(const void* weight, int64_t n, int64_t k, int dtype, void* packed) {
-    const Panels panels{n, k, dtype};
-    if (dtype == kFloat32) {
-        pack(static_cast<const uint32_t*>(weight), panels, static_cast<uint32_t*>(packed));
-    } else {
-        pack(static_cast<const uint16_t*>(weight), panels, static_cast<uint16_t*>(packed));
-    }
+void lora_pack(const void* weight, int64_t n, int64_t k, int dtype, void* packed, int threads) {
+    const PackJob job{weight, packed, n, k, dtype};
+    memset(packed, 0, static_cast<size_t>(packed_size(n, k, dtype) * bytes_of(dtype)));
+    parallel(panels_of(n), threads, dtype == kFloat32 ? copy_panels<uint32_t, true> : copy_panels<uint16_t, true>, &job);
 }
 
-void lora_unpack(const void* packed, int64_t n, int64_t k, int dtype, void* weight) {
-    const Panels panels{n, k, dtype};
-    if (dtype == kFloat32) {
-        unpack(static_cast<const uint32_t*>(packed), panels, static_cast<uint32_t*>(weight));
-    } else {
-        unpack(static_cast<const uint16_t*>(packed), panels, static_cast<uint16_t*>(weight));
-    }
+void lora_unpack(const void* packed, int64_t n, int64_t k, int dtype, void* weight, int threads) {
+    const PackJob job{packed, weight, n, k, dtype};
+    parallel(panels_of(n), threads, dtype == kFloat32 ? copy_panels<uint32_t, false> : copy_panels<uint16_t, false>, &job);
 }
 
 void lora_linear(const LoraArgs& args, int groups, int64_t samples, int64_t rows, const int64_t* group_of, int threads) {

@@ -99,8 +99,8 @@ extern const LoraKernels lora_bfloat;
 #endif
 
 // Rows to panels and back, bit for bit.
-void lora_pack(const void* weight, int64_t n, int64_t k, int dtype, void* packed);
-void lora_unpack(const void* packed, int64_t n, int64_t k, int dtype, void* weight);
+void lora_pack(const void* weight, int64_t n, int64_t k, int dtype, void* packed, int threads);
+void lora_unpack(const void* packed, int64_t n, int64_t k, int dtype, void* weight, int threads);
 
 // `samples` samples of `rows` rows of x each. group_of: of each sample, -1 none; null: group 0 for all, if there is one.
 void lora_linear(const LoraArgs& args, int groups, int64_t samples, int64_t rows, const int64_t* group_of, int threads);

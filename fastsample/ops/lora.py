@@ -62,10 +62,9 @@ def lora_linear(
         return lora_linear_reference(x, packed.unpack(), packed.bias, groups, adapter_index)
     run = torch.ops.fastsample.lora_linear if compiling else _lora_linear_cpu
     if adapters is None:
-        down = up = scale = ranks = ()
-    else:
-        down, up, scale, ranks = adapters.down, adapters.up, adapters.scale, adapters.flat_ranks
-    return tuple(run(x, packed.data, packed.bias, packed.out_features, down, up, scale, ranks, adapter_index))
+        return tuple(run(x, packed.data, packed.bias, packed.out_features, [], [], [], [], None))
+    factors = adapters.down, adapters.up, adapters.scale, adapters.flat_ranks
+    return tuple(run(x, packed.data, packed.bias, packed.out_features, *factors, adapter_index))
 
 
 def _lora_linear_cpu(
@@ -79,18 +78,23 @@ def _lora_linear_cpu(
     ranks: Sequence[int],
     adapter_index: Tensor | None,
 ) -> list[Tensor]:
-    features = x.shape[-1]
-    rows = x.reshape(-1, features)
-    if rows.stride(1) != 1:
-        rows = rows.contiguous()
-    outputs = [fresh(torch.Size((*x.shape[:-1], n)), x.dtype, x.device) for n in out_features]
-    samples = len(rows) if adapter_index is None else len(x)
+    shape = x.shape
+    features = shape[-1]
+    if x.is_contiguous():
+        count, stride = x.numel() // features, features
+    else:
+        x = x.reshape(-1, features)
+        x = x if x.stride(1) == 1 else x.contiguous()
+        count, stride = x.shape[0], x.stride(0)
+    leading = shape[:-1]
+    outputs = [_output(x, (*leading, n), count * n) for n in out_features]
+    samples = count if adapter_index is None else shape[0]
     index = None if adapter_index is None else adapter_index.contiguous()
     _cpu.lora_linear(
-        rows.data_ptr(),
+        x.data_ptr(),
         samples,
-        len(rows) // samples if samples else 0,
-        rows.stride(0),
+        count // samples if samples else 0,
+        stride,
         DTYPES[x.dtype],
         features,
         weights.data_ptr(),
@@ -105,6 +109,12 @@ def _lora_linear_cpu(
         torch.get_num_threads(),
     )
     return outputs
+
+
+def _output(x: Tensor, shape: tuple[int, ...], elements: int) -> Tensor:
+    if elements < 1 << 20:  # too small for huge pages: asking costs more than the call
+        return torch.empty(shape, dtype=x.dtype, device=x.device)
+    return fresh(torch.Size(shape), x.dtype, x.device)
 
 
 @torch.library.custom_op("fastsample::lora_linear", mutates_args=(), device_types="cpu")

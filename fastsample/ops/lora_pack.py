@@ -167,7 +167,7 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | Non
             )
         if bias is not None and (bias.shape != weight.shape[:1] or bias.device != weight.device):
             raise ValueError(f"biases[{i}] is {_what(bias)}, its weight {_what(weight)}")
-    native = hasattr(_cpu, "lora_pack") and first.is_cpu and first.dtype in DTYPES
+    native = _cpu is not None and first.is_cpu and first.dtype in DTYPES
     out_features, in_features = tuple(len(weight) for weight in weights), first.shape[1]
     sizes = [_packed_size(n, in_features, first.dtype, native) for n in out_features]
     data = fresh(torch.Size((sum(sizes),)), first.dtype, first.device)
@@ -217,7 +217,7 @@ def _packed_size(n: int, k: int, dtype: torch.dtype, native: bool) -> int:
 def _pack(weight: Tensor, out: Tensor, native: bool) -> None:
     if native:
         weight = weight.contiguous()
-        _cpu.lora_pack(weight.data_ptr(), *weight.shape, DTYPES[weight.dtype], out.data_ptr())
+        _cpu.lora_pack(weight.data_ptr(), *weight.shape, DTYPES[weight.dtype], out.data_ptr(), torch.get_num_threads())
     else:
         out.copy_(weight.reshape(-1))
 
@@ -226,7 +226,7 @@ def _unpack(data: Tensor, n: int, k: int, native: bool) -> Tensor:
     if not native:
         return data.reshape(n, k)
     weight = data.new_empty(n, k)
-    _cpu.lora_unpack(data.data_ptr(), n, k, DTYPES[data.dtype], weight.data_ptr())
+    _cpu.lora_unpack(data.data_ptr(), n, k, DTYPES[data.dtype], weight.data_ptr(), torch.get_num_threads())
     return weight
 
 
