@@ -138,12 +138,12 @@ void lora_linear(const LoraArgs& args, int groups, int64_t samples, int64_t rows
                                     " groups of adapters, and -1 is none");
     const std::vector<LoraTile> tiles = tiles_of(samples, rows, group_of, groups, kernels.rows);
     if (tiles.empty()) return;
-    const auto words = [&](int64_t k) { return kernels.pairs ? (k + 1) / 2 : args.dtype == kBFloat16 ? k + (k & 1) : k; };
-    int64_t low_rank_blocks = 0, panels = 0;
+    int64_t low_rank_words = 0, panels = 0;
     for (int g = 0; g < groups; ++g) {
-        int64_t blocks = 0;
-        for (int i = 0; i < args.linears; ++i) blocks += Words(words(args.groups[g].ranks[i])).blocks;
-        low_rank_blocks = std::max(low_rank_blocks, blocks);
+        const LoraGroup& group = args.groups[g];
+        int64_t words = kMostRows * padded_columns(group.total);
+        for (int i = 0; i < args.linears; ++i) words += Words(kernels.words(group.ranks[i])).blocks * kBlockWords;
+        low_rank_words = std::max(low_rank_words, words);
     }
     for (int i = 0; i < args.linears; ++i) panels += panels_of(args.columns[i]);
     const int64_t count = static_cast<int64_t>(tiles.size());
@@ -151,8 +151,8 @@ void lora_linear(const LoraArgs& args, int groups, int64_t samples, int64_t rows
     Job job{&args,
             &kernels,
             &tiles,
-            (Words(words(args.depth)).blocks + low_rank_blocks) * kBlockWords,
-            std::max<int64_t>(1, kCacheWords / (words(args.depth) * kernels.rows)),
+            Words(kernels.words(args.depth)).blocks * kBlockWords + low_rank_words,
+            std::max<int64_t>(1, kCacheWords / (kernels.words(args.depth) * kernels.rows)),
             panels,
             nullptr};
     const auto by_rows = share(count, threads) * panels, by_columns = share(panels, threads) * count;

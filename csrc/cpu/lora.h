@@ -69,8 +69,8 @@ struct LoraTile {
 
 // One arithmetic of one instruction set.
 struct LoraKernels {
-    int rows;   // most rows of a tile
-    bool pairs;  // words are pairs of bfloat16
+    int rows;  // most rows of a tile
+    int64_t (*words)(int64_t k);  // of a row of k values
     // Packs a tile's rows of x into `scratch` and appends t = x A^T * scale of each linear; see lora_scratch_words.
     void (*prepare)(const LoraArgs* args, const LoraTile* tile, uint32_t* scratch);
     // Panels [begin, end), numbered through all linears, for `count` prepared tiles that lie `pitch` words apart.

@@ -18,44 +18,41 @@ namespace FASTSAMPLE_ISA {
 #include "lora_arithmetic.inl"
 #include "lora_tile.inl"
 
-// Words [first, first + count) of k of a tile's rows of x lie in block first / depth.
+// A row of `depth` values as words of a tile; `to` is its place in the first block.
 template <class A>
-static void pack_rows(const LoraArgs* args, const LoraTile* tile, uint32_t* scratch) {
-    const Words words(A::words(args->depth));
-    for (int r = 0; r < tile->rows; ++r) {
-        const char* row = (const char*)args->x + tile->row[r] * args->x_stride * bytes_of(args->dtype);
-        for (int64_t block = 0, first = 0; block < words.blocks; ++block, first += words.each)
-            A::pack(scratch + block * kBlockWords + r * kPitch, row, first, words.in(first), args->depth);
-    }
+FS_INLINE void pack_row(uint32_t* to, const char* row, int64_t depth) {
+    const Words words(A::words(depth));
+    for (int64_t first = 0; first < words.all; first += words.each, to += kBlockWords)
+        A::pack(to, row, first, words.in(first), depth);
 }
 
 template <class A>
 static void prepare(const LoraArgs* args, const LoraTile* tile, uint32_t* scratch) {
-    pack_rows<A>(args, tile, scratch);
+    const int64_t bytes = bytes_of(args->dtype), depth = args->depth;
+    const Words words(A::words(depth));
+    for (int r = 0; r < tile->rows; ++r)
+        pack_row<A>(scratch + r * kPitch, (const char*)args->x + tile->row[r] * args->x_stride * bytes, depth);
     if (tile->group < 0) return;
     const LoraGroup& group = args->groups[tile->group];
-    const Words depth(A::words(args->depth));
-    const char* panel = (const char*)group.down;
-    for (int64_t column = 0; column < group.total;) {
-        const int width = group.total - column > kHalfPanel ? kColumns : kHalfPanel;
-        float t[kMostRows * kColumns];
-        run_tile<A>(tile->rows, width, Product{{{scratch, panel, depth}, {}}, t, nullptr, nullptr, 0, nullptr, 0});
-        // To the blocks of the linears whose ranks these columns are.
-        uint32_t* to = scratch + depth.blocks * kBlockWords;
-        int64_t first = 0;
-        for (int i = 0; i < args->linears; ++i) {
-            const int64_t rank = group.ranks[i];
-            const Words words(A::words(rank));
-            const int64_t begin = first > column ? first : column;
-            const int64_t end = first + rank < column + width ? first + rank : column + width;
-            for (int r = 0; begin < end && r < tile->rows; ++r)
-                A::put(to + r * kPitch, words.each, t + r * kColumns + (begin - column), group.scale + begin,
-                       begin - first, end - begin, rank);
-            first += rank;
-            to += words.blocks * kBlockWords;
-        }
-        panel += (int64_t)width * padded_depth(args->depth, args->dtype) * bytes_of(args->dtype);
-        column += width;
+    uint32_t* to = scratch + words.blocks * kBlockWords;
+    // t as rows first, behind all blocks; a panel of A may hold columns of several linears.
+    char* t = (char*)to;
+    for (int i = 0; i < args->linears; ++i) t += Words(A::words(group.ranks[i])).blocks * kBlockWords * 4;
+    const int64_t row_bytes = padded_columns(group.total) * bytes;
+    const int64_t rows[kMostRows] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+    for (int64_t column = 0; column < group.total; column += kColumns) {
+        const int64_t left = group.total - column;
+        const int width = left > kHalfPanel ? kColumns : kHalfPanel;
+        float scale[kColumns] = {0};
+        memcpy(scale, group.scale + column, (size_t)(left < width ? left : width) * 4);
+        const char* panel = (const char*)group.down + column * padded_depth(depth, args->dtype) * bytes;
+        run_tile<A>(tile->rows, width,
+                    Product{{{scratch, panel, words}, {}}, scale, nullptr, t + column * bytes, row_bytes, rows, width});
+    }
+    for (int i = 0; i < args->linears; ++i) {
+        for (int r = 0; r < tile->rows; ++r) pack_row<A>(to + r * kPitch, t + r * row_bytes, group.ranks[i]);
+        to += Words(A::words(group.ranks[i])).blocks * kBlockWords;
+        t += group.ranks[i] * bytes;
     }
 }
 
@@ -126,8 +123,7 @@ static float multiply_adds(int64_t rounds) {
 
 template <class A>
 constexpr LoraKernels lora_kernels() {
-    return LoraKernels{kTileRows,   A::pairs, prepare<A>, multiply<A>, multiply_adds<A>,
-                       kSums * 2 * kLanes * (A::pairs ? 2 : 1)};
+    return LoraKernels{kTileRows, A::words, prepare<A>, multiply<A>, multiply_adds<A>, kSums * 2 * kLanes * A::word_values};
 }
 
 #ifdef FASTSAMPLE_BF16

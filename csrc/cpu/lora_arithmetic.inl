@@ -23,18 +23,6 @@ FS_INLINE void put_bfloat(uint16_t* p, Lanes v) {
     for (int i = 0; i < kLanes; ++i) store_bfloat(p + i, v[i]);
 }
 #endif
-FS_INLINE float rounded_half(float v) {
-    uint16_t bits[W];
-    store_half(bits, splat(v));
-    float rounded[W];
-    store(rounded, load_half(bits));
-    return rounded[0];
-}
-FS_INLINE uint16_t rounded_bfloat(float v) {
-    uint16_t bits[W];
-    store_bfloat(bits, splat(v));
-    return bits[0];
-}
 typedef uint32_t LaneBits __attribute__((vector_size(kLanes * 4)));
 
 template <class T>
@@ -65,9 +53,12 @@ FS_INLINE void add_outer(Lanes (&acc)[R][V], const uint32_t* x, const Lanes (&w)
 // float32 and, converted as they are read, float16 weights.
 template <bool Half>
 struct FloatWords {
-    static constexpr bool pairs = false;
+    static constexpr int word_values = 1;
     static constexpr int step_words = 1, out_bytes = Half ? 2 : 4;
     static constexpr int column_bytes = out_bytes;  // of one step in one column
+    // The low-rank part gets sums of its own: in float32 adding it to a long sum term by term would lose more than it
+    // loses itself. Where the result is rounded to 16 bits that does not show.
+    static constexpr bool separate = !Half;
 
     static int64_t words(int64_t k) { return k; }
 
@@ -82,16 +73,6 @@ struct FloatWords {
             memcpy(to + i, &last, (size_t)(count - i) * 4);
         } else {
             memcpy(to, (const float*)row + first, (size_t)count * 4);
-        }
-    }
-    // t * scale as words [first, first + count) of a linear's blocks.
-    static void put(uint32_t* to, int64_t depth, const float* t, const float* scale, int64_t first, int64_t count,
-                    int64_t) {
-        for (int64_t i = 0; i < count; ++i) {
-            const int64_t k = first + i;
-            float v = t[i] * scale[i];
-            if (Half) v = rounded_half(v);
-            memcpy(to + k / depth * kBlockWords + k % depth, &v, 4);
         }
     }
     static inline FS_ALWAYS Lanes multiply_add(Lanes x, Lanes w, Lanes acc) { return add_product(x, w, acc); }
@@ -109,7 +90,8 @@ struct FloatWords {
 
 // bfloat16 weights in float arithmetic: two words of x a step, the lower and the upper half of a pair of weights.
 struct BfloatAsFloat {
-    static constexpr bool pairs = false;
+    static constexpr int word_values = 1;
+    static constexpr bool separate = false;
     static constexpr int step_words = 2, column_bytes = 4, out_bytes = 2;
 
     static int64_t words(int64_t k) { return k + (k & 1); }
@@ -119,14 +101,6 @@ struct BfloatAsFloat {
         const int64_t present = first + count > depth ? depth - first : count;
         for (int64_t i = 0; i < present; ++i) to[i] = (uint32_t)from[i] << 16;
         for (int64_t i = present; i < count; ++i) to[i] = 0;
-    }
-    static void put(uint32_t* to, int64_t depth, const float* t, const float* scale, int64_t first, int64_t count,
-                    int64_t rank) {
-        for (int64_t i = 0; i < count; ++i) {
-            const int64_t k = first + i;
-            to[k / depth * kBlockWords + k % depth] = (uint32_t)rounded_bfloat(t[i] * scale[i]) << 16;
-        }
-        if (first + count == rank && rank & 1) to[rank / depth * kBlockWords + rank % depth] = 0;
     }
     static inline FS_ALWAYS Lanes multiply_add(Lanes x, Lanes w, Lanes acc) { return add_product(x, w, acc); }
     template <int R, int V>
@@ -143,7 +117,8 @@ struct BfloatAsFloat {
 #ifdef FASTSAMPLE_BF16
 // The instruction that multiplies pairs of bfloat16 and adds both products to a float. It takes subnormals for 0.
 struct BfloatPairs {
-    static constexpr bool pairs = true;
+    static constexpr int word_values = 2;
+    static constexpr bool separate = false;
     static constexpr int step_words = 1, column_bytes = 4, out_bytes = 2;
 
     static int64_t words(int64_t k) { return (k + 1) / 2; }
@@ -152,15 +127,6 @@ struct BfloatPairs {
         const int64_t present = 2 * (first + count) > depth ? depth - 2 * first : 2 * count;
         if (present < 2 * count) to[count - 1] = 0;
         memcpy(to, (const uint16_t*)row + 2 * first, (size_t)present * 2);
-    }
-    static void put(uint32_t* to, int64_t depth, const float* t, const float* scale, int64_t first, int64_t count,
-                    int64_t rank) {
-        for (int64_t i = 0; i < count; ++i) {
-            const int64_t k = (first + i) / 2;
-            uint16_t* pair = (uint16_t*)(to + k / depth * kBlockWords + k % depth);
-            pair[(first + i) & 1] = rounded_bfloat(t[i] * scale[i]);
-            if (first + i + 1 == rank && rank & 1) pair[1] = 0;
-        }
     }
     static inline FS_ALWAYS Lanes multiply_add(Lanes x, Lanes w, Lanes acc) {
         return (Lanes)_mm512_dpbf16_ps((__m512)acc, (__m512bh)x, (__m512bh)w);

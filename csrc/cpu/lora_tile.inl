@@ -10,24 +10,24 @@ struct Part {
 
 struct Product {
     Part parts[2];       // base and low rank
-    float* t;            // where not null the plain sums go here, kColumns a row; else they are rounded to
-    const float* bias;   // (with this added, of the panel's columns)
-    char* out;           // the panel's first column,
-    int64_t row_bytes;   // from row to row,
-    const int64_t* row;  // of these rows,
-    int valid;           // and of the columns that exist
+    const float* scale;  // of the panel's columns, null where there is
+    const float* bias;   // a bias
+    char* out;           // the panel's first column
+    int64_t row_bytes;   // from row to row
+    const int64_t* row;  // which rows
+    int valid;           // columns that exist
 };
 
 template <class A, int R, int V>
 static void tile_product(const Product& product, int column, int width) {
     // The result's lines arrive while the sums are formed; stores that had to wait for them would hold up the next tile.
-    if (!product.t)
-        for (int r = 0; r < R; ++r)
-            for (int v = 0; v < V; ++v)
-                __builtin_prefetch(product.out + product.row[r] * product.row_bytes + (column + v * kLanes) * A::out_bytes, 1);
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v)
+            __builtin_prefetch(product.out + product.row[r] * product.row_bytes + (column + v * kLanes) * A::out_bytes, 1);
     Lanes acc[R][V] = {};
     alignas(64) float sums[R][V * kLanes];
-    const bool summed = product.parts[0].words.blocks > 1 || product.parts[1].words.blocks > 0;
+    const bool apart = A::separate && product.parts[1].words.blocks > 0;
+    const bool summed = apart || product.parts[0].words.blocks > 1 || product.parts[1].words.blocks > 1;
     if (summed) memset(sums, 0, sizeof sums);
     for (int part = 0; part < 2; ++part) {
         const Words words = product.parts[part].words;
@@ -37,7 +37,7 @@ static void tile_product(const Product& product, int column, int width) {
             const int64_t steps = words.in(first) / A::step_words;
             for (int64_t k = 0; k < steps; ++k, w += (int64_t)width * A::column_bytes)
                 A::template step<R, V>(acc, x + k * A::step_words, w);
-            if (!summed) continue;
+            if (first + words.each >= words.all && !(apart && part == 0)) continue;
             for (int r = 0; r < R; ++r)
                 for (int v = 0; v < V; ++v) {
                     float* sum = sums[r] + v * kLanes;
@@ -48,14 +48,11 @@ static void tile_product(const Product& product, int column, int width) {
     }
     if (summed)
         for (int r = 0; r < R; ++r)
-            for (int v = 0; v < V; ++v) acc[r][v] = take<Lanes>(sums[r] + v * kLanes);
-    if (product.t) {
-        for (int r = 0; r < R; ++r)
-            for (int v = 0; v < V; ++v) leave(product.t + r * kColumns + column + v * kLanes, acc[r][v]);
-        return;
-    }
+            for (int v = 0; v < V; ++v) acc[r][v] = acc[r][v] + take<Lanes>(sums[r] + v * kLanes);
     for (int r = 0; r < R; ++r)
-        for (int v = 0; v < V; ++v) acc[r][v] = acc[r][v] + take<Lanes>(product.bias + column + v * kLanes);
+        for (int v = 0; v < V; ++v)
+            acc[r][v] = product.scale ? acc[r][v] * take<Lanes>(product.scale + column + v * kLanes)
+                                      : acc[r][v] + take<Lanes>(product.bias + column + v * kLanes);
     for (int r = 0; r < R; ++r) {
         char* row = product.out + product.row[r] * product.row_bytes;
         if (product.valid == width) {
