@@ -22,7 +22,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         *LEVELS["avx2"],
         *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
     ]
-    LEVELS["avx512_bf16"] = [*LEVELS["avx512"], "-mavx512bf16"]
+    LEVELS["avx512_bf16"] = [*LEVELS["avx512"], "-mavx512bf16"]  # where the compiler knows it: GCC from 10 on
 
 
 class BuildExtension(build_ext):
@@ -30,6 +30,10 @@ class BuildExtension(build_ext):
 
     def build_extension(self, extension):
         for level, flags in LEVELS.items():
+            if level == "avx512_bf16":
+                if not self._can_compile(flags):
+                    continue
+                extension.define_macros.append(("FASTSAMPLE_AVX512_BF16", None))
             extension.extra_objects += self.compiler.compile(
                 [str(path) for path in Path("csrc/cpu").glob(f"*_{level}.cpp")],
                 output_dir=self.build_temp,
@@ -46,12 +50,12 @@ class BuildExtension(build_ext):
             print("warning: no working C++ compiler: fastsample is installed WITHOUT its CPU kernels", file=sys.stderr)
             self.extensions = []
 
-    def _can_compile(self):
+    def _can_compile(self, flags=()):
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.cpp")
             source.write_text("#include <Python.h>\n#include <thread>\nint main() { return 0; }\n")
             try:
-                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=["-std=c++17"])
+                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=["-std=c++17", *flags])
             except (CompileError, OSError):
                 return False
         return True

@@ -6,7 +6,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from fastsample import ops, zoo
+from fastsample import lora, ops, zoo
 from fastsample.forward import add_noise, velocity
 from fastsample.images import to_uint8
 from fastsample.interpolation import interpolate, slerp
@@ -84,6 +84,7 @@ __all__ = [
     "interpolate",
     "karras_sigmas",
     "lcm",
+    "lora",
     "ops",
     "slerp",
     "solver_timesteps",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fastsample
-from benchmarks import convergence, digits, harness, noise, options, pairs, peers, report, sampler, step
+from benchmarks import convergence, digits, harness, lora, noise, options, pairs, peers, report, sampler, step
 from benchmarks.cases import NOISE_FREE, NOISY, Case
 from benchmarks.harness import Candidate, Spread, Timing, measure
 from benchmarks.mixture import Mixture
@@ -141,7 +141,7 @@ def test_csv_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("script", [step, sampler, noise])
+@pytest.mark.parametrize("script", [step, sampler, noise, lora])
 def test_an_absent_backend_is_refused(
     script: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,15 +29,13 @@ const std::vector<Level>& levels() {
                          &avx512::kernels,
                          {&avx512::lora_float, &avx512::lora_half, &avx512::lora_bfloat},
                          avx512});
-#if defined(__clang__) || __GNUC__ >= 10
+#if defined(FASTSAMPLE_AVX512_BF16)
         const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-#else
-        const bool bf16 = false;  // GCC 9 cannot ask
-#endif
         found.push_back({"avx512-bf16",
                          &avx512::kernels,
                          {&avx512::lora_float, &avx512::lora_half, &avx512_bf16::lora_bfloat},
                          bf16});
+#endif
 #endif
         return found;
     }();

@@ -87,6 +87,10 @@ std::vector<LoraTile> tiles_of(int64_t samples, int64_t rows, const int64_t* gro
     return tiles;
 }
 
+// Rows that share one reading of the weights: enough to pay for it, and few enough to stay in the second-level cache.
+constexpr int64_t kBlockRows = 112;
+constexpr int64_t kCacheWords = 192 << 10;
+
 struct Job {
     const LoraArgs* args;
     const LoraKernels* kernels;
@@ -147,12 +151,11 @@ void lora_linear(const LoraArgs& args, int groups, int64_t samples, int64_t rows
     }
     for (int i = 0; i < args.linears; ++i) panels += panels_of(args.columns[i]);
     const int64_t count = static_cast<int64_t>(tiles.size());
-    constexpr int64_t kCacheWords = 128 << 10;
     Job job{&args,
             &kernels,
             &tiles,
             Words(kernels.words(args.depth)).blocks * kBlockWords + low_rank_words,
-            std::max<int64_t>(1, kCacheWords / (kernels.words(args.depth) * kernels.rows)),
+            std::max<int64_t>(1, std::min(kBlockRows, kCacheWords / kernels.words(args.depth)) / kernels.rows),
             panels,
             nullptr};
     const auto by_rows = share(count, threads) * panels, by_columns = share(panels, threads) * count;

@@ -8,6 +8,8 @@ struct Part {
     Words words;
 };
 
+constexpr int kFetchWords = 4;
+
 struct Product {
     Part parts[2];       // base and low rank
     const float* scale;  // of the panel's columns, null where there is
@@ -18,12 +20,16 @@ struct Product {
     int valid;           // columns that exist
 };
 
+// Words [begin, end) of x by the panel's next rows.
+template <class A, int R, int V>
+FS_INLINE const char* add_steps(Lanes (&acc)[R][V], const uint32_t* x, const char* w, int64_t step_bytes, int64_t begin,
+                                int64_t end) {
+    for (int64_t k = begin; k < end; k += A::step_words, w += step_bytes) A::template step<R, V>(acc, x + k, w);
+    return w;
+}
+
 template <class A, int R, int V>
 static void tile_product(const Product& product, int column, int width) {
-    // The result's lines arrive while the sums are formed; stores that had to wait for them would hold up the next tile.
-    for (int r = 0; r < R; ++r)
-        for (int v = 0; v < V; ++v)
-            __builtin_prefetch(product.out + product.row[r] * product.row_bytes + (column + v * kLanes) * A::out_bytes, 1);
     Lanes acc[R][V] = {};
     alignas(64) float sums[R][V * kLanes];
     const bool apart = A::separate && product.parts[1].words.blocks > 0;
@@ -33,10 +39,18 @@ static void tile_product(const Product& product, int column, int width) {
         const Words words = product.parts[part].words;
         const uint32_t* x = product.parts[part].x;
         const char* w = product.parts[part].panel + column * A::column_bytes;
+        const int64_t step_bytes = (int64_t)width * A::column_bytes;
         for (int64_t first = 0; first < words.all; first += words.each, x += kBlockWords) {
-            const int64_t steps = words.in(first) / A::step_words;
-            for (int64_t k = 0; k < steps; ++k, w += (int64_t)width * A::column_bytes)
-                A::template step<R, V>(acc, x + k * A::step_words, w);
+            const int64_t count = words.in(first);
+            int64_t k = 0;
+            // The result's lines arrive one after the other while the sums are formed: stores that wait for them would
+            // hold up the next tile, and so would asking for all at once.
+            for (int r = 0; part == 0 && first == 0 && r < R && k + kFetchWords <= count; ++r, k += kFetchWords) {
+                const char* line = product.out + product.row[r] * product.row_bytes + column * A::out_bytes;
+                for (int i = 0; i < V * kLanes * A::out_bytes; i += 64) __builtin_prefetch(line + i, 1);
+                w = add_steps<A, R, V>(acc, x, w, step_bytes, k, k + kFetchWords);
+            }
+            w = add_steps<A, R, V>(acc, x, w, step_bytes, k, count);
             if (first + words.each >= words.all && !(apart && part == 0)) continue;
             for (int r = 0; r < R; ++r)
                 for (int v = 0; v < V; ++v) {

@@ -1,7 +1,19 @@
 """The ops: public functions, each beside its plain-torch reference."""
 
+from fastsample.ops.lora import lora_linear
+from fastsample.ops.lora_pack import LowRank, PackedAdapters, PackedLinear, pack_adapters, pack_linear
 from fastsample.ops.noise import randn
 from fastsample.ops.posterior import posterior
 from fastsample.ops.step import step
 
-__all__ = ["posterior", "randn", "step"]
+__all__ = [
+    "LowRank",
+    "PackedAdapters",
+    "PackedLinear",
+    "lora_linear",
+    "pack_adapters",
+    "pack_linear",
+    "posterior",
+    "randn",
+    "step",
+]

@@ -1,11 +1,10 @@
-"""Linear layers with low-rank adapters: base product, shrink and expansion in one pass, its plain-torch reference beside it."""
+"""Linear layers with low-rank adapters: one pass for base product, shrink and expansion."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastsample.ops.backend import _cpu, choose, fresh
@@ -24,27 +23,28 @@ def lora_linear(
 
         y_i = x W_i^T + b_i + (x A_i^T * scale_i) B_i^T
 
-    The shrink t = x A^T runs once for all linears, the expansion continues the base product's sum over K in the same
-    float32 registers, and y is rounded once. In half precision t (scale included) is rounded to x's dtype. Frozen
-    weights are packed once (pack_linear), so a call costs 2 M (K N + K R + N r) FLOPs, R the sum of the ranks, and reads
-    x once.
+    The shrink t = x A^T runs once for all linears, the expansion goes on where the base product's sum over K ends, on
+    the same tile of y, and y is rounded once; all sums are float32. In half precision t (scale included) is rounded to
+    x's dtype. Weights are packed once (pack_linear). A call costs 2 M (K N + K R + sum N_i r_i) FLOPs, N and R the sums
+    of the N_i and of the ranks r_i, and reads x once.
 
     Args:
         x: (..., K) in the weights' dtype, on their device.
         packed: the linears.
         adapters: None for the linears alone.
-        adapter_index: int64 (B,), B = x.shape[0]: which of the adapters' groups each sample gets, -1 none. Required where
-            there are several groups, else the one group serves all samples. Values outside -1 .. groups - 1 raise
-            IndexError.
+        adapter_index: int64 (B,), B = x.shape[0]: which of the adapters' groups each sample gets, -1 none. Required
+            where there are several groups, else the one group serves all samples.
         backend: see fastsample.backends(). Gradients (in x and in the adapters) go through the reference.
 
     Returns:
         One tensor (..., N_i) per linear, of x's dtype.
 
     Raises:
-        ValueError, TypeError: for shapes, dtypes and devices that do not fit.
+        ValueError, TypeError: for shapes, dtypes and devices that do not fit. IndexError: for an index outside
+            -1 .. groups - 1.
 
     Example:
+        >>> from fastsample.ops import LowRank, pack_adapters, pack_linear
         >>> packed = pack_linear([torch.eye(2)])
         >>> adapters = pack_adapters(packed, [[LowRank(torch.ones(1, 2), torch.ones(2, 1), torch.tensor(0.5))]])
         >>> lora_linear(torch.tensor([[1.0, 3.0]]), packed, adapters)
@@ -163,13 +163,13 @@ def lora_linear_reference(
     for i, weight in enumerate(weights):
         part = None if bias is None else bias[first : first + len(weight)].to(x.dtype)
         first += len(weight)
-        y = F.linear(x, weight, part)
+        y = torch.nn.functional.linear(x, weight, part)
         for g, group in enumerate(groups):
             one = group[i]
             if one is None:
                 continue
-            t = F.linear(x, one.down.to(x)) * one.scale.to(x)
-            delta = F.linear(t, one.up.to(x))
+            t = torch.nn.functional.linear(x, one.down.to(x)) * one.scale.to(x)
+            delta = torch.nn.functional.linear(t, one.up.to(x))
             if adapter_index is not None:
                 chosen = (adapter_index == g).reshape(-1, *[1] * (x.ndim - 1))
                 delta = torch.where(chosen, delta, 0)
@@ -210,6 +210,5 @@ def _check_range(adapter_index: Tensor, groups: int) -> None:
     wrong = (adapter_index < -1) | (adapter_index >= groups)
     if wrong.any():
         sample = int(wrong.nonzero()[0])
-        raise IndexError(
-            f"adapter_index[{sample}] is {int(adapter_index[sample])}: there are {groups} groups of adapters, and -1 is none"
-        )
+        found = int(adapter_index[sample])
+        raise IndexError(f"adapter_index[{sample}] is {found}: there are {groups} groups of adapters, and -1 is none")

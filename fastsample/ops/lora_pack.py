@@ -38,7 +38,8 @@ class PackedLinear:
 
     Attributes:
         data: all weights; packed one linear after the other.
-        bias: the biases behind one another, shape (sum of out_features,), in float32; None where no linear has one.
+        bias: the biases behind one another, shape (sum of out_features,), in float32 (float64 beside float64); None
+            where no linear has one.
         in_features: K.
         out_features: N of each linear.
         native: whether `data` is in the kernels' layout.
@@ -52,10 +53,12 @@ class PackedLinear:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weights, and of every x."""
         return self.data.dtype
 
     @property
     def device(self) -> torch.device:
+        """Where the weights lie."""
         return self.data.device
 
     def unpack(self) -> tuple[Tensor, ...]:
@@ -141,7 +144,8 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | Non
         biases: (N_i,) each or None.
 
     Raises:
-        ValueError: for weights that do not share K, dtype and device, for an empty one, and for a bias that does not fit.
+        ValueError: for weights that do not share K, dtype and device, an empty one, and a bias that does not fit.
+            TypeError: for weights that are not floating point.
 
     Example:
         >>> packed = pack_linear([torch.eye(3), torch.ones(2, 3)])
@@ -175,9 +179,10 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | Non
         _pack(weight.detach(), part, native)
     bias = None
     if any(one is not None for one in biases):
+        dtype = torch.promote_types(first.dtype, torch.float32)
         bias = torch.cat(
             [
-                torch.zeros(n, device=first.device) if one is None else one.detach().float()
+                first.new_zeros(n, dtype=dtype) if one is None else one.detach().to(dtype)
                 for n, one in zip(out_features, biases, strict=True)
             ]
         )

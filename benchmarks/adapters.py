@@ -1,0 +1,75 @@
+"""Several adapters in one call: two at once against one of the summed rank, one per sample against one for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Candidate, Spread, measure, ratio
+from benchmarks.options import Run, Shape, label
+from benchmarks.projections import DTYPES, SCALE, Case, Pair, Projections, geometric
+from benchmarks.report import Row, rows_of, table
+from fastsample.lora import QKVProjection
+
+RANK, SAMPLES, KINDS = 16, 8, 4
+TWO, SUMMED = f"two adapters of rank {RANK}", f"one of rank {2 * RANK}"
+EACH, SHARED = f"{KINDS} adapters over {SAMPLES} samples", "one adapter for all"
+
+
+def section(run: Run) -> list[Row]:
+    """Times both comparisons in every shape and dtype; with another adapter for each sample, `rows` rows a sample."""
+    rows: list[Row] = []
+    for dtype in DTYPES:
+        found: dict[str, list[Spread]] = {TWO: [], EACH: []}
+        for shape in run.shapes:
+            for ours, baseline, candidates, case in (_at_once(shape, dtype), _each(shape, dtype)):
+                timings = measure(candidates, run.rounds)
+                made = rows_of(f"adapters {str(dtype)[6:]}", case, timings, {ours: baseline})
+                print(table(made), flush=True)
+                found[ours].append(ratio(timings[ours], timings[baseline]))
+                rows += made
+        for ours, baseline in ((TWO, SUMMED), (EACH, SHARED)):
+            low, middle, high = geometric(found[ours])
+            print(f"\n{dtype}: {ours} / {baseline}, geometric mean {middle:.3f} ({low:.3f} .. {high:.3f})", flush=True)
+    return rows
+
+
+def _at_once(shape: Shape, dtype: torch.dtype) -> tuple[str, str, list[Candidate], str]:
+    case = Case.of(shape, dtype)
+    first, second = (case.pairs(RANK, seed) for seed in (1, 2))
+    summed = [(torch.cat([a, c]), torch.cat([b, d], 1)) for (a, b), (c, d) in zip(first, second, strict=True)]
+    two, one = layer(case, {"first": first, "second": second}), layer(case, {"summed": summed})
+    _check(two(case.x), one(case.x))
+    return TWO, SUMMED, [Candidate(TWO, partial(two, case.x)), Candidate(SUMMED, partial(one, case.x))], label(shape)
+
+
+def _each(shape: Shape, dtype: torch.dtype) -> tuple[str, str, list[Candidate], str]:
+    case = Case.of(shape, dtype)
+    x = torch.randn(SAMPLES, *case.x.shape).to(dtype)
+    pairs = {f"adapter {i}": case.pairs(RANK, i) for i in range(KINDS)}
+    index = torch.arange(SAMPLES) % KINDS
+    each, shared = layer(case, pairs), layer(case, {"adapter 0": pairs["adapter 0"]})
+    for i in range(SAMPLES):
+        alone = layer(case, {"own": pairs[f"adapter {index[i]}"]})
+        few = x[i : i + 1, :64]
+        _check([y[i : i + 1] for y in each(x[:, :64].contiguous(), adapter_index=index)], alone(few))
+    candidates = [Candidate(EACH, partial(each, x, adapter_index=index)), Candidate(SHARED, partial(shared, x))]
+    return EACH, SHARED, candidates, label((SAMPLES, *shape))
+
+
+def layer(case: Case, adapters: Mapping[str, Sequence[Pair]]) -> QKVProjection:
+    """The fused layer of the case's linears with all of these adapters active."""
+    plain = Projections(case.weights)
+    made = QKVProjection.from_linears([plain.q, plain.k, plain.v])
+    for name, pairs in adapters.items():
+        made.add_adapter(name, list(pairs), scale=SCALE)
+    return made
+
+
+def _check(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    for y, want in zip(outputs, wanted, strict=True):
+        tolerance = 1e-4 if y.dtype == torch.float32 else 0.04
+        torch.testing.assert_close(y, want, rtol=tolerance, atol=tolerance)

@@ -1,0 +1,174 @@
+"""Linears that read one input, packed once, and their adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsample.lora.adapters import Adapters, Layer, mark
+from fastsample.ops.lora import check, lora_linear, lora_linear_reference
+from fastsample.ops.lora_pack import PackedAdapters, PackedLinear, pack_adapters, pack_linear
+
+# Of which linear (None: all of them), and whether the adapters differ between samples.
+_Key = tuple[int | None, bool]
+
+
+class FrozenLinears(Adapters):
+    """What the LoRALinears of one QKVProjection have in common; a LoRALinear by itself is one of one.
+
+    The layers' parameters are the truth and the packed weights a copy, made where parameters arrive: at construction,
+    after .to() and load_state_dict(), else at the next call. Without keep_weight it is the other way round: a parameter
+    whose bits are packed keeps its shape, dtype and device over the memory of a single NaN.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], replaced: Sequence[nn.Module], keep_weight: bool, capacity: int | None
+    ) -> None:
+        super().__init__(layers, replaced, capacity)
+        self._keep_weight = keep_weight
+        self._packed: PackedLinear | None = None
+        self._forms: dict[_Key, tuple[PackedLinear, PackedAdapters | None]] = {}
+        self._seen: list[Tensor] = []
+        self._weight_marks: list[tuple[int, int, int]] = []
+        self.pack()
+
+    def __call__(self, x: Tensor, index: Tensor | None, i: int | None = None) -> tuple[Tensor, ...]:
+        """All linears of x, or the i-th alone."""
+        device = x.device.type
+        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+            with torch.autocast(device, enabled=False):
+                outputs = self._project(x.to(self.layers[0].weight.dtype), index, i)
+            dtype = torch.get_autocast_dtype(device)
+            return tuple(y.to(dtype) for y in outputs)
+        return self._project(x, index, i)
+
+    def _project(self, x: Tensor, index: Tensor | None, i: int | None) -> tuple[Tensor, ...]:
+        index = self.index if index is None else index
+        if index is not None:
+            self.check_not_merged()
+        key = None if len(self.layers) == 1 else i, index is not None
+        if self._packed is not None and not torch.compiler.is_compiling():
+            self._check_unchanged()
+            self._refresh_if_trained()
+        if self._packed is None or key not in self._forms:
+            self._prepare(key)
+        packed, adapters = self._forms[key]
+        if adapters is None:
+            return lora_linear(x, packed)
+        live = self._live()
+        if live or (torch.is_grad_enabled() and x.requires_grad):
+            check(x, packed, adapters, index)
+            groups = self._groups(key) if live else adapters.groups
+            weights = self.weights() if i is None else [self.weight(i)]
+            return lora_linear_reference(x, weights, packed.bias, groups, index)
+        return lora_linear(x, packed, adapters, adapter_index=index)
+
+    def pack(self) -> None:
+        """Takes the parameters as they are now."""
+        self.restore()
+        weights = [layer.weight for layer in self.layers]
+        biases = [layer.bias for layer in self.layers]
+        # Packed memory outlives the call that makes it, which may be in inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            packed = pack_linear([w.data for w in weights], [None if b is None else b.data for b in biases])
+            if not self._keep_weight:
+                for weight in weights:
+                    weight.data = weight.new_full((), float("nan")).expand(weight.shape)
+        self._packed, self._forms, self._seen = packed, {}, [p for p in (*weights, *biases) if p is not None]
+        self._weight_marks = [mark(parameter) for parameter in self._seen]
+        self.refresh()
+
+    def restore(self) -> None:
+        if self.released:
+            for layer, weight in zip(self.layers, self.weights(), strict=True):
+                layer.weight.data = weight
+            self._packed, self._forms = None, {}
+
+    def changed(self, i: int) -> None:
+        if self._packed is not None and self._marks() == self._weight_marks:
+            return
+        self._packed, self._forms = None, {}
+        kinds = {(layer.weight.dtype, layer.weight.device) for layer in self.layers}
+        # A module tree comes to the layers in turn: only with the last are all of them new.
+        if i == len(self.layers) - 1 and len(kinds) == 1:
+            self.pack()
+
+    def weight(self, i: int) -> Tensor:
+        """The i-th layer's weight, also where its parameter has no storage."""
+        return self._unpacked(i) if self.released else self.layers[i].weight.detach()
+
+    def weights(self) -> list[Tensor]:
+        return [self.weight(i) for i in range(len(self.layers))]
+
+    @torch.compiler.disable
+    def _unpacked(self, i: int) -> Tensor:
+        weight = self.layers[i].weight
+        # One that was put in the packed one's place is the user's.
+        if self._packed is None or mark(weight) != self._weight_marks[i]:
+            return weight.detach()
+        return self._packed.linear(i).unpack()[0]
+
+    @torch.compiler.disable
+    def refresh(self) -> None:
+        self._note_factors()
+        if self._packed is not None:
+            for key in sorted({(None, False), (None, True), *self._forms}, key=lambda key: key[1]):
+                self._forms[key] = self._form(key)
+
+    @torch.compiler.disable
+    def _prepare(self, key: _Key) -> None:
+        if self._packed is None:
+            self.pack()
+        if key not in self._forms:
+            self._forms[key] = self._form(key)
+
+    def _form(self, key: _Key) -> tuple[PackedLinear, PackedAdapters | None]:
+        """The packed form, in the memory of the one before where that fits: a compiled model may know its address."""
+        assert self._packed is not None
+        i, per_sample = key
+        packed = self._packed if i is None else self._packed.linear(i)
+        with torch.inference_mode(False), torch.no_grad():
+            if per_sample and len(self.active) == 1 and (i, False) in self._forms:
+                return self._forms[i, False]
+            groups = [] if self.unmerged else self._groups(key)
+            if not any(one for group in groups for one in group):
+                return packed, None
+            _, before = self._forms.get(key, (packed, None))
+            if before is None or before.ranks != tuple(tuple(len(one.down) if one else 0 for one in g) for g in groups):
+                return packed, pack_adapters(packed, groups)
+            before.update(packed, groups)
+            return packed, before
+
+    def _groups(self, key: _Key) -> list[list[Any]]:
+        i, per_sample = key
+        groups = self.groups(per_sample)
+        return groups if i is None else [[group[i]] for group in groups]
+
+    @property
+    def released(self) -> bool:
+        return not self._keep_weight and self._packed is not None
+
+    def _marks(self) -> list[tuple[int, int, int]]:
+        parameters = [layer._parameters["weight"] for layer in self.layers]
+        parameters += [layer._parameters["bias"] for layer in self.layers]
+        return [mark(parameter) for parameter in parameters if parameter is not None]
+
+    def _check_unchanged(self) -> None:
+        if self._marks() != self._weight_marks:
+            shapes = ", ".join(str(tuple(layer.weight.shape)) for layer in self.layers)
+            raise RuntimeError(
+                f"the weight or bias of a linear {shapes} has changed since it was packed: call repack() on the layer "
+                "to take it as it is now, or detach() before the change and attach() after it"
+            )
+
+    def _set_weights(self, weights: Sequence[Tensor]) -> None:
+        self._packed = None
+        super()._set_weights(weights)
+        self.pack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.restore()
+        return {**self.__dict__, "_packed": None, "_forms": {}, "_seen": [], "_weight_marks": [], "_factor_marks": []}
