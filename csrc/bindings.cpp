@@ -1,16 +1,16 @@
 // fastsample._cpu: the CPU kernels on raw addresses. No torch header: the Python side checks tensors and passes
-// data_ptr(), so one build serves every torch release. Every function releases the GIL while it works.
+// data_ptr(), so one build serves every torch release. Whatever takes time releases the GIL.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
 #include <memory>
-#include <numeric>
 #include <stdexcept>
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/lora_linear.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"
 
@@ -212,17 +212,17 @@ void linear(Address x, int64_t samples, int64_t rows, int64_t x_stride, int dtyp
             const std::vector<int64_t>& columns, Address bias, const std::vector<Address>& down,
             const std::vector<Address>& up, const std::vector<Address>& scale, const std::vector<int64_t>& ranks,
             Address group_of, const std::vector<Address>& out, int threads) {
-    std::vector<LoraGroup> groups;
-    for (size_t g = 0; g < down.size(); ++g) {
-        const int64_t* first = ranks.data() + g * columns.size();
-        groups.push_back({at<const void>(down[g]), at<const void>(up[g]), at<const float>(scale[g]), first,
-                          std::accumulate(first, first + columns.size(), int64_t{0})});
-    }
-    const LoraArgs args{at<const void>(x), x_stride, dtype, depth, at<const void>(weights),
-                        static_cast<int>(columns.size()), columns.data(), at<const float>(bias), groups.data(),
-                        reinterpret_cast<void* const*>(out.data())};
+    std::vector<LoraAdapters> groups;
+    for (size_t g = 0; g < down.size(); ++g)
+        groups.push_back({at<const void>(down[g]), at<const void>(up[g]), at<const float>(scale[g]),
+                          ranks.data() + g * columns.size()});
+    std::vector<void*> outputs;
+    for (Address one : out) outputs.push_back(at<void>(one));
+    const LoraArgs args{at<const void>(x),       x_stride, dtype, depth, at<const void>(weights),
+                        static_cast<int>(columns.size()), columns.data(), at<const float>(bias), nullptr,
+                        outputs.data()};
     py::gil_scoped_release released;
-    lora_linear(args, static_cast<int>(groups.size()), samples, rows, at<const int64_t>(group_of), threads);
+    lora_linear(args, groups, samples, rows, at<const int64_t>(group_of), threads);
 }
 
 // FLOPs done, on each thread alike.

@@ -89,11 +89,11 @@ def test_float64_runs_in_the_reference() -> None:
 def test_nothing_is_written_beyond_the_outputs(level: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     whole: list[Tensor] = []
 
-    def with_margins(x: Tensor, shape: tuple[int, ...], elements: int) -> Tensor:
-        whole.append(torch.full((elements + 128,), 7.0, dtype=x.dtype))
+    def with_margins(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        whole.append(torch.full((shape.numel() + 128,), 7.0, dtype=dtype, device=device))
         return whole[-1][64:-64].view(shape)
 
-    monkeypatch.setattr(lora, "_output", with_margins)
+    monkeypatch.setattr(lora, "fresh", with_margins)
     for ns in ((1,), (15, 33), (31, 5, 17)):
         p = problem(24, 33, ns, (3,), dtype)
         for rows in (1, 5, 14, 15):
@@ -170,8 +170,8 @@ INDEX = torch.zeros(2, dtype=torch.int64)
             lambda: lora_linear(X, PACKED, backend="abacus"), ValueError, "one of .*got 'abacus'", id="backend"
         ),
         pytest.param(lambda: pack_linear([]), ValueError, "weights holds no linear", id="no-weights"),
-        pytest.param(lambda: pack_linear([W, [1.0]]), TypeError, r"weights\[1\] must be a floating", id="weight-list"),
-        pytest.param(lambda: pack_linear([W.int()]), TypeError, r"weights\[0\] must be a floating", id="weight-int"),
+        pytest.param(lambda: pack_linear([W, [1.0]]), TypeError, r"weights\[1\] must be a dense floating", id="weight-list"),
+        pytest.param(lambda: pack_linear([W.int()]), TypeError, r"weights\[0\] must be a dense floating", id="weight-int"),
         pytest.param(lambda: pack_linear([W[0]]), ValueError, r"\(out, in\), got \(4,\)", id="weight-1d"),
         pytest.param(lambda: pack_linear([W, W[:0]]), ValueError, r"weights\[1\] .*got \(0, 4\)", id="weight-empty"),
         pytest.param(

@@ -6,6 +6,9 @@
 
 #include "kernels.h"
 
+// Always inlined: one level's copy of these must not be linked into another's code.
+#define FS_ALWAYS __attribute__((always_inline))
+
 namespace fastsample {
 
 // A matrix (n, k) lies in panels of 32 of its rows ("columns" of the product), a last one of 16 where that is enough.
@@ -14,10 +17,10 @@ namespace fastsample {
 constexpr int kColumns = 32;
 constexpr int kHalfPanel = 16;
 
-inline int64_t padded_columns(int64_t n) { return (n + kHalfPanel - 1) / kHalfPanel * kHalfPanel; }
-inline int64_t padded_depth(int64_t k, int dtype) { return dtype == kBFloat16 ? k + (k & 1) : k; }
-inline int64_t packed_size(int64_t n, int64_t k, int dtype) { return padded_columns(n) * padded_depth(k, dtype); }
-inline int64_t bytes_of(int dtype) { return dtype == kFloat32 ? 4 : 2; }
+FS_ALWAYS inline int64_t padded_columns(int64_t n) { return (n + kHalfPanel - 1) / kHalfPanel * kHalfPanel; }
+FS_ALWAYS inline int64_t padded_depth(int64_t k, int dtype) { return dtype == kBFloat16 ? k + (k & 1) : k; }
+FS_ALWAYS inline int64_t packed_size(int64_t n, int64_t k, int dtype) { return padded_columns(n) * padded_depth(k, dtype); }
+FS_ALWAYS inline int64_t bytes_of(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 
 // A tile is up to kMostRows rows of x as 32-bit words, a float or a pair of bfloat16 each, cut along k into blocks of
 // at most kDepth words a row. Rows lie a constant kPitch apart, so that the inner loop knows every address; it is no
@@ -32,19 +35,28 @@ constexpr int64_t kBlockWords = kMostRows * kPitch;
 struct Words {
     int64_t all = 0, blocks = 0, each = 0;
 
-    Words() = default;
-    explicit Words(int64_t words) : all(words), blocks((words + kDepth - 1) / kDepth) {
+    FS_ALWAYS Words() {}
+    FS_ALWAYS explicit Words(int64_t words) : all(words), blocks((words + kDepth - 1) / kDepth) {
         if (blocks > 0) each = ((words + blocks - 1) / blocks + 1) / 2 * 2;
     }
-    int64_t in(int64_t first) const { return all - first < each ? all - first : each; }
+    FS_ALWAYS int64_t in(int64_t first) const { return all - first < each ? all - first : each; }
+    FS_ALWAYS int64_t size() const { return blocks * kBlockWords; }  // of a tile
+};
+
+// What a group of adapters adds to one linear.
+struct LoraFactors {
+    const void* up;  // (N_i, rank) packed: B
+    int64_t rank;
+    Words words;  // of a row of t
+    int64_t t;    // where they begin in a prepared tile
 };
 
 struct LoraGroup {
-    const void* down;     // (sum of ranks, K) packed: A of all linears
-    const void* up;       // (N_i, ranks[i]) packed one after the other: B
-    const float* scale;   // one per row of `down`
-    const int64_t* ranks;
-    int64_t total;        // sum of ranks
+    const void* down;    // (total, K) packed: A of all linears
+    const float* scale;  // one per row of `down`
+    int64_t total;       // sum of ranks
+    const LoraFactors* linears;
+    int64_t rows;  // where the rows of t lie in a prepared tile, behind all blocks
 };
 
 struct LoraArgs {
@@ -71,7 +83,7 @@ struct LoraTile {
 struct LoraKernels {
     int rows;  // most rows of a tile
     int64_t (*words)(int64_t k);  // of a row of k values
-    // Packs a tile's rows of x into `scratch` and appends t = x A^T * scale of each linear; see lora_scratch_words.
+    // Packs a tile's rows of x into `scratch` and puts t = x A^T * scale of each linear behind them.
     void (*prepare)(const LoraArgs* args, const LoraTile* tile, uint32_t* scratch);
     // Panels [begin, end), numbered through all linears, for `count` prepared tiles that lie `pitch` words apart.
     void (*multiply)(const LoraArgs* args, const LoraTile* tiles, int64_t count, const uint32_t* scratch, int64_t pitch,
@@ -81,7 +93,7 @@ struct LoraKernels {
     int flops;
 };
 
-inline int64_t panels_of(int64_t n) { return (n + kColumns - 1) / kColumns; }
+FS_ALWAYS inline int64_t panels_of(int64_t n) { return (n + kColumns - 1) / kColumns; }
 
 namespace scalar {
 extern const LoraKernels lora_float, lora_half, lora_bfloat;
@@ -97,12 +109,5 @@ namespace avx512_bf16 {
 extern const LoraKernels lora_bfloat;
 }
 #endif
-
-// Rows to panels and back, bit for bit.
-void lora_pack(const void* weight, int64_t n, int64_t k, int dtype, void* packed, int threads);
-void lora_unpack(const void* packed, int64_t n, int64_t k, int dtype, void* weight, int threads);
-
-// `samples` samples of `rows` rows of x each. group_of: of each sample, -1 none; null: group 0 for all, if there is one.
-void lora_linear(const LoraArgs& args, int groups, int64_t samples, int64_t rows, const int64_t* group_of, int threads);
 
 }  // namespace fastsample

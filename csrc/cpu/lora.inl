@@ -8,7 +8,6 @@
 
 #include "lora.h"
 
-#define FS_ALWAYS __attribute__((always_inline))
 #define FS_INLINE static inline FS_ALWAYS
 
 namespace fastsample {
@@ -29,43 +28,30 @@ FS_INLINE void pack_row(uint32_t* to, const char* row, int64_t depth) {
 template <class A>
 static void prepare(const LoraArgs* args, const LoraTile* tile, uint32_t* scratch) {
     const int64_t bytes = bytes_of(args->dtype), depth = args->depth;
-    const Words words(A::words(depth));
     for (int r = 0; r < tile->rows; ++r)
         pack_row<A>(scratch + r * kPitch, (const char*)args->x + tile->row[r] * args->x_stride * bytes, depth);
     if (tile->group < 0) return;
     const LoraGroup& group = args->groups[tile->group];
-    uint32_t* to = scratch + words.blocks * kBlockWords;
-    // t as rows first, behind all blocks; a panel of A may hold columns of several linears.
-    char* t = (char*)to;
-    for (int i = 0; i < args->linears; ++i) t += Words(A::words(group.ranks[i])).blocks * kBlockWords * 4;
+    // t as rows first: a panel of A may hold columns of several linears.
+    char* t = (char*)(scratch + group.rows);
     const int64_t row_bytes = padded_columns(group.total) * bytes;
-    const int64_t rows[kMostRows] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+    int64_t rows[kMostRows];
+    for (int r = 0; r < kMostRows; ++r) rows[r] = r;
     for (int64_t column = 0; column < group.total; column += kColumns) {
         const int64_t left = group.total - column;
         const int width = left > kHalfPanel ? kColumns : kHalfPanel;
         float scale[kColumns] = {0};
         memcpy(scale, group.scale + column, (size_t)(left < width ? left : width) * 4);
-        const char* panel = (const char*)group.down + column * padded_depth(depth, args->dtype) * bytes;
-        run_tile<A>(tile->rows, width,
-                    Product{{{scratch, panel, words}, {}}, scale, nullptr, t + column * bytes, row_bytes, rows, width});
+        const Part base{scratch, (const char*)group.down + column * padded_depth(depth, args->dtype) * bytes,
+                        Words(A::words(depth))};
+        run_tile<A>(tile->rows, width, Product{{base, {}}, scale, nullptr, t + column * bytes, row_bytes, rows, width});
     }
     for (int i = 0; i < args->linears; ++i) {
-        for (int r = 0; r < tile->rows; ++r) pack_row<A>(to + r * kPitch, t + r * row_bytes, group.ranks[i]);
-        to += Words(A::words(group.ranks[i])).blocks * kBlockWords;
-        t += group.ranks[i] * bytes;
+        const LoraFactors& factors = group.linears[i];
+        for (int r = 0; r < tile->rows; ++r)
+            pack_row<A>(scratch + factors.t + r * kPitch, t + r * row_bytes, factors.rank);
+        t += factors.rank * bytes;
     }
-}
-
-// The low-rank part of linear i: where t lies in a tile and B among a group's factors.
-template <class A>
-FS_INLINE Part low_rank(const LoraArgs* args, const LoraGroup& group, int i, int64_t column, const uint32_t* t) {
-    const char* up = (const char*)group.up;
-    for (int j = 0; j < i; ++j) {
-        up += packed_size(args->columns[j], group.ranks[j], args->dtype) * bytes_of(args->dtype);
-        t += Words(A::words(group.ranks[j])).blocks * kBlockWords;
-    }
-    up += column * padded_depth(group.ranks[i], args->dtype) * bytes_of(args->dtype);
-    return Part{t, up, Words(A::words(group.ranks[i]))};
 }
 
 template <class A>
@@ -96,9 +82,11 @@ static void multiply(const LoraArgs* args, const LoraTile* tiles, int64_t count,
                                 n * bytes,
                                 tile.row,
                                 valid};
-                if (tile.group >= 0)
-                    product.parts[1] =
-                        low_rank<A>(args, args->groups[tile.group], i, column, words + depth.blocks * kBlockWords);
+                if (tile.group >= 0) {
+                    const LoraFactors& factors = args->groups[tile.group].linears[i];
+                    const int64_t up_bytes = padded_depth(factors.rank, args->dtype) * bytes;
+                    product.parts[1] = {words + factors.t, (const char*)factors.up + column * up_bytes, factors.words};
+                }
                 run_tile<A>(tile.rows, width, product);
             }
         }
@@ -113,7 +101,7 @@ static float multiply_adds(int64_t rounds) {
     Lanes acc[kSums], total = {};
     for (int i = 0; i < kSums; ++i) acc[i] = spread((float)i);
     Lanes x = spread(1e-30f), w = spread(0.5f);
-    asm volatile("" : "+x"(x), "+x"(w));  // not known to the compiler
+    asm volatile("" : : "r"(&x), "r"(&w) : "memory");  // the compiler does not know them
     for (int64_t k = 0; k < rounds; ++k)
 #pragma GCC unroll 16
         for (int i = 0; i < kSums; ++i) acc[i] = A::multiply_add(x, w, acc[i]);

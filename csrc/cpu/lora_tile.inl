@@ -12,8 +12,8 @@ constexpr int kFetchWords = 4;
 
 struct Product {
     Part parts[2];       // base and low rank
-    const float* scale;  // of the panel's columns, null where there is
-    const float* bias;   // a bias
+    const float* scale;  // of the panel's columns,
+    const float* bias;   // one of the two is set
     char* out;           // the panel's first column
     int64_t row_bytes;   // from row to row
     const int64_t* row;  // which rows
@@ -37,6 +37,7 @@ static void tile_product(const Product& product, int column, int width) {
     if (summed) memset(sums, 0, sizeof sums);
     for (int part = 0; part < 2; ++part) {
         const Words words = product.parts[part].words;
+        if (words.all == 0) continue;
         const uint32_t* x = product.parts[part].x;
         const char* w = product.parts[part].panel + column * A::column_bytes;
         const int64_t step_bytes = (int64_t)width * A::column_bytes;
@@ -82,25 +83,20 @@ static void tile_product(const Product& product, int column, int width) {
 
 typedef void (*TileProduct)(const Product&, int, int);
 
+// tile_product of kTileRows, ... 2, 1 rows.
 template <class A, int V, int... R>
-struct TileProducts {
-    static constexpr TileProduct of_rows[] = {tile_product<A, R, V>...};
+struct EveryHeight : EveryHeight<A, V, sizeof...(R) + 1, R...> {};
+template <class A, int V, int... R>
+struct EveryHeight<A, V, kTileRows, R...> {
+    static constexpr TileProduct of_rows[] = {tile_product<A, kTileRows, V>, tile_product<A, R, V>...};
 };
-template <class A, int V>
-#if FASTSAMPLE_LANES == 16
-using EveryHeight = TileProducts<A, V, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>;
-#elif FASTSAMPLE_LANES == 8
-using EveryHeight = TileProducts<A, V, 1, 2, 3, 4, 5, 6>;
-#else
-using EveryHeight = TileProducts<A, V, 1, 2, 3, 4>;
-#endif
 
 template <class A>
 FS_INLINE void run_tile(int rows, int width, const Product& product) {
     if (kLanes == kHalfPanel && width == kHalfPanel) {
-        EveryHeight<A, 1>::of_rows[rows - 1](product, 0, width);
+        EveryHeight<A, 1>::of_rows[kTileRows - rows](product, 0, width);
         return;
     }
     for (int column = 0; column < width; column += 2 * kLanes)
-        EveryHeight<A, 2>::of_rows[rows - 1](product, column, width);
+        EveryHeight<A, 2>::of_rows[kTileRows - rows](product, column, width);
 }

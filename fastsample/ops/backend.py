@@ -87,7 +87,7 @@ def choose(backend: str | None, device: torch.device, *, native: bool) -> str:
 def fresh(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialised tensor, large CPU ones (as NumPy has it, from 4 MiB) in huge pages where the system has them."""
     tensor = torch.empty(shape, dtype=dtype, device=device)
-    if _cpu is not None and tensor.is_cpu and tensor.nbytes >= 4 << 20:
+    if tensor.numel() * tensor.element_size() >= 4 << 20 and tensor.is_cpu and _cpu is not None:
         _cpu.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
 

@@ -35,13 +35,14 @@ def lora_linear(
         adapter_index: int64 (B,), B = x.shape[0]: which of the adapters' groups each sample gets, -1 none. Required
             where there are several groups, else the one group serves all samples.
         backend: see fastsample.backends(). Gradients (in x and in the adapters) go through the reference.
+            Compiled code does not check adapter_index where it goes through the reference.
 
     Returns:
         One tensor (..., N_i) per linear, of x's dtype.
 
     Raises:
         ValueError, TypeError: for shapes, dtypes and devices that do not fit. IndexError: for an index outside
-            -1 .. groups - 1.
+            -1 .. groups - 1. RuntimeError: for a factor that was written after it was packed.
 
     Example:
         >>> from fastsample.ops import LowRank, pack_adapters, pack_linear
@@ -52,19 +53,37 @@ def lora_linear(
     """
     check(x, packed, adapters, adapter_index)
     compiling = torch.compiler.is_compiling()
-    differentiable = torch.is_grad_enabled() and (
-        x.requires_grad or (adapters is not None and (adapters.trainable if compiling else adapters.requires_grad()))
-    )
+    differentiable = (torch.is_grad_enabled() and _requires_grad(x, adapters, compiling)) or _is_transformed()
     if choose(backend, x.device, native=packed.native and not differentiable) == "reference":
         groups = () if adapters is None else adapters.groups
-        if adapter_index is not None and not compiling:
-            _check_range(adapter_index, len(groups))
         return lora_linear_reference(x, packed.unpack(), packed.bias, groups, adapter_index)
-    run = torch.ops.fastsample.lora_linear if compiling else _lora_linear_cpu
+    if adapters is not None and not compiling and adapters.changed():
+        raise RuntimeError("a factor of adapters was written after it was packed: call adapters.update()")
+    run = torch.ops.fastsample.lora_linear if compiling or _is_recorded(x) else _lora_linear_cpu
     if adapters is None:
         return tuple(run(x, packed.data, packed.bias, packed.out_features, [], [], [], [], None))
     factors = adapters.down, adapters.up, adapters.scale, adapters.flat_ranks
     return tuple(run(x, packed.data, packed.bias, packed.out_features, *factors, adapter_index))
+
+
+def _requires_grad(x: Tensor, adapters: PackedAdapters | None, compiling: bool) -> bool:
+    if x.requires_grad or adapters is None:
+        return x.requires_grad
+    return adapters.trainable if compiling else adapters.requires_grad()
+
+
+def _is_transformed() -> bool:
+    """Whether functorch, forward-mode gradients or torch.jit.trace want to see plain torch operations."""
+    return (
+        torch.autograd.forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def _is_recorded(x: Tensor) -> bool:
+    """Whether fake tensors, make_fx and the like want to see the registered op."""
+    return type(x) not in (Tensor, torch.nn.Parameter) or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _lora_linear_cpu(
@@ -80,6 +99,7 @@ def _lora_linear_cpu(
 ) -> list[Tensor]:
     shape = x.shape
     features = shape[-1]
+    x = x.resolve_neg()
     if x.is_contiguous():
         count, stride = x.numel() // features, features
     else:
@@ -87,8 +107,8 @@ def _lora_linear_cpu(
         x = x if x.stride(1) == 1 else x.contiguous()
         count, stride = x.shape[0], x.stride(0)
     leading = shape[:-1]
-    outputs = [_output(x, (*leading, n), count * n) for n in out_features]
-    samples = count if adapter_index is None else shape[0]
+    outputs = [fresh(torch.Size((*leading, n)), x.dtype, x.device) for n in out_features]
+    samples = 1 if adapter_index is None else shape[0]
     index = None if adapter_index is None else adapter_index.contiguous()
     _cpu.lora_linear(
         x.data_ptr(),
@@ -109,12 +129,6 @@ def _lora_linear_cpu(
         torch.get_num_threads(),
     )
     return outputs
-
-
-def _output(x: Tensor, shape: tuple[int, ...], elements: int) -> Tensor:
-    if elements < 1 << 20:  # too small for huge pages: asking costs more than the call
-        return torch.empty(shape, dtype=x.dtype, device=x.device)
-    return fresh(torch.Size(shape), x.dtype, x.device)
 
 
 @torch.library.custom_op("fastsample::lora_linear", mutates_args=(), device_types="cpu")
@@ -156,8 +170,12 @@ def lora_linear_reference(
 ) -> tuple[Tensor, ...]:
     """lora_linear in plain torch: the specification, and what gradients go through. Any device and floating dtype.
 
-    Args as lora_linear's, the weights unpacked and their biases behind one another.
+    Args as lora_linear's, the weights unpacked and their biases behind one another. Base product and low-rank part are
+    rounded to x's dtype one after the other.
     """
+    if adapter_index is not None and not torch.compiler.is_compiling():
+        check_range(adapter_index, len(groups))
+    exact = torch.promote_types(x.dtype, torch.float32)
     outputs = []
     first = 0
     for i, weight in enumerate(weights):
@@ -168,8 +186,8 @@ def lora_linear_reference(
             one = group[i]
             if one is None:
                 continue
-            t = torch.nn.functional.linear(x, one.down.to(x)) * one.scale.to(x)
-            delta = torch.nn.functional.linear(t, one.up.to(x))
+            t = torch.nn.functional.linear(x.to(exact), one.down.to(x).to(exact)) * one.scale.to(x.device, exact)
+            delta = torch.nn.functional.linear(t.to(x), one.up.to(x))
             if adapter_index is not None:
                 chosen = (adapter_index == g).reshape(-1, *[1] * (x.ndim - 1))
                 delta = torch.where(chosen, delta, 0)
@@ -188,13 +206,17 @@ def check(x: Tensor, packed: PackedLinear, adapters: PackedAdapters | None, adap
         raise TypeError(f"x is {x.dtype}, the weights are {packed.dtype}")
     if x.device != packed.device:
         raise ValueError(f"x lies on {x.device}, the weights on {packed.device}")
-    count = 0 if adapters is None else len(adapters.groups)
+    if adapters is not None and not adapters.belongs_to(packed):
+        raise ValueError("adapters were packed for other linears than these")
+    count = 0 if adapters is None else len(adapters.ranks)
     if adapter_index is None:
         if count > 1:
             raise ValueError(f"there are {count} groups of adapters: adapter_index says which one a sample gets")
         return
     if adapters is None:
         raise ValueError("adapter_index needs adapters")
+    if not isinstance(adapter_index, Tensor):
+        raise TypeError(f"adapter_index must be a tensor, got {type(adapter_index).__name__}")
     if adapter_index.dtype != torch.int64:
         raise TypeError(f"adapter_index must be int64, got {adapter_index.dtype}")
     if x.ndim < 2 or adapter_index.shape != x.shape[:1]:
@@ -206,7 +228,8 @@ def check(x: Tensor, packed: PackedLinear, adapters: PackedAdapters | None, adap
         raise ValueError(f"adapter_index lies on {adapter_index.device}, x on {x.device}")
 
 
-def _check_range(adapter_index: Tensor, groups: int) -> None:
+def check_range(adapter_index: Tensor, groups: int) -> None:
+    """Raises IndexError unless all are groups or -1."""
     wrong = (adapter_index < -1) | (adapter_index >= groups)
     if wrong.any():
         sample = int(wrong.nonzero()[0])

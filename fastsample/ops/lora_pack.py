@@ -34,22 +34,29 @@ Group = Sequence[LowRank | None]
 class PackedLinear:
     """The weights of one or several linears that read the same input, laid out for lora_linear.
 
-    On a CPU with compiled kernels they lie in panels of 32 columns; elsewhere they are kept as they come.
+    On a CPU with compiled kernels they lie in panels of 32 columns; elsewhere row by row.
 
     Attributes:
-        data: all weights; packed one linear after the other.
+        data: all weights, one linear after the other.
         bias: the biases behind one another, shape (sum of out_features,), in float32 (float64 beside float64); None
             where no linear has one.
         in_features: K.
         out_features: N of each linear.
-        native: whether `data` is in the kernels' layout.
+        sizes: of each linear, the elements of data.
+        native: whether data is in the kernels' layout.
     """
 
     def __init__(
-        self, data: Tensor, bias: Tensor | None, in_features: int, out_features: tuple[int, ...], native: bool
+        self,
+        data: Tensor,
+        bias: Tensor | None,
+        in_features: int,
+        out_features: tuple[int, ...],
+        sizes: tuple[int, ...],
+        native: bool,
     ) -> None:
-        self.data, self.bias = data, bias
-        self.in_features, self.out_features, self.native = in_features, out_features, native
+        self.data, self.bias, self.native = data, bias, native
+        self.in_features, self.out_features, self.sizes = in_features, out_features, sizes
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,24 +70,24 @@ class PackedLinear:
 
     def unpack(self) -> tuple[Tensor, ...]:
         """The weights, (N, K) each, bit for bit as they were packed."""
-        return tuple(
-            _unpack(part, n, self.in_features, self.native)
-            for part, n in zip(self._parts(), self.out_features, strict=True)
-        )
+        parts = zip(self.data.split(self.sizes), self.out_features, strict=True)
+        if self.native:
+            return tuple(_unpack(part, n, self.in_features) for part, n in parts)
+        return tuple(part.reshape(n, self.in_features) for part, n in parts)
 
     def linear(self, i: int) -> PackedLinear:
         """The i-th linear alone, on the same memory."""
-        first = sum(self.out_features[:i])
-        bias = None if self.bias is None else self.bias[first : first + self.out_features[i]]
-        return PackedLinear(self._parts()[i], bias, self.in_features, (self.out_features[i],), self.native)
-
-    def _parts(self) -> tuple[Tensor, ...]:
-        sizes = [_packed_size(n, self.in_features, self.dtype, self.native) for n in self.out_features]
-        return self.data.split(sizes)
+        first, n = sum(self.out_features[:i]), self.out_features[i]
+        bias = None if self.bias is None else self.bias[first : first + n]
+        data = self.data.split(self.sizes)[i]
+        return PackedLinear(data, bias, self.in_features, (n,), (self.sizes[i],), self.native)
 
 
 class PackedAdapters:
     """Low-rank factors beside a PackedLinear; lora_linear adds one group to every sample, or another to each.
+
+    The factors are copied. Where one is written later (a training step), update() takes it in; until then lora_linear
+    refuses.
 
     Attributes:
         groups: the factors as they were given; gradients and the reference go through them.
@@ -91,49 +98,71 @@ class PackedAdapters:
     """
 
     def __init__(self, packed: PackedLinear, groups: Sequence[Group]) -> None:
-        self.groups = tuple(tuple(group) for group in groups)
-        self.ranks = tuple(tuple(0 if one is None else len(one.down) for one in group) for group in self.groups)
+        _check_groups(packed, groups)
+        self.ranks = _ranks(groups)
         self.flat_ranks = tuple(rank for ranks in self.ranks for rank in ranks)
-        self.native = packed.native
-        self.down = [packed.data.new_empty(self._down_size(packed, ranks)) for ranks in self.ranks]
-        self.up = [packed.data.new_empty(sum(self._up_sizes(packed, ranks))) for ranks in self.ranks]
-        self.scale = [packed.data.new_empty(sum(ranks), dtype=torch.float32) for ranks in self.ranks]
-        self._write(packed)
+        self._fits = _kind(packed)
+        new, native = packed.data.new_empty, packed.native
+        k, ns = packed.in_features, packed.out_features
+        self._up_sizes = [
+            [_packed_size(n, r, packed.dtype, native) for n, r in zip(ns, ranks, strict=True)] for ranks in self.ranks
+        ]
+        self.down = [new(_packed_size(sum(ranks), k, packed.dtype, native)) for ranks in self.ranks]
+        self.up = [new(sum(sizes)) for sizes in self._up_sizes]
+        self.scale = [new(sum(ranks), dtype=torch.float32) for ranks in self.ranks]
+        self._write(packed, groups)
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._versions = [_version(factor) for factor in self._factors]  # a copy's tensors count anew
+
+    def belongs_to(self, packed: PackedLinear) -> bool:
+        """Whether these were packed for linears of the same shapes, dtype, device and layout."""
+        return self._fits == _kind(packed)
 
     def requires_grad(self) -> bool:
         """Whether a factor requires gradients now."""
-        return any(
-            one is not None and (one.down.requires_grad or one.up.requires_grad)
-            for group in self.groups
-            for one in group
-        )
+        return any(factor.requires_grad for factor in self._factors)
+
+    def changed(self) -> bool:
+        """Whether a factor has been written since it was packed."""
+        return [_version(factor) for factor in self._factors] != self._versions
 
     def update(self, packed: PackedLinear, groups: Sequence[Group]) -> None:
-        """Takes other factors of the same ranks into the same memory, for a compiled model that knows its addresses."""
-        ranks = tuple(tuple(0 if one is None else len(one.down) for one in group) for group in groups)
-        if ranks != self.ranks:
-            raise ValueError(f"update keeps the ranks {self.ranks}, got {ranks}")
-        self.groups = tuple(tuple(group) for group in groups)
-        self._write(packed)
+        """Takes other factors of the same ranks into the same memory, for a compiled model that knows its addresses.
 
-    def _down_size(self, packed: PackedLinear, ranks: Sequence[int]) -> int:
-        return _packed_size(sum(ranks), packed.in_features, packed.dtype, self.native)
+        No call may run on them meanwhile.
 
-    def _up_sizes(self, packed: PackedLinear, ranks: Sequence[int]) -> list[int]:
-        return [_packed_size(n, r, packed.dtype, self.native) for n, r in zip(packed.out_features, ranks, strict=True)]
+        Raises:
+            ValueError, TypeError: for linears or ranks other than before, and factors that do not fit. Nothing has
+                changed then.
+        """
+        if not self.belongs_to(packed):
+            raise ValueError("update needs the linears that the adapters were packed for")
+        _check_groups(packed, groups)
+        if _ranks(groups) != self.ranks:
+            raise ValueError(f"update keeps the ranks {self.ranks}, got {_ranks(groups)}")
+        self._write(packed, groups)
 
     @torch.no_grad()
-    def _write(self, packed: PackedLinear) -> None:
-        self.trainable = self.requires_grad()
-        for i, (group, ranks) in enumerate(zip(self.groups, self.ranks, strict=True)):
+    def _write(self, packed: PackedLinear, groups: Sequence[Group]) -> None:
+        written = []
+        for i, group in enumerate(groups):
             present = [one for one in group if one is not None]
-            if not present:
-                continue
-            _pack(torch.cat([one.down.to(packed.data) for one in present]), self.down[i], self.native)
-            for one, up in zip(group, self.up[i].split(self._up_sizes(packed, ranks)), strict=True):
-                if one is not None:
-                    _pack(one.up.to(packed.data), up, self.native)
-            torch.cat([one.scale.expand(len(one.down)) for one in present], out=self.scale[i])
+            if present:
+                scale = torch.cat([one.scale.detach().float().expand(len(one.down)) for one in present])
+                ups = [None if one is None else one.up.to(packed.data) for one in group]
+                written.append((i, torch.cat([one.down.to(packed.data) for one in present]), ups, scale))
+        for i, down, ups, scale in written:
+            _pack(down, self.down[i], packed.native)
+            for up, part in zip(ups, self.up[i].split(self._up_sizes[i]), strict=True):
+                if up is not None:
+                    _pack(up, part, packed.native)
+            self.scale[i].copy_(scale)
+        self.groups = tuple(tuple(group) for group in groups)
+        self._factors = [factor for group in self.groups for one in group if one is not None for factor in one]
+        self._versions = [_version(factor) for factor in self._factors]
+        self.trainable = self.requires_grad()
 
 
 def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | None = None) -> PackedLinear:
@@ -152,6 +181,7 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | Non
         >>> packed.out_features, torch.equal(packed.unpack()[1], torch.ones(2, 3))
         ((3, 2), True)
     """
+    weights = list(weights)
     if not weights:
         raise ValueError("weights holds no linear")
     first = weights[0]
@@ -160,8 +190,9 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | Non
     if len(biases) != len(weights):
         raise ValueError(f"biases has {len(biases)} entries for {len(weights)} weights")
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            raise TypeError(f"weights[{i}] must be a floating-point tensor")
+        for name, tensor in (("weights", weight), ("biases", bias)):
+            if tensor is not None and not _is_dense(tensor):
+                raise TypeError(f"{name}[{i}] must be a dense floating-point tensor")
         if weight.ndim != 2 or weight.numel() == 0:
             raise ValueError(f"weights[{i}] must have shape (out, in), got {tuple(weight.shape)}")
         if weight.shape[1] != first.shape[1] or weight.dtype != first.dtype or weight.device != first.device:
@@ -173,7 +204,7 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | Non
             raise ValueError(f"biases[{i}] is {_what(bias)}, its weight {_what(weight)}")
     native = _cpu is not None and first.is_cpu and first.dtype in DTYPES
     out_features, in_features = tuple(len(weight) for weight in weights), first.shape[1]
-    sizes = [_packed_size(n, in_features, first.dtype, native) for n in out_features]
+    sizes = tuple(_packed_size(n, in_features, first.dtype, native) for n in out_features)
     data = fresh(torch.Size((sum(sizes),)), first.dtype, first.device)
     for weight, part in zip(weights, data.split(sizes), strict=True):
         _pack(weight.detach(), part, native)
@@ -186,7 +217,7 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | Non
                 for n, one in zip(out_features, biases, strict=True)
             ]
         )
-    return PackedLinear(data, bias, in_features, out_features, native)
+    return PackedLinear(data, bias, in_features, out_features, sizes, native)
 
 
 def pack_adapters(packed: PackedLinear, groups: Sequence[Group]) -> PackedAdapters:
@@ -199,20 +230,43 @@ def pack_adapters(packed: PackedLinear, groups: Sequence[Group]) -> PackedAdapte
     Raises:
         ValueError: for a group without one entry per linear, and factors whose shapes do not fit.
     """
+    return PackedAdapters(packed, groups)
+
+
+def _check_groups(packed: PackedLinear, groups: Sequence[Group]) -> None:
     for g, group in enumerate(groups):
         if len(group) != len(packed.out_features):
             raise ValueError(f"groups[{g}] has {len(group)} entries for {len(packed.out_features)} linears")
         for i, (one, n) in enumerate(zip(group, packed.out_features, strict=True)):
             if one is None:
                 continue
-            r = len(one.down)
+            if not all(_is_dense(factor) for factor in one):
+                raise TypeError(f"groups[{g}][{i}]: down, up and scale must be dense floating-point tensors")
+            r = one.down.shape[0] if one.down.ndim else 0
             fits = one.down.shape == (r, packed.in_features) and one.up.shape == (n, r)
             if not fits or one.scale.shape not in ((), (r,)):
                 raise ValueError(
                     f"groups[{g}][{i}]: down {tuple(one.down.shape)}, up {tuple(one.up.shape)} and scale "
                     f"{tuple(one.scale.shape)} do not fit a linear of {packed.in_features} inputs and {n} outputs"
                 )
-    return PackedAdapters(packed, groups)
+            if any(factor.is_meta and not packed.data.is_meta for factor in one):
+                raise ValueError(f"groups[{g}][{i}] has no values: it lies on the meta device")
+
+
+def _is_dense(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.layout is torch.strided
+
+
+def _ranks(groups: Sequence[Group]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(0 if one is None else len(one.down) for one in group) for group in groups)
+
+
+def _kind(packed: PackedLinear) -> tuple[object, ...]:
+    return packed.in_features, packed.out_features, packed.data.dtype, packed.data.device, packed.native
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _packed_size(n: int, k: int, dtype: torch.dtype, native: bool) -> int:
@@ -221,18 +275,22 @@ def _packed_size(n: int, k: int, dtype: torch.dtype, native: bool) -> int:
 
 def _pack(weight: Tensor, out: Tensor, native: bool) -> None:
     if native:
-        weight = weight.contiguous()
+        weight = weight.contiguous().resolve_neg()
         _cpu.lora_pack(weight.data_ptr(), *weight.shape, DTYPES[weight.dtype], out.data_ptr(), torch.get_num_threads())
     else:
         out.copy_(weight.reshape(-1))
 
 
-def _unpack(data: Tensor, n: int, k: int, native: bool) -> Tensor:
-    if not native:
-        return data.reshape(n, k)
+@torch.library.custom_op("fastsample::lora_unpack", mutates_args=(), device_types="cpu")
+def _unpack(data: Tensor, n: int, k: int) -> Tensor:
     weight = data.new_empty(n, k)
     _cpu.lora_unpack(data.data_ptr(), n, k, DTYPES[data.dtype], weight.data_ptr(), torch.get_num_threads())
     return weight
+
+
+@_unpack.register_fake
+def _unpacked_shape(data: Tensor, n: int, k: int) -> Tensor:
+    return data.new_empty(n, k)
 
 
 def _what(tensor: Tensor) -> str:

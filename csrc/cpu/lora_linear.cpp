@@ -1,12 +1,12 @@
-#include "lora.h"
+#include "lora_linear.h"
 
 #include <string.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "dispatch.h"
 #include "memory.h"
@@ -50,24 +50,31 @@ void copy_panels(const void* context, int64_t begin, int64_t end) {
     });
 }
 
-// Memory that a thread keeps for its next calls, in huge pages where the system has them: tiles are spread over many
-// small ones.
+// Memory that a calling thread keeps for its next calls, in huge pages where the system has them: tiles are spread over
+// many small ones.
 uint32_t* scratch(int64_t words) {
     constexpr int64_t kPage = 2 << 20, kPageWords = kPage / 4;
     thread_local std::unique_ptr<uint32_t[]> memory;
     thread_local int64_t size = 0;
     if (words > size) {
+        const int64_t rounded = (words + kPageWords - 1) / kPageWords * kPageWords;
         memory.reset();
-        size = (words + kPageWords - 1) / kPageWords * kPageWords;
-        memory.reset(new uint32_t[size + kPageWords]);
+        size = 0;
+        memory.reset(new uint32_t[rounded + kPageWords]);
+        size = rounded;
         advise_huge_pages(memory.get(), (size + kPageWords) * 4);
     }
     const auto address = reinterpret_cast<uintptr_t>(memory.get());
     return reinterpret_cast<uint32_t*>((address + kPage - 1) & ~uintptr_t{kPage - 1});
 }
 
+// From so many tiles a thread on they are dealt out whole; below, where the last one would leave threads waiting, panels
+// are.
+constexpr int64_t kTilesPerThread = 8;
+
 // Rows of one group after the other, cut into tiles of nearly equal height.
-std::vector<LoraTile> tiles_of(int64_t samples, int64_t rows, const int64_t* group_of, int groups, int most) {
+std::vector<LoraTile> tiles_of(int64_t samples, int64_t rows, const int64_t* group_of, int groups, int most,
+                               int threads) {
     std::vector<LoraTile> tiles;
     std::vector<int64_t> members;
     for (int group = group_of ? -1 : 0; group < (group_of ? groups : 1); ++group) {
@@ -75,7 +82,8 @@ std::vector<LoraTile> tiles_of(int64_t samples, int64_t rows, const int64_t* gro
         for (int64_t sample = 0; sample < samples; ++sample)
             if (!group_of || group_of[sample] == group) members.push_back(sample);
         const int64_t total = static_cast<int64_t>(members.size()) * rows;
-        const int64_t count = (total + most - 1) / most;
+        int64_t count = (total + most - 1) / most;
+        if (count >= kTilesPerThread * threads) count = (count + threads - 1) / threads * threads;
         for (int64_t i = 0; i < count; ++i) {
             const int64_t begin = total * i / count, end = total * (i + 1) / count;
             LoraTile tile{static_cast<int>(end - begin), group < groups ? group : -1, {}};
@@ -87,6 +95,33 @@ std::vector<LoraTile> tiles_of(int64_t samples, int64_t rows, const int64_t* gro
     return tiles;
 }
 
+// The groups as the kernels read them, and where in a tile of `words` words their parts lie, behind x's.
+struct Groups {
+    std::vector<LoraGroup> groups;
+    std::vector<LoraFactors> factors;
+    int64_t words;
+
+    Groups(const LoraArgs& args, const std::vector<LoraAdapters>& adapters, const LoraKernels& kernels) {
+        const int64_t first = Words(kernels.words(args.depth)).size();
+        words = first;
+        factors.reserve(adapters.size() * static_cast<size_t>(args.linears));
+        for (const LoraAdapters& one : adapters) {
+            LoraGroup group{one.down, one.scale, 0, factors.data() + factors.size(), first};
+            const char* up = static_cast<const char*>(one.up);
+            for (int i = 0; i < args.linears; ++i) {
+                const int64_t rank = one.ranks[i];
+                const Words own(kernels.words(rank));
+                factors.push_back({up, rank, own, group.rows});
+                group.rows += own.size();
+                group.total += rank;
+                up += packed_size(args.columns[i], rank, args.dtype) * bytes_of(args.dtype);
+            }
+            words = std::max(words, group.rows + kMostRows * padded_columns(group.total));
+            groups.push_back(group);
+        }
+    }
+};
+
 // Rows that share one reading of the weights: enough to pay for it, and few enough to stay in the second-level cache.
 constexpr int64_t kBlockRows = 112;
 constexpr int64_t kCacheWords = 192 << 10;
@@ -96,11 +131,12 @@ struct Job {
     const LoraKernels* kernels;
     const std::vector<LoraTile>* tiles;
     int64_t tile_words, block, panels;
-    uint32_t* shared;
+    uint32_t* scratch;
+    mutable std::atomic<int> thread{0};
 
-    // Rows of x in blocks that stay in the second-level cache.
+    // Tiles [begin, end) with all panels, block by block.
     void rows(int64_t begin, int64_t end) const {
-        uint32_t* words = scratch(std::min(block, end - begin) * tile_words);
+        uint32_t* words = scratch + thread.fetch_add(1) * block * tile_words;
         for (int64_t first = begin; first < end; first += block) {
             const int64_t count = std::min(block, end - first);
             prepare(first, first + count, words);
@@ -110,65 +146,78 @@ struct Job {
     void prepare(int64_t begin, int64_t end, uint32_t* words) const {
         for (int64_t k = begin; k < end; ++k) kernels->prepare(args, tiles->data() + k, words + (k - begin) * tile_words);
     }
+    // All tiles, prepared before, with panels [begin, end).
     void columns(int64_t begin, int64_t end) const {
         const int64_t all = static_cast<int64_t>(tiles->size());
         for (int64_t first = 0; first < all; first += block)
-            kernels->multiply(args, tiles->data() + first, std::min(block, all - first), shared + first * tile_words,
+            kernels->multiply(args, tiles->data() + first, std::min(block, all - first), scratch + first * tile_words,
                               tile_words, begin, end);
     }
 };
 
 int64_t share(int64_t units, int threads) { return (units + threads - 1) / threads; }
 
+// A second thread is worth waking for 5 to 10 us of work each.
+constexpr int64_t kGrain = 400000;  // multiply-adds
+constexpr int64_t kPackGrain = 16384;
+
+int useful_threads(int threads, int64_t work, int64_t grain) {
+    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work / grain)));
+}
+
+void copy_all(const PackJob& job, int threads, void (*words)(const void*, int64_t, int64_t),
+              void (*halves)(const void*, int64_t, int64_t)) {
+    parallel(panels_of(job.n), useful_threads(threads, job.n * job.k, kPackGrain), job.dtype == kFloat32 ? words : halves,
+             &job);
+}
+
 }  // namespace
 
 void lora_pack(const void* weight, int64_t n, int64_t k, int dtype, void* packed, int threads) {
-    const PackJob job{weight, packed, n, k, dtype};
-    memset(packed, 0, static_cast<size_t>(packed_size(n, k, dtype) * bytes_of(dtype)));
-    parallel(panels_of(n), threads, dtype == kFloat32 ? copy_panels<uint32_t, true> : copy_panels<uint16_t, true>, &job);
+    const int64_t size = packed_size(n, k, dtype);
+    if (size == 0) return;
+    memset(packed, 0, static_cast<size_t>(size * bytes_of(dtype)));
+    copy_all({weight, packed, n, k, dtype}, threads, copy_panels<uint32_t, true>, copy_panels<uint16_t, true>);
 }
 
 void lora_unpack(const void* packed, int64_t n, int64_t k, int dtype, void* weight, int threads) {
-    const PackJob job{packed, weight, n, k, dtype};
-    parallel(panels_of(n), threads, dtype == kFloat32 ? copy_panels<uint32_t, false> : copy_panels<uint16_t, false>, &job);
+    copy_all({packed, weight, n, k, dtype}, threads, copy_panels<uint32_t, false>, copy_panels<uint16_t, false>);
 }
 
-void lora_linear(const LoraArgs& args, int groups, int64_t samples, int64_t rows, const int64_t* group_of, int threads) {
-    const LoraKernels& kernels = lora_kernels(args.dtype);
+void lora_linear(LoraArgs args, const std::vector<LoraAdapters>& adapters, int64_t samples, int64_t rows,
+                 const int64_t* group_of, int threads) {
+    const int count_of_groups = static_cast<int>(adapters.size());
     for (int64_t sample = 0; group_of && sample < samples; ++sample)
-        if (group_of[sample] < -1 || group_of[sample] >= groups)
+        if (group_of[sample] < -1 || group_of[sample] >= count_of_groups)
             throw std::out_of_range("adapter_index[" + std::to_string(sample) + "] is " +
-                                    std::to_string(group_of[sample]) + ": there are " + std::to_string(groups) +
+                                    std::to_string(group_of[sample]) + ": there are " + std::to_string(count_of_groups) +
                                     " groups of adapters, and -1 is none");
-    const std::vector<LoraTile> tiles = tiles_of(samples, rows, group_of, groups, kernels.rows);
-    if (tiles.empty()) return;
-    int64_t low_rank_words = 0, panels = 0;
-    for (int g = 0; g < groups; ++g) {
-        const LoraGroup& group = args.groups[g];
-        int64_t words = kMostRows * padded_columns(group.total);
-        for (int i = 0; i < args.linears; ++i) words += Words(kernels.words(group.ranks[i])).blocks * kBlockWords;
-        low_rank_words = std::max(low_rank_words, words);
+    const LoraKernels& kernels = lora_kernels(args.dtype);
+    const Groups groups(args, adapters, kernels);
+    args.groups = groups.groups.data();
+    int64_t panels = 0, columns = 0;
+    for (int i = 0; i < args.linears; ++i) {
+        panels += panels_of(args.columns[i]);
+        columns += args.columns[i];
     }
-    for (int i = 0; i < args.linears; ++i) panels += panels_of(args.columns[i]);
+    threads = useful_threads(threads, samples * rows * args.depth * columns, kGrain);
+    const std::vector<LoraTile> tiles = tiles_of(samples, rows, group_of, count_of_groups, kernels.rows, threads);
+    if (tiles.empty()) return;
     const int64_t count = static_cast<int64_t>(tiles.size());
-    Job job{&args,
-            &kernels,
-            &tiles,
-            Words(kernels.words(args.depth)).blocks * kBlockWords + low_rank_words,
-            std::max<int64_t>(1, std::min(kBlockRows, kCacheWords / kernels.words(args.depth)) / kernels.rows),
-            panels,
-            nullptr};
-    const auto by_rows = share(count, threads) * panels, by_columns = share(panels, threads) * count;
-    if (by_rows <= by_columns) {
+    const int64_t block_rows = std::min(kBlockRows, kCacheWords / kernels.words(args.depth));
+    const int64_t block = std::max<int64_t>(1, block_rows / kernels.rows);
+    Job job{&args, &kernels, &tiles, groups.words, block, panels, nullptr};
+    if (count >= kTilesPerThread * threads || share(count, threads) * panels <= share(panels, threads) * count) {
+        job.scratch = scratch(threads * job.block * job.tile_words);
         parallel(count, threads,
                  [](const void* job, int64_t begin, int64_t end) { static_cast<const Job*>(job)->rows(begin, end); }, &job);
         return;
     }
-    job.shared = scratch(count * job.tile_words);
+    job.scratch = scratch(count * job.tile_words);
     parallel(count, threads,
              [](const void* context, int64_t begin, int64_t end) {
                  const Job& job = *static_cast<const Job*>(context);
-                 job.prepare(begin, end, job.shared + begin * job.tile_words);
+                 job.prepare(begin, end, job.scratch + begin * job.tile_words);
              },
              &job);
     parallel(panels, threads,
