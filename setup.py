@@ -63,7 +63,7 @@ class BuildExtension(build_ext):
 
 cpu = Pybind11Extension(
     "fastsample._cpu",
-    ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/lora_linear.cpp", "csrc/cpu/memory.cpp", "csrc/cpu/threads.cpp"],
+    ["csrc/bindings.cpp", *[f"csrc/cpu/{name}.cpp" for name in ("dispatch", "lora_linear", "memory", "threads")]],
     depends=[str(path) for path in Path("csrc").rglob("*") if path.is_file()],
     extra_compile_args=COMMON,
     extra_link_args=["-ldl", "-pthread"] if sys.platform == "linux" else [],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from benchmarks.harness import Candidate, Spread, measure, ratio
 from benchmarks.options import Run, Shape, label
-from benchmarks.projections import DTYPES, SCALE, Case, Pair, Projections, geometric
+from benchmarks.projections import DTYPES, Case, geometric, layer
 from benchmarks.report import Row, rows_of, table
-from fastsample.lora import QKVProjection
 
 RANK, SAMPLES, KINDS = 16, 8, 4
 TWO, SUMMED = f"two adapters of rank {RANK}", f"one of rank {2 * RANK}"
@@ -58,15 +57,6 @@ def _each(shape: Shape, dtype: torch.dtype) -> tuple[str, str, list[Candidate], 
         _check([y[i : i + 1] for y in each(x[:, :64].contiguous(), adapter_index=index)], alone(few))
     candidates = [Candidate(EACH, partial(each, x, adapter_index=index)), Candidate(SHARED, partial(shared, x))]
     return EACH, SHARED, candidates, label((SAMPLES, *shape))
-
-
-def layer(case: Case, adapters: Mapping[str, Sequence[Pair]]) -> QKVProjection:
-    """The fused layer of the case's linears with all of these adapters active."""
-    plain = Projections(case.weights)
-    made = QKVProjection.from_linears([plain.q, plain.k, plain.v])
-    for name, pairs in adapters.items():
-        made.add_adapter(name, list(pairs), scale=SCALE)
-    return made
 
 
 def _check(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:

@@ -21,9 +21,8 @@ from benchmarks.harness import Candidate, Spread, Timing, measure, ratio, spread
 from benchmarks.options import Run, Shape, label
 from benchmarks.peers import compiled
 from benchmarks.report import OURS, Row, against, percent, rows_of, table
+from fastsample.lora import QKVProjection
 from fastsample.ops.backend import _cpu
-from fastsample.ops.lora import lora_linear
-from fastsample.ops.lora_pack import LowRank, pack_adapters, pack_linear
 
 SHAPES: tuple[Shape, ...] = ((4096, 320), (1024, 640), (256, 1280), (77, 768, 320), (4096, 1536))
 QUICK_SHAPES: tuple[Shape, ...] = ((29, 32), (13, 24, 40))
@@ -138,13 +137,11 @@ def section(run: Run) -> list[Row]:
 
 def calls_of(case: Case, *, every_rank: bool, with_compile: bool) -> dict[str, Call]:
     """Everything to be compared, by provider; `every_rank` of peers too."""
-    packed, scale = pack_linear(case.weights), torch.tensor(SCALE)
     bare = [_linear(weight) for weight in case.weights]
-    calls: dict[str, Call] = {BASELINE: partial(each, bare, case.x), BARE: partial(lora_linear, case.x, packed)}
+    calls: dict[str, Call] = {BASELINE: partial(each, bare, case.x), BARE: partial(layer(case, {}), case.x)}
     for rank in RANKS:
         pairs = case.pairs(rank)
-        adapters = pack_adapters(packed, [[LowRank(down, up, scale) for down, up in pairs]])
-        calls[provider(OURS, rank)] = partial(lora_linear, case.x, packed, adapters)
+        calls[provider(OURS, rank)] = partial(layer(case, {"own": pairs}), case.x)
         if rank == PEER_RANK or every_rank:
             calls[provider("addmm", rank)] = partial(by_hand, case.x, case.weights, pairs)
             # Merged it costs the same at every rank.
@@ -163,6 +160,14 @@ def calls_of(case: Case, *, every_rank: bool, with_compile: bool) -> dict[str, C
 def provider(name: str, rank: int) -> str:
     """A candidate's name beside its other ranks."""
     return f"{name} rank {rank}"
+
+
+def layer(case: Case, adapters: Mapping[str, Sequence[Pair]]) -> QKVProjection:
+    """The fused layer of the case's linears with all of these adapters active."""
+    made = QKVProjection.from_linears([_linear(weight) for weight in case.weights])
+    for name, pairs in adapters.items():
+        made.add_adapter(name, pairs, scale=SCALE)
+    return made
 
 
 def each(linears: Sequence[nn.Module], x: Tensor) -> Outputs:

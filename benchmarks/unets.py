@@ -17,6 +17,7 @@ from benchmarks.options import Run, Shape, label
 from benchmarks.projections import peft_if_there, provider, set_peft
 from benchmarks.report import OURS, Row, against, rows_of, table
 from fastsample import lora
+from fastsample.lora.attention import FusedAttnProcessor
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 RANKS, PEER_RANK = (16, 64), 16
@@ -99,8 +100,11 @@ def forward(unet: nn.Module, x: Tensor, tokens: Tensor) -> Tensor:
 
 def with_ours(unet: nn.Module, rank: int) -> nn.Module:
     """Another tree of the same parameters, with this package's LoRA attached."""
-    made = sharing(unet)
+    made: Any = sharing(unet)
     lora.attach(made, state_dict(unet, rank))
+    processors = made.attn_processors
+    if any(not isinstance(processor, FusedAttnProcessor) for processor in processors.values()):
+        raise AssertionError(f"attach left some of {len(processors)} attention blocks with their own processor")
     return made
 
 

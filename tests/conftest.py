@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,27 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield name
     if isa:
         _cpu.set_isa(before)
+
+
+@pytest.fixture
+def one_thread_and_seed() -> Iterator[None]:
+    """Threads that share busy cores wait for one another longer than small networks run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def compiler() -> Iterator[Any]:
+    """A backend that counts what it compiles, from an empty cache."""
+    # Its import takes seconds.
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch.compiler.reset()
+    yield CompileCounterWithBackend("eager")
+    torch.compiler.reset()
 
 
 def golden(name: str) -> dict[str, np.ndarray]:

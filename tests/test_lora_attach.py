@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
-from collections.abc import Iterator
+import weakref
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -13,32 +15,16 @@ import safetensors.torch
 import torch
 from lora_modules import KEEP, SHAPES, Net, Unchanged, X, assert_same, file, merged
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastsample import lora
 from fastsample.lora import LoRAConv2d, LoRALinear
 
-
-@pytest.fixture(autouse=True)
-def one_thread_and_seed() -> Iterator[None]:
-    """Threads that share busy cores wait for one another longer than these networks run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
 
 @pytest.fixture
 def net() -> Net:
     return Net().eval().requires_grad_(False)
-
-
-@pytest.fixture
-def compiler() -> Iterator[CompileCounterWithBackend]:
-    torch.compiler.reset()
-    yield CompileCounterWithBackend("eager")
-    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -131,7 +117,7 @@ def test_swap(net: Net, keep_weight: bool) -> None:
     assert_same(net(X), merged(plain, (one, 1.0))(X))
 
 
-def test_a_compiled_network_goes_on_without_compiling(net: Net, compiler: CompileCounterWithBackend) -> None:
+def test_a_compiled_network_goes_on_without_compiling(net: Net, compiler: Any) -> None:
     plain, one, two, three = copy.deepcopy(net), file(), file("blocks.0.0 conv", rank=3), file("first", rank=1)
     lora.attach(net, one, "one", capacity=4)
     lora.attach(net, three, "three")
@@ -240,6 +226,57 @@ def test_torchs_encoder_layer_calls_its_linears() -> None:
     lora.detach(layer)
     unchanged.check()
     assert not layer._forward_pre_hooks
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_torchs_encoder_takes_padded_sequences() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    encoder = nn.TransformerEncoder(layer, 2).eval().requires_grad_(False)
+    x, padded = torch.randn(3, 4, 8), torch.arange(4) >= torch.tensor([[4], [2], [3]])
+    state = {"layers.0.linear1.lora_A.weight": torch.randn(2, 8), "layers.0.linear1.lora_B.weight": torch.randn(16, 2)}
+    slow = copy.deepcopy(encoder).train()
+    slow.layers[0].linear1.weight += state["layers.0.linear1.lora_B.weight"] @ state["layers.0.linear1.lora_A.weight"]
+    with torch.inference_mode():
+        before = encoder(x, src_key_padding_mask=padded)
+        lora.attach(encoder, state)
+        want = slow(x, src_key_padding_mask=padded)
+        for one in (encoder, copy.deepcopy(encoder)):
+            got = one(x, src_key_padding_mask=padded)
+            torch.testing.assert_close(got[~padded], want[~padded], rtol=1e-5, atol=1e-5)
+        lora.detach(encoder)
+        assert encoder.use_nested_tensor
+        assert torch.equal(encoder(x, src_key_padding_mask=padded), before)
+
+
+def test_detach_leaves_ones_own_layers(net: Net) -> None:
+    net.blocks[0][0] = own = LoRALinear.from_linear(net.blocks[0][0])
+    own.add_adapter("mine", [(torch.ones(2, 6), torch.ones(10, 2))])
+    before = net(X)
+    lora.attach(net, file(), "a")
+    lora.attach(net, file("conv"), "b")
+    assert not torch.equal(net(X), before)
+    lora.detach(net, "b")
+    assert own.adapters == ("mine", "a")
+    lora.attach(net, file("first"), "c")
+    lora.detach(net)
+    assert net.blocks[0][0] is own
+    assert (own.adapters, own._bank.active) == (("mine",), {"mine": 1.0})
+    assert type(net.first) is nn.Linear
+    assert torch.equal(net(X), before)
+    lora.detach(net, "mine")
+    assert net.blocks[0][0] is own
+    assert own.adapters == ()
+
+
+def test_detach_frees_at_once(net: Net) -> None:
+    lora.attach(net, file())
+    packed = weakref.ref(net.first._bank._packed)
+    gc.disable()
+    try:
+        lora.detach(net)
+        assert packed() is None
+    finally:
+        gc.enable()
 
 
 def test_gradients_reach_the_factors(net: Net) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,9 @@ from lora_modules import KEEP, Net, State, Unchanged, file
 from torch import Tensor, nn
 
 from fastsample import lora
-from fastsample.lora import layers
+from fastsample.lora import frozen
 
-
-@pytest.fixture(autouse=True)
-def one_thread_and_seed() -> Iterator[None]:
-    """Threads that share busy cores wait for one another longer than these networks run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
 
 @pytest.fixture
@@ -114,20 +106,22 @@ def test_bad_arguments_leave_the_module_alone(net: Net, options: Any, error: Any
 
 
 @KEEP
+@pytest.mark.parametrize("step", ["pack_linear", "mark", "pack_adapters"])
+@pytest.mark.parametrize("passed", [0, 1, 2])
 def test_a_failure_half_way_leaves_the_module_alone(
-    net: Net, keep_weight: bool, monkeypatch: pytest.MonkeyPatch
+    net: Net, keep_weight: bool, step: str, passed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lora.attach(net, file("first"), "before", keep_weight=keep_weight)
     unchanged = Unchanged(net)
-    original, calls = layers.FrozenLinears, iter(range(2))
+    original, calls = getattr(frozen, step), iter([*[False] * passed, True])
 
     def failing(*args: Any) -> Any:
-        if next(calls, None) is None:
+        if next(calls, False):
             raise MemoryError
         return original(*args)
 
-    monkeypatch.setattr(layers, "FrozenLinears", failing)
-    with pytest.raises(MemoryError):
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(frozen, step, failing)
         lora.attach(net, file(), keep_weight=keep_weight)
     unchanged.check(storage=keep_weight)
     assert not net.blocks[0][0].weight.isnan().any()

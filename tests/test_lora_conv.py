@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from lora_modules import pair
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastsample.lora import LoRAConv2d
 
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def compiler() -> Iterator[CompileCounterWithBackend]:
-    torch.compiler.reset()
-    yield CompileCounterWithBackend("eager")
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
 
 CONVS = {
@@ -68,7 +57,38 @@ def test_conv_is_the_conv_of_the_sum(name: str) -> None:
     assert torch.equal(copy.deepcopy(layer)(x), want)
 
 
-def test_conv_trains_compiles_and_refuses(compiler: CompileCounterWithBackend) -> None:
+def test_half_precision_is_as_exact_as_torchs() -> None:
+    conv, x = nn.Conv2d(3, 5, 3, dtype=torch.bfloat16), torch.randn(4, 3, 9, 8, dtype=torch.bfloat16)
+    down, up = torch.randn(2, 3, 3, 3), torch.randn(5, 2, 1, 1)
+    layer = LoRAConv2d.from_conv(conv)
+    layer.add_adapter("a", [(down, up)], scale=0.5)
+
+    def by_hand(dtype: torch.dtype) -> Tensor:
+        a, b = (factor.bfloat16().to(dtype) for factor in (down, up))
+        weight, bias = conv.weight.to(dtype), conv.bias.to(dtype)
+        base = nn.functional.conv2d(x.to(dtype), weight, bias)
+        return base + nn.functional.conv2d(nn.functional.conv2d(x.to(dtype), a) * 0.5, b)
+
+    with torch.no_grad():
+        want, got = by_hand(torch.float64), layer(x)
+        assert got.dtype == torch.bfloat16
+        assert (got - want).norm() <= 2 * (by_hand(torch.bfloat16) - want).norm()
+
+
+def test_conv_is_frozen_and_checks_the_index() -> None:
+    layer, x = LoRAConv2d.from_conv(nn.Conv2d(3, 5, 3)), torch.randn(2, 3, 6, 6, requires_grad=True)
+    for active in (0, 1):
+        layer(x).sum().backward()
+        assert x.grad.abs().max() > 0
+        assert layer.weight.grad is None
+        assert layer.bias.grad is None
+        with pytest.raises(IndexError, match=rf"adapter_index\[1\] is {active}"):
+            layer(x, torch.tensor([-1, active]))
+        if not active:
+            layer.add_adapter("a", [(torch.ones(2, 3, 3, 3), torch.ones(5, 2, 1, 1))])
+
+
+def test_conv_trains_compiles_and_refuses(compiler: Any) -> None:
     layer, x = LoRAConv2d.from_conv(nn.Conv2d(3, 5, 3), capacity=2), torch.randn(2, 3, 6, 6)
     down, up = torch.randn(2, 3, 3, 3, requires_grad=True), torch.randn(5, 2, 1, 1, requires_grad=True)
     layer.add_adapter("a", [(down, up)])

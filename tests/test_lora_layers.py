@@ -12,14 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from fastsample.lora import LoRALinear, QKVProjection, frozen
+from fastsample.lora import LoRALinear, QKVProjection, frozen, set_adapter_index
+
+pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda d: str(d)[6:])
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 @DTYPES
@@ -215,6 +212,47 @@ def test_refuses_before_anything_changes(call: Callable[[LoRALinear], Any], erro
     assert torch.equal(layer(x), want)
 
 
+@pytest.mark.parametrize("active", [0, 1, 2])
+@pytest.mark.parametrize("grad", [False, True], ids=["kernel", "reference"])
+def test_every_index_is_checked(active: int, grad: bool) -> None:
+    layer, x = layer_with(*[pair(2)] * active), torch.randn(2, 7, requires_grad=grad)
+    layer(x, torch.tensor([-1, active - 1]))
+    for index in (active, -2):
+        with pytest.raises(IndexError, match=rf"adapter_index\[1\] is {index}: there are {active} groups"):
+            layer(x, torch.tensor([-1, index]))
+    with pytest.raises(ValueError, match="per sample"):
+        layer(x, torch.tensor([-1]))
+
+
+def test_the_order_that_an_index_counts_stays() -> None:
+    net = nn.Sequential(layer_with(pair(2), pair(3)))
+    set_adapter_index(net, torch.tensor([1, 0]))
+    for refused in (lambda: net[0].set_adapters({"a1": 1.0}), lambda: net[0].remove_adapter("a0")):
+        with pytest.raises(ValueError, match=r"counts the active adapters a0, a1, which would become a1"):
+            refused()
+    net[0].set_adapters({"a0": 2.0, "a1": 1.0})
+
+
+def test_swap_adapter() -> None:
+    linears, projection = qkv(capacity=3)
+    x, one, two = torch.randn(4, 7), pair(2), pair(3)
+    projection.add_adapter("a", [one, None, pair(2, out=6)])
+    packed = projection._bank._forms[None, False][1].down[0].data_ptr()
+    projection.swap_adapter("a", [two, None, None], scale=0.5, alpha=6)
+    assert projection._bank._forms[None, False][1].down[0].data_ptr() == packed
+    outputs = projection(x)
+    assert_close_to(outputs[0], x, linears[0].weight.detach(), linears[0].bias, (two, 1.0))
+    assert_close_to(outputs[2], x, linears[2].weight.detach(), linears[2].bias)
+    for name, pairs, message in (
+        ("b", [one, None, None], "'b', there is 'a'"),
+        ("a", [None, pair(1, out=3), None], r"pairs\[1\]: adapter 'a' has no factors"),
+        ("a", [pair(4), None, None], "rank 4, capacity is 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            projection.swap_adapter(name, pairs)
+    assert all(torch.equal(y, z) for y, z in zip(projection(x), outputs, strict=True))
+
+
 class Doubling(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -223,6 +261,12 @@ class Doubling(nn.Linear):
 def wrapped() -> nn.Module:
     linear = nn.Linear(7, 5)
     linear.forward = lambda x: x
+    return linear
+
+
+def released() -> nn.Module:
+    linear = nn.Linear(7, 5)
+    LoRALinear.from_linear(linear, keep_weight=False)
     return linear
 
 
@@ -237,11 +281,12 @@ def wrapped() -> nn.Module:
         wrapped,
         lambda: layer_with(),
         lambda: None,
+        lambda: released(),
     ],
-    ids=["conv", "subclass", "multihead", "parametrized", "meta", "wrapped", "adapted", "none"],
+    ids=["conv", "subclass", "multihead", "parametrized", "meta", "wrapped", "adapted", "none", "released"],
 )
 def test_takes_plain_linears_only(make: Callable[[], Any]) -> None:
-    with pytest.raises(TypeError, match="plain Linear"):
+    with pytest.raises(TypeError, match=r"plain Linear .*got \w+\.\S+: (it|its|MultiheadAttention) \w+"):
         LoRALinear.from_linear(make())
     with pytest.raises(TypeError, match="plain Linear"):
         QKVProjection.from_linears([nn.Linear(7, 5), make()], keep_weight=False)

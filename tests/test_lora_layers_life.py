@@ -5,28 +5,20 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from lora_modules import KEEP, assert_close_to, layer_with, pair, qkv
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
-from fastsample.lora import LoRALinear
+from fastsample.lora import LoRALinear, frozen
 
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def compiler() -> Iterator[CompileCounterWithBackend]:
-    torch.compiler.reset()
-    yield CompileCounterWithBackend("eager")
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
 
 @KEEP
@@ -158,6 +150,46 @@ def test_copies_are_whole_and_their_own(how: str, keep_weight: bool) -> None:
     assert released == [not keep_weight] * 3
 
 
+@pytest.mark.parametrize("how", COPIES)
+def test_copying_leaves_the_original_alone(how: str) -> None:
+    _, projection = qkv(keep_weight=False)
+    x, packed = torch.randn(4, 7), projection._bank._packed.data.data_ptr()
+    weights = [linear.weight.data_ptr() for linear in projection.children()]
+    twin = COPIES[how](projection)
+    assert projection._bank._packed.data.data_ptr() == packed
+    assert [linear.weight.data_ptr() for linear in projection.children()] == weights
+    assert not any(linear.weight.isnan().any() for linear in twin.children())
+    for i, linear in enumerate(twin.children()):
+        alone = linear.give_back()
+        assert type(alone) is nn.Linear
+        assert alone.weight is linear.weight
+        assert torch.equal(alone.weight, projection.state_dict()[f"{i}.weight"])
+    torch.testing.assert_close(twin(x), projection(x), rtol=0, atol=0)
+
+
+@KEEP
+def test_two_threads_make_the_first_call(keep_weight: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = layer_with(pair(2), keep_weight=keep_weight), torch.randn(4, 7)
+    want, layer = layer(x), copy.deepcopy(layer)
+    original, packed = frozen.pack_linear, list[Any]()
+    inside, both = threading.Event(), ThreadPoolExecutor(2)
+
+    def slow(*args: Any) -> Any:
+        packed.append(original(*args))
+        inside.set()
+        time.sleep(0.05)  # for the other to come by
+        return packed[-1]
+
+    monkeypatch.setattr(frozen, "pack_linear", slow)
+    with both:
+        first = both.submit(layer, x)
+        inside.wait(10)
+        second = both.submit(layer, x)
+        assert torch.equal(first.result(10), want)
+        assert torch.equal(second.result(10), want)
+    assert len(packed) == 1
+
+
 def test_training_is_seen_by_the_next_call() -> None:
     layer, x = layer_with(), torch.randn(4, 7)
     down, up = (factor.requires_grad_() for factor in pair(3))
@@ -200,7 +232,7 @@ def test_hooks_mode_and_attributes_are_the_linears_own() -> None:
 
 
 @pytest.mark.parametrize("indexed", [False, True], ids=["sum", "per-sample"])
-def test_compiled_once_for_all_weights_and_factors(indexed: bool, compiler: CompileCounterWithBackend) -> None:
+def test_compiled_once_for_all_weights_and_factors(indexed: bool, compiler: Any) -> None:
     _, projection = qkv(capacity=4)
     projection.add_adapter("a", [pair(3), None, pair(4, out=6)])
     projection.add_adapter("b", [pair(2), pair(1, out=3), None])
@@ -224,7 +256,7 @@ def test_compiled_once_for_all_weights_and_factors(indexed: bool, compiler: Comp
     assert compiler.frame_count == 1
 
 
-def test_compiled_training_reads_the_factors_as_they_are(compiler: CompileCounterWithBackend) -> None:
+def test_compiled_training_reads_the_factors_as_they_are(compiler: Any) -> None:
     layer, x = layer_with(), torch.randn(4, 7)
     down, up = (factor.requires_grad_() for factor in pair(3))
     layer.add_adapter("a", [(down, up)])
@@ -237,7 +269,7 @@ def test_compiled_training_reads_the_factors_as_they_are(compiler: CompileCounte
         torch.testing.assert_close(compiled(x), layer(x), rtol=0, atol=1e-5)
 
 
-def test_a_copy_packs_itself_under_compile(compiler: CompileCounterWithBackend) -> None:
+def test_a_copy_packs_itself_under_compile(compiler: Any) -> None:
     layer, x = copy.deepcopy(layer_with(pair(2), keep_weight=False)), torch.randn(4, 7)
     compiled = torch.compile(layer, backend=compiler)
     with torch.no_grad():

@@ -1,36 +1,20 @@
-"""Which adapters a layer has, which of them are active, and the low-rank factors that follow."""
+"""Which adapters a layer has, and which of them are active."""
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fastsample.lora.factors import Layer, Pair, Part, check_ranks, low_rank, merged, stacked
+from fastsample.ops.lora import check_range
 from fastsample.ops.lora_pack import LowRank
 
-Pair = tuple[Tensor, Tensor]
 T = TypeVar("T")
-
-
-class Layer(Protocol):
-    """A linear or a convolution."""
-
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-    _parameters: dict[str, nn.Parameter | None]
-
-
-class Part(NamedTuple):
-    """An adapter's factors in one layer: adds factor * up @ down to its weight. Zeros fill the rank up to capacity."""
-
-    down: Tensor
-    up: Tensor
-    factor: float
-    capacity: int
 
 
 class Adapters:
@@ -38,22 +22,26 @@ class Adapters:
 
     Attributes:
         layers: the layers, whose `weight` is theirs.
-        replaced: the modules in whose place they stand.
         parts: of each adapter, one entry per layer, None where it leaves a layer alone.
         active: the weights of the active adapters, in the order that an adapter index counts. A name without parts
             holds a place: the module tree knows the adapter, this layer does not.
         index: the adapter of each sample, where forward is given none; None for the sum of all.
         unmerged: the weights as they were before merge(); None where adapters are not merged.
+        made_by_attach: whether attach put the layers in their places, so that detach takes them away.
+        names_by_attach: the adapters that attach added to layers it found.
     """
 
-    def __init__(self, layers: Sequence[Layer], replaced: Sequence[nn.Module], capacity: int | None) -> None:
-        self.layers, self.replaced = list(layers), list(replaced)
+    def __init__(self, layers: Sequence[Layer], capacity: int | None) -> None:
+        self.layers = list(layers)
         self.parts: dict[str, tuple[Part | None, ...]] = {}
         self.active: dict[str, float] = {}
         self.index: Tensor | None = None
         self.unmerged: list[Tensor] | None = None
+        self.made_by_attach = False
+        self.names_by_attach: set[str] = set()
         self._capacity = capacity
         self._trainable = False
+        self._factors: list[Tensor] = []
         self._factor_marks: list[tuple[int, int, int, bool]] = []
 
     def add(
@@ -63,7 +51,9 @@ class Adapters:
         scale: float | Sequence[float] = 1.0,
         alpha: float | None = None,
         capacity: int | None = None,
+        active: Mapping[str, float] | None = None,
     ) -> None:
+        """Takes an adapter, and these as the active ones: by default it joins them."""
         if not isinstance(name, str) or not name:
             raise TypeError(f"name must be a non-empty str, got {name!r}")
         if name in self.parts:
@@ -73,20 +63,26 @@ class Adapters:
             raise ValueError("pairs holds no (A, B)")
         capacity = self._capacity if capacity is None else capacity
         padded = [part and part._replace(capacity=capacity or part.capacity) for part in parts]
-        _check_capacity(padded)
-        self.change({**self.parts, name: tuple(padded)}, {**self.active, name: 1.0})
+        check_ranks(padded)
+        self.change({**self.parts, name: tuple(padded)}, dict(active or {**self.active, name: 1.0}))
 
-    def replace(self, name: str, pairs: Sequence[Pair | None], scale: float | Sequence[float]) -> None:
+    def replace(
+        self,
+        name: str,
+        pairs: Sequence[Pair | None],
+        scale: float | Sequence[float] = 1.0,
+        alpha: float | None = None,
+    ) -> None:
         """Other factors for an adapter, of at most its capacity; a layer whose pair is None gets zeros."""
         parts = []
-        for i, (old, new) in enumerate(zip(self.parts[name], self._checked(pairs, scale, None), strict=True)):
+        for i, (old, new) in enumerate(zip(self.parts[name], self._checked(pairs, scale, alpha), strict=True)):
             if old is None and new is not None:
                 raise ValueError(f"pairs[{i}]: adapter {name!r} has no factors for this layer")
             if old is not None:
                 none = Part(old.down.detach()[:0], old.up.detach()[:, :0], 0.0, 0)
                 old = (new or none)._replace(capacity=old.capacity)
             parts.append(old)
-        _check_capacity(parts)
+        check_ranks(parts)
         self.change({**self.parts, name: tuple(parts)}, self.active)
 
     def activate(self, weights: Mapping[str, float]) -> None:
@@ -95,11 +91,14 @@ class Adapters:
 
     def remove(self, name: str) -> None:
         check_names([name], self.parts)
-        self.forget(name)
+        self.check_order(_without(self.active, [name]))
+        self.forget([name])
+        self.names_by_attach.discard(name)
 
-    def forget(self, name: str | None) -> None:
-        """Removes an adapter, or a name that holds a place."""
-        self.change(_without(self.parts, name), _without(self.active, name))
+    def forget(self, names: Iterable[str]) -> None:
+        """Removes adapters, and names that hold a place."""
+        names = list(names)
+        self.change(_without(self.parts, names), _without(self.active, names))
 
     def change(self, parts: dict[str, tuple[Part | None, ...]], active: dict[str, float]) -> None:
         """Takes these, or raises and stays as it was."""
@@ -118,7 +117,7 @@ class Adapters:
         none = (None,) * len(self.layers)
         groups = [
             [
-                part and _low_rank(part, weight, layer)
+                part and low_rank(part, weight, layer)
                 for part, layer in zip(self.parts.get(name, none), self.layers, strict=True)
             ]
             for name, weight in self.active.items()
@@ -137,9 +136,9 @@ class Adapters:
         with torch.inference_mode(False):
             weights = self.weights()
             [group] = self.groups(per_sample=False)
-            merged = [_merged(weight, one) for weight, one in zip(weights, group, strict=True)]
+            sums = [merged(weight, one) for weight, one in zip(weights, group, strict=True)]
             self.unmerged = weights
-            self._set_weights(merged)
+            self._set_weights(sums)
 
     def unmerge(self) -> None:
         if self.unmerged is None:
@@ -151,12 +150,39 @@ class Adapters:
         if self.unmerged is not None:
             raise RuntimeError("the adapters are merged into the weights: call unmerge() first")
 
+    def check_order(self, names: Iterable[str]) -> None:
+        """Raises where other active adapters would give a per-sample choice another meaning."""
+        new = list(names)
+        if self.index is not None and new[: len(self.active)] != list(self.active):
+            raise ValueError(
+                f"an adapter_index is set and counts the active adapters {', '.join(self.active)}, which would become "
+                f"{', '.join(new) or 'none'}: call set_adapter_index(module, None) first"
+            )
+
+    def check_index(self, x: Tensor, index: Tensor) -> None:
+        """Raises unless index chooses an active adapter or none for each sample of x."""
+        if x.ndim < 2 or index.dtype != torch.int64 or index.shape != x.shape[:1]:
+            raise ValueError(
+                f"adapter_index must hold one int64 per sample of x, whose shape is {tuple(x.shape)}; got "
+                f"{index.dtype} of shape {tuple(index.shape)}"
+            )
+        if not torch.compiler.is_compiling():
+            check_range(index, len(self.active))
+
     def restore(self) -> None:
         """Brings the layers' parameters back where they are kept in another form."""
+
+    def free(self) -> None:
+        """Restores, and lets go of what is kept for forward."""
+        self.restore()
 
     def refresh(self) -> None:
         """Brings what is kept for forward up to date with the parts and the active weights."""
         raise NotImplementedError
+
+    def parameters(self, i: int) -> dict[str, nn.Parameter | None]:
+        """The i-th layer's, with their storage."""
+        return self.layers[i]._parameters
 
     def changed(self, i: int) -> None:
         """The i-th layer's parameters were moved, cast or loaded."""
@@ -174,12 +200,13 @@ class Adapters:
             self.refresh()
 
     def _note_factors(self) -> None:
+        parts = [part for name in self.active for part in self.parts.get(name, ()) if part]
+        self._factors = [factor for part in parts for factor in (part.down, part.up)]
         self._factor_marks = self._marks_of_factors()
         self._trainable = any(requires_grad for *_, requires_grad in self._factor_marks)
 
     def _marks_of_factors(self) -> list[tuple[int, int, int, bool]]:
-        parts = [part for name in self.active for part in self.parts.get(name, ()) if part]
-        return [(*mark(factor), factor.requires_grad) for part in parts for factor in (part.down, part.up)]
+        return [(*mark(factor), factor.requires_grad) for factor in self._factors]
 
     def _set_weights(self, weights: Sequence[Tensor]) -> None:
         for layer, weight in zip(self.layers, weights, strict=True):
@@ -214,8 +241,8 @@ class Adapters:
         return parts
 
 
-def _without(names: Mapping[str, T], name: str | None) -> dict[str, T]:
-    return {key: value for key, value in names.items() if key != name}
+def _without(values: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
+    return {key: value for key, value in values.items() if key not in names}
 
 
 def mark(tensor: Tensor) -> tuple[int, int, int]:
@@ -247,37 +274,3 @@ def check_weights(weights: Mapping[str, float], known: Mapping[str, object]) -> 
     check_names(list(weights), known)
     for name, weight in weights.items():
         finite(f"the weight of {name!r}", weight)
-
-
-def _check_capacity(parts: Sequence[Part | None]) -> None:
-    for i, part in enumerate(parts):
-        if part is not None and len(part.down) > part.capacity:
-            raise ValueError(f"pairs[{i}] has rank {len(part.down)}, capacity is {part.capacity}")
-
-
-def _low_rank(part: Part, weight: float, layer: Layer) -> LowRank:
-    """The factors in the layer's dtype and the rank they have room for: a swap then changes no shape and no dtype."""
-    down, up = part.down.to(layer.weight), part.up.to(layer.weight)
-    if missing := part.capacity - len(down):
-        down = torch.cat([down, down.new_zeros(missing, *down.shape[1:])])
-        up = torch.cat([up, up.new_zeros(up.shape[0], missing, *up.shape[2:])], 1)
-    dtype = torch.promote_types(down.dtype, torch.float32)
-    return LowRank(down, up, torch.full((part.capacity,), weight * part.factor, dtype=dtype, device=down.device))
-
-
-def stacked(own: Sequence[LowRank | None]) -> LowRank | None:
-    present = [one for one in own if one is not None]
-    if len(present) < 2:
-        return present[0] if present else None
-    return LowRank(
-        torch.cat([one.down for one in present]),
-        torch.cat([one.up for one in present], 1),
-        torch.cat([one.scale for one in present]),
-    )
-
-
-def _merged(weight: Tensor, one: LowRank | None) -> Tensor:
-    if one is None:
-        return weight
-    up = one.up.flatten(1).to(one.scale) * one.scale
-    return (weight.to(one.scale) + (up @ one.down.flatten(1).to(one.scale)).reshape(weight.shape)).to(weight.dtype)

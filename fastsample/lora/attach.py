@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fastsample.lora import attention
-from fastsample.lora.adapters import Adapters, Pair, check_names, check_weights, finite
+from fastsample.lora.adapters import Adapters, check_names, check_weights, finite
 from fastsample.lora.conv import LoRAConv2d
+from fastsample.lora.factors import Pair
 from fastsample.lora.formats import read
-from fastsample.lora.layers import AdaptedLayer, LoRALinear, QKVProjection, check_capacity, check_replaceable
+from fastsample.lora.layers import AdaptedLayer, LoRALinear, QKVProjection, check_capacity
 from fastsample.lora.names import Factors, Resolution, resolve
 from fastsample.lora.refused import first
-from fastsample.lora.tree import active_of, all_or_nothing, banks_of, check_order, layers_of, names_of, put
+from fastsample.lora.tree import active_of, all_or_nothing, banks_of, layers_of, names_of, put, replaceable
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
@@ -51,8 +51,8 @@ def attach(
     """Adds a LoRA to every layer of a model that it names, active at once with weight 1.
 
     Linears become LoRALinears, convolutions LoRAConv2ds, in place; the model's state_dict() keeps its keys and values.
-    Each weight acts as W + scale * alpha / r * B A, alpha = r where the file gives none. W is frozen: gradients
-    reach x, A and B alone.
+    Each weight acts as W + scale * alpha / r * B A, alpha = r where the file gives none, A and B rounded to W's dtype.
+    W is frozen: gradients reach x, A and B alone.
 
     Args:
         module: a diffusers UNet or transformer, a text encoder, or any other torch module.
@@ -60,7 +60,8 @@ def attach(
             PEFT, diffusers or kohya.
         name: of the adapter, for set_adapters, swap and detach.
         scale: multiplies what the LoRA adds.
-        strict: raise where the file has keys that name no submodule. Keys for another component are never an error.
+        strict: raise where the file has keys that name no submodule. Keys for another component are no error
+            unless there are no others.
         capacity: the rank that the adapter has room for in every layer, so that swap can bring others; None: its own.
         keep_weight: see LoRALinear.from_linear; for layers that are not attached yet.
         fuse: give diffusers' attention blocks a processor that runs q, k and v (in cross-attention k and v) as one.
@@ -94,7 +95,7 @@ def attach(
         raise ValueError(f"capacity is {capacity}, the rank is {len(factors[large[0]].down)} in {first(large)}")
     touched = {path: module.get_submodule(path) for path in factors}
     blocks = attention.fusible(module, touched.values()) if fuse else {}
-    new = _checked(module, touched, blocks, keep_weight)
+    new = replaceable(module, touched, blocks, keep_weight)
     made: dict[nn.Module, AdaptedLayer] = {}
     projections: dict[nn.Module, QKVProjection] = {}
     with all_or_nothing(before):
@@ -109,15 +110,20 @@ def attach(
                     made[old] = LoRALinear.from_linear(old, keep_weight=keep_weight)
             after = [*before, *banks_of(made.values())]
             layers = {path: made.get(old, old) for path, old in touched.items()}
-            for bank, (pairs, scales) in _by_bank(layers, factors, scale).items():
-                bank.add(name, pairs, scales, capacity=capacity)
+            active, own = {**active_of(before), name: 1.0}, _by_bank(layers, factors, scale)
             for bank in after:
-                bank.activate({**active_of(before), name: 1.0})
+                if bank in own:
+                    bank.add(name, *own[bank], capacity=capacity, active=active)
+                else:
+                    bank.activate(active)
         except BaseException:
             for bank in banks_of(made.values()):
                 bank.restore()
             raise
+    for bank in own:
+        bank.names_by_attach.add(name)
     for bank in after:
+        bank.made_by_attach |= bank not in before
         bank.index = before[0].index if before else None
     put(module, made)
     attention.install(projections)
@@ -127,13 +133,16 @@ def attach(
 def set_adapters(module: nn.Module, weights: Mapping[str, float]) -> None:
     """Makes these of the attached adapters the active ones, each times its weight, in this order.
 
+    No call of the module may run meanwhile: it would see some layers before and some after.
+
     Raises:
         ValueError, TypeError: for names that are not attached, weights that are not finite, and another order while a
             set_adapter_index counts the present one. RuntimeError: while layers are merged. Nothing has changed then.
     """
     banks = banks_of(layers_of(module).values())
     check_weights(weights, names_of(banks))
-    check_order(banks, weights)
+    for bank in banks:
+        bank.check_order(weights)
     with all_or_nothing(banks):
         for bank in banks:
             bank.activate(weights)
@@ -160,6 +169,7 @@ def set_adapter_index(module: nn.Module, index: Tensor | None) -> None:
         if not ((index >= -1) & (index < len(active))).all():
             places = ", ".join(f"{i} ({name})" for i, name in enumerate(active)) or "no adapter"
             raise ValueError(f"index must hold -1 or one of {places}; got {index.tolist()}")
+        index = index.clone()
     for bank in banks:
         bank.index = None if index is None else index.to(bank.layers[0].weight.device)
 
@@ -167,7 +177,8 @@ def set_adapter_index(module: nn.Module, index: Tensor | None) -> None:
 def swap(module: nn.Module, source: Source, name: str = "default", scale: float = 1.0) -> None:
     """Puts another LoRA in an attached one's place, in the same memory: a compiled model goes on without compiling.
 
-    Ranks may be lower than the capacity of attach; attached layers that the source does not name add nothing.
+    Ranks may be lower than the capacity of attach; attached layers that the source does not name add nothing. No call
+    of the module may run meanwhile: it would see some layers before and some after.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: as attach, for a name that is not attached, a rank above the capacity,
@@ -192,6 +203,9 @@ def swap(module: nn.Module, source: Source, name: str = "default", scale: float 
 def detach(module: nn.Module, name: str | None = None) -> None:
     """Takes an adapter off, or all of them. A layer without any becomes the original module again, bit for bit.
 
+    Layers that attach found, a LoRALinear of your own, stay, and keep the adapters that attach did not add unless one
+    is named.
+
     Raises:
         ValueError: for a name that is not attached, or one that a set_adapter_index counts. RuntimeError: for one of
             several adapters while layers are merged. Nothing has changed then.
@@ -200,16 +214,19 @@ def detach(module: nn.Module, name: str | None = None) -> None:
     banks = banks_of(layers.values())
     if name is not None:
         check_names([name], names_of(banks))
-    freed = [bank for bank in banks if name is None or list(bank.parts) == [name]]
-    rest = [] if name is None else [bank for bank in banks if bank not in freed]
-    check_order(rest, [key for key in active_of(banks) if key != name])
-    with all_or_nothing(rest):
-        for bank in rest:
-            bank.forget(name)
+    freed = [bank for bank in banks if bank.made_by_attach and (name is None or list(bank.parts) == [name])]
+    gone = {bank: names for bank in banks if bank not in freed and (names := _gone(bank, name))}
+    for bank, names in gone.items():
+        bank.check_order([key for key in active_of(banks) if key not in names])
+    with all_or_nothing(gone):
+        for bank, names in gone.items():
+            bank.forget(names)
         for bank in freed:
             if bank.unmerged is not None:
                 bank.unmerge()
-            bank.restore()
+            bank.free()
+    for bank, names in gone.items():
+        bank.names_by_attach -= names
     put(module, {layer: layer.give_back() for layer in layers.values() if layer._bank in freed})
     attention.uninstall(module, freed)
 
@@ -246,6 +263,13 @@ def state_dict(module: nn.Module, name: str | None = None) -> dict[str, Tensor]:
     return state
 
 
+def _gone(bank: Adapters, name: str | None) -> set[str]:
+    """What a layer that stays forgets: the name, or all that attach brought, adapters of its and of other layers."""
+    if name is not None:
+        return {name} & {*bank.parts, *bank.active}
+    return bank.names_by_attach | {own for own in bank.active if own not in bank.parts}
+
+
 def _resolve(module: nn.Module, source: Source, strict: bool) -> Resolution:
     resolution = resolve(module, read(source))
     if strict and resolution.unmatched:
@@ -254,29 +278,6 @@ def _resolve(module: nn.Module, source: Source, strict: bool) -> Resolution:
             f"them out: {', '.join(resolution.unmatched)}"
         )
     return resolution
-
-
-def _checked(
-    module: nn.Module,
-    touched: Mapping[str, nn.Module],
-    blocks: Mapping[nn.Module, list[nn.Linear]],
-    keep_weight: bool,
-) -> list[nn.Module]:
-    """The modules that adapted layers will replace, once it is known that they can."""
-    for path, old in touched.items():
-        if not isinstance(old, AdaptedLayer):
-            try:
-                check_replaceable(old, nn.Conv2d if isinstance(old, nn.Conv2d) else nn.Linear)
-            except TypeError as error:
-                raise TypeError(f"{path}: {error}") from None
-    new = [old for old in touched.values() if not isinstance(old, AdaptedLayer)]
-    if not keep_weight:
-        owners = Counter(id(p) for part in module.modules() for p in part._parameters.values() if p is not None)
-        released = {*new, *(linear for linears in blocks.values() for linear in linears)}
-        paths = [path for path, part in module.named_modules() if part in released and owners[id(part.weight)] > 1]
-        if paths:
-            raise ValueError(f"keep_weight=False would release weights that other modules share: {', '.join(paths)}")
-    return new
 
 
 def _by_bank(

@@ -17,11 +17,12 @@ class FusedAttnProcessor:
     """Does what diffusers' AttnProcessor2_0 does, with q, k and v (in cross-attention k and v) computed together.
 
     Attributes:
-        projection: of the block's to_q, to_k and to_v, or of to_k and to_v, which are its linears.
+        projection: of the block's to_q, to_k and to_v, or of to_k and to_v, which are its linears; without one, as
+            diffusers' IP-Adapter loader makes them of a processor's class, each is called by itself.
         original: the processor before.
     """
 
-    def __init__(self, projection: QKVProjection, original: Any) -> None:
+    def __init__(self, projection: QKVProjection | None = None, original: Any = None) -> None:
         self.projection, self.original = projection, original
 
     # diffusers reads the names of the parameters to tell which of a pipeline's keywords it may pass.
@@ -66,15 +67,15 @@ class FusedAttnProcessor:
         return y / attn.rescale_output_factor
 
     def _project(self, attn: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        own = list(self.projection.children())
-        names = ("to_q", "to_k", "to_v")[-len(own) :]
+        own = [] if self.projection is None else list(self.projection.children())
+        names = ("to_q", "to_k", "to_v")[3 - len(own) :]
         # Someone may have put other modules in the block, or hooks on these.
         if any(attn._modules[name] is not linear or _hooked(linear) for name, linear in zip(names, own, strict=True)):
             own = []
-        if len(own) == 3 and context is None:
+        if self.projection is not None and len(own) == 3 and context is None:
             return self.projection(x)
         context = x if context is None else context
-        if len(own) == 2:
+        if self.projection is not None and len(own) == 2:
             return attn.to_q(x), *self.projection(context)
         return attn.to_q(x), attn.to_k(context), attn.to_v(context)
 
@@ -107,7 +108,12 @@ def uninstall(module: nn.Module, freed: Container[Adapters]) -> None:
     """Gives the blocks whose projections have gone their processors back."""
     for block in module.modules():
         processor = getattr(block, "processor", None)
-        if isinstance(processor, FusedAttnProcessor) and processor.projection._bank in freed:
+        if not isinstance(processor, FusedAttnProcessor):
+            continue
+        if processor.projection is None:
+            diffusers: Any = sys.modules["diffusers.models.attention_processor"]
+            block.processor = diffusers.AttnProcessor2_0()
+        elif processor.projection._bank in freed:
             block.processor = processor.original
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastsample.lora.adapters import Adapters, Layer, stacked
+from fastsample.lora.adapters import Adapters
+from fastsample.lora.factors import Layer, stacked
 from fastsample.lora.layers import AdaptedLayer, check_capacity, check_replaceable
 from fastsample.ops.lora_pack import LowRank
 
@@ -39,7 +40,7 @@ class LoRAConv2d(AdaptedLayer):
             raise ValueError(f"adapters need a convolution without groups, got {conv.groups}")
         check_capacity(capacity)
         layer = cls(conv)
-        layer._bank = ConvAdapters([layer], [conv], capacity)
+        layer._bank = ConvAdapters([layer], capacity)
         return layer
 
     def forward(self, x: Tensor, adapter_index: Tensor | None = None) -> Tensor:
@@ -48,14 +49,12 @@ class LoRAConv2d(AdaptedLayer):
         index = bank.index if adapter_index is None else adapter_index
         if index is not None:
             bank.check_not_merged()
-            if x.ndim != 4 or index.dtype != torch.int64 or index.shape != x.shape[:1]:
-                raise ValueError(
-                    f"adapter_index must hold one int64 per sample of x, whose shape is {tuple(x.shape)}; got "
-                    f"{index.dtype} of shape {tuple(index.shape)}"
-                )
-        conv = bank.replaced[0]
+            bank.check_index(x, index)
+            if x.ndim != 4:
+                raise ValueError(f"adapter_index needs x of shape (B, in, H, W), got {tuple(x.shape)}")
+        conv = self._replaced
         assert isinstance(conv, nn.Conv2d)
-        y = conv._conv_forward(x, self.weight, self.bias)
+        y = conv._conv_forward(x, self.weight.detach(), None if self.bias is None else self.bias.detach())
         one, owners = bank.factors()
         if one is None or owners is None:
             return y
@@ -67,8 +66,8 @@ class LoRAConv2d(AdaptedLayer):
 class ConvAdapters(Adapters):
     """The adapters of one convolution, stacked along the rank."""
 
-    def __init__(self, layers: Sequence[Layer], replaced: Sequence[nn.Module], capacity: int | None) -> None:
-        super().__init__(layers, replaced, capacity)
+    def __init__(self, layers: Sequence[Layer], capacity: int | None) -> None:
+        super().__init__(layers, capacity)
         self._stacked: tuple[LowRank | None, Tensor | None] = (None, None)
 
     def factors(self) -> tuple[LowRank | None, Tensor | None]:
@@ -78,9 +77,9 @@ class ConvAdapters(Adapters):
         return self._stack() if self._live() else self._stacked
 
     def refresh(self) -> None:
-        self._note_factors()
         with torch.inference_mode(False), torch.no_grad():
             self._stacked = self._stack()
+        self._note_factors()
 
     def changed(self, i: int) -> None:
         self.refresh()

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fastsample.lora.adapters import Adapters, Layer, mark
+from fastsample.lora.adapters import Adapters, mark
+from fastsample.lora.factors import Layer
 from fastsample.ops.lora import check, lora_linear, lora_linear_reference
 from fastsample.ops.lora_pack import PackedAdapters, PackedLinear, pack_adapters, pack_linear
 
 # Of which linear (None: all of them), and whether the adapters differ between samples.
 _Key = tuple[int | None, bool]
+_Forms = dict[_Key, tuple[PackedLinear, PackedAdapters | None]]
+# Two threads may make the first call at once, and one may copy a model that another calls. Packing is rare: one lock
+# for all layers, which copies need not take along.
+_LOCK = threading.RLock()
+
+_Result = TypeVar("_Result")
+
+
+def _untraced(method: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Runs a method outside the graph of torch.compile, and imports the compiler only where there is one.
+
+    torch.compiler.disable as a decorator would load it for everybody: two seconds of every start.
+    """
+
+    @wraps(method)
+    def run(*args: Any) -> _Result:
+        return torch.compiler.disable(method)(*args) if torch.compiler.is_compiling() else method(*args)
+
+    return run
 
 
 class FrozenLinears(Adapters):
@@ -24,13 +46,11 @@ class FrozenLinears(Adapters):
     whose bits are packed keeps its shape, dtype and device over the memory of a single NaN.
     """
 
-    def __init__(
-        self, layers: Sequence[Layer], replaced: Sequence[nn.Module], keep_weight: bool, capacity: int | None
-    ) -> None:
-        super().__init__(layers, replaced, capacity)
+    def __init__(self, layers: Sequence[Layer], keep_weight: bool, capacity: int | None) -> None:
+        super().__init__(layers, capacity)
         self._keep_weight = keep_weight
         self._packed: PackedLinear | None = None
-        self._forms: dict[_Key, tuple[PackedLinear, PackedAdapters | None]] = {}
+        self._forms: _Forms = {}
         self._seen: list[Tensor] = []
         self._weight_marks: list[tuple[int, int, int]] = []
         self.pack()
@@ -53,10 +73,11 @@ class FrozenLinears(Adapters):
         if self._packed is not None and not torch.compiler.is_compiling():
             self._check_unchanged()
             self._refresh_if_trained()
-        if self._packed is None or key not in self._forms:
-            self._prepare(key)
-        packed, adapters = self._forms[key]
+        forms = self._forms
+        packed, adapters = forms[key] if key in forms else self._prepare(key)
         if adapters is None:
+            if index is not None:
+                self.check_index(x, index)
             return lora_linear(x, packed)
         live = self._live()
         if live or (torch.is_grad_enabled() and x.requires_grad):
@@ -68,24 +89,37 @@ class FrozenLinears(Adapters):
 
     def pack(self) -> None:
         """Takes the parameters as they are now."""
-        self.restore()
-        weights = [layer.weight for layer in self.layers]
-        biases = [layer.bias for layer in self.layers]
-        # Packed memory outlives the call that makes it, which may be in inference mode.
-        with torch.inference_mode(False), torch.no_grad():
-            packed = pack_linear([w.data for w in weights], [None if b is None else b.data for b in biases])
-            if not self._keep_weight:
-                for weight in weights:
-                    weight.data = weight.new_full((), float("nan")).expand(weight.shape)
-        self._packed, self._forms, self._seen = packed, {}, [p for p in (*weights, *biases) if p is not None]
-        self._weight_marks = [mark(parameter) for parameter in self._seen]
-        self.refresh()
+        with _LOCK:
+            self.restore()
+            weights = [layer.weight for layer in self.layers]
+            biases = [layer.bias for layer in self.layers]
+            # Packed memory outlives the call that makes it, which may be in inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                packed = pack_linear([w.data for w in weights], [None if b is None else b.data for b in biases])
+                forms, whole = self._refreshed(packed, {}), [weight.data for weight in weights]
+                try:
+                    for weight in () if self._keep_weight else weights:
+                        weight.data = weight.new_full((), float("nan")).expand(weight.shape)
+                    self._seen = [p for p in (*weights, *biases) if p is not None]
+                    self._weight_marks = [mark(parameter) for parameter in self._seen]
+                    # Last: other threads take what they find here for complete.
+                    self._packed, self._forms = packed, forms
+                except BaseException:
+                    self._packed, self._forms = None, {}
+                    for weight, data in zip(weights, whole, strict=True):
+                        weight.data = data
+                    raise
 
     def restore(self) -> None:
-        if self.released:
-            for layer, weight in zip(self.layers, self.weights(), strict=True):
-                layer.weight.data = weight
-            self._packed, self._forms = None, {}
+        with _LOCK:
+            if self.released:
+                for layer, weight in zip(self.layers, self.weights(), strict=True):
+                    layer.weight.data = weight
+                self._packed, self._forms = None, {}
+
+    def free(self) -> None:
+        self.restore()
+        self._packed, self._forms, self._seen = None, {}, []
 
     def changed(self, i: int) -> None:
         if self._packed is not None and self._marks() == self._weight_marks:
@@ -100,10 +134,17 @@ class FrozenLinears(Adapters):
         """The i-th layer's weight, also where its parameter has no storage."""
         return self._unpacked(i) if self.released else self.layers[i].weight.detach()
 
+    def parameters(self, i: int) -> dict[str, nn.Parameter | None]:
+        with _LOCK:
+            own = self.layers[i]._parameters
+            if not self.released:
+                return own
+            return {**own, "weight": nn.Parameter(self.weight(i), self.layers[i].weight.requires_grad)}
+
     def weights(self) -> list[Tensor]:
         return [self.weight(i) for i in range(len(self.layers))]
 
-    @torch.compiler.disable
+    @_untraced
     def _unpacked(self, i: int) -> Tensor:
         weight = self.layers[i].weight
         # One that was put in the packed one's place is the user's.
@@ -111,36 +152,48 @@ class FrozenLinears(Adapters):
             return weight.detach()
         return self._packed.linear(i).unpack()[0]
 
-    @torch.compiler.disable
+    @_untraced
     def refresh(self) -> None:
+        with _LOCK:
+            if self._packed is None:
+                self._note_factors()
+            else:
+                self._forms.update(self._refreshed(self._packed, self._forms))
+
+    def _refreshed(self, packed: PackedLinear, before: _Forms) -> _Forms:
+        forms: _Forms = {}
+        for key in sorted({(None, False), (None, True), *before}, key=lambda key: key[1]):
+            forms[key] = self._form(packed, key, before, forms)
         self._note_factors()
-        if self._packed is not None:
-            for key in sorted({(None, False), (None, True), *self._forms}, key=lambda key: key[1]):
-                self._forms[key] = self._form(key)
+        return forms
 
-    @torch.compiler.disable
-    def _prepare(self, key: _Key) -> None:
-        if self._packed is None:
-            self.pack()
-        if key not in self._forms:
-            self._forms[key] = self._form(key)
+    @_untraced
+    def _prepare(self, key: _Key) -> tuple[PackedLinear, PackedAdapters | None]:
+        with _LOCK:
+            if self._packed is None:
+                self.pack()
+            assert self._packed is not None
+            if key not in self._forms:
+                self._forms[key] = self._form(self._packed, key, {}, self._forms)
+            return self._forms[key]
 
-    def _form(self, key: _Key) -> tuple[PackedLinear, PackedAdapters | None]:
+    def _form(
+        self, packed: PackedLinear, key: _Key, before: _Forms, made: _Forms
+    ) -> tuple[PackedLinear, PackedAdapters | None]:
         """The packed form, in the memory of the one before where that fits: a compiled model may know its address."""
-        assert self._packed is not None
         i, per_sample = key
-        packed = self._packed if i is None else self._packed.linear(i)
+        packed = packed if i is None else packed.linear(i)
         with torch.inference_mode(False), torch.no_grad():
-            if per_sample and len(self.active) == 1 and (i, False) in self._forms:
-                return self._forms[i, False]
+            if per_sample and len(self.active) == 1 and (i, False) in made:
+                return made[i, False]
             groups = [] if self.unmerged else self._groups(key)
             if not any(one for group in groups for one in group):
                 return packed, None
-            _, before = self._forms.get(key, (packed, None))
-            if before is None or before.ranks != tuple(tuple(len(one.down) if one else 0 for one in g) for g in groups):
+            _, old = before.get(key, (packed, None))
+            if old is None or old.ranks != tuple(tuple(len(one.down) if one else 0 for one in g) for g in groups):
                 return packed, pack_adapters(packed, groups)
-            before.update(packed, groups)
-            return packed, before
+            old.update(packed, groups)
+            return packed, old
 
     def _groups(self, key: _Key) -> list[list[Any]]:
         i, per_sample = key
@@ -170,5 +223,5 @@ class FrozenLinears(Adapters):
         self.pack()
 
     def __getstate__(self) -> dict[str, Any]:
-        self.restore()
-        return {**self.__dict__, "_packed": None, "_forms": {}, "_seen": [], "_weight_marks": [], "_factor_marks": []}
+        lists = "_seen", "_weight_marks", "_factors", "_factor_marks"
+        return {**self.__dict__, "_packed": None, "_forms": {}, **{name: [] for name in lists}}

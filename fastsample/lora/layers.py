@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastsample.lora.adapters import Adapters, Pair, check_weights
+from fastsample.lora.adapters import Adapters, check_names, check_weights
+from fastsample.lora.factors import Pair
 from fastsample.lora.frozen import FrozenLinears
 
 
@@ -39,25 +40,45 @@ class Adaptable(nn.Module):
         """
         self._bank.add(name, pairs, scale, alpha)
 
+    def swap_adapter(
+        self, name: str, pairs: Sequence[Pair | None], scale: float = 1.0, alpha: float | None = None
+    ) -> None:
+        """Puts other factors in an adapter's place, in the same memory: a compiled layer goes on without compiling.
+
+        Args as add_adapter's. Ranks may be lower than the capacity; a linear whose pair is None gets nothing.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as add_adapter, for an unknown name, and for factors for a linear for
+                which the adapter had none.
+        """
+        check_names([name], self._bank.parts)
+        self._bank.replace(name, pairs, scale, alpha)
+
     def set_adapters(self, weights: Mapping[str, float]) -> None:
         """Makes these adapters the active ones, each times its weight. Without an adapter_index they are summed.
 
+        Like every change to adapters it must not run beside a call, which might see half of it.
+
         Raises:
-            ValueError, TypeError: for an unknown name or a weight that is not finite. RuntimeError: while merged.
+            ValueError, TypeError: for an unknown name, a weight that is not finite, and another order while a
+                set_adapter_index counts the present one. RuntimeError: while merged.
         """
         check_weights(weights, self._bank.parts)
+        self._bank.check_order(weights)
         self._bank.activate(weights)
 
     def remove_adapter(self, name: str) -> None:
         """Forgets an adapter.
 
         Raises:
-            ValueError: for an unknown name. RuntimeError: while merged.
+            ValueError: for an unknown name, and one that a set_adapter_index counts. RuntimeError: while merged.
         """
         self._bank.remove(name)
 
     def merge(self) -> None:
         """Adds the active adapters to the weights; the weights as they were are kept for unmerge().
+
+        state_dict() then gives the sums, to be saved as weights of their own.
 
         Raises:
             RuntimeError: where they are merged already.
@@ -78,16 +99,19 @@ class AdaptedLayer(Adaptable):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    _replaced: nn.Module
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         # The dicts of parameters and hooks are the module's own: what is set or registered here stays after detach.
         self.__dict__.update(module.__dict__)
+        # Not a submodule.
+        self.__dict__["_replaced"] = module
         self._i = 0
 
     def give_back(self) -> nn.Module:
         """The replaced module, as it was but for what has been done to it here, such as .to() and .eval()."""
-        module = self._bank.replaced[self._i]
+        module = self._replaced
         module.training, module._is_full_backward_hook = self.training, self._is_full_backward_hook
         return module
 
@@ -112,11 +136,14 @@ class AdaptedLayer(Adaptable):
         self._bank.changed(self._i)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._bank.restore()
-        return self.__dict__
+        # A copy holds the weights whole and packs them itself; this layer, which may be in use, stays as it is.
+        parameters = self._bank.parameters(self._i)
+        replaced = object.__new__(type(self._replaced))
+        replaced.__dict__.update(self._replaced.__dict__, _parameters=parameters)
+        return {**self.__dict__, "_parameters": parameters, "_replaced": replaced}
 
     def extra_repr(self) -> str:
-        return f"{self._bank.replaced[self._i].extra_repr()}, adapters={', '.join(self.adapters) or 'none'}"
+        return f"{self._replaced.extra_repr()}, adapters={', '.join(self.adapters) or 'none'}"
 
 
 class LoRALinear(AdaptedLayer):
@@ -125,8 +152,11 @@ class LoRALinear(AdaptedLayer):
         y = x W^T + b + sum_a weight_a * factor_a * (x A_a^T) B_a^T
 
     weight and bias are the original's Parameters under the original's names. They are frozen: they get no gradients,
-    and where one has been changed after packing, forward raises RuntimeError. A write through `weight.data` cannot be
-    seen; call repack() after it.
+    and where one has been changed after packing, forward raises RuntimeError. It cannot see a write through
+    `weight.data`, nor any change under torch.compile: call repack() after it.
+
+    Calls may run in several threads; what changes the layer may not run beside one. Under autocast the product is
+    still computed in the weights' dtype, and its result has autocast's.
 
     Example:
         >>> layer = LoRALinear.from_linear(nn.Linear(2, 3, bias=False))
@@ -148,7 +178,7 @@ class LoRALinear(AdaptedLayer):
             capacity: the rank that each adapter has room for, so that others can be swapped in; None: its own rank.
 
         Raises:
-            TypeError: for anything but a plain nn.Linear. ValueError: for a capacity below 1.
+            TypeError: for anything but a plain nn.Linear with its weight. ValueError: for a capacity below 1.
         """
         return linear_layers([linear], keep_weight, capacity)[0]
 
@@ -228,24 +258,35 @@ def linear_layers(linears: Sequence[nn.Module], keep_weight: bool, capacity: int
         check_replaceable(linear, nn.Linear)
     check_capacity(capacity)
     layers = [LoRALinear(linear) for linear in linears]
-    bank = FrozenLinears(layers, linears, keep_weight, capacity)
+    bank = FrozenLinears(layers, keep_weight, capacity)
     for i, layer in enumerate(layers):
         layer._bank, layer._i = bank, i
     return layers
 
 
-def check_replaceable(module: nn.Module, kind: type[nn.Module]) -> None:
+def check_replaceable(module: object, kind: type[nn.Module]) -> None:
     """Raises unless forward is `kind`'s own, on a plain Parameter: quantised and wrapped modules compute more."""
-    weight = module._parameters.get("weight") if isinstance(module, kind) else None
-    plain = (
-        type(weight) is nn.Parameter
-        and not weight.is_meta
-        and type(module).forward is kind.forward
-        and "forward" not in vars(module)
-        and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-    )
-    if not plain:
-        raise TypeError(f"adapters need a plain {kind.__name__} with its weights loaded, got {type(module).__name__}")
+    if (reason := _odd(module, kind)) is not None:
+        what = f"{type(module).__module__}.{type(module).__qualname__}"
+        raise TypeError(f"adapters need a plain {kind.__name__} with its weights loaded, got {what}: {reason}")
+
+
+def _odd(module: object, kind: type[nn.Module]) -> str | None:
+    """Why an adapted layer cannot take the module's place."""
+    if not isinstance(module, kind):
+        return f"it is no {kind.__name__}"
+    if type(module).forward is not kind.forward or "forward" in vars(module):
+        return f"its forward is not {kind.__name__}'s own"
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "MultiheadAttention does not call it"
+    weight = module._parameters.get("weight")
+    if type(weight) is not nn.Parameter:
+        return f"its weight is no nn.Parameter but a {type(module.weight).__name__}"
+    if weight.is_meta:
+        return "its weight is on the meta device"
+    if not any(weight.stride()) and weight.isnan().any():
+        return "its weight was released by keep_weight=False; load it again"
+    return None
 
 
 def check_capacity(capacity: int | None) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
 
 from fastsample.lora.adapters import Adapters
-from fastsample.lora.layers import AdaptedLayer
+from fastsample.lora.layers import AdaptedLayer, check_replaceable
 
 
 def layers_of(module: nn.Module) -> dict[str, AdaptedLayer]:
@@ -44,15 +45,27 @@ def put(module: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     _keep_called(module)
 
 
-def check_order(banks: Iterable[Adapters], names: Iterable[str]) -> None:
-    """Raises where other active adapters would give a per-sample choice another meaning."""
-    new = list(names)
-    for bank in banks:
-        if bank.index is not None and new[: len(bank.active)] != list(bank.active):
-            raise ValueError(
-                f"an adapter_index is set and counts the active adapters {', '.join(bank.active)}, which would become "
-                f"{', '.join(new) or 'none'}: call set_adapter_index(module, None) first"
-            )
+def replaceable(
+    module: nn.Module,
+    touched: Mapping[str, nn.Module],
+    blocks: Mapping[nn.Module, list[nn.Linear]],
+    keep_weight: bool,
+) -> list[nn.Module]:
+    """The modules that adapted layers will replace, once it is known that they can."""
+    for path, old in touched.items():
+        if not isinstance(old, AdaptedLayer):
+            try:
+                check_replaceable(old, nn.Conv2d if isinstance(old, nn.Conv2d) else nn.Linear)
+            except TypeError as error:
+                raise TypeError(f"{path}: {error}") from None
+    new = [old for old in touched.values() if not isinstance(old, AdaptedLayer)]
+    if not keep_weight:
+        owners = Counter(id(p) for part in module.modules() for p in part._parameters.values() if p is not None)
+        released = {*new, *(linear for linears in blocks.values() for linear in linears)}
+        paths = [path for path, part in module.named_modules() if part in released and owners[id(part.weight)] > 1]
+        if paths:
+            raise ValueError(f"keep_weight=False would release weights that other modules share: {', '.join(paths)}")
+    return new
 
 
 @contextmanager
@@ -70,18 +83,38 @@ def all_or_nothing(banks: Iterable[Adapters]) -> Iterator[None]:
 
 
 def _keep_called(module: nn.Module) -> None:
-    """Makes torch's encoder layers call their adapted linears: one with a hook is not left to the kernel that reads
-    the weights alone."""
-    for layer in module.modules():
-        if isinstance(layer, nn.TransformerEncoderLayer):
-            hooks = layer._forward_pre_hooks
+    """Keeps torch and diffusers from reading the weights of adapted linears instead of calling them."""
+    for part in module.modules():
+        own = vars(part)
+        if isinstance(part, nn.TransformerEncoderLayer):
+            # One with a hook is not left to the kernel that reads the weights alone.
+            hooks = part._forward_pre_hooks
             mine = [key for key, hook in hooks.items() if hook is _calls_its_linears]
-            adapted = any(isinstance(part, AdaptedLayer) for part in layer.modules())
-            if adapted and not mine:
-                layer.register_forward_pre_hook(_calls_its_linears)
-            for key in () if adapted else mine:
+            if _adapted(part) and not mine:
+                part.register_forward_pre_hook(_calls_its_linears)
+            for key in () if _adapted(part) else mine:
                 del hooks[key]
+        elif isinstance(part, nn.TransformerEncoder):
+            # Only that kernel takes the nested tensors that an encoder makes of padded sequences.
+            if _adapted(part):
+                own.setdefault("_nested_when_detached", part.use_nested_tensor)
+                part.use_nested_tensor = False
+            elif "_nested_when_detached" in own:
+                part.use_nested_tensor = own.pop("_nested_when_detached")
+        elif callable(getattr(type(part), "fuse_projections", None)):
+            if any(isinstance(child, AdaptedLayer) for child in part.children()):
+                own["fuse_projections"] = _refuse_to_fuse
+            elif own.get("fuse_projections") is _refuse_to_fuse:
+                del own["fuse_projections"]
+
+
+def _adapted(module: nn.Module) -> bool:
+    return any(isinstance(part, AdaptedLayer) for part in module.modules())
 
 
 def _calls_its_linears(*_: object) -> None:
     """The hook of _keep_called."""
+
+
+def _refuse_to_fuse(*_: object, **__: object) -> None:
+    raise RuntimeError("fuse_projections would leave the adapters out: detach() them first")
