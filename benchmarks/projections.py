@@ -33,6 +33,7 @@ SCALE = 0.5
 BASELINE = "nn.Linear"
 BARE = f"{OURS} without LoRA"
 PEAK = "FMA peak"
+PEFT_FLOAT32 = "PEFT float32 factors"
 
 Pair = tuple[Tensor, Tensor]
 Outputs = Sequence[Tensor]
@@ -148,6 +149,11 @@ def calls_of(case: Case, *, every_rank: bool, with_compile: bool) -> dict[str, C
             for merged in (False, True) if rank == PEER_RANK else (False,):
                 if (theirs := with_peft(case.weights, pairs, merged)) is not None:
                     calls[provider("PEFT merged" if merged else "PEFT", rank)] = partial(each, theirs, case.x)
+        if rank == PEER_RANK and case.x.dtype != torch.float32:
+            # get_peft_model keeps half-precision adapters in float32; diffusers' loaders keep the weights' dtype.
+            wide = [(down.float(), up.float()) for down, up in pairs]
+            if (theirs := with_peft(case.weights, wide, merged=False)) is not None:
+                calls[provider(PEFT_FLOAT32, rank)] = partial(each, theirs, case.x)
         if rank == PEER_RANK and with_compile:
             # Freezing folds weights that a graph would otherwise take as inputs; it acts while the graph is compiled.
             with torch._inductor.config.patch(freezing=True):
@@ -277,7 +283,7 @@ def summarise(dtype: torch.dtype, measured: Mapping[Shape, Mapping[str, Timing]]
         if shares:
             least = min(shares, key=shares.__getitem__)
             print(f"    at least {100 * shares[least]:.0f} % of the peak, at {least}")
-    for name in ("PEFT", "PEFT merged", "addmm", "torch.compile"):
+    for name in ("PEFT", PEFT_FLOAT32, "PEFT merged", "addmm", "torch.compile"):
         theirs, ours = provider(name, PEER_RANK), provider(OURS, PEER_RANK)
         if all(theirs in timings for timings in measured.values()):
             found = {shape: ratio(timings[theirs], timings[ours]) for shape, timings in measured.items()}

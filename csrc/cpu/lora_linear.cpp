@@ -123,7 +123,7 @@ struct Groups {
 };
 
 // Rows that share one reading of the weights: enough to pay for it, and few enough to stay in the second-level cache.
-constexpr int64_t kBlockRows = 112;
+constexpr int64_t kBlockRows = 140;
 constexpr int64_t kCacheWords = 192 << 10;
 
 struct Job {
@@ -137,21 +137,28 @@ struct Job {
     // Tiles [begin, end) with all panels, block by block.
     void rows(int64_t begin, int64_t end) const {
         uint32_t* words = scratch + thread.fetch_add(1) * block * tile_words;
-        for (int64_t first = begin; first < end; first += block) {
-            const int64_t count = std::min(block, end - first);
-            prepare(first, first + count, words);
-            kernels->multiply(args, tiles->data() + first, count, words, tile_words, 0, panels);
-        }
+        each_block(begin, end, [&](int64_t first, int64_t last) {
+            prepare(first, last, words);
+            kernels->multiply(args, tiles->data() + first, last - first, words, tile_words, 0, panels);
+        });
     }
     void prepare(int64_t begin, int64_t end, uint32_t* words) const {
         for (int64_t k = begin; k < end; ++k) kernels->prepare(args, tiles->data() + k, words + (k - begin) * tile_words);
     }
     // All tiles, prepared before, with panels [begin, end).
     void columns(int64_t begin, int64_t end) const {
-        const int64_t all = static_cast<int64_t>(tiles->size());
-        for (int64_t first = 0; first < all; first += block)
-            kernels->multiply(args, tiles->data() + first, std::min(block, all - first), scratch + first * tile_words,
-                              tile_words, begin, end);
+        each_block(0, static_cast<int64_t>(tiles->size()), [&](int64_t first, int64_t last) {
+            kernels->multiply(args, tiles->data() + first, last - first, scratch + first * tile_words, tile_words, begin,
+                              end);
+        });
+    }
+
+private:
+    // Blocks of nearly equal size: a small last one would read all weights for a few rows.
+    template <class Body>
+    void each_block(int64_t begin, int64_t end, Body body) const {
+        const int64_t count = end - begin, blocks = (count + block - 1) / block;
+        for (int64_t i = 0; i < blocks; ++i) body(begin + count * i / blocks, begin + count * (i + 1) / blocks);
     }
 };
 
