@@ -131,33 +131,11 @@ def _lora_linear_cpu(
     return outputs
 
 
-@torch.library.custom_op("fastsample::lora_linear", mutates_args=(), device_types="cpu")
-def _registered(
-    x: Tensor,
-    weights: Tensor,
-    bias: Tensor | None,
-    out_features: Sequence[int],
-    down: Sequence[Tensor],
-    up: Sequence[Tensor],
-    scale: Sequence[Tensor],
-    ranks: Sequence[int],
-    adapter_index: Tensor | None,
-) -> list[Tensor]:
-    return _lora_linear_cpu(x, weights, bias, out_features, down, up, scale, ranks, adapter_index)
+_registered = torch.library.custom_op("fastsample::lora_linear", _lora_linear_cpu, mutates_args=(), device_types="cpu")
 
 
 @_registered.register_fake
-def _shapes(
-    x: Tensor,
-    weights: Tensor,
-    bias: Tensor | None,
-    out_features: Sequence[int],
-    down: Sequence[Tensor],
-    up: Sequence[Tensor],
-    scale: Sequence[Tensor],
-    ranks: Sequence[int],
-    adapter_index: Tensor | None,
-) -> list[Tensor]:
+def _shapes(x: Tensor, weights: Tensor, bias: Tensor | None, out_features: Sequence[int], *_: object) -> list[Tensor]:
     return [x.new_empty((*x.shape[:-1], n)) for n in out_features]
 
 
