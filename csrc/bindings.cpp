@@ -31,11 +31,6 @@ T* at(Address address) {
 constexpr int64_t kStepGrain = 32768;
 constexpr int64_t kNoiseGrain = 16384;
 
-int useful_threads(int threads, int64_t elements, int64_t grain) {
-    const int64_t most = elements / grain;
-    return most < threads ? static_cast<int>(most) : threads;
-}
-
 // The step with everything fixed that stays the same from row to row; the Python side keeps the tensors alive.
 class Step {
 public:

@@ -168,10 +168,6 @@ int64_t share(int64_t units, int threads) { return (units + threads - 1) / threa
 constexpr int64_t kGrain = 400000;  // multiply-adds
 constexpr int64_t kPackGrain = 16384;
 
-int useful_threads(int threads, int64_t work, int64_t grain) {
-    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work / grain)));
-}
-
 void copy_all(const PackJob& job, int threads, void (*words)(const void*, int64_t, int64_t),
               void (*halves)(const void*, int64_t, int64_t)) {
     parallel(panels_of(job.n), useful_threads(threads, job.n * job.k, kPackGrain), job.dtype == kFloat32 ? words : halves,

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -73,6 +74,10 @@ void parallel(int64_t units, int threads, void (*body)(const void*, int64_t, int
         for (; rank < threads; ++rank) job.part(rank, threads);
         for (std::thread& other : others) other.join();
     }
+}
+
+int useful_threads(int threads, int64_t work, int64_t grain) {
+    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work / grain)));
 }
 
 const char* thread_runtime() { return team().found() ? "torch-openmp" : "std-thread"; }

@@ -8,6 +8,9 @@ namespace fastsample {
 // are the same and never compete for cores; without one, plain threads.
 void parallel(int64_t units, int threads, void (*body)(const void*, int64_t, int64_t), const void* context);
 
+// How many threads this much work keeps busy, `grain` units each: at least 1, at most `threads`.
+int useful_threads(int threads, int64_t work, int64_t grain);
+
 // "torch-openmp" or "std-thread".
 const char* thread_runtime();
 
