@@ -20,6 +20,22 @@ def pair(rank: int, into: int = 7, out: int = 5, dtype: torch.dtype = torch.floa
     return torch.randn(rank, into, dtype=dtype), torch.randn(out, rank, dtype=dtype)
 
 
+def small_unet() -> Any:
+    """A UNet2DConditionModel with attention in its first block, 8 channels wide there."""
+    import diffusers
+
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+
+
 def layer_with(*pairs: Pair, keep_weight: bool = True, **options: Any) -> LoRALinear:
     layer = LoRALinear.from_linear(nn.Linear(7, 5), keep_weight=keep_weight, **options)
     for i, one in enumerate(pairs):

@@ -21,6 +21,7 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     SlicedAttnProcessor,
 )
+from lora_modules import small_unet
 from torch import Tensor, nn
 
 from fastsample import lora
@@ -241,16 +242,7 @@ def test_a_compiled_block_takes_another_file(compiler: Any) -> None:
 @pytest.fixture(scope="module")
 def template() -> diffusers.UNet2DConditionModel:
     torch.manual_seed(1)
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=12,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    ).eval()
+    return small_unet().eval()
 
 
 @pytest.fixture

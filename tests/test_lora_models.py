@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
+from lora_modules import small_unet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -87,15 +88,7 @@ def test_equals_peft(make: Any, targets: str, options: dict[str, Any], dtype: to
 
 
 def test_lcm_lora_by_the_keys_of_its_file(tmp_path: Path) -> None:
-    unet = diffusers.UNet2DConditionModel(
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=12,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
+    unet = small_unet()
     block, state = "down_blocks_0_attentions_0_transformer_blocks_0", {}
     for key, name in {
         f"{block}_attn1_to_q": "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
