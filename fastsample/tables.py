@@ -37,6 +37,7 @@ _COLUMNS = {
     "e": 1.0,
 }
 _LEVELS = ("alpha", "sigma")
+_ROW_FLOATS = 16  # a Row's 14, then zeros: 64 bytes, four 128-bit loads on a GPU
 
 
 class Table:
@@ -53,8 +54,8 @@ class Table:
     Attributes:
         t, alpha, sigma, init_noise_sigma: as given, arrays read-only.
         p, q, a, b, c1, c2, d, s, g0, g1, limit, quantile, e: read-only float64 arrays of shape (N,).
-        packed: what kernels read, float32 of shape (N, 14), a `Row` of csrc/cpu/kernels.h each (folded in float64,
-            every number rounded once).
+        packed: what kernels read, float32 of shape (N, 16), a `Row` of csrc/common/row.h each (folded in float64, every
+            number rounded once).
         packed_address: where `packed` starts in memory.
         stochastic: for each row whether it adds noise (s is not 0).
         learned: for each row whether it reads the variance half (g1 is not 0).
@@ -266,6 +267,7 @@ def _pack(columns: dict[str, NDArray]) -> NDArray[np.float32]:
             "folded_m": columns["b"] * columns["q"] + columns["d"],
         }
         stacked = np.stack(list(packed.values()), axis=1).astype(np.float32)
+        stacked = np.pad(stacked, ((0, 0), (0, _ROW_FLOATS - len(packed))))
     if not np.isfinite(np.delete(stacked, list(packed).index("limit"), axis=1)).all():
         raise ValueError("a coefficient of the table overflows float32")
     return stacked

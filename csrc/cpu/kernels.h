@@ -2,15 +2,11 @@
 #pragma once
 #include <stdint.h>
 
+#include "../common/row.h"
+
 namespace fastsample {
 
 enum DType { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
-
-// One row of fastsample.tables.Table.packed; s holds s exp(g0), g1 holds g1 / ln 2, next_e the scale of the next row's
-// input.
-struct Row {
-    float p, q, a, b, c1, c2, d, s, g1, limit, quantile, next_e, folded_x, folded_m;
-};
 
 // One step over `batch` samples of `size` elements each. Absent operands are null.
 struct StepArgs {
