@@ -20,6 +20,7 @@ namespace FASTSAMPLE_ISA {
 #include "../common/philox.h"
 #include "../common/normal.h"
 #include "../common/exp2.h"
+#include "../common/step.h"
 
 // op(i, count) for i = 0, W, 2W, ...; count is W (a constant once inlined) but for a last, partial vector.
 template <class Op>

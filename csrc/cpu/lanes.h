@@ -184,6 +184,8 @@ FS_INLINE F load_part(const float*, int64_t) { return 0.0f; }
 FS_INLINE void store_part(float*, F, int64_t) {}
 #endif
 
+FS_INLINE F divide(F a, float by) { return a / by; }
+
 // Round to nearest even by carrying into the upper half; a NaN stays a (quiet) NaN.
 FS_INLINE void store_bfloat(uint16_t* p, F v) {
     const U bits = as_bits(v);

@@ -1,22 +1,20 @@
 // What a step needs to know of whole samples first: the guidance rescale's factor and the dynamic threshold. One thread
 // takes a sample from its first element to its last, so results do not depend on how many threads there are.
 
-// Calls body(k, n) with the operands of each block of the sample; k.q and k.p are those of the row.
+// Calls body(block, first, n) with the operands of each block of the sample; p and q are those of the row.
 template <class Body>
 FS_INLINE void each_block(const StepArgs* args, int64_t sample, Body body) {
     alignas(64) float m_block[kBlock], uncond_block[kBlock];
-    const Row row = row_of(args, sample);
-    Block k = {};
-    k.p = row.p;
-    k.q = row.q * (args->factors ? args->factors[sample] : 1.0f);
-    k.guidance = args->uncond ? args->guidance[sample] : 1.0f;
+    Block block = {};
+    block.k = coefficients(row_of(args, sample), args->factors ? args->factors[sample] : 1.0f, nullptr);
+    block.guidance = args->uncond ? args->guidance[sample] : 1.0f;
     for (int64_t first = 0; first < args->size; first += kBlock) {
         const int64_t left = args->size - first, n = left < kBlock ? left : kBlock;
         const int64_t m_at = sample * args->m_stride + first;
-        k.x = args->x + sample * args->size + first;
-        k.m = as_floats(args->m, args->m_dtype, m_at, m_block, n);
-        if (args->uncond) k.uncond = as_floats(args->uncond, args->m_dtype, m_at, uncond_block, n);
-        body(k, first, n);
+        block.x = args->x + sample * args->size + first;
+        block.m = as_floats(args->m, args->m_dtype, m_at, m_block, n);
+        if (args->uncond) block.uncond = as_floats(args->uncond, args->m_dtype, m_at, uncond_block, n);
+        body(block, first, n);
     }
 }
 
@@ -51,13 +49,15 @@ FS_INLINE double deviations(const Moments& moments, int64_t n) {
 static float rescale_factor(const StepArgs* args, int64_t sample, float phi) {
     alignas(64) float guided[kBlock];
     Moments conditional = {}, combined = {};
-    each_block(args, sample, [&](const Block& k, int64_t first, int64_t n) FS_ALWAYS {
-        each_vector(n, [&](int64_t i, int64_t count) FS_ALWAYS { store(guided + i, output<true>(k, i, count), count); });
+    each_block(args, sample, [&](const Block& block, int64_t first, int64_t n) FS_ALWAYS {
+        each_vector(n, [&](int64_t i, int64_t count) FS_ALWAYS {
+            store(guided + i, output<true>(block, i, count), count);
+        });
         if (first == 0) {
-            conditional.origin = k.m[0];
+            conditional.origin = block.m[0];
             combined.origin = guided[0];
         }
-        accumulate(&conditional, k.m, n);
+        accumulate(&conditional, block.m, n);
         accumulate(&combined, guided, n);
     });
     const double of_m = deviations(combined, args->size), of_conditional = deviations(conditional, args->size);
@@ -99,10 +99,10 @@ static float threshold(const StepArgs* args, int64_t sample, float* scratch) {
     const Row row = row_of(args, sample);
     if (row.quantile == 0.0f) return row.limit;
     bool found_nan = false;
-    each_block(args, sample, [&](const Block& k, int64_t first, int64_t n) FS_ALWAYS {
+    each_block(args, sample, [&](const Block& block, int64_t first, int64_t n) FS_ALWAYS {
         each_vector(n, [&](int64_t i, int64_t count) FS_ALWAYS {
-            const F m = args->uncond ? output<true>(k, i, count) : output<false>(k, i, count);
-            const F x0 = estimate(k, load(k.x + i, count), m);
+            const F m = args->uncond ? output<true>(block, i, count) : output<false>(block, i, count);
+            const F x0 = estimate(block.k.p, block.k.q, load(block.x + i, count), m);
             store(scratch + first + i, as_float(as_bits(x0) & 0x7fffffffu), count);
         });
         const Bits* bits = (const Bits*)scratch + first;

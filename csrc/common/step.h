@@ -1,0 +1,59 @@
+// The arithmetic of one step, what ops/step.py specifies, on a vector of elements. On the includer's lanes, inside its
+// namespace, after exp2.h.
+
+// One sample's coefficients: those of its row, with what is per sample worked in.
+struct Coefficients {
+    float p, q, a, b, d;  // d and a are the folded coefficients where x0 is not limited
+    float bound, divisor;
+};
+
+FS_INLINE bool limits(const Row& row) { return row.limit < __builtin_inff() || row.quantile > 0.0f; }
+
+// factor: of m. bound: of |x0|, where a reduction found one.
+FS_INLINE Coefficients coefficients(const Row& row, float factor, const float* bound) {
+    const bool limited = limits(row);
+    Coefficients k;
+    k.p = row.p;
+    k.q = row.q * factor;
+    k.a = limited ? row.a : row.folded_x;
+    k.b = row.b;
+    k.d = (limited ? row.d : row.folded_m) * factor;
+    k.bound = bound ? *bound : row.limit;
+    k.divisor = bound && row.quantile > 0.0f ? k.bound : 1.0f;
+    return k;
+}
+
+// Exactly m at 1.
+FS_INLINE F guide(float guidance, F m, F uncond) { return fma(splat(guidance - 1.0f), m - uncond, m); }
+
+// z 2^(g1 v): the row holds g1 / ln 2.
+FS_INLINE F scale_by_variance(F z, float g1, F v) { return z * exp2_of(v * g1); }
+
+// x0 before it is limited. An operand whose coefficient is 0 does not enter: a NaN in it is harmless.
+FS_INLINE F estimate(float p, float q, F x, F m) {
+    F x0 = splat(0.0f);
+    if (p != 0.0f) x0 = fma(splat(p), x, x0);
+    if (q != 0.0f) x0 = fma(splat(q), m, x0);
+    return x0;
+}
+
+// Which of x and m enter x' beside x0, known when a loop is compiled. With kSome any coefficient may be 0 and is asked
+// for.
+enum Reads { kSome, kX, kM, kXAndM };
+
+// x' but for its history and its noise. x0 is set where it is limited or kept.
+template <int kReads, bool kLimited, bool kKeepsX0>
+FS_INLINE F combine(const Coefficients& k, F x, F m, F& x0) {
+    F sum = splat(0.0f);
+    if (kReads & kM || (kReads == kSome && k.d != 0.0f)) sum = fma(splat(k.d), m, sum);
+    if (kLimited || kKeepsX0) {
+        x0 = kReads == kSome ? estimate(k.p, k.q, x, m) : fma(splat(k.q), m, fma(splat(k.p), x, splat(0.0f)));
+        if (kLimited) {
+            x0 = max_of(splat(-k.bound), min_of(splat(k.bound), x0));
+            if (kReads == kSome && k.divisor != 1.0f) x0 = divide(x0, k.divisor);
+            if (kReads != kSome || k.b != 0.0f) sum = fma(splat(k.b), x0, sum);
+        }
+    }
+    if (kReads & kX || (kReads == kSome && k.a != 0.0f)) sum = fma(splat(k.a), x, sum);
+    return sum;
+}

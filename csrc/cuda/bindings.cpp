@@ -1,0 +1,188 @@
+// fastsample._cuda: the CUDA kernels on raw device addresses, launched on the stream that they are given. No torch
+// header: the Python side checks tensors and passes data_ptr(). Nothing here waits for the device, allocates on it or
+// reads from it; a launch waits for room in the queue, so the GIL is released.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "device.h"
+#include "kernels.h"
+
+namespace py = pybind11;
+using namespace fastsample;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// What the reductions keep between their kernels, one part after the other, each aligned to 128 bits.
+class Workspace {
+public:
+    Workspace(Address base, int64_t batch, int64_t size, bool rescales, bool thresholds) : base_(base) {
+        if (rescales) {
+            const int64_t chunks = (size + cuda::kChunk - 1) / cuda::kChunk;
+            moments = take<double>(4 * chunks * batch);
+            factors = take<float>(batch);
+        }
+        if (thresholds) {
+            selections = take<cuda::Selection>(batch);
+            bounds = take<float>(batch);
+            sizes = take<float>(batch * size);
+        }
+    }
+
+    int64_t bytes() const { return used_; }
+
+    double* moments = nullptr;
+    cuda::Selection* selections = nullptr;
+    float *factors = nullptr, *bounds = nullptr, *sizes = nullptr;
+
+private:
+    template <class T>
+    T* take(int64_t count) {
+        T* const part = at<T>(base_ + used_);
+        used_ += (count * static_cast<int64_t>(sizeof(T)) + 15) / 16 * 16;
+        return part;
+    }
+
+    Address base_;
+    int64_t used_ = 0;
+};
+
+// The step with everything fixed that stays the same from row to row; the Python side keeps the tensors alive.
+class Step {
+public:
+    Step(Address rows, int64_t row_count, Address row_of, int64_t batch, int64_t size, Address x, Address seeds,
+         Address guidance, float rescale, bool thresholds, Address h1, Address h2, Address x0_out, Address input_out,
+         Address second_input_out, int input_dtype, Address workspace, int device)
+        : workspace_(workspace, batch, size, rescale != 0, thresholds),
+          rescale_(rescale),
+          thresholds_(thresholds),
+          device_(device) {
+        fixed_.rows = at<const Row>(rows);
+        fixed_.row_count = row_count;
+        fixed_.row_of = at<const int64_t>(row_of);
+        fixed_.batch = batch;
+        fixed_.size = size;
+        fixed_.x = at<const float>(x);
+        fixed_.seeds = at<const uint64_t>(seeds);
+        fixed_.guidance = at<const float>(guidance);
+        fixed_.h1 = at<const float>(h1);
+        fixed_.h2 = at<const float>(h2);
+        fixed_.x0_out = at<float>(x0_out);
+        fixed_.input_out = at<void>(input_out);
+        fixed_.second_input_out = at<void>(second_input_out);
+        fixed_.input_dtype = input_dtype;
+    }
+
+    // m: the model's output, m_stride elements from sample to sample, the unconditional half first where `guided`.
+    void operator()(int64_t row, Address m, int64_t m_stride, int m_dtype, bool guided, Address z, Address out,
+                    bool keeps_x0, bool writes_input, Address stream) {
+        cuda::DeviceStepArgs args = fixed_;
+        args.row = row;
+        args.m_stride = m_stride;
+        args.m_dtype = m_dtype;
+        args.uncond = guided ? at<const void>(m) : nullptr;
+        args.m = at<const void>(guided ? m + args.batch * m_stride * (m_dtype == kFloat32 ? 4 : 2) : m);
+        args.z = at<const float>(z);
+        args.out = at<float>(out);
+        if (!keeps_x0) args.x0_out = nullptr;
+        if (!writes_input) args.input_out = args.second_input_out = nullptr;
+        const py::gil_scoped_release released;
+        const cuda::DeviceGuard guard(device_);
+        if (guided && rescale_ != 0) {
+            cuda::rescale_factors(args, rescale_, workspace_.moments, workspace_.factors, at<void>(stream));
+            args.factors = workspace_.factors;
+        }
+        if (thresholds_) {
+            cuda::thresholds(args, workspace_.selections, workspace_.sizes, workspace_.bounds, at<void>(stream));
+            args.bounds = workspace_.bounds;
+        }
+        cuda::step(args, at<void>(stream));
+    }
+
+private:
+    cuda::DeviceStepArgs fixed_{};
+    Workspace workspace_;
+    float rescale_;
+    bool thresholds_;
+    int device_;
+};
+
+void randn(Address out, int64_t batch, int64_t size, Address seeds, uint32_t step, uint32_t stream_id, Address stream,
+           int device) {
+    const py::gil_scoped_release released;
+    const cuda::DeviceGuard guard(device);
+    cuda::normals({at<float>(out), batch, size, at<const uint64_t>(seeds), step, stream_id}, at<void>(stream));
+}
+
+void posterior(Address rows, int64_t row_count, Address row_of, int64_t row, int64_t batch, int64_t size, Address x,
+               Address m, int64_t m_stride, int m_dtype, Address constant, Address slope, Address mean,
+               Address log_variance, Address stream, int device) {
+    cuda::PosteriorArgs args{};
+    args.rows = at<const Row>(rows);
+    args.row_count = row_count;
+    args.row_of = at<const int64_t>(row_of);
+    args.row = row;
+    args.batch = batch;
+    args.size = size;
+    args.x = at<const float>(x);
+    args.m = at<const void>(m);
+    args.m_stride = m_stride;
+    args.m_dtype = m_dtype;
+    args.constant = at<const float>(constant);
+    args.slope = at<const float>(slope);
+    args.out = at<float>(mean);
+    args.log_variance = at<float>(log_variance);
+    const py::gil_scoped_release released;
+    const cuda::DeviceGuard guard(device);
+    cuda::posterior(args, at<void>(stream));
+}
+
+void copy(Address out, Address in, int64_t bytes, Address stream, int device) {
+    const py::gil_scoped_release released;
+    const cuda::DeviceGuard guard(device);
+    cuda::copy(at<void>(out), at<const void>(in), bytes, at<void>(stream));
+}
+
+int64_t step_workspace(int64_t batch, int64_t size, bool rescales, bool thresholds) {
+    return Workspace(0, batch, size, rescales, thresholds).bytes();
+}
+
+// What setup.py compiled for: "90" machine code, "120-virtual" PTX.
+std::vector<std::string> architectures() {
+    std::vector<std::string> names;
+#ifdef FASTSAMPLE_CUDA_ARCHITECTURES
+    std::istringstream all(FASTSAMPLE_CUDA_ARCHITECTURES);
+    for (std::string name; std::getline(all, name, ',');) names.push_back(name);
+#endif
+    return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, module) {
+    py::class_<Step>(module, "Step")
+        .def(py::init<Address, int64_t, Address, int64_t, int64_t, Address, Address, Address, float, bool, Address,
+                      Address, Address, Address, Address, int, Address, int>(),
+             py::kw_only(), py::arg("rows"), py::arg("row_count"), py::arg("row_of"), py::arg("batch"), py::arg("size"),
+             py::arg("x"), py::arg("seeds"), py::arg("guidance"), py::arg("rescale"), py::arg("thresholds"),
+             py::arg("h1"), py::arg("h2"), py::arg("x0_out"), py::arg("input_out"), py::arg("second_input_out"),
+             py::arg("input_dtype"), py::arg("workspace"), py::arg("device"))
+        .def("__call__", &Step::operator());
+    module.def("step_workspace", &step_workspace);
+    module.def("randn", &randn);
+    module.def("posterior", &posterior);
+    module.def("copy", &copy);
+    module.def("driver", &cuda::driver);
+    module.def("architectures", &architectures);
+}
