@@ -1,0 +1,106 @@
+"""The distribution that a row samples from, what ops/posterior.py specifies: the step without noise, and log variances.
+
+The mean moves 12 bytes an element in float32, as the step does, the log variance 8, in a pass of its own: the two share
+nothing.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastsample.kernels.arithmetic import fma, tl, triton
+from fastsample.kernels.blocks import QUADS, blocks_of, own_part, sample_size, tile_offsets
+from fastsample.kernels.step import NEVER, SOMETIMES, step_kernel
+from fastsample.kernels.variants import DTYPES, Variant
+
+# The host does not know the rows: every coefficient may be 0.
+_MEAN = dict.fromkeys(("C1", "C2", "S", "G1"), NEVER.value) | dict.fromkeys("PQABD", SOMETIMES.value)
+
+
+@triton.jit(do_not_specialize=["batch", "size", "parts"])
+def log_variance_kernel(
+    m,  # [batch, 2, size]
+    constant,
+    slope,
+    out,
+    batch: tl.int64,
+    size: tl.int64,
+    parts: tl.int64,
+    QUADS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    size = sample_size(size, ALIGNED)
+    sample, first, end = own_part(batch, size, parts, QUADS)
+    own_constant, own_slope = tl.load(constant + sample), tl.load(slope + sample)
+    at = tile_offsets(QUADS)
+    for begin in range(first, end, QUADS * 4):
+        inside = at < size - begin
+        v = tl.load(m + (sample * (size * 2) + size + begin) + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + (sample * size + begin) + at, fma(v, own_slope, own_constant), mask=inside)
+
+
+def posterior(
+    rows: Tensor,
+    row_of: Tensor | None,
+    row: int,
+    x: Tensor,
+    m: Tensor,
+    m_stride: int,
+    constant: Tensor,
+    slope: Tensor | None,
+    mean: Tensor,
+    log_variance: Tensor | None,
+) -> None:
+    """The mean, and constant + slope v (rounded once) where the model tells v; tensors contiguous and on one device.
+
+    Args:
+        rows: Table.packed on the device, float32 (N, 16), without quantiles.
+        row_of: int64 (B,), the row of each sample; a row outside the table gives NaN for the mean. Or None.
+        row: the row of all samples where row_of is None.
+        x: float32 (B, ...).
+        m: the model's output, m_stride elements a sample: the size of one, or twice that with the variance half.
+        constant, slope: float32 (B,); slope is None where nothing is learned.
+        mean: like x.
+        log_variance: like x, or None.
+    """
+    blocks = blocks_of(len(x), x.numel() // len(x))
+    division = {"QUADS": blocks.quads, "ALIGNED": blocks.aligned, "num_warps": blocks.num_warps}
+    step_kernel[blocks.grid](
+        *(rows, row_of, len(rows), row, x, m),
+        *(None, None, None, None, None, None, None),  # seeds, z, guidance, factors, bounds, h1, h2
+        *(mean, None, None),
+        *(blocks.batch, blocks.size, blocks.parts),
+        **_MEAN,
+        LIMITED=SOMETIMES.value,
+        M_PARTS=m_stride // blocks.size,
+        GUIDED=False,
+        INPUTS=0,
+        **division,
+        enable_fp_fusion=False,
+    )
+    if log_variance is not None:
+        log_variance_kernel[blocks.grid](
+            *(m, constant, slope, log_variance, blocks.batch, blocks.size, blocks.parts),
+            **division,
+            enable_fp_fusion=False,
+        )
+
+
+def variants() -> list[Variant]:
+    """What the static checks compile; the mean is a step."""
+    integers = dict.fromkeys(("batch", "size", "parts"), "i64")
+    return [
+        Variant(
+            "posterior",
+            "log variance",
+            dtype,
+            log_variance_kernel,
+            {"m": f"*{short}", "constant": "*fp32", "slope": "*fp32", "out": "*fp32", **integers}
+            | {"QUADS": "constexpr", "ALIGNED": "constexpr"},
+            {"QUADS": QUADS, "ALIGNED": True},
+            aligned=("m", "constant", "slope", "out"),
+            elements=4 * QUADS,
+            bytes_per_element=8 if dtype == "float32" else 6,
+        )
+        for dtype, short in DTYPES.items()
+    ]
