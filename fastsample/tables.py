@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastsample.schedule import Float64Array
 
 # Defaults of the columns that a sampler does not set.
-_COLUMNS = {
+COLUMNS = {
     "p": 0.0,
     "q": 0.0,
     "a": 0.0,
@@ -65,6 +65,7 @@ class Table:
         thresholded, scaled: whether any row has a quantile, an e other than 1.
         times: t as Python numbers.
         levels: for each row the (alpha, sigma) that it leads to, NaN for a table without levels.
+        tensors: what ops/device_table.py has made of the table, by device.
 
     Raises:
         ValueError: for no rows, an unknown column, a wrong shape, NaN, an infinite coefficient, a limit that is not
@@ -106,6 +107,7 @@ class Table:
     scaled: bool
     times: tuple[int | float, ...]
     levels: tuple[tuple[float, float], ...]
+    tensors: dict[Any, Any]
 
     def __init__(
         self,
@@ -123,10 +125,10 @@ class Table:
         if not np.isfinite(times).all():
             row = int(np.flatnonzero(~np.isfinite(times))[0])
             raise ValueError(f"t is {times[row]} in row {row}")
-        if unknown := sorted(set(columns) - set(_COLUMNS)):
-            raise ValueError(f"a table has no column {', '.join(unknown)}; its columns are {', '.join(_COLUMNS)}")
+        if unknown := sorted(set(columns) - set(COLUMNS)):
+            raise ValueError(f"a table has no column {', '.join(unknown)}; its columns are {', '.join(COLUMNS)}")
         full = {"t": times}
-        for name, default in _COLUMNS.items():
+        for name, default in COLUMNS.items():
             given = np.asarray(columns.get(name, default), dtype=np.float64)
             if given.shape not in ((), times.shape):
                 raise ValueError(f"column {name} must have shape {times.shape}, got {given.shape}")
@@ -158,6 +160,7 @@ class Table:
             scaled=bool((full["e"] != 1).any()),
             times=tuple(times.tolist()),
             levels=_levels_after(levels["alpha"], levels["sigma"], times.size),
+            tensors={},
         )
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -167,7 +170,7 @@ class Table:
         return _rebuild, (self._given(),)
 
     def _given(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("t", *_LEVELS, "init_noise_sigma", *_COLUMNS)}
+        return {name: getattr(self, name) for name in ("t", *_LEVELS, "init_noise_sigma", *COLUMNS)}
 
     def replace(self, **columns: ArrayLike) -> Table:
         """A new table with these columns in place of the old ones (`t`, `alpha`, `sigma`, `init_noise_sigma` too)."""
@@ -178,7 +181,7 @@ class Table:
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         """The rows in order, each a dict of its t and its coefficients."""
-        names = ("t", *_COLUMNS)
+        names = ("t", *COLUMNS)
         for values in zip(*(getattr(self, name) for name in names), strict=True):
             yield dict(zip(names, (value.item() for value in values), strict=True))
 
@@ -192,7 +195,7 @@ class Table:
         return hash(((self.t + 0).tobytes(), (self.packed + 0.0).tobytes()))  # -0.0 equals 0.0
 
     def __repr__(self) -> str:
-        shown = [name for name, default in _COLUMNS.items() if (getattr(self, name) != default).any()]
+        shown = [name for name, default in COLUMNS.items() if (getattr(self, name) != default).any()]
         width = max(len(str(value)) for value in self.t.tolist())
         names = "".join(f"{name:>12}" for name in shown)
         lines = [f"Table of {len(self)} rows: {_formula(shown)}", f"  k {'t':>{width + 1}}{names}"]

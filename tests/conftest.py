@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    # Triton reads it when kernels are imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from fastsample.ops import backend as backends  # noqa: E402
+from fastsample.ops.backend import _cpu  # noqa: E402
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not HAS_GPU:
+        pytest.skip("torch finds no GPU")
+
 
 GOLDEN = Path(__file__).parent / "golden"
 LEVELS = _cpu.available_isas() if _cpu is not None else []
@@ -48,6 +61,46 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield name
     if isa:
         _cpu.set_isa(before)
+
+
+@pytest.fixture
+def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """backend="cuda" on CPU tensors: the CUDA sources compiled as C++ in place of what nvcc makes of them."""
+    from cuda_on_cpu import build
+
+    if reason := build.why_not():
+        pytest.skip(reason)
+    module = build.cuda_on_cpu().module
+    monkeypatch.setattr(module, "on_cpu", True, raising=False)
+    monkeypatch.setattr(backends, "_cuda", module)
+
+
+class Floor(NamedTuple):
+    """A backend, and the device whose tensors it takes here."""
+
+    backend: str
+    device: str
+
+
+@pytest.fixture(params=["reference", "cpu", "triton", "cuda"])
+def any_backend(request: pytest.FixtureRequest) -> Floor:
+    """Every backend: without a GPU Triton's are interpreted, CUDA's compiled for the CPU. For few, small cases."""
+    name = request.param
+    if name == "cuda" and not (HAS_GPU and backends.backends()["cuda"]["available"]):
+        request.getfixturevalue("cuda_on_cpu")
+    elif reason := backends.backends()[name]["reason"]:
+        pytest.skip(reason)
+    return Floor(name, "cuda" if HAS_GPU and name in ("triton", "cuda") and not _on_cpu() else "cpu")
+
+
+def _on_cpu() -> bool:
+    return getattr(backends._cuda, "on_cpu", False)
+
+
+@pytest.fixture
+def device() -> str:
+    """The GPU where there is one, else the CPU."""
+    return "cuda" if HAS_GPU else "cpu"
 
 
 @pytest.fixture

@@ -160,13 +160,13 @@ class Adapters:
             )
 
     def check_index(self, x: Tensor, index: Tensor) -> None:
-        """Raises unless index chooses an active adapter or none for each sample of x."""
+        """Raises unless index chooses an active adapter or none for each sample of x; its values only on the CPU."""
         if x.ndim < 2 or index.dtype != torch.int64 or index.shape != x.shape[:1]:
             raise ValueError(
                 f"adapter_index must hold one int64 per sample of x, whose shape is {tuple(x.shape)}; got "
                 f"{index.dtype} of shape {tuple(index.shape)}"
             )
-        if not torch.compiler.is_compiling():
+        if index.is_cpu and not torch.compiler.is_compiling():
             check_range(index, len(self.active))
 
     def restore(self) -> None:

@@ -1,5 +1,6 @@
 """The ops: public functions, each beside its plain-torch reference."""
 
+from fastsample.ops.likelihood import likelihood, prior_bits
 from fastsample.ops.lora import lora_linear
 from fastsample.ops.lora_pack import LowRank, PackedAdapters, PackedLinear, pack_adapters, pack_linear
 from fastsample.ops.noise import randn
@@ -10,10 +11,12 @@ __all__ = [
     "LowRank",
     "PackedAdapters",
     "PackedLinear",
+    "likelihood",
     "lora_linear",
     "pack_adapters",
     "pack_linear",
     "posterior",
+    "prior_bits",
     "randn",
     "step",
 ]

@@ -1,10 +1,12 @@
-"""Which implementation of the ops runs: `reference` (plain torch) or `cpu` (C++); GPU kernels come later."""
+"""Which implementation of an op runs: `reference` (plain torch), `cpu` (C++), `triton` or `cuda` (CUDA C++)."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ import torch
 from torch import Tensor
 
 _NAMES = ("reference", "cpu", "triton", "cuda")
+_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # what an automatic choice tries
+
+_IN_SOURCE_TREE = (Path(__file__).parents[2] / "setup.py").exists()
 
 _cpu: Any
 try:
@@ -19,13 +24,24 @@ try:
     _why_no_cpu = ""
 except ImportError as error:
     _cpu = None
-    in_source_tree = (Path(__file__).parents[2] / "setup.py").exists()
     _why_no_cpu = (
         f"the source tree has no built extension: run `pip install -e .` once, with a C++ compiler ({error})"
-        if in_source_tree
+        if _IN_SOURCE_TREE
         else f"the package was installed without its C++ extension, for want of a compiler? ({error})"
     )
     warnings.warn(f"fastsample runs on its slow reference backend: {_why_no_cpu}", stacklevel=2)
+
+# Looked up at every use: tests put the same sources in its place, compiled for the CPU.
+_cuda: Any
+try:
+    _cuda = importlib.import_module("fastsample._cuda")
+    _why_not_built = ""
+except ImportError as error:
+    _cuda = None
+    _why_not_built = (
+        "fastsample was installed without CUDA kernels: no nvcc was found, it failed, or FASTSAMPLE_CUDA was 0; "
+        f"FASTSAMPLE_CUDA=1 pip install builds them or tells why not ({error})"
+    )
 
 if _isa := os.environ.get("FASTSAMPLE_CPU_ISA"):
     if _cpu is None:
@@ -44,44 +60,160 @@ def backends() -> dict[str, dict[str, Any]]:
     Returns:
         For each of "reference", "cpu", "triton" and "cuda" a dict with "available" (bool) and "reason" (empty where
         available). "cpu" also tells "isa", the instruction set in use, "isas", those that this CPU and build have, and
-        "threads", the thread runtime.
+        "threads", the thread runtime; "triton" tells "interpreted", whether its kernels run in Triton's interpreter
+        (TRITON_INTERPRET=1), slowly and on CPU tensors too; "cuda" tells "architectures", what it was compiled for.
 
     Example:
         >>> backends()["reference"]["available"]
         True
     """
+    reasons = {
+        "reference": "",
+        "cpu": _why_no_cpu,
+        "triton": _why_no_triton(),
+        "cuda": _why_no_cuda(_cuda),
+    }
     found: dict[str, dict[str, Any]] = {
-        "reference": {"available": True, "reason": ""},
-        "cpu": {"available": _cpu is not None, "reason": _why_no_cpu},
-        "triton": {"available": False, "reason": "this version of fastsample has no Triton kernels"},
-        "cuda": {"available": False, "reason": "this version of fastsample has no CUDA kernels"},
+        name: {"available": not reason, "reason": reason} for name, reason in reasons.items()
     }
     if _cpu is not None:
         found["cpu"].update(isa=_cpu.isa(), isas=_cpu.available_isas(), threads=_cpu.thread_runtime())
+    found["triton"]["interpreted"] = not reasons["triton"] and _interpreted()
+    found["cuda"]["architectures"] = [] if _cuda is None else _cuda.architectures()
     return found
 
 
-def choose(backend: str | None, device: torch.device, *, native: bool) -> str:
-    """The backend for tensors on `device`; `native` says whether compiled kernels can serve the call at all.
+def choose(
+    backend: str | None,
+    device: torch.device,
+    *,
+    native: bool,
+    offers: Sequence[str] = ("cpu", "cuda", "triton"),
+    op: str = "this op",
+) -> str:
+    """The backend for tensors on `device`.
 
-    An automatic choice falls back to the reference silently, an explicit one (the argument, else FASTSAMPLE_BACKEND)
-    raises ValueError with the reason where it cannot run.
+    An automatic choice takes `cpu` on a CPU and, on a GPU, `cuda` where it can run, else `triton`, and falls back to
+    the reference silently. An explicit one (the argument, else FASTSAMPLE_BACKEND) raises ValueError with the reason
+    where it cannot run; FASTSAMPLE_BACKEND leaves ops alone that do not offer what it names.
+
+    Args:
+        native: whether compiled kernels can serve the call at all.
+        offers: the backends that have kernels for the op, beside the reference.
+        op: its name, for messages.
     """
     wanted = backend or _override
-    can_run_cpu = native and _cpu is not None and device.type == "cpu"
     if wanted is None:
-        return "cpu" if can_run_cpu else "reference"
-    if wanted == "reference" or (wanted == "cpu" and can_run_cpu):
+        return _automatic(device, native, offers)
+    if wanted == "reference" or (native and wanted in offers and _runs_on(wanted, device)):
         return wanted
     name = "backend" if backend else "FASTSAMPLE_BACKEND"
     if wanted not in _NAMES:
         raise ValueError(f"{name} must be one of {', '.join(_NAMES)}, got {wanted!r}")
-    status = backends()[wanted]
-    if not status["available"]:
-        raise ValueError(f"{name}={wanted!r} cannot run here: {status['reason']}")
-    if device.type != "cpu":
-        raise ValueError(f"{name}='cpu' cannot run on {device}")
-    raise ValueError(f"{name}='cpu' computes in float32 without gradients; use backend='reference'")
+    if wanted not in offers:
+        if backend is None:
+            return _automatic(device, native, offers)
+        raise ValueError(f"backend={wanted!r} has no kernel for {op}; there are {', '.join(('reference', *offers))}")
+    if reason := backends()[wanted]["reason"]:
+        raise ValueError(f"{name}={wanted!r} cannot run here: {reason}")
+    if not _runs_on(wanted, device):
+        raise ValueError(f"{name}={wanted!r} cannot run on {device}")
+    raise ValueError(f"{name}={wanted!r} computes in float32 without gradients; use backend='reference'")
+
+
+# What torch.compiler.assume_constant_result does, whose import takes seconds: Dynamo does not look inside, where Triton
+# is imported and drivers are asked.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _automatic(device: torch.device, native: bool, offers: Sequence[str]) -> str:
+    if native:
+        for name in _FIRST.get(device.type, ()):
+            if name in offers and _runs_on(name, device):
+                return name
+    return "reference"
+
+
+def _runs_on(name: str, device: torch.device) -> bool:
+    """Whether one of the backends with kernels is there for tensors on `device`."""
+    if name == "cpu":
+        return device.type == "cpu" and _cpu is not None
+    if name == "cuda":
+        return device.type == ("cpu" if _emulated(_cuda) else "cuda") and not _why_no_cuda(_cuda)
+    if device.type == "cuda":
+        return _triton_imports()
+    return device.type == "cpu" and bool(os.environ.get("TRITON_INTERPRET")) and _triton_imports() and _interpreted()
+
+
+@functools.cache
+def _why_no_cuda(module: Any) -> str:
+    if module is None:
+        return _why_not_built
+    if _emulated(module):
+        return ""
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) has no CUDA"
+    if reason := module.driver():
+        return str(reason)
+    return "" if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def _emulated(module: Any) -> bool:
+    """Whether these are the CUDA sources compiled for the CPU, for tests."""
+    return getattr(module, "on_cpu", False)
+
+
+def _why_no_triton() -> str:
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu and not os.environ.get("TRITON_INTERPRET"):
+        # Not imported to find out more: kernels choose the interpreter once, when they are imported.
+        return "torch finds no GPU; TRITON_INTERPRET=1 interprets the kernels, slowly"
+    try:
+        interpreted = _interpreted()
+    except ImportError as error:
+        return f"Triton cannot be imported: pip install triton ({error})"
+    return "" if has_gpu or interpreted else "TRITON_INTERPRET=1 was set after the kernels had been imported"
+
+
+def _triton_imports() -> bool:
+    try:
+        _interpreted()
+    except ImportError:
+        return False
+    return True
+
+
+# Compiled code reads what eager code has found out: it can neither import nor use functools' caches.
+_found: dict[str, bool] = {}
+
+
+def _interpreted() -> bool:
+    if "interpreted" not in _found:
+        _found["interpreted"] = bool(importlib.import_module("fastsample.kernels.arithmetic").INTERPRETED)
+    return _found["interpreted"]
+
+
+def cuda_module() -> Any:
+    """fastsample._cuda as it is now."""
+    return _cuda
+
+
+def place(device: torch.device) -> tuple[int, int]:
+    """(index, raw current stream) of a GPU, which kernels of `cuda` are launched on; zeros for a CPU."""
+    if device.type == "cpu":
+        return 0, 0
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return index, torch._C._cuda_getCurrentRawStream(index)
+
+
+def recorded(*tensors: Tensor) -> bool:
+    """Whether torch.compile, make_fx, fake tensors and the like want to see the registered op, not a kernel's call."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    for tensor in tensors:
+        if type(tensor) is not Tensor and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            return True
+    return False
 
 
 def fresh(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastsample.ops.noise import checked_shape
+from fastsample.tables import Table
 
 
 def check_state(x: Tensor) -> None:
@@ -58,6 +60,60 @@ def check_variance(m: Tensor, x: Tensor) -> None:
             f"the table reads a learned variance: model_output must have {2 * x.shape[1] if x.ndim > 1 else 'twice'} "
             f"channels in axis 1, got shape {tuple(m.shape)}"
         )
+
+
+def checked_rows(row: int | Tensor, table: Table, x: Tensor) -> tuple[Tensor | None, int]:
+    """(rows of the samples or None, the row they share else 0); those on the CPU inside the table, none negative."""
+    batch = x.shape[0]
+    if isinstance(row, Tensor) and (row.ndim > 0 or not row.is_cpu):
+        if row.dtype != torch.int64 or not (row.is_cpu or row.device == x.device):
+            raise TypeError(f"row must be an int or an int64 tensor on the CPU or beside x, got {_kind(row)}")
+        if row.shape not in ((batch,), () if not row.is_cpu else (batch,)):
+            raise ValueError(f"row must be one int or {batch}, one per sample; got shape {tuple(row.shape)}")
+        if not row.is_cpu:
+            return row.expand(batch).contiguous(), 0
+        if not ((row >= -len(table)) & (row < len(table))).all():
+            raise ValueError(f"rows {row.tolist()} are not all inside a table of {len(table)} rows")
+        return row % len(table), 0
+    try:
+        shared = operator.index(row)
+    except TypeError:
+        raise TypeError(f"row must be an int or an int64 tensor on the CPU or beside x, got {row!r}") from None
+    if not -len(table) <= shared < len(table):
+        raise ValueError(f"row {row} is outside a table of {len(table)} rows")
+    return None, shared % len(table)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} on {tensor.device}"
+
+
+def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> Tensor:
+    """One guidance weight per sample, in x's dtype on its device; those that lie on a GPU are not read."""
+    try:
+        on_gpu = isinstance(guidance, Tensor) and not guidance.is_cpu
+        weights = torch.as_tensor(guidance, dtype=x.dtype, device=x.device if on_gpu else "cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"guidance must be a number or one per sample, got {guidance!r}") from None
+    if weights.shape not in ((), (x.shape[0],)):
+        raise ValueError(f"guidance must be one number or {x.shape[0]}, one per sample; got {tuple(weights.shape)}")
+    if not on_gpu and not weights.isfinite().all():
+        raise ValueError(f"guidance must be finite, got {guidance}")
+    # A copy: the caller may change his own later.
+    return torch.empty(x.shape[0], dtype=x.dtype, device=x.device).copy_(weights)
+
+
+def differentiable(*operands: object) -> bool:
+    """Whether gradients go through any of these."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(isinstance(one, Tensor) and one.requires_grad for one in operands)
+
+
+def no_compiled_gradients(op: str) -> None:
+    """Raises where torch.compile asks for gradients of an op that has none there."""
+    if torch.compiler.is_compiling():
+        raise ValueError(f"compiled, {op} has no gradients: call it under torch.no_grad() or detach its arguments")
 
 
 def check_memory(inputs: dict[str, Tensor | None], outputs: dict[str, Tensor | None]) -> None:

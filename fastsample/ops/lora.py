@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu, choose, fresh
+from fastsample.ops.backend import _cpu, choose, fresh, recorded
 from fastsample.ops.lora_pack import DTYPES, Group, PackedAdapters, PackedLinear
 
 
@@ -34,15 +34,17 @@ def lora_linear(
         adapters: None for the linears alone.
         adapter_index: int64 (B,), B = x.shape[0]: which of the adapters' groups each sample gets, -1 none. Required
             where there are several groups, else the one group serves all samples.
-        backend: see fastsample.backends(). Gradients (in x and in the adapters) go through the reference.
-            Compiled code does not check adapter_index where it goes through the reference.
+        backend: see fastsample.backends(). Gradients (in x and in the adapters) go through the reference. On a GPU
+            the first call of a shape tries a few kernels, so call once before a CUDA graph is captured.
 
     Returns:
         One tensor (..., N_i) per linear, of x's dtype.
 
     Raises:
         ValueError, TypeError: for shapes, dtypes and devices that do not fit. IndexError: for an index outside
-            -1 .. groups - 1. RuntimeError: for a factor that was written after it was packed.
+            -1 .. groups - 1; where nobody looks at its values (on a GPU, which the CPU would have to wait for, in
+            Triton, and in compiled code that goes through the reference) the sample's outputs are NaN instead.
+            RuntimeError: for a factor that was written after it was packed.
 
     Example:
         >>> from fastsample.ops import LowRank, pack_adapters, pack_linear
@@ -54,16 +56,21 @@ def lora_linear(
     check(x, packed, adapters, adapter_index)
     compiling = torch.compiler.is_compiling()
     differentiable = (torch.is_grad_enabled() and _requires_grad(x, adapters, compiling)) or _is_transformed()
-    if choose(backend, x.device, native=packed.native and not differentiable) == "reference":
+    native, offers = bool(packed.offers) and not differentiable, packed.offers or ("cpu", "triton")
+    chosen = choose(backend, x.device, native=native, offers=offers, op="lora_linear on these weights")
+    if chosen == "reference":
         groups = () if adapters is None else adapters.groups
         return lora_linear_reference(x, packed.unpack(), packed.bias, groups, adapter_index)
     if adapters is not None and not compiling and adapters.changed():
         raise RuntimeError("a factor of adapters was written after it was packed: call adapters.update()")
-    run = torch.ops.fastsample.lora_linear if compiling or _is_recorded(x) else _lora_linear_cpu
-    if adapters is None:
-        return tuple(run(x, packed.data, packed.bias, packed.out_features, [], [], [], [], None))
-    factors = adapters.down, adapters.up, adapters.scale, adapters.flat_ranks
-    return tuple(run(x, packed.data, packed.bias, packed.out_features, *factors, adapter_index))
+    if chosen == "triton" and packed.native:  # interpreted, where copies cost nothing beside the rest
+        packed = packed.by_rows()
+        adapters = None if adapters is None else PackedAdapters(packed, adapters.groups)
+    run = torch.ops.fastsample.lora_linear if recorded(x) else _lora_linear
+    down, up, scale = ([], [], []) if adapters is None else (adapters.down, adapters.up, adapters.scale)
+    ranks = () if adapters is None else adapters.flat_ranks
+    by_rows = not packed.native
+    return tuple(run(x, packed.data, packed.bias, packed.out_features, down, up, scale, ranks, adapter_index, by_rows))
 
 
 def _requires_grad(x: Tensor, adapters: PackedAdapters | None, compiling: bool) -> bool:
@@ -81,12 +88,7 @@ def _is_transformed() -> bool:
     )
 
 
-def _is_recorded(x: Tensor) -> bool:
-    """Whether fake tensors, make_fx and the like want to see the registered op."""
-    return type(x) not in (Tensor, torch.nn.Parameter) or torch._C._len_torch_dispatch_stack() > 0
-
-
-def _lora_linear_cpu(
+def _lora_linear(
     x: Tensor,
     weights: Tensor,
     bias: Tensor | None,
@@ -96,6 +98,7 @@ def _lora_linear_cpu(
     scale: Sequence[Tensor],
     ranks: Sequence[int],
     adapter_index: Tensor | None,
+    by_rows: bool,
 ) -> list[Tensor]:
     shape = x.shape
     features = shape[-1]
@@ -110,6 +113,12 @@ def _lora_linear_cpu(
     outputs = [fresh(torch.Size((*leading, n)), x.dtype, x.device) for n in out_features]
     samples = 1 if adapter_index is None else shape[0]
     index = None if adapter_index is None else adapter_index.contiguous()
+    if by_rows:
+        from fastsample.kernels.lora_launch import launch
+
+        rows = x.as_strided((count, features), (stride, 1))
+        launch(rows, samples, weights, bias, out_features, down, up, scale, ranks, index, outputs)
+        return outputs
     _cpu.lora_linear(
         x.data_ptr(),
         samples,
@@ -131,7 +140,7 @@ def _lora_linear_cpu(
     return outputs
 
 
-_registered = torch.library.custom_op("fastsample::lora_linear", _lora_linear_cpu, mutates_args=(), device_types="cpu")
+_registered = torch.library.custom_op("fastsample::lora_linear", _lora_linear, mutates_args=())
 
 
 @_registered.register_fake
@@ -151,7 +160,8 @@ def lora_linear_reference(
     Args as lora_linear's, the weights unpacked and their biases behind one another. Base product and low-rank part are
     rounded to x's dtype one after the other.
     """
-    if adapter_index is not None and not torch.compiler.is_compiling():
+    unchecked = adapter_index is not None and (torch.compiler.is_compiling() or not adapter_index.is_cpu)
+    if adapter_index is not None and not unchecked:
         check_range(adapter_index, len(groups))
     exact = torch.promote_types(x.dtype, torch.float32)
     outputs = []
@@ -170,6 +180,9 @@ def lora_linear_reference(
                 chosen = (adapter_index == g).reshape(-1, *[1] * (x.ndim - 1))
                 delta = torch.where(chosen, delta, 0)
             y = y + delta
+        if adapter_index is not None and unchecked:
+            known = (adapter_index >= -1) & (adapter_index < len(groups))
+            y = torch.where(known.reshape(-1, *[1] * (x.ndim - 1)), y, torch.nan)
         outputs.append(y)
     return tuple(outputs)
 

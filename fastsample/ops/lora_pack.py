@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastsample.kernels.lora_layout import RANK_STEP
+from fastsample.ops import backend as backends
 from fastsample.ops.backend import _cpu, fresh
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -34,7 +36,8 @@ Group = Sequence[LowRank | None]
 class PackedLinear:
     """The weights of one or several linears that read the same input, laid out for lora_linear.
 
-    On a CPU with compiled kernels they lie in panels of 32 columns; elsewhere row by row.
+    On a CPU with compiled kernels they lie in panels of 32 columns; elsewhere row by row, as Triton's kernels read
+    them.
 
     Attributes:
         data: all weights, one linear after the other.
@@ -43,7 +46,8 @@ class PackedLinear:
         in_features: K.
         out_features: N of each linear.
         sizes: of each linear, the elements of data.
-        native: whether data is in the kernels' layout.
+        native: whether data is in the CPU kernels' layout.
+        offers: the backends that have kernels for such weights, beside the reference.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class PackedLinear:
     ) -> None:
         self.data, self.bias, self.native = data, bias, native
         self.in_features, self.out_features, self.sizes = in_features, out_features, sizes
+        self.offers = (*(("cpu",) if native else ()), *(("triton",) if _has_triton(data) else ()))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,6 +79,14 @@ class PackedLinear:
         if self.native:
             return tuple(_unpack(part, n, self.in_features) for part, n in parts)
         return tuple(part.reshape(n, self.in_features) for part, n in parts)
+
+    def by_rows(self) -> PackedLinear:
+        """The same weights in the layout of Triton's kernels."""
+        if not self.native:
+            return self
+        data = torch.cat([weight.reshape(-1) for weight in self.unpack()])
+        sizes = tuple(n * self.in_features for n in self.out_features)
+        return PackedLinear(data, self.bias, self.in_features, self.out_features, sizes, native=False)
 
     def linear(self, i: int) -> PackedLinear:
         """The i-th linear alone, on the same memory."""
@@ -104,12 +117,13 @@ class PackedAdapters:
         self._fits = _kind(packed)
         new, native = packed.data.new_empty, packed.native
         k, ns = packed.in_features, packed.out_features
+        widths = [[rank + _missing(rank, native) for rank in ranks] for ranks in self.ranks]
         self._up_sizes = [
-            [_packed_size(n, r, packed.dtype, native) for n, r in zip(ns, ranks, strict=True)] for ranks in self.ranks
+            [_packed_size(n, r, packed.dtype, native) for n, r in zip(ns, own, strict=True)] for own in widths
         ]
-        self.down = [new(_packed_size(sum(ranks), k, packed.dtype, native)) for ranks in self.ranks]
+        self.down = [new(_packed_size(sum(own), k, packed.dtype, native)) for own in widths]
         self.up = [new(sum(sizes)) for sizes in self._up_sizes]
-        self.scale = [new(sum(ranks), dtype=torch.float32) for ranks in self.ranks]
+        self.scale = [new(sum(own), dtype=torch.float32) for own in widths]
         self._write(packed, groups)
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -148,11 +162,11 @@ class PackedAdapters:
     def _write(self, packed: PackedLinear, groups: Sequence[Group]) -> None:
         written = []
         for i, group in enumerate(groups):
-            present = [one for one in group if one is not None]
+            wide = [None if one is None else _wide(one, packed) for one in group]
+            present = [one for one in wide if one is not None]
             if present:
-                scale = torch.cat([one.scale.detach().float().expand(len(one.down)) for one in present])
-                ups = [None if one is None else one.up.to(packed.data) for one in group]
-                written.append((i, torch.cat([one.down.to(packed.data) for one in present]), ups, scale))
+                down, scale = torch.cat([one.down for one in present]), torch.cat([one.scale for one in present])
+                written.append((i, down, [None if one is None else one.up for one in wide], scale))
         for i, down, ups, scale in written:
             _pack(down, self.down[i], packed.native)
             for up, part in zip(ups, self.up[i].split(self._up_sizes[i]), strict=True):
@@ -251,6 +265,30 @@ def _check_groups(packed: PackedLinear, groups: Sequence[Group]) -> None:
                 )
             if any(factor.is_meta and not packed.data.is_meta for factor in one):
                 raise ValueError(f"groups[{g}][{i}] has no values: it lies on the meta device")
+
+
+def _has_triton(weights: Tensor) -> bool:
+    """Whether Triton serves such weights here; asked when they are packed, since compiled code cannot find out.
+
+    On NVIDIA GPUs before sm_80 it has no tensor cores, and torch's own products are faster.
+    """
+    if weights.dtype not in DTYPES or not backends._runs_on("triton", weights.device):
+        return False
+    return not weights.is_cuda or bool(torch.version.hip) or torch.cuda.get_device_capability(weights.device) >= (8, 0)
+
+
+def _wide(one: LowRank, packed: PackedLinear) -> LowRank:
+    """In the weights' dtype, on their device, a scale for each rank, zeros up to the rank that there is memory for."""
+    down, up = one.down.to(packed.data), one.up.to(packed.data)
+    scale = one.scale.detach().to(packed.device, torch.float32).expand(len(down))
+    missing, pad = _missing(len(down), packed.native), torch.nn.functional.pad
+    if not missing:
+        return LowRank(down, up, scale)
+    return LowRank(pad(down, (0, 0, 0, missing)), pad(up, (0, missing)), pad(scale, (0, missing)))
+
+
+def _missing(rank: int, native: bool) -> int:
+    return 0 if native else -rank % RANK_STEP
 
 
 def _is_dense(tensor: object) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu, choose, fresh, mark_written
+from fastsample.ops.backend import _cpu, choose, cuda_module, fresh, mark_written, place, recorded
 
 Seed = int | Sequence[int] | Tensor
 
@@ -35,6 +36,8 @@ def randn(
     and the same from w2, w3 (Salmon et al. 2011; Box & Muller 1958). |value| < 5.9. The error against these formulas is
     below 3 ulp of float32; the reference backend equals the kernels within 1 ulp.
 
+    Under torch.compile it is one registered op, and `seed` and `step` may change without compiling again.
+
     Args:
         shape: (samples, ...), nothing zero.
         seed: an int (sample i uses seed + i, so the next batch of B starts at seed + B), or one int per sample
@@ -60,37 +63,78 @@ def randn(
     """
     shape = checked_shape("shape", shape)
     for name, value in (("step", step), ("stream", stream)):
-        if not 0 <= operator.index(value) < 2**32:
+        if not 0 <= as_int(value) < 2**32:
             raise ValueError(f"{name} must lie in [0, 2^32), got {value}")
-    seeds = sample_seeds(seed, shape[0])
+    where = torch.device(device or "cpu") if out is None else _checked_out(out, shape, device)
+    if recorded(*(one for one in (out, seed) if isinstance(one, Tensor))):
+        seeds = recorded_seeds(seed, shape[0], where)
+        if out is None:
+            return torch.ops.fastsample.randn(seeds, shape[1:], step, stream, where, backend)
+        torch.ops.fastsample.randn_out(out, seeds, step, stream, backend)
+        return out
+    seeds = sample_seeds(seed, shape[0], where)
     if out is None:
-        where = torch.device(device or "cpu")
         result = fresh(shape, torch.float32, where)
-    else:
-        if not isinstance(out, Tensor) or out.dtype != torch.float32:
-            raise TypeError(f"out must be a float32 tensor, got {getattr(out, 'dtype', type(out).__name__)}")
-        if out.shape != shape:
-            raise ValueError(f"out must have shape {tuple(shape)}, got {tuple(out.shape)}")
-        if device is not None and out.device != torch.empty(0, device=device).device:
-            raise ValueError(f"out lies on {out.device}, device is {device}")
-        where = out.device
-        result = (
-            out if out.is_contiguous() and not out.is_neg() else torch.empty(shape, dtype=torch.float32, device=where)
-        )
-    fill(result, seeds, step, stream, backend)
-    if out is None:
+        fill(result, seeds, step, stream, backend)
         return result
-    if out is not result:
-        return out.copy_(result)
+    _fill_any(out, seeds, step, stream, backend)
     mark_written(out)
     return out
 
 
+def _checked_out(out: Tensor, shape: torch.Size, device: torch.device | str | None) -> torch.device:
+    if not isinstance(out, Tensor) or out.dtype != torch.float32:
+        raise TypeError(f"out must be a float32 tensor, got {getattr(out, 'dtype', type(out).__name__)}")
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {tuple(shape)}, got {tuple(out.shape)}")
+    if device is not None and out.device != torch.empty(0, device=device).device:
+        raise ValueError(f"out lies on {out.device}, device is {device}")
+    return out.device
+
+
+def _fill_any(out: Tensor, seeds: Tensor, step: int, stream: int, backend: str | None) -> None:
+    """fill into memory of any strides."""
+    if out.is_contiguous() and not out.is_neg():
+        fill(out, seeds, step, stream, backend)
+    else:
+        result = torch.empty(out.shape, dtype=torch.float32, device=out.device)
+        fill(result, seeds, step, stream, backend)
+        out.copy_(result)
+
+
+@torch.library.custom_op("fastsample::randn", mutates_args=())
+def _randn(
+    seeds: Tensor, shape: Sequence[int], step: int, stream: int, device: torch.device, backend: str | None
+) -> Tensor:
+    result = fresh(torch.Size((len(seeds), *shape)), torch.float32, device)
+    fill(result, seeds, step, stream, backend)
+    return result
+
+
+@_randn.register_fake
+def _shape(seeds: Tensor, shape: Sequence[int], step: int, stream: int, device: torch.device, *_: object) -> Tensor:
+    return seeds.new_empty((seeds.shape[0], *shape), dtype=torch.float32, device=device)
+
+
+@torch.library.custom_op("fastsample::randn_out", mutates_args=("out",))
+def _randn_out(out: Tensor, seeds: Tensor, step: int, stream: int, backend: str | None) -> None:
+    _fill_any(out, seeds, step, stream, backend)
+
+
 def fill(result: Tensor, seeds: Tensor, step: int, stream: int, backend: str | None = None) -> None:
     """`randn` into contiguous memory, with everything checked beforehand; `seeds` as sample_seeds makes them."""
-    if choose(backend, result.device, native=True) == "cpu":
-        batch, size = len(result), result.numel() // len(result)
+    chosen = choose(backend, result.device, native=True)
+    seeds = seeds if seeds.device == result.device else seeds.to(result.device)
+    batch, size = len(result), result.numel() // len(result)
+    if chosen == "cpu":
         _cpu.randn(result.data_ptr(), batch, size, seeds.data_ptr(), step, stream, torch.get_num_threads())
+    elif chosen == "cuda":
+        index, current = place(result.device)
+        cuda_module().randn(result.data_ptr(), batch, size, seeds.data_ptr(), step, stream, current, index)
+    elif chosen == "triton":
+        from fastsample.kernels import noise as kernel
+
+        kernel.randn(result, seeds, step, stream)
     else:
         # Apple's GPUs have no float64, in which the reference rounds.
         drawn_on = torch.device("cpu") if result.device.type == "mps" else result.device
@@ -108,16 +152,20 @@ def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
     return size
 
 
-def sample_seeds(seed: Seed, batch: int) -> Tensor:
-    """One seed per sample as an int64 CPU tensor of shape (batch,), modulo 2^64 in two's complement."""
+def sample_seeds(seed: Seed, batch: int, device: torch.device | None = None) -> Tensor:
+    """One seed per sample as an int64 tensor of shape (batch,), modulo 2^64 in two's complement.
+
+    On the CPU, or on `device` where that needs no waiting: an int is counted up there, a tensor stays where it is.
+    """
     if isinstance(seed, Tensor):
         if seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool:
             raise TypeError(f"seeds must be integers, got {seed.dtype}")
-        if seed.ndim == 1 and seed.dtype == torch.int64 and seed.is_cpu and len(seed) == batch:
+        in_place = seed.is_cpu or seed.device == device
+        if seed.ndim == 1 and seed.dtype == torch.int64 and in_place and len(seed) == batch:
             return seed.clone(memory_format=torch.contiguous_format)
         seed = seed.tolist()
     if isinstance(seed, int) and 0 <= seed < 2**63 - batch:
-        return torch.arange(seed, seed + batch, device="cpu")
+        return torch.arange(seed, seed + batch, device=device or "cpu")
     try:
         if isinstance(seed, Iterable):
             values = [operator.index(one) for one in seed]
@@ -127,7 +175,33 @@ def sample_seeds(seed: Seed, batch: int) -> Tensor:
         raise TypeError(f"seed must be an int or one int per sample, got {seed!r}") from None
     if len(values) != batch:
         raise ValueError(f"seed must be one int or {batch}, one per sample; got {len(values)}")
-    return torch.tensor([(value + 2**63) % 2**64 - 2**63 for value in values], dtype=torch.int64, device="cpu")
+    return torch.tensor([_wrapped(value) for value in values], dtype=torch.int64, device="cpu")
+
+
+def as_int(value: SupportsIndex) -> int:
+    """The value as an int; one that Dynamo traces stays open, which operator.index would tie down."""
+    return value if isinstance(value, int) else operator.index(value)
+
+
+def recorded_seeds(seed: Seed, batch: int, device: torch.device) -> Tensor:
+    """sample_seeds in torch operations alone, so that other seeds need no other graph; on `device`."""
+    if isinstance(seed, Tensor):
+        if seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool:
+            raise TypeError(f"seeds must be integers, got {seed.dtype}")
+        seeds = seed.to(device, torch.int64)
+        if seed.ndim == 0:
+            return torch.arange(batch, device=device) + seeds
+    elif isinstance(seed, Iterable):
+        seeds = torch.tensor([_wrapped(one) for one in seed], dtype=torch.int64, device=device)
+    else:
+        return torch.arange(batch, device=device) + _wrapped(seed)
+    if seeds.shape != (batch,):
+        raise ValueError(f"seed must be one int or {batch}, one per sample; got {tuple(seeds.shape)}")
+    return seeds
+
+
+def _wrapped(seed: int) -> int:
+    return seed if -(2**63) <= seed < 2**63 else (seed + 2**63) % 2**64 - 2**63
 
 
 def randn_reference(shape: Sequence[int], seeds: Tensor, step: int, stream: int) -> Tensor:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu, fresh
+from fastsample.ops.backend import fresh
 from fastsample.ops.checks import check_like, check_output, check_variance, checked_noise
-from fastsample.ops.step_reference import step_reference
+from fastsample.ops.step_launch import DTYPE_CODES, Operands, launch
+from fastsample.ops.step_reference import next_scale, step_reference
 from fastsample.tables import Table
-
-_DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType in csrc/cpu/kernels.h
 
 
 class StepPlan:
@@ -23,6 +21,9 @@ class StepPlan:
     weight per sample, `rows` an int64 tensor that is read at every call or None, `backend` one that can run. Keeps the
     addresses of its tensors: their storage must not move, and an x or a history that is not contiguous is read as it
     was when the plan was made. That x is a state, that rows exist and what overlaps, the caller has checked.
+
+    Kernels of a GPU read `rows` on x's device, and the host does not: what any row of the table needs must be there,
+    and a row that does not exist makes NaN of its sample. Rows from the CPU are uploaded at every call, seeds once.
 
     Attributes:
         x0_out: as given.
@@ -58,48 +59,49 @@ class StepPlan:
         self._x, self._table, self._seeds, self._rows = x, table, seeds, rows
         self._guidance, self._rescale, self._history = guidance, rescale, tuple(history)
         self._out, self._input_out = out, input_out
-        self._native = backend == "cpu"
+        self._native = backend != "reference"
         self._lacks_history = table.history > len(self._history)
+        # Where rows lie on a GPU, or kernels read them as if they did: which rows a call visits is not known here.
+        self._blind = rows is not None and (backend in ("cuda", "triton") or not rows.is_cpu)
         if self._native:
-            self._prepare()
+            self._prepare(backend)
 
-    def _prepare(self) -> None:
+    def _prepare(self, backend: str) -> None:
         # The kernel writes packed memory of its own dtypes; any other target gets a stand-in that is copied over.
         self._stand_ins: dict[str, tuple[Tensor, Tensor]] = {}
         self._staging: Tensor | None = None
         x = self._x = self._x.contiguous().resolve_neg()
-        batch, size = x.shape[0], x.numel() // x.shape[0]
-        self._layouts = self._accepted_layouts(size)
-        x0_address = self._address("x0", self.x0_out)
+        self._is_cpu, self._index = x.is_cpu, x.get_device()
+        self._layouts = self._accepted_layouts(x.numel() // x.shape[0])
+        x0 = self._written("x0", self.x0_out)
         # Where x0 replaces the history it was made from, both must be the very same memory.
         self._history = tuple(one if one is self.x0_out else one.contiguous().resolve_neg() for one in self._history)
-        histories = [x0_address if one is self.x0_out else one.data_ptr() for one in self._history]
+        histories = [x0 if one is self.x0_out else one for one in self._history]
         if "x0" in self._stand_ins:
             target, stand_in = self._stand_ins["x0"]
             stand_in.copy_(target)
-        input_address = self._address("input", self._input_out)
-        code = 0 if self._input_out is None else _DTYPE_CODES.get(self._input_out.dtype, 0)
-        twice = self._input_out is not None and len(self._input_out) > batch
-        weights = self._guidance
-        self._out_address = self._address("out", self._out)
-        self._kernel = _cpu.Step(
-            rows=self._table.packed_address,
-            row_of=0 if self._rows is None else self._rows.data_ptr(),
-            batch=batch,
-            size=size,
-            x=x.data_ptr(),
-            seeds=0 if self._seeds is None else self._seeds.data_ptr(),
-            guidance=0 if weights is None else weights.data_ptr(),
-            one_guidance=weights is not None and bool((weights == weights[0]).all()),
-            rescale=self._rescale,
-            thresholds=self._table.thresholded,
-            h1=histories[0] if histories else 0,
-            h2=histories[1] if len(histories) > 1 else 0,
-            x0_out=x0_address,
-            input_out=input_address,
-            second_input_out=input_address + x.numel() * (4, 2, 2)[code] if twice else 0,
-            input_dtype=code,
+        if self._seeds is not None:
+            self._seeds = self._seeds.to(x.device)
+        rows = self._rows
+        self._upload: tuple[Tensor, Tensor] | None = None
+        if rows is not None and rows.device != x.device:
+            self._upload = rows.to(x.device), rows
+        self._operands = Operands(
+            self._table,
+            rows if self._upload is None else self._upload[0],
+            x,
+            self._seeds,
+            self._guidance,
+            self._rescale,
+            h1=histories[0] if histories else None,
+            h2=histories[1] if len(histories) > 1 else None,
+            x0_out=x0,
+            input_out=self._written("input", self._input_out),
         )
+        self._target = self._written("out", self._out)
+        self._out_address = 0 if self._target is None else self._target.data_ptr()
+        self._launch = launch(backend, self._operands)
+        self._kernel, self._last, self._takes_tensors, _ = self._launch
 
     def _accepted_layouts(self, size: int) -> dict[torch.Size, tuple[int, bool]]:
         """(elements from sample to sample, guided) of every shape that the model's output may have."""
@@ -112,15 +114,14 @@ class StepPlan:
                 layouts[torch.Size((count, 2 * rest[0], *rest[1:]))] = 2 * size, guided
         return layouts
 
-    def _address(self, name: str, target: Tensor | None) -> int:
-        if target is None:
-            return 0
-        if target.is_contiguous() and target.dtype in _DTYPE_CODES and not target.is_neg():
-            return target.data_ptr()
-        dtype = target.dtype if target.dtype in _DTYPE_CODES else torch.float32
+    def _written(self, name: str, target: Tensor | None) -> Tensor | None:
+        """What a kernel writes for this target."""
+        if target is None or (target.is_contiguous() and target.dtype in DTYPE_CODES and not target.is_neg()):
+            return target
+        dtype = target.dtype if target.dtype in DTYPE_CODES else torch.float32
         stand_in = torch.empty(target.shape, dtype=dtype, device=target.device)
         self._stand_ins[name] = target, stand_in
-        return stand_in.data_ptr()
+        return stand_in
 
     def __call__(
         self, m: Tensor, row: int, noise: Tensor | None = None, keep_x0: bool = True, write_input: bool = True
@@ -130,23 +131,23 @@ class StepPlan:
         if self._rows is None:
             stochastic, learned = table.stochastic[row], table.learned[row]
         else:
-            visited = visited_rows(self._rows, row)
+            visited = self._visited(row)
             stochastic, learned = (any(flags[k] for k in visited) for flags in (table.stochastic, table.learned))
         if self._lacks_history:
             self._check_history(row)
         if not self._native:
             return self._reference(m, row, noise, stochastic, keep_x0, write_input)
         layout = self._layouts.get(m.shape)
-        if layout is None or not m.is_cpu:
+        if layout is None or not (m.is_cpu if self._is_cpu else m.get_device() == self._index):
             check_output(m, self._x, guided=self._guidance is not None)
             raise AssertionError("an output that passes the check has a layout")
         stride, guided = layout
         if learned:
             check_variance(m, self._x)
-        code = _DTYPE_CODES.get(m.dtype)
+        code = DTYPE_CODES.get(m.dtype)
         if code is None or not m.is_contiguous() or m.is_neg():
             m = self._stage(m)
-            code = _DTYPE_CODES[m.dtype]
+            code = DTYPE_CODES[m.dtype]
         noise_address = 0
         if stochastic and (noise is not None or self._seeds is None):
             noise = checked_noise(noise, self._x).contiguous().resolve_neg()
@@ -155,18 +156,25 @@ class StepPlan:
         if out is None:
             out = fresh(self._x.shape, torch.float32, self._x.device)
             address = out.data_ptr()
-        self._kernel(
-            row,
-            m.data_ptr(),
-            stride,
-            code,
-            guided,
-            noise_address,
-            address,
-            keep_x0,
-            write_input,
-            torch.get_num_threads(),
-        )
+        if self._upload is not None:
+            self._upload[0].copy_(self._upload[1], non_blocking=True)
+        if self._takes_tensors:
+            target = out if self._target is None else self._target
+            z = noise if noise_address else None
+            self._kernel(row, m, stride, guided, z, target, keep_x0, write_input)
+        else:
+            self._kernel(
+                row,
+                m.data_ptr(),
+                stride,
+                code,
+                guided,
+                noise_address,
+                address,
+                keep_x0,
+                write_input,
+                self._last(),
+            )
         if self._stand_ins:
             written = {"out": True, "x0": keep_x0, "input": write_input}
             for name, (target, stand_in) in self._stand_ins.items():
@@ -175,14 +183,17 @@ class StepPlan:
         return out
 
     def _check_history(self, row: int) -> None:
-        for k in visited_rows(self._rows, row):
+        for k in self._visited(row):
             if len(self._history) < self._table.reads[k]:
                 raise ValueError(f"row {k} needs the x0 of {self._table.reads[k]} earlier row(s): give history=")
+
+    def _visited(self, row: int) -> Sequence[int]:
+        return range(len(self._table)) if self._blind else visited_rows(self._rows, row)
 
     def _stage(self, m: Tensor) -> Tensor:
         # Kept from row to row: a model with strided or float64 outputs must not cost an allocation each time.
         check_output(m, self._x, guided=self._guidance is not None)
-        dtype = m.dtype if m.dtype in _DTYPE_CODES else torch.float32
+        dtype = m.dtype if m.dtype in DTYPE_CODES else torch.float32
         if self._staging is None or self._staging.shape != m.shape or self._staging.dtype != dtype:
             self._staging = torch.empty(m.shape, dtype=dtype, device=m.device)
         return self._staging.copy_(m)
@@ -199,13 +210,12 @@ class StepPlan:
             self.x0_out.copy_(x0)
         if self._input_out is not None and write_input:
             batch = len(self._x)
-            next_e = torch.from_numpy(np.append(self._table.e[1:], 1.0))[rows]
-            scale = next_e.to(result).reshape(-1, *(1,) * (result.ndim - 1))
+            scale = next_scale(self._table, rows, result)
             for half in self._input_out.split(batch):
                 half.copy_(result * scale)
         return result if self._out is None else self._out.copy_(result)
 
 
 def visited_rows(rows: Tensor | None, row: int) -> Sequence[int]:
-    """The rows that samples are at: their own, or the one they share."""
+    """The rows that samples are at: their own, which are read, or the one they share."""
     return (row,) if rows is None else sorted(set(rows.tolist()))

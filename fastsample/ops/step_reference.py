@@ -78,6 +78,9 @@ def _rows_reference(
 ) -> tuple[Tensor, Tensor]:
     def alone(i: int) -> tuple[Tensor, Tensor]:
         own = slice(i, i + 1)
+        if not -len(table) <= rows[i] < len(table):  # as kernels have it, which cannot raise
+            nothing = torch.full_like(x[own], math.nan)
+            return nothing, nothing
         return step_reference(
             x[own],
             m[i :: len(x)],
@@ -92,6 +95,15 @@ def _rows_reference(
 
     results, x0s = zip(*(alone(i) for i in range(len(x))), strict=True)
     return torch.cat(results), torch.cat(x0s)
+
+
+def next_scale(table: Table, row: int | Tensor, x: Tensor) -> float | Tensor:
+    """e of the rows after these, to be multiplied with x: what the next model input is scaled by."""
+    scales = [*table.e[1:].tolist(), 1.0]
+    if not isinstance(row, Tensor):
+        return scales[row]
+    found = [scales[k] if -len(table) <= k < len(table) else math.nan for k in row.tolist()]
+    return torch.tensor(found, dtype=x.dtype, device=x.device).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _sum(*terms: tuple[float, Tensor | None]) -> Tensor:

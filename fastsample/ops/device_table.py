@@ -1,0 +1,61 @@
+"""A table as GPU kernels and compiled code see it: one tensor, made once per device."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fastsample.tables import COLUMNS, Table
+
+_ROW = 16  # floats of a packed row, csrc/common/row.h
+_DOUBLES = 2 * len(COLUMNS)  # floats that hold a row's float64 columns, bit for bit
+
+# By the address of their tensors, which live as long as they do.
+_tables: WeakValueDictionary[int, Table] = WeakValueDictionary()
+
+
+def encoded(table: Table, device: torch.device) -> Tensor:
+    """All of the table as one float32 tensor: `packed`, which kernels read, then the bits of the float64 columns.
+
+    Made at the first call for a device, which on a GPU waits for the upload.
+    """
+    found = table.tensors.get(device)
+    if found is None:
+        columns = np.stack([getattr(table, name) for name in COLUMNS], axis=1)
+        whole = np.concatenate([table.packed.reshape(-1), columns.view(np.float32).reshape(-1)])
+        # An ordinary tensor, whatever mode its first user is in: it serves all later ones.
+        with torch.inference_mode(False), _disable_current_modes():
+            found = torch.from_numpy(whole).to(device)
+        table.tensors[device] = found
+        _tables[found.data_ptr()] = table
+    return found
+
+
+# As backend.choose is; Dynamo guards on which table it is.
+encoded._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def packed_rows(table: Table, device: torch.device) -> Tensor:
+    """`table.packed` on the device, shape (rows, 16)."""
+    return encoded(table, device)[: len(table) * _ROW].view(len(table), _ROW)
+
+
+def decoded(tensor: Tensor) -> Table:
+    """The table that `encoded` made this tensor from; one with the same coefficients where that is gone."""
+    known = _tables.get(tensor.data_ptr())
+    return _rebuilt(tensor.cpu().numpy().tobytes()) if known is None else known
+
+
+@lru_cache(maxsize=16)
+def _rebuilt(content: bytes) -> Table:
+    whole = np.frombuffer(content, np.float32)
+    rows = len(whole) // (_ROW + _DOUBLES)
+    doubles = whole[rows * _ROW :].view(np.float64).reshape(rows, len(COLUMNS))
+    columns: dict[str, Any] = {name: doubles[:, i] for i, name in enumerate(COLUMNS)}
+    return Table(np.zeros(rows, np.int64), **columns)

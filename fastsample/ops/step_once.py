@@ -1,0 +1,72 @@
+"""A step that is checked, planned and run once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastsample.ops.backend import choose, mark_written
+from fastsample.ops.checks import check_memory, check_state, checked_rows, differentiable, guidance_weights
+from fastsample.ops.noise import Seed, sample_seeds
+from fastsample.ops.step_plan import StepPlan, visited_rows
+from fastsample.tables import Table
+
+
+def step_once(
+    x: Tensor,
+    model_output: Tensor,
+    table: Table,
+    row: int | Tensor,
+    *,
+    noise: Tensor | None,
+    seed: Seed | None,
+    guidance: float | Sequence[float] | Tensor | None,
+    guidance_rescale: float,
+    history: Sequence[Tensor],
+    out: Tensor | None,
+    x0_out: Tensor | None,
+    input_out: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """`step` on tensors that have values."""
+    check_state(x)
+    rows, row = checked_rows(row, table, x)
+    visited = range(len(table)) if rows is not None and not rows.is_cpu else visited_rows(rows, row)
+    noisy = [k for k in visited if table.stochastic[k]]
+    if noisy and (noise is None) == (seed is None):
+        raise ValueError(f"row {noisy[0]} adds noise: give exactly one of noise= and seed=")
+    if len(history) > 2:
+        raise ValueError(f"history holds the x0 of at most 2 earlier rows, got {len(history)}")
+    outputs = {"out": out, "x0_out": x0_out, "input_out": input_out}
+    inputs = {"x": x, "model_output": model_output, "noise": noise}
+    check_memory({**inputs, **{f"history[{i}]": one for i, one in enumerate(history)}}, outputs)
+    weights = None if guidance is None else guidance_weights(guidance, x)
+    if weights is not None and len(model_output) != 2 * len(x):
+        raise ValueError(
+            f"under guidance model_output has the unconditional and the conditional half, {2 * len(x)} samples; "
+            f"got shape {tuple(model_output.shape)}"
+        )
+    if weights is None and guidance_rescale != 0:
+        raise ValueError("guidance_rescale needs guidance=")
+    native = x.dtype is torch.float32 and not differentiable(x, model_output, noise, weights, *history)
+    chosen = choose(backend, x.device, native=native)
+    plan = StepPlan(
+        x,
+        table,
+        seeds=None if seed is None else sample_seeds(seed, len(x), x.device),
+        guidance=weights,
+        rescale=guidance_rescale,
+        history=history,
+        rows=rows,
+        out=out,
+        x0_out=x0_out,
+        input_out=input_out,
+        backend=chosen,
+    )
+    result = plan(model_output, row, noise)
+    for written in outputs.values():
+        if written is not None:
+            mark_written(written)
+    return result

@@ -1,0 +1,120 @@
+"""The step as compiled code sees it: a registered op, which checks its arguments when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastsample.ops.backend import fresh
+from fastsample.ops.device_table import decoded, encoded
+from fastsample.ops.noise import Seed, as_int, recorded_seeds
+from fastsample.ops.step_once import step_once
+from fastsample.tables import Table
+
+
+def step_recorded(
+    x: Tensor,
+    model_output: Tensor,
+    table: Table,
+    row: int | Tensor,
+    *,
+    noise: Tensor | None,
+    seed: Seed | None,
+    guidance: float | Sequence[float] | Tensor | None,
+    guidance_rescale: float,
+    history: Sequence[Tensor],
+    out: Tensor | None,
+    x0_out: Tensor | None,
+    input_out: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """`step` through the registered op, what differs from row to row as tensors."""
+    weights = None
+    if isinstance(guidance, int | float):
+        weights = torch.zeros((), dtype=x.dtype, device=x.device) + guidance
+    elif guidance is not None:
+        weights = torch.as_tensor(guidance, dtype=x.dtype).to(x.device)
+    arguments = (
+        x,
+        model_output,
+        encoded(table, x.device),
+        0 if isinstance(row, Tensor) else as_int(row),
+        row if isinstance(row, Tensor) else None,
+        noise,
+        None if seed is None else recorded_seeds(seed, x.shape[0], x.device),
+        weights,
+        guidance_rescale,
+        [*history],
+        backend,
+    )
+    if out is None and x0_out is None and input_out is None:
+        result: Tensor = torch.ops.fastsample.step(*arguments)
+        return result
+    if out is None:
+        out = x.new_empty(x.shape)
+    torch.ops.fastsample.step_out(*arguments, out, x0_out, input_out)
+    return out
+
+
+def _step_out(
+    x: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    row: int,
+    rows: Tensor | None,
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    guidance: Tensor | None,
+    guidance_rescale: float,
+    history: Sequence[Tensor],
+    backend: str | None,
+    out: Tensor,
+    x0_out: Tensor | None,
+    input_out: Tensor | None,
+) -> None:
+    step_once(
+        x,
+        model_output,
+        decoded(table),
+        row if rows is None else rows,
+        noise=noise,
+        seed=seeds,
+        guidance=guidance,
+        guidance_rescale=guidance_rescale,
+        history=history,
+        out=out,
+        x0_out=x0_out,
+        input_out=input_out,
+        backend=backend,
+    )
+
+
+torch.library.custom_op("fastsample::step_out", _step_out, mutates_args=("out", "x0_out", "input_out"))
+
+
+# An op of its own: inductor stumbles over one that could write arguments and is given none of them.
+@torch.library.custom_op("fastsample::step", mutates_args=())
+def _step(
+    x: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    row: int,
+    rows: Tensor | None,
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    guidance: Tensor | None,
+    guidance_rescale: float,
+    history: Sequence[Tensor],
+    backend: str | None,
+) -> Tensor:
+    out = fresh(x.shape, x.dtype, x.device)
+    operands = x, model_output, table, row, rows, noise, seeds, guidance, guidance_rescale, history
+    _step_out(*operands, backend, out, None, None)
+    return out
+
+
+@_step.register_fake
+def _like_x(x: Tensor, *_: object) -> Tensor:
+    return x.new_empty(x.shape)
