@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastsample import lora, ops, zoo
 from fastsample.forward import add_noise, velocity
+from fastsample.graph import Graph, graph
 from fastsample.images import to_uint8
 from fastsample.interpolation import interpolate, slerp
 from fastsample.levels import karras_sigmas
@@ -63,6 +64,7 @@ __all__ = [
     "DynamicThreshold",
     "Euler",
     "EulerAncestral",
+    "Graph",
     "Heun",
     "Options",
     "Request",
@@ -79,6 +81,7 @@ __all__ = [
     "dpm_solver",
     "euler",
     "euler_ancestral",
+    "graph",
     "guidance_scale_embedding",
     "heun",
     "interpolate",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose, fresh
-from fastsample.ops.noise import randn, sample_seeds
+from fastsample.ops.noise import INITIAL, fill, sample_seeds
 from fastsample.samplers.guidance import Guidance, guidance_of
 from fastsample.samplers.inputs import ModelInput
 from fastsample.samplers.limits import check_number
@@ -25,7 +25,7 @@ from fastsample.tables import Table
 class Request:
     """A sample that a Batcher is to make: what `Batcher.submit` returns."""
 
-    def __init__(self, batcher: Batcher, seed: Tensor, cond: Mapping[str, Tensor]) -> None:
+    def __init__(self, batcher: Batcher, seed: int, cond: Mapping[str, Tensor]) -> None:
         self._batcher, self._seed, self._cond = batcher, seed, cond
         self._sample: Tensor | None = None
 
@@ -121,7 +121,8 @@ class Batcher:
             shape: of the sample alone, without a batch axis; the same for all requests of a Batcher.
             seed: of its noise, modulo 2^64.
             **cond: the model's keywords for this sample: tensors without a batch axis, or numbers. They are stacked to
-                (batch, ...). The first request decides on names, shapes and dtypes.
+                (batch, ...). The first request decides on names, shapes and dtypes. Tensors of a model's GPU join
+                without making the host wait for it.
 
         Raises:
             ValueError, TypeError: for an empty shape, a seed that is not an int, and a shape or keywords unlike those
@@ -129,7 +130,7 @@ class Batcher:
         """
         size = _sample_shape(shape)
         try:
-            own_seed = sample_seeds(operator.index(seed), 1)
+            own_seed = int(sample_seeds(operator.index(seed), 1))
         except TypeError:
             raise TypeError(f"seed must be an int, got {seed!r}") from None
         places = self._places
@@ -223,9 +224,11 @@ class _Places:
             model_input.fill(1.0)
             self._input, self._state = model_input.views[guided], model_input.state
             self._targets = model_input.targets
-            self._rows = torch.full((batch,), len(table) - 1, dtype=torch.int64, device="cpu")
-            self._seeds = torch.zeros(batch, dtype=torch.int64, device="cpu")
-            self._times = torch.tensor(table.t, device="cpu")
+            # Beside the state, with a copy on the host: on a GPU, asking for a row would wait for all work before it.
+            self._rows = torch.full((batch,), len(table) - 1, dtype=torch.int64, device=device)
+            self._row_of = [len(table) - 1] * batch
+            self._seeds = torch.zeros(batch, dtype=torch.int64, device=device)
+            self._times = torch.tensor(table.t, device=device)
             self._own_times = self._times[self._rows]
             self._time = torch.empty(len(self._input), dtype=self._times.dtype, device=device)
             self._time_halves = self._time.view(-1, batch)
@@ -240,17 +243,18 @@ class _Places:
                 backend=backend,
             )
 
-    def enter(self, i: int, seed: Tensor, cond: Mapping[str, Tensor]) -> None:
+    def enter(self, i: int, seed: int, cond: Mapping[str, Tensor]) -> None:
         """Starts a sample in place i: its noise, the input made from it, its keywords, row 0."""
         own = slice(i, i + 1)
         state = self._state[own]
-        randn(state.shape, seed=seed, out=state, backend=self._backend).mul_(self._table.init_noise_sigma)
+        self._seeds[i] = seed
+        fill(state, self._seeds[own], 0, INITIAL, self._backend)
+        state.mul_(self._table.init_noise_sigma)
         for target in self._targets:
             torch.mul(state, float(self._table.e[0]), out=target[own])
         for name, value in cond.items():
             self.cond[name][i] = value
-        self._seeds[own] = seed
-        self._rows[i] = 0
+        self._rows[i] = self._row_of[i] = 0
 
     def advance(self) -> None:
         """One model call and one row for every place."""
@@ -258,11 +262,13 @@ class _Places:
         m = self._predict(self._input, self._time, self._keywords)
         self._plans[0](m, 0)
         self._plans.reverse()  # where two x0 are kept, each pass writes over the older one
-        self._rows.add_(1).clamp_(max=len(self._table) - 1)
+        idle = len(self._table) - 1
+        self._rows.add_(1).clamp_(max=idle)
+        self._row_of = [min(row + 1, idle) for row in self._row_of]
 
     def idle(self) -> list[int]:
         """The places at the idle row: empty, or with a sample that has just become finished."""
-        return [i for i, row in enumerate(self._rows.tolist()) if row == len(self._table) - 1]
+        return [i for i, row in enumerate(self._row_of) if row == len(self._table) - 1]
 
     def leave(self, i: int) -> Tensor:
         """The sample in place i, which then holds zeros."""
@@ -305,5 +311,9 @@ def _of_one_sample(name: str, value: Any, device: torch.device, like: Tensor | N
             f"{name} must be {like.dtype} of shape {tuple(like.shape)}, as in the first request; got {tensor.dtype} of "
             f"shape {tuple(tensor.shape)}"
         )
+    dtype = tensor.dtype if like is None else like.dtype
     with torch.inference_mode(False):
-        return tensor.to(device, tensor.dtype if like is None else like.dtype, copy=True)
+        if tensor.is_cpu and tensor.ndim == 0:
+            # An upload to a GPU would wait for all work before it.
+            return torch.full((), tensor.item(), dtype=dtype, device=device)
+        return tensor.to(device, dtype, copy=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.ops.step import guidance_weights
+from fastsample.ops.checks import guidance_weights
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,22 @@ def guidance_of(
         return Guidance(None, 0.0, None, conditional, {})
     interval = None if interval is None else _checked_interval(interval)
     weights = guidance_weights(guidance, state)
-    if bool((weights == 1).all()):
+    if _is_one(guidance, weights):
         return Guidance(None, rescale, interval, conditional, {})
     if uncond is None:
         raise ValueError("guidance needs uncond=: the model's keywords for the unconditional half")
     both = _batched({**common, **uncond}, conditional, len(state), "")
     return Guidance(weights, rescale, interval, conditional, both)
+
+
+def _is_one(guidance: float | Sequence[float] | Tensor, weights: Tensor) -> bool:
+    """Whether every weight is 1; raises where one is not finite."""
+    if isinstance(guidance, int | float):
+        return guidance == 1  # reading it back from a GPU would wait for all work before it
+    read = weights.cpu()
+    if not read.isfinite().all():
+        raise ValueError(f"guidance must be finite, got {guidance}")
+    return bool((read == 1).all())
 
 
 def _checked_interval(interval: tuple[float, float]) -> tuple[float, float]:

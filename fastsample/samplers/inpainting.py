@@ -20,7 +20,9 @@ class Inpainting:
             broadcast to the state, for a mask outside [0, 1] and for a table without noise levels.
     """
 
-    def __init__(self, mask: Tensor, known: Tensor, state: Tensor, table: Table, seeds: Tensor) -> None:
+    def __init__(
+        self, mask: Tensor | None, known: Tensor | None, state: Tensor, table: Table, seeds: Tensor, backend: str
+    ) -> None:
         if not isinstance(mask, Tensor) or not isinstance(known, Tensor):
             got = f"{type(mask).__name__} and {type(known).__name__}"
             raise TypeError(f"inpainting needs both mask= and known=, two tensors; got {got}")
@@ -28,7 +30,10 @@ class Inpainting:
             raise ValueError("inpainting needs a table with noise levels: Table(..., alpha=, sigma=)")
         expanded = {}
         for name, given in (("mask", mask), ("known", known)):
-            values = given.to(state.device, state.dtype)
+            # A copy, since a graph writes other masks into it.
+            values = given.to(state.device, state.dtype, copy=name == "mask")
+            if name == "mask":
+                self._given_mask = values
             try:
                 expanded[name] = values.expand(state.shape)
             except RuntimeError:
@@ -42,14 +47,23 @@ class Inpainting:
         # What is unknown may be NaN there.
         self._kept = torch.where(self._rest == 0, 0.0, self._rest * expanded["known"])
         # What is known is known in the end, also where the last row leaves some noise.
-        self._levels = (*table.levels[:-1], (1.0, 0.0))
-        self._seeds = seeds
+        self._table, self._levels = table, (*table.levels[:-1], (1.0, 0.0))
+        self._seeds, self._backend = seeds, backend
         self._noise = torch.empty(state.shape, dtype=torch.float32, device=state.device)
+
+    def like(self, mask: Tensor, known: Tensor) -> Inpainting:
+        """The same with another mask and known region."""
+        return Inpainting(mask, known, self._rest, self._table, self._seeds, self._backend)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All that mask and known came to; the mask in the shape that it was given in."""
+        return self._given_mask, self._rest, self._kept
 
     def apply(self, state: Tensor, k: int) -> None:
         """Puts the known region into the state after row k, in place."""
         alpha, sigma = self._levels[k]
         state.mul_(self._mask).add_(self._kept, alpha=alpha)
         if sigma > 0:
-            fill(self._noise, self._seeds, k, KNOWN)
+            fill(self._noise, self._seeds, k, KNOWN, self._backend)
             state.addcmul_(self._rest, self._noise.to(state.dtype), value=sigma)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import direction_table
 from fastsample.samplers.limits import Clip, check_number
 from fastsample.samplers.loop import Sampler
-from fastsample.samplers.run import Options, Step
+from fastsample.samplers.run import Options
 from fastsample.schedule import Schedule
 from fastsample.tables import Table
 from fastsample.timesteps import Timesteps, spaced_timesteps
@@ -93,18 +93,12 @@ class DDIMInverse(Sampler):
             )
         )
 
-    def __call__(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Any:
-        """The noise of these clean samples; see `ddim_invert`."""
+    def _own_options(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
         _check_clean(x, options)
-        return super().__call__(model, x, **options)
-
-    def iterate(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Iterator[Step]:
-        """The same as a generator, see Sampler.iterate."""
-        _check_clean(x, options)
-        return super().iterate(model, x, **options)
+        return options
 
 
-def _check_clean(x: Tensor | Sequence[int], options: Options) -> None:
+def _check_clean(x: Tensor | Sequence[int], options: dict[str, Any]) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x0 must be a tensor, the samples to encode, got {type(x).__name__}")
     if options.get("mask") is not None or options.get("known") is not None:

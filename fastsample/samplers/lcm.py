@@ -142,7 +142,7 @@ class LCM(Sampler):
         **options: Unpack[Options],
     ) -> Any:
         """Samples from the model; see `lcm` for guidance_embedding, fastsample.Options for the options."""
-        return super().__call__(model, x, **_told_guidance(model, x, guidance_embedding, options))
+        return super().__call__(model, x, guidance_embedding=guidance_embedding, **options)  # type: ignore[call-arg]
 
     def iterate(
         self,
@@ -153,12 +153,15 @@ class LCM(Sampler):
         **options: Unpack[Options],
     ) -> Iterator[Step]:
         """The same as a generator, see Sampler.iterate."""
-        return super().iterate(model, x, **_told_guidance(model, x, guidance_embedding, options))
+        return super().iterate(model, x, guidance_embedding=guidance_embedding, **options)  # type: ignore[call-arg]
+
+    def _own_options(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
+        return _told_guidance(model, x, options.pop("guidance_embedding", None), options)
 
 
 def _told_guidance(
-    model: Model, x: Tensor | Sequence[int], w: float | Sequence[float] | Tensor | None, options: Options
-) -> Options:
+    model: Model, x: Tensor | Sequence[int], w: float | Sequence[float] | Tensor | None, options: dict[str, Any]
+) -> dict[str, Any]:
     """The options with the embedding of w among the model's keywords."""
     if w is None:
         return options

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from fastsample.model import Model, Predictor, unwrapped
 from fastsample.ops.backend import choose, fresh, mark_written
-from fastsample.ops.noise import Seed, checked_shape, randn, sample_seeds
+from fastsample.ops.noise import INITIAL, Seed, fill, sample_seeds
 from fastsample.ops.reductions import limited
 from fastsample.ops.step_plan import StepPlan
 from fastsample.ops.step_reference import step_reference
@@ -22,9 +22,9 @@ from fastsample.samplers.guidance import guidance_of
 from fastsample.samplers.hints import no_argument, warn_of_amplified_errors
 from fastsample.samplers.inpainting import Inpainting
 from fastsample.samplers.inputs import ModelInput
-from fastsample.samplers.limits import check_number
 from fastsample.samplers.noise_source import noise_source
 from fastsample.samplers.run import Noise, Options, Step
+from fastsample.samplers.start import checked_start, first_row
 from fastsample.schedule import checked_schedule
 from fastsample.tables import Table
 from fastsample.timesteps import Int64Array, Timesteps
@@ -104,12 +104,17 @@ class Sampler:
             raise ValueError(f"{type(self).__name__} cannot start at row {row}, which needs the x0 of earlier rows")
         return table
 
-    def _loop(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> _Loop:
+    def _own_options(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
+        """These options with what this sampler alone takes expressed in what all take."""
+        return options
+
+    def _loop(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> Loop:
+        options = self._own_options(model, x, options)
         if unknown := sorted(set(options) - _OPTIONS):
             raise TypeError(no_argument(type(self).__name__, unknown[0], vars(self)))
         if misplaced := sorted({"callback", "progress", "decode", "out"} & set(options)):
             raise TypeError(f"iterate takes no {', '.join(misplaced)}: do that between the steps it yields")
-        return _Loop(self, model, x, **options)
+        return Loop(self, model, x, **options)
 
     def _set(self, **attributes: object) -> None:
         # Samplers are frozen dataclasses: what __post_init__ works out goes past the lock.
@@ -132,7 +137,7 @@ def _progress_bar(total: int) -> Any:
     return tqdm(total=total)
 
 
-def _outside_grad_mode(loop: _Loop) -> Iterator[Step]:
+def _outside_grad_mode(loop: Loop) -> Iterator[Step]:
     rows = loop.rows(observed=True)
     while True:
         with torch.set_grad_enabled(loop.differentiable):
@@ -142,8 +147,19 @@ def _outside_grad_mode(loop: _Loop) -> Iterator[Step]:
         yield step
 
 
-class _Loop:
-    """One run: arguments checked and buffers made at construction, then `rows` runs it."""
+class Loop:
+    """One run: arguments checked and buffers made at construction, then `rows` runs it.
+
+    On a GPU the host waits for nothing while rows run and uploads nothing, so that they can be captured as a graph.
+
+    Attributes:
+        state: where the sample comes to be: the state before the first row, until rows run.
+        seeds: one per sample, beside the state.
+        guidance, inpainting: what these options came to; None without inpainting.
+        schedule: for each row that runs its index, the model's time, whether it and the next one are guided, and the
+            noise level it leads to.
+        differentiable: whether gradients go through the run.
+    """
 
     def __init__(
         self,
@@ -175,28 +191,26 @@ class _Loop:
         self.differentiable = given is not None and given.requires_grad and torch.is_grad_enabled()
         double = given is not None and given.dtype == torch.float64
         self._backend = choose(backend, where, native=not (self.differentiable or double))
-        start = _first_row(sampler, given is not None, strength, start_step)
-        self._table = sampler.table_from(start) if start else sampler.table
+        start = first_row(sampler, given is not None, strength, start_step)
+        self._table = table = sampler.table_from(start) if start else sampler.table
+        self._noised_from = None if strength is None else start
         self._correct_x0 = sampler.correct_x0
+        self._where, self._dtype = where, torch.float64 if double else torch.float32
         # Buffers must be ordinary tensors also where the caller is in inference mode.
         with torch.inference_mode(False):
-            state = self._initial_state(x, seed, where, torch.float64 if double else torch.float32)
-            if strength is not None:
-                state = self._noised(state, start, seed)
-            self.state = state
-            batch = state.shape[0]
-            own_seeds = sample_seeds(seed, batch)
-            self._seeds = own_seeds if noise is None else None
-            self._guidance = guidance_of(
+            shape = checked_start(x)
+            batch = shape[0]
+            self.seeds = sample_seeds(seed, batch, where).to(where)
+            self.state = state = self.initial_state(shape if given is None else given, self.seeds)
+            self.guidance = guidance_of(
                 state, guidance, guidance_rescale, guidance_interval, model_kwargs, cond, uncond
             )
-            self._inpainting = None
+            self.inpainting = None
             if mask is not None or known is not None:
-                self._inpainting = Inpainting(mask, known, state, self._table, own_seeds)  # type: ignore[arg-type]
-            table = self._table
+                self.inpainting = Inpainting(mask, known, state, table, self.seeds, self._backend)
             guided = [False] * len(table)
-            if self._guidance.weights is not None:
-                guided = [self._guidance.at(t) for t in table.times]
+            if self.guidance.weights is not None:
+                guided = [self.guidance.at(t) for t in table.times]
                 if not any(guided):
                     raise ValueError(
                         f"guidance_interval={guidance_interval} holds none of the times {table.times[0]} .. "
@@ -205,28 +219,30 @@ class _Loop:
             time_dtype = torch.int64 if table.t.dtype == np.int64 else torch.float32
             self._time = torch.empty(2 * batch if any(guided) else batch, dtype=time_dtype, device=where)
         self._source = None if noise is None else noise_source(noise, state)
-        # For each row: its index, the model's time, whether it and the next one are guided, and the level it leads to.
+        self._step_seeds = self.seeds if noise is None else None
+        self._input: ModelInput | None = None
         rows = zip(range(len(table)), table.times, guided, [*guided[1:], False], table.levels, strict=True)
         self.schedule = list(rows)[start:]
 
-    def _initial_state(self, x: Tensor | Sequence[int], seed: Seed, where: torch.device, dtype: torch.dtype) -> Tensor:
+    def initial_state(self, x: Tensor | torch.Size, seeds: Tensor) -> Tensor:
+        """The state before the first row: x itself, with noise where it is clean, or x_T drawn from the seeds."""
         if not isinstance(x, Tensor):
-            if hasattr(x, "__array__"):
-                raise TypeError(f"x must be a shape or a tensor, got {type(x).__name__}: torch.from_numpy makes one")
-            drawn = randn(checked_shape("x", x), seed=seed, device=where, backend=self._backend)
+            drawn = self._initial_noise(x, seeds)
             return drawn if self._table.init_noise_sigma == 1 else drawn.mul_(self._table.init_noise_sigma)
-        if not x.is_floating_point():
-            raise TypeError(f"x must be a shape or a floating-point tensor, got {x.dtype}")
-        checked_shape("x", x.shape)
-        state = x.to(where, dtype, copy=True, memory_format=torch.contiguous_format)
-        return state if self.differentiable else state.detach()
-
-    def _noised(self, clean: Tensor, start: int, seed: Seed) -> Tensor:
+        state = x.to(self._where, self._dtype, copy=True, memory_format=torch.contiguous_format)
+        state = state if self.differentiable else state.detach()
+        if self._noised_from is None:
+            return state
         alpha, sigma = self._table.alpha, self._table.sigma
         if alpha is None or sigma is None:
             raise ValueError("strength needs a table with noise levels: Table(..., alpha=, sigma=)")
-        z = randn(clean.shape, seed=seed, device=clean.device, backend=self._backend).to(clean.dtype)
-        return clean * float(alpha[start]) + z * float(sigma[start])
+        z = self._initial_noise(x.shape, seeds).to(state.dtype)
+        return state * float(alpha[self._noised_from]) + z * float(sigma[self._noised_from])
+
+    def _initial_noise(self, shape: torch.Size, seeds: Tensor) -> Tensor:
+        drawn = fresh(shape, torch.float32, self._where)
+        fill(drawn, seeds, 0, INITIAL, self._backend)
+        return drawn
 
     def check_out(self, out: Tensor) -> None:
         state = self.state
@@ -237,33 +253,46 @@ class _Loop:
                 f"out must have shape {tuple(state.shape)} on {state.device}, got {tuple(out.shape)} on {out.device}"
             )
 
+    def restart(self, x: Tensor | torch.Size, seed: Seed) -> None:
+        """Another run in the same memory: its seeds and its state before the first row."""
+        # What is not pinned has been read when this returns, so that the host need not wait for the copy.
+        self.seeds.copy_(sample_seeds(seed, len(self.seeds), self._where), non_blocking=True)
+        self.state.copy_(self.initial_state(x, self.seeds))
+
     def rows(self, observed: bool) -> Iterator[Step | None]:
         """Runs every row; yields a Step after it where `observed`: x0 is looked at and x may be changed."""
         return self._differentiable_rows() if self.differentiable else self._in_place_rows(observed)
 
     def result(self) -> Tensor:
-        """The sample, once all rows have run."""
-        return self.state
+        """The sample, once all rows have run, in storage of its own."""
+        return self.state if self._input is None else self._input.result()
 
-    def _in_place_rows(self, observed: bool) -> Iterator[Step | None]:
-        table, predict, guidance = self._table, self._predict, self._guidance
-        # The pass makes the next input too, unless someone may still change x after it.
-        changes = observed or self._correct_x0 is not None or self._inpainting is not None
+    def _prepare(self, changes: bool) -> tuple[ModelInput, list[StepPlan]]:
+        table = self._table
         # Buffers must be ordinary tensors also where the caller is in inference mode.
         with torch.inference_mode(False):
             guided = len(self._time) > len(self.state)
-            model_input = ModelInput(self.state, predict.dtype, scaled=table.scaled, guided=guided)
-            state = model_input.state
-            plans = plans_in_turn(
-                state,
+            self._input = ModelInput(self.state, self._predict.dtype, scaled=table.scaled, guided=guided)
+            self.state = self._input.state
+            self._plans = plans_in_turn(
+                self.state,
                 table if self._correct_x0 is None else without_x0(table),
                 keeps_x0=changes,
-                seeds=self._seeds,
-                guidance=guidance.weights,
-                rescale=guidance.rescale,
-                input_out=None if changes else model_input.target,
+                seeds=self._step_seeds,
+                guidance=self.guidance.weights,
+                rescale=self.guidance.rescale,
+                input_out=None if changes else self._input.target,
                 backend=self._backend,
             )
+        return self._input, self._plans
+
+    def _in_place_rows(self, observed: bool) -> Iterator[Step | None]:
+        table, predict, guidance = self._table, self._predict, self.guidance
+        # The pass makes the next input too, unless someone may still change x after it.
+        changes = observed or self._correct_x0 is not None or self.inpainting is not None
+        # A graph runs the rows more than once, in the same memory and from the same turn.
+        model_input, plans = self._prepare(changes) if self._input is None else (self._input, self._plans)
+        state = self.state
         model_input.fill(float(table.e[self.schedule[0][0]]))
         stochastic, source, keeps_x0, needed = table.stochastic, self._source, table.keeps_x0, model_input.needed
         times, inputs = (self._time[-len(state) :], self._time), model_input.views
@@ -286,15 +315,14 @@ class _Loop:
                 yield None
             if k < last:
                 model_input.fill(float(table.e[k + 1]))
-        self.state = model_input.result()
 
     def _change(self, state: Tensor, x0: Tensor, k: int, t: Tensor) -> None:
         """What a row of correct_x0 or inpainting does after its pass, in place."""
         if self._correct_x0 is not None:
             x0.copy_(_corrected(self._correct_x0, x0, t, self._table, k))
             state.add_(x0, alpha=float(self._table.b[k]))
-        if self._inpainting is not None:
-            self._inpainting.apply(state, k)
+        if self.inpainting is not None:
+            self.inpainting.apply(state, k)
 
     def _observed(self, step: Step) -> Iterator[Step]:
         state, address, shape = step.x, step.x.data_ptr(), step.x.shape
@@ -306,7 +334,7 @@ class _Loop:
             raise ValueError("step.x was replaced or resized: it may only be changed in place, step.x[...] = ...")
 
     def _differentiable_rows(self) -> Iterator[Step | None]:
-        table, correct, guidance = self._table, self._correct_x0, self._guidance
+        table, correct, guidance = self._table, self._correct_x0, self.guidance
         applied = table if correct is None else without_x0(table)
         history: list[Tensor] = []
         for k, t, guided, _, level in self.schedule:
@@ -320,14 +348,14 @@ class _Loop:
             # Generators fill one buffer again and again, which autograd may have kept.
             z = self._source(k).clone() if self._source is not None and table.stochastic[k] else None
             self.state, x0 = step_reference(
-                state, m, applied, k, z, self._seeds, guidance.weights, guidance.rescale, history
+                state, m, applied, k, z, self._step_seeds, guidance.weights, guidance.rescale, history
             )
             if correct is not None:
                 x0 = _corrected(correct, x0, time[: len(state)], table, k)
                 self.state = self.state + x0 * float(table.b[k])
-            if self._inpainting is not None:
+            if self.inpainting is not None:
                 self.state = self.state.clone()
-                self._inpainting.apply(self.state, k)
+                self.inpainting.apply(self.state, k)
             history = [x0, *history][:2]
             step = Step(k, t, self.state, x0, *level)
             yield step
@@ -353,31 +381,6 @@ def plans_in_turn(state: Tensor, table: Table, *, keeps_x0: bool = False, **fixe
         )
         for history in turns
     ]
-
-
-def _first_row(sampler: Sampler, has_x: bool, strength: float | None, start_step: int) -> int:
-    rows = len(sampler.table)
-    if strength is None:
-        if not isinstance(start_step, int | np.integer):
-            raise TypeError(f"start_step must be an int, got {start_step!r}")
-        if not 0 <= start_step < rows:
-            raise ValueError(f"start_step must lie in [0, {rows}), got {start_step}")
-        if start_step and not has_x:
-            raise ValueError("start_step needs the state before that row as x, not a shape")
-        return int(start_step)
-    if start_step:
-        raise ValueError("give strength= (x is clean) or start_step= (x is noisy already), not both")
-    if not has_x:
-        raise ValueError("strength needs a clean sample as x, not a shape")
-    check_number("strength", strength)
-    if not 0 < strength <= 1 or int(rows * strength) == 0:
-        raise ValueError(f"strength must lie in (0, 1] and leave at least one of {rows} rows, got {strength}")
-    start = rows - int(rows * strength)
-    try:
-        sampler.table_from(start)
-    except ValueError:
-        return start - 1  # between the two rows of a Heun step nothing can start
-    return start
 
 
 def without_x0(table: Table) -> Table:

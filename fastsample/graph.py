@@ -1,0 +1,249 @@
+"""A whole sampling loop as one CUDA graph: the host launches it at once instead of kernel by kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from fastsample.model import Model
+from fastsample.ops.noise import Seed
+from fastsample.samplers.guidance import guidance_of
+from fastsample.samplers.loop import Sampler
+from fastsample.samplers.run import Options
+from fastsample.samplers.start import checked_start
+
+_NOT_CAPTURED = {
+    "noise": "noise is made outside of it: leave noise= out, and z is drawn from the seed",
+    "callback": "nothing can look in between captured rows: leave callback= out",
+    "progress": "nothing can look in between captured rows: leave progress= out",
+    "decode": "the result comes after it: decode what the graph returns",
+    "out": "each call has a result of its own: give out= to that call",
+}
+_KEYWORDS = ("model_kwargs", "cond", "uncond")
+_INPUTS = (*_KEYWORDS, "guidance", "mask", "known")
+
+
+def graph(sampler: Sampler, model: Model, example: Tensor | Sequence[int], **options: Unpack[Options]) -> Graph:
+    """Captures sampler(model, example, **options), all its rows, as one CUDA graph.
+
+    What it returns is called like the sampler, and gives the same bits for the same seed, while the host launches one
+    graph instead of the kernels of every model call: worth its while where they are small. It samples once to warm up,
+    and calls the model as often again while it captures.
+
+    The model must be fit for capture, as torch describes it (https://docs.pytorch.org/docs/stable/notes/cuda.html,
+    "CUDA Graphs"): work of a fixed shape on the current stream, nothing that reads results on the host (`.item()`,
+    `if tensor`, boolean masks) or copies from pageable memory. The same holds for the sampler's correct_x0. Whatever
+    Python does in them happens at capture only. Weights that are changed in place count in later calls; parameters
+    must not be replaced or moved.
+
+    Args:
+        sampler: any.
+        model: as for the sampler.
+        example: the shape (B, ...) of the samples, which then start from x_T drawn from the seed; or x itself, of the
+            shape that all later ones have.
+        **options: those of the sampler's call: all in fastsample.Options but noise, callback, progress, decode and out.
+            Tensors in model_kwargs, cond, uncond, mask and known are copied; `Graph.update` replaces them.
+
+    Returns:
+        A fastsample.Graph.
+
+    Raises:
+        ValueError: where the sample would not lie on a CUDA device, for an option that cannot be captured and for an x
+            that requires gradients. RuntimeError: where the model cannot be captured.
+
+    Example:
+        >>> from fastsample import DDIM, Schedule
+        >>> sampler, model = DDIM(Schedule.linear(), steps=10), lambda x, t: 0.1 * x
+        >>> if torch.cuda.is_available():
+        ...     generate = graph(sampler, model, (4, 3, 8, 8), device="cuda")
+        ...     assert torch.equal(generate(seed=7), sampler(model, (4, 3, 8, 8), device="cuda", seed=7))
+        >>> graph(sampler, model, (4, 3, 8, 8), device="cpu")
+        Traceback (most recent call last):
+        ValueError: a graph needs a CUDA device, and this sample would lie on cpu: give device=, or a model on one
+    """
+    return Graph(sampler, model, example, options)
+
+
+class Graph:
+    """A captured sampling loop: what fastsample.graph returns. Not for several threads or streams at once.
+
+    It keeps the memory of a run, the model's activations with it, for as long as it lives.
+    """
+
+    def __init__(
+        self, sampler: Sampler, model: Model, example: Tensor | Sequence[int], options: Mapping[str, Any]
+    ) -> None:
+        if not isinstance(sampler, Sampler):
+            raise TypeError(f"sampler must be one of fastsample's, such as fastsample.DDIM, got {sampler!r}")
+        given = dict(options)
+        for name, reason in _NOT_CAPTURED.items():
+            value = given.pop(name, None)
+            if value is not None and value is not False:
+                raise ValueError(f"a graph cannot capture {name}: {reason}")
+        given = sampler._own_options(model, example, given)
+        # Buffers must be ordinary tensors also where the caller is in inference mode.
+        with torch.inference_mode(False):
+            self._options = {
+                name: _copied(value) if name in _INPUTS and value is not None else value
+                for name, value in given.items()
+            }
+            self._loop = loop = sampler._loop(model, example, dict(self._options))
+        if loop.differentiable:
+            raise ValueError("example requires gradients, which a graph does not compute: give example.detach()")
+        if loop.state.device.type != "cuda":
+            raise ValueError(
+                f"a graph needs a CUDA device, and this sample would lie on {loop.state.device}: give device=, or a "
+                "model on one"
+            )
+        self._seed: Seed = _copied(given.get("seed", 0))
+        shape = checked_start(example)
+        self._example = example.detach().to(loop.state.device, copy=True) if isinstance(example, Tensor) else shape
+        self._capture()
+
+    def __call__(self, x: Tensor | None = None, *, seed: Seed | None = None, out: Tensor | None = None) -> Tensor:
+        """A sample: as sampler(model, x, seed=seed, **options) makes it.
+
+        Args:
+            x: as the sampler's, of the example's shape; a tensor that need not lie on the graph's device. Default the
+                example: a shape, so that x_T is drawn from the seed, or the tensor that was given.
+            seed: default that of the capture.
+            out: tensor that receives the result.
+
+        Returns:
+            `out`, or a fresh tensor; later calls leave it alone.
+
+        Raises:
+            ValueError, TypeError: for an x or out of another shape or dtype, and seeds that are none.
+        """
+        loop = self._loop
+        start = self._example if x is None else self._checked(x)
+        if out is not None:
+            loop.check_out(out)
+        with torch.inference_mode(False), torch.no_grad():
+            loop.restart(start, self._seed if seed is None else seed)
+            self._graph.replay()
+            if out is None:
+                return loop.state.clone()
+        with torch.no_grad():
+            return out.copy_(loop.state)
+
+    def update(self, **inputs: Any) -> None:
+        """Replaces what later calls are conditioned on.
+
+        Args:
+            **inputs: model_kwargs, cond, uncond, guidance, mask and known, those of them that were given at capture.
+                Mappings are whole, with the keywords of the capture. Tensors keep their shapes and dtypes, all else its
+                values, but for guidance.
+
+        Raises:
+            ValueError, TypeError: for what differs in more than the values of tensors. Nothing changes then.
+        """
+        if unknown := sorted(set(inputs) - set(_INPUTS)):
+            raise TypeError(f"a graph cannot change {', '.join(unknown)}; it can change {', '.join(_INPUTS)}")
+        absent = [name for name, value in inputs.items() if value is None or self._options.get(name) is None]
+        if absent:
+            raise ValueError(f"{absent[0]} can be changed only to a value, and only where capture was given one")
+        with torch.inference_mode(False), torch.no_grad():
+            pairs = list(self._replacements(inputs))
+            for old, new in pairs:
+                old.copy_(new)
+        if "guidance" in inputs:
+            self._options["guidance"] = _copied(inputs["guidance"])
+
+    def _replacements(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(what the graph reads, what it is to become): the arguments are worked out anew, as for another run."""
+        loop, known = self._loop, self._options
+        for name in {*inputs} - {"guidance"}:
+            yield from _pairs(known[name], inputs[name], name)
+        now = {**known, **inputs}
+        if {*inputs} - {"mask", "known"}:
+            arguments = (now.get(name) for name in ("guidance_interval", *_KEYWORDS))
+            found = guidance_of(loop.state, now.get("guidance"), loop.guidance.rescale, *arguments)
+            if (found.weights is None) != (loop.guidance.weights is None):
+                raise ValueError(
+                    "guidance other than 1 needs both halves of the model's batch, 1 only one, and which they are is "
+                    "captured: make another graph"
+                )
+            if found.weights is not None and loop.guidance.weights is not None:
+                yield loop.guidance.weights, found.weights
+            yield from _pairs(loop.guidance.conditional, found.conditional, "")
+            yield from _pairs(loop.guidance.both, found.both, "")
+        if {*inputs} & {"mask", "known"} and loop.inpainting is not None:
+            painted = loop.inpainting.like(now["mask"], now["known"])
+            yield from zip(loop.inpainting.tensors, painted.tensors, strict=True)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+        state = self._loop.state
+        if checked_start(x) != state.shape:
+            raise ValueError(f"x must have the captured shape {tuple(state.shape)}, got {tuple(x.shape)}")
+        if (x.dtype == torch.float64) != (state.dtype == torch.float64):
+            raise ValueError(f"x is {x.dtype}, and the graph was captured to compute in {state.dtype}")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError("x requires gradients, which a graph does not compute: give x.detach()")
+        return x
+
+    def _capture(self) -> None:
+        device = self._loop.state.device
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream())
+            # What is compiled, tuned or allocated at first use comes before the capture.
+            with torch.cuda.stream(stream):
+                self._run()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(self._graph, stream=stream):
+                    self._run()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise RuntimeError(
+                    "the model cannot be captured: does it read results on the host, copy from the CPU, or use another "
+                    "stream? https://docs.pytorch.org/docs/stable/notes/cuda.html tells what a CUDA graph can hold"
+                ) from error
+
+    def _run(self) -> None:
+        """All rows, from the state to the sample: what is captured."""
+        with torch.no_grad():
+            for _ in self._loop.rows(observed=False):
+                pass
+
+
+def _copied(value: Any) -> Any:
+    """The same with copies of its tensors, which the graph may write to."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {name: _copied(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        copies = [_copied(one) for one in value]
+        return type(value)(*copies) if hasattr(value, "_fields") else type(value)(copies)
+    return value
+
+
+def _pairs(old: Any, new: Any, path: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The tensors of two trees that differ in nothing else."""
+    if isinstance(old, Tensor) and isinstance(new, Tensor):
+        if old.shape != new.shape or old.dtype != new.dtype or old.device != new.device:
+            was, got = (f"{one.dtype} of shape {tuple(one.shape)} on {one.device}" for one in (old, new))
+            raise ValueError(f"{path} must be {was}, as at capture; got {got}")
+        if old is not new:
+            yield old, new
+    elif isinstance(old, Mapping) and isinstance(new, Mapping):
+        if unlike := sorted(set(old) ^ set(new)):
+            raise ValueError(f"the model's keywords are captured; only one call has {', '.join(unlike)}")
+        for name in old:
+            yield from _pairs(old[name], new[name], f"{path}.{name}" if path else name)
+    elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        for i, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _pairs(one, other, f"{path}[{i}]")
+    elif not (old is new or (type(old) is type(new) and bool(np.all(old == new)))):
+        raise ValueError(f"{path} is captured as it was and cannot change: only values of tensors can")
