@@ -24,8 +24,8 @@ def section(run: Run) -> list[Row]:
     for dtype in DTYPES:
         found: dict[str, list[Spread]] = {TWO: [], EACH: []}
         for shape in run.shapes:
-            for ours, baseline, candidates, case in (_at_once(shape, dtype), _each(shape, dtype)):
-                timings = measure(candidates, run.rounds)
+            for ours, baseline, candidates, case in (_at_once(run, shape, dtype), _each(run, shape, dtype)):
+                timings = measure(candidates, run.rounds, clock=run.clock)
                 made = rows_of(f"adapters {str(dtype)[6:]}", case, timings, {ours: baseline})
                 print(table(made), flush=True)
                 found[ours].append(ratio(timings[ours], timings[baseline]))
@@ -36,8 +36,8 @@ def section(run: Run) -> list[Row]:
     return rows
 
 
-def _at_once(shape: Shape, dtype: torch.dtype) -> tuple[str, str, list[Candidate], str]:
-    case = Case.of(shape, dtype)
+def _at_once(run: Run, shape: Shape, dtype: torch.dtype) -> tuple[str, str, list[Candidate], str]:
+    case = Case.of(shape, dtype, run.device)
     first, second = (case.pairs(RANK, seed) for seed in (1, 2))
     summed = [(torch.cat([a, c]), torch.cat([b, d], 1)) for (a, b), (c, d) in zip(first, second, strict=True)]
     two, one = layer(case, {"first": first, "second": second}), layer(case, {"summed": summed})
@@ -45,11 +45,11 @@ def _at_once(shape: Shape, dtype: torch.dtype) -> tuple[str, str, list[Candidate
     return TWO, SUMMED, [Candidate(TWO, partial(two, case.x)), Candidate(SUMMED, partial(one, case.x))], label(shape)
 
 
-def _each(shape: Shape, dtype: torch.dtype) -> tuple[str, str, list[Candidate], str]:
-    case = Case.of(shape, dtype)
-    x = torch.randn(SAMPLES, *case.x.shape).to(dtype)
+def _each(run: Run, shape: Shape, dtype: torch.dtype) -> tuple[str, str, list[Candidate], str]:
+    case = Case.of(shape, dtype, run.device)
+    x = torch.randn(SAMPLES, *case.x.shape).to(case.x)
     pairs = {f"adapter {i}": case.pairs(RANK, i) for i in range(KINDS)}
-    index = torch.arange(SAMPLES) % KINDS
+    index = torch.arange(SAMPLES, device=run.device) % KINDS
     each, shared = layer(case, pairs), layer(case, {"adapter 0": pairs["adapter 0"]})
     for i in range(SAMPLES):
         alone = layer(case, {"own": pairs[f"adapter {index[i]}"]})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import pairs, plain
-from benchmarks.options import Shape
+from benchmarks.options import CPU, Shape
 from benchmarks.pairs import Pair
 from fastsample import Schedule, Table
 from fastsample.ops.noise import sample_seeds
@@ -67,11 +67,12 @@ class Case:
         """Arrays of x's size that a step must read or write: x, m, x', the second half of m, h1 and the x0 kept."""
         return 3 + (self.guidance is not None) + self.learned + 2 * self.table.history
 
-    def operands(self, shape: Shape) -> Operands:
+    def operands(self, shape: Shape, device: torch.device = CPU) -> Operands:
         """Random ones for a state of this shape."""
         batch, channels, *rest = shape
         whole = (batch * (1 + (self.guidance is not None)), channels * (1 + self.learned), *rest)
-        return Operands(torch.randn(whole), tuple(torch.randn(shape) for _ in range(self.table.history)))
+        history = tuple(torch.randn(shape, device=device) for _ in range(self.table.history))
+        return Operands(torch.randn(whole, device=device), history)
 
     def plan(self, x: Tensor, history: tuple[Tensor, ...], table: Table, out: Tensor | None) -> StepPlan:
         """The step as the loop sets it up: the x0 that is kept goes where the one before was."""
@@ -79,7 +80,7 @@ class Case:
             x,
             table,
             seeds=sample_seeds(0, len(x)) if any(table.stochastic) else None,
-            guidance=None if self.guidance is None else torch.full((len(x),), self.guidance),
+            guidance=None if self.guidance is None else x.new_full((len(x),), self.guidance),
             history=history,
             out=out,
             x0_out=history[-1] if history else None,
@@ -90,7 +91,7 @@ class Case:
         columns = list(self.table)[self.row]
         columns["s"] *= math.exp(columns["g0"])
         values = {"x": x, "m": operands.m, "h": next(iter(operands.history), None), "w": self.guidance, **columns}
-        return [torch.as_tensor(values[name]) for name in inspect.signature(self.plain).parameters]
+        return [torch.as_tensor(values[name], device=x.device) for name in inspect.signature(self.plain).parameters]
 
 
 DDIM_STEP = Case("ddim", pairs.DDIM_FREE, 50, plain.ddim)

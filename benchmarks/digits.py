@@ -20,12 +20,12 @@ BATCHES, QUICK_BATCHES = (1, 16, 64), (1,)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Times both for every batch size and writes the results."""
-    run = begin(parser("benchmarks.digits", __doc__).parse_args(argv))
-    model, rows = fastsample.zoo.digits(), list[Row]()
+    run = begin(parser("benchmarks.digits", __doc__, gpus=True).parse_args(argv))
+    model, rows = fastsample.zoo.digits().to(run.device), list[Row]()
     with torch.no_grad():
         for batch in QUICK_BATCHES if run.quick else BATCHES:
-            x = torch.randn(batch, 1, 28, 28)
-            t, y = torch.full((batch,), 500), torch.arange(batch) % 10
+            x, y = torch.randn(batch, 1, 28, 28, device=run.device), torch.arange(batch, device=run.device) % 10
+            t = torch.full_like(y, 500)
             output, state = model(x, t, y), x.clone()
             plan = StepPlan(state, settling(DDIM_STEP.table), out=state)
             timings = measure(
@@ -34,14 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                     Candidate("step", partial(plan, output, 0)),
                 ],
                 run.rounds,
+                clock=run.loop_clock,
             )
             found = rows_of("digits", f"batch {batch}", timings, {})
             low, middle, high = (1e3 * seconds / batch for seconds in spread(timings["forward"].seconds))
             print(table(found))
             print(f"  forward: {middle:.2f} ({low:.2f} .. {high:.2f}) ms an image", flush=True)
             rows += found
-    write_csv(run.path("digits", ".csv"), rows)
-    plot(run.path("digits", ".png"), rows, "benchmarks.digits")
+    write_csv(run.path("digits", ".csv"), rows, run.device)
+    plot(run.path("digits", ".png"), rows, "benchmarks.digits", run.device)
     return 0
 
 

@@ -33,6 +33,9 @@ class Candidate:
     bytes: int = 0
 
 
+Clock = Callable[[Candidate, int], float]
+
+
 @dataclass(frozen=True)
 class Timing:
     """What one candidate took.
@@ -61,25 +64,29 @@ class Spread(NamedTuple):
         return "slower" if self.p20 > 1 else "faster" if self.p80 < 1 else "no claim"
 
 
-def measure(candidates: Sequence[Candidate], rounds: int, round_seconds: float = ROUND_SECONDS) -> dict[str, Timing]:
+def measure(
+    candidates: Sequence[Candidate], rounds: int, round_seconds: float = ROUND_SECONDS, clock: Clock | None = None
+) -> dict[str, Timing]:
     """Times all candidates in turn, in every round: A B C, B C A, C A B, ...
 
     Args:
         candidates: with distinct providers.
         rounds: how often each is timed.
         round_seconds: how long one candidate's turn shall take; a slow one still gets one call.
+        clock: what times so many calls of a candidate; default the host's.
 
     Returns:
         A Timing for each provider, in the order given.
     """
+    clock = clock or wall
     with _no_garbage_collection():
-        calls = [_calls_in(candidate, round_seconds) for candidate in candidates]
+        calls = [_calls_in(candidate, round_seconds, clock) for candidate in candidates]
         seconds = np.empty((len(candidates), rounds))
         for k in range(rounds):
             for turn in range(len(candidates)):
                 # Whoever comes first finds the caches in another state than whoever comes last.
                 i = (k + turn) % len(candidates)
-                seconds[i, k] = _time(candidates[i], calls[i]) / calls[i]
+                seconds[i, k] = clock(candidates[i], calls[i]) / calls[i]
     return {c.provider: Timing(seconds[i], calls[i], c.bytes) for i, c in enumerate(candidates)}
 
 
@@ -93,7 +100,8 @@ def ratio(timing: Timing, baseline: Timing) -> Spread:
     return spread(timing.seconds / baseline.seconds)
 
 
-def _time(candidate: Candidate, calls: int) -> float:
+def wall(candidate: Candidate, calls: int) -> float:
+    """Seconds of so many calls by the host's clock, which stands still during `before`."""
     call, before = candidate.call, candidate.before
     if before is None:
         start = perf_counter()
@@ -109,13 +117,13 @@ def _time(candidate: Candidate, calls: int) -> float:
     return total
 
 
-def _calls_in(candidate: Candidate, round_seconds: float) -> int:
+def _calls_in(candidate: Candidate, round_seconds: float, clock: Clock) -> int:
     # The first calls compile, page memory in and wake threads; the whole turn counts here, `before` included.
-    _time(candidate, 2)
+    clock(candidate, 2)
     calls = 1
     while True:
         start = perf_counter()
-        _time(candidate, calls)
+        clock(candidate, calls)
         elapsed = perf_counter() - start
         if elapsed >= round_seconds / 4:
             return max(1, round(calls * round_seconds / elapsed))

@@ -30,7 +30,7 @@ SECTIONS: dict[str, tuple[Section, tuple[Shape, ...], tuple[Shape, ...], tuple[i
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the sections and writes their results."""
-    flags = parser("benchmarks.lora", __doc__)
+    flags = parser("benchmarks.lora", __doc__, gpus=True)
     flags.add_argument("--only", choices=SECTIONS, help="one section instead of all")
     arguments = flags.parse_args(argv)
     run = begin(arguments)
@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             own = arguments.shapes or (quick_shapes if run.quick else shapes)
             rows = section(replace(run, shapes=own))
             if rows:
-                write_csv(run.path(f"lora-{name}", ".csv"), rows)
+                write_csv(run.path(f"lora-{name}", ".csv"), rows, run.device)
                 timed = [row for row in rows if row.provider != projections.PEAK]
-                plot(run.path(f"lora-{name}", ".png"), timed, f"benchmarks.lora, {name}")
+                plot(run.path(f"lora-{name}", ".png"), timed, f"benchmarks.lora, {name}", run.device)
     return 0
 
 

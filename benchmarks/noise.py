@@ -16,7 +16,7 @@ from fastsample import ops
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Times the noise, or studies it, and writes the results."""
-    flags = parser("benchmarks.noise", __doc__)
+    flags = parser("benchmarks.noise", __doc__, gpus=True)
     flags.add_argument("--quality", action="store_true", help="statistics of 12.6 million values instead of times")
     arguments = flags.parse_args(argv)
     run = begin(arguments)
@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_csv(run.path("noise-quality", ".csv"), findings)
         return 0
     rows = speed(run)
-    write_csv(run.path("noise", ".csv"), rows)
-    plot(run.path("noise", ".png"), rows, "benchmarks.noise")
+    write_csv(run.path("noise", ".csv"), rows, run.device)
+    plot(run.path("noise", ".png"), rows, "benchmarks.noise", run.device)
     return 0
 
 
@@ -35,8 +35,9 @@ def speed(run: Run) -> list[Row]:
     """Times every shape, into a given buffer and as a fresh tensor."""
     rows: list[Row] = []
     for shape in run.shapes:
-        for case, candidates in (("in a buffer", into(torch.empty(shape))), ("fresh", fresh(shape))):
-            timings = measure(candidates, run.rounds)
+        buffer = torch.empty(shape, device=run.device)
+        for case, candidates in (("in a buffer", into(buffer)), ("fresh", fresh(shape, run.device))):
+            timings = measure(candidates, run.rounds, clock=run.clock)
             found = rows_of("noise", f"{label(shape)} {case}", timings, against(OURS, timings))
             print(table(found), flush=True)
             rows += found
@@ -53,12 +54,12 @@ def into(buffer: torch.Tensor) -> list[Candidate]:
     ]
 
 
-def fresh(shape: Shape) -> list[Candidate]:
+def fresh(shape: Shape, device: torch.device) -> list[Candidate]:
     """A new tensor every time, page faults included: how both are mostly called."""
     traffic = 4 * torch.Size(shape).numel()
     return [
-        Candidate("torch.randn", partial(torch.randn, shape), bytes=traffic),
-        Candidate(OURS, partial(ops.randn, shape, seed=0), bytes=traffic),
+        Candidate("torch.randn", partial(torch.randn, shape, device=device), bytes=traffic),
+        Candidate(OURS, partial(ops.randn, shape, seed=0, device=device), bytes=traffic),
     ]
 
 

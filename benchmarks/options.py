@@ -7,15 +7,20 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
 import fastsample
+from benchmarks import gpu
+from benchmarks.harness import Clock, wall
 from fastsample.ops.backend import _cpu
 
 Shape = tuple[int, ...]
+
+CPU = torch.device("cpu")
 
 SHAPES: tuple[Shape, ...] = ((1, 16, 7), (1, 4, 64, 64), (8, 4, 64, 64), (8, 3, 256, 256), (16, 3, 512, 512))
 QUICK_SHAPES: tuple[Shape, ...] = ((1, 16, 7), (1, 4, 64, 64))
@@ -30,33 +35,52 @@ class Run:
         shapes, rounds: as asked for.
         quick: a smoke run; its files are named so that they never replace measured ones.
         out: the folder of the results.
+        device: where the tensors lie; the files of a GPU's results are named after it.
     """
 
     shapes: tuple[Shape, ...]
     rounds: int
     quick: bool
     out: Path
+    device: torch.device = CPU
 
     def path(self, name: str, suffix: str) -> Path:
         """The result file of this name."""
-        return self.out / f"{name}{'-quick' if self.quick else ''}{suffix}"
+        where = "" if self.device.type == "cpu" else f"-{gpu.slug(self.device)}"
+        return self.out / f"{name}{where}{'-quick' if self.quick else ''}{suffix}"
+
+    @cached_property
+    def clock(self) -> Clock:
+        """For single kernels."""
+        return wall if self.device.type == "cpu" else gpu.events(self.device)
+
+    @cached_property
+    def loop_clock(self) -> Clock:
+        """For whole runs, of which the host's work is a part."""
+        return wall if self.device.type == "cpu" else gpu.synchronised(self.device)
 
 
-def parser(module: str, description: str | None) -> ArgumentParser:
-    """A parser with the shared flags; a script adds its own."""
+def parser(module: str, description: str | None, *, gpus: bool = False) -> ArgumentParser:
+    """A parser with the shared flags, --device where the script can measure on GPUs; a script adds its own."""
     made = ArgumentParser(f"python -m {module}", description=description, formatter_class=RawDescriptionHelpFormatter)
     made.add_argument("--rounds", type=int, help=f"rounds of each comparison, default {ROUNDS}")
     made.add_argument("--shapes", type=_shapes, help="comma separated, as in 1x16x7,8x4x64x64")
     made.add_argument("--quick", action="store_true", help=f"small shapes, {QUICK_ROUNDS} rounds: a smoke run")
     made.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="folder of the results")
     made.add_argument("--threads", type=int, help="torch's threads, which are fastsample's too")
+    if gpus:
+        made.add_argument("--device", type=_device, default=CPU, help="cpu, cuda or cuda:N (%(default)s)")
     made.add_argument("--isa", help="the instruction set of the CPU kernels")
     return made
 
 
 def begin(arguments: Namespace, backend: str = "cpu") -> Run:
     """Applies the shared flags. Exits with status 2 and the reason where they, or the backend, cannot be had."""
-    require_backend(backend)
+    device: torch.device = getattr(arguments, "device", CPU)
+    if device.type == "cpu":
+        require_backend(backend)
+    else:
+        require_gpu(device)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     if arguments.isa is not None:
@@ -68,7 +92,7 @@ def begin(arguments: Namespace, backend: str = "cpu") -> Run:
     rounds = arguments.rounds or (QUICK_ROUNDS if quick else ROUNDS)
     if rounds < FEWEST_ROUNDS and not quick:
         refuse(f"--rounds {rounds} says nothing: at least {FEWEST_ROUNDS}, or --quick")
-    return Run(arguments.shapes or (QUICK_SHAPES if quick else SHAPES), rounds, quick, arguments.out)
+    return Run(arguments.shapes or (QUICK_SHAPES if quick else SHAPES), rounds, quick, arguments.out, device)
 
 
 def require_backend(name: str) -> None:
@@ -81,6 +105,16 @@ def require_backend(name: str) -> None:
         refuse(f"this benchmark measures backend {name!r}, but FASTSAMPLE_BACKEND is {forced!r}: unset it")
 
 
+def require_gpu(device: torch.device) -> None:
+    """Exits with status 2 unless this GPU is there, with kernels that will run on it."""
+    reason = gpu.refusal(device) if device.type == "cuda" else "it is neither a CPU nor a GPU of CUDA or ROCm"
+    if reason:
+        refuse(f"--device {device}: {reason}")
+    forced = os.environ.get("FASTSAMPLE_BACKEND")
+    if forced and forced not in ("cuda", "triton"):
+        refuse(f"--device {device} measures the cuda and triton backends, but FASTSAMPLE_BACKEND is {forced!r}")
+
+
 def refuse(reason: str) -> NoReturn:
     """Ends the program with status 2."""
     print(f"refused: {reason}", file=sys.stderr)
@@ -90,6 +124,13 @@ def refuse(reason: str) -> NoReturn:
 def label(shape: Sequence[int]) -> str:
     """(8, 4, 64, 64) as 8x4x64x64."""
     return "x".join(map(str, shape))
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.device(text)
+    except RuntimeError as error:
+        raise ValueError from error
 
 
 def _shapes(text: str) -> tuple[Shape, ...]:

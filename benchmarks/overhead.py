@@ -30,7 +30,7 @@ def section(run: Run) -> list[Row]:
     rows: list[Row] = []
     for name, pair, many in LOOPS:
         for steps in (min(many, QUICK_STEPS) if run.quick else many, FEW):
-            timings = measure(_candidates(pair, steps), run.rounds)
+            timings = measure(_candidates(pair, steps, run.device), run.rounds, clock=run.loop_clock)
             bare = timings.pop("bare model").seconds
             net = {name: Timing((one.seconds - bare) / steps, one.calls) for name, one in timings.items()}
             found = rows_of(f"loop {name}", f"1x16x7, {steps} steps", net, against(OURS, net))
@@ -39,14 +39,14 @@ def section(run: Run) -> list[Row]:
     return rows
 
 
-def _candidates(pair: Pair, steps: int) -> list[Candidate]:
-    x, m = torch.randn(SHAPE), torch.randn(SHAPE)
+def _candidates(pair: Pair, steps: int, device: torch.device) -> list[Candidate]:
+    x, m = (torch.randn(SHAPE, device=device) for _ in range(2))
 
     def model(x: Tensor, t: Tensor) -> Tensor:
         return m
 
     sampler = pair.sampler(SCHEDULE, steps=steps)
-    t = torch.zeros(1, dtype=torch.int64)
+    t = torch.zeros(1, dtype=torch.int64, device=device)
 
     def bare() -> None:
         for _ in range(steps):

@@ -33,7 +33,7 @@ class ActionUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, observation: Tensor) -> Tensor:
         """epsilon, of x's shape."""
-        frequency = torch.exp(torch.arange(32) * (-math.log(10000) / 31))
+        frequency = torch.exp(torch.arange(32, device=t.device) * (-math.log(10000) / 31))
         angle = t[:, None] * frequency
         condition = self.embed(torch.cat((angle.sin(), angle.cos(), observation), dim=1))
         skip = self.down(self.enter(x.transpose(1, 2)), condition)

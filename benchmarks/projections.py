@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.harness import Candidate, Spread, Timing, measure, ratio, spread
-from benchmarks.options import Run, Shape, label
+from benchmarks.options import CPU, Run, Shape, label
 from benchmarks.peers import compiled
 from benchmarks.report import OURS, Row, against, percent, rows_of, table
 from fastsample.lora import QKVProjection
@@ -83,12 +83,12 @@ class Case:
     weights: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, shape: Shape, dtype: torch.dtype) -> Case:
+    def of(cls, shape: Shape, dtype: torch.dtype, device: torch.device = CPU) -> Case:
         """Shape (rows, width), or (rows, in, out)."""
         rows, k, n = (*shape, shape[-1])[:3]
         made = torch.Generator().manual_seed(0)
-        weights = tuple(torch.randn(n, k, generator=made).div(k**0.5).to(dtype) for _ in range(3))
-        return cls(torch.randn(rows, k, generator=made).to(dtype), weights)
+        weights = tuple(torch.randn(n, k, generator=made).div(k**0.5).to(device, dtype) for _ in range(3))
+        return cls(torch.randn(rows, k, generator=made).to(device, dtype), weights)
 
     def pairs(self, rank: int, seed: int = 1) -> list[Pair]:
         """(A, B) of each linear."""
@@ -114,14 +114,14 @@ def section(run: Run) -> list[Row]:
         own: list[FlopRow] = []
         measured: dict[Shape, dict[str, Timing]] = {}
         for shape in run.shapes:
-            case, name = Case.of(shape, dtype), f"projections {_name(dtype)}"
+            case, name = Case.of(shape, dtype, run.device), f"projections {_name(dtype)}"
             calls = calls_of(case, every_rank=shape == run.shapes[0], with_compile=not run.quick)
             check_agreement(calls)
             candidates, flops = [Candidate(provider, call) for provider, call in calls.items()], flops_of(case, calls)
-            if (found := peak(dtype)) is not None:
+            if run.device.type == "cpu" and (found := peak(dtype)) is not None:
                 run_peak, flops[PEAK] = found
                 candidates.append(Candidate(PEAK, run_peak))
-            timings = measured[shape] = measure(candidates, run.rounds)
+            timings = measured[shape] = measure(candidates, run.rounds, clock=run.clock)
             baselines = {who: base for who, base in against(BASELINE, timings).items() if who != PEAK}
             made = with_flops(rows_of(name, label(shape), timings, baselines), timings, flops)
             print(table(made))

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 import fastsample
+from benchmarks import gpu
 from benchmarks.harness import Spread, Timing, ratio, spread
 
 OURS = "fastsample"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,14 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> dict[str, str | int]:
-    """Where and with what a result was measured: the columns that every result file carries."""
+def machine(device: torch.device = CPU) -> dict[str, str | int]:
+    """Where and with what a result was measured: the columns that every result file carries, on a GPU with its own."""
+    own: dict[str, str | int] = {}
+    if device.type != "cpu":
+        backends = os.environ.get("FASTSAMPLE_BACKEND") or "automatic"
+        own = {"device": gpu.name_of(device), "driver": gpu.driver(), "backend": backends}
     return {
+        **own,
         "cpu": _cpu_model(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -110,9 +117,9 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def write_csv(path: Path, rows: Sequence[Any]) -> None:
+def write_csv(path: Path, rows: Sequence[Any], device: torch.device = CPU) -> None:
     """Writes dataclass rows, each with the machine's columns. All or nothing: a reader never sees half a file."""
-    here = machine()
+    here = machine(device)
     records = [{**asdict(row), **here} for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
@@ -140,7 +147,7 @@ def pyplot_for(path: Path) -> Any:
     return pyplot
 
 
-def plot(path: Path, rows: Sequence[Row], title: str) -> None:
+def plot(path: Path, rows: Sequence[Row], title: str, device: torch.device = CPU) -> None:
     """Median microseconds a call by case and provider, with bars from p20 to p80, a panel a benchmark, as a PNG."""
     pyplot = pyplot_for(path)
     if pyplot is None:
@@ -152,10 +159,9 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
     for panel, (name, own) in zip(axes[:, 0], panels.items(), strict=True):
         _draw(panel, own)
         panel.set_title(name, fontsize=9, loc="left")
-    here = machine()
-    figure.suptitle(
-        f"{title}\n{here['cpu']}, threads {here['threads']}, {here['isa']}, torch {here['torch']}", fontsize=9
-    )
+    here = machine(device)
+    where = here.get("device") or f"{here['cpu']}, threads {here['threads']}, {here['isa']}"
+    figure.suptitle(f"{title}\n{where}, torch {here['torch']}", fontsize=9)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

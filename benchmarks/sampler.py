@@ -39,7 +39,7 @@ DIGIT_RUNS = (("ddim", pairs.DDIM_FREE, 20), ("dpm_solver 2M", pairs.DPM_SOLVER,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the sections and writes their results."""
-    flags = parser("benchmarks.sampler", __doc__)
+    flags = parser("benchmarks.sampler", __doc__, gpus=True)
     sections = {"loop": overhead.section, "actions": actions, "digits": digits}
     flags.add_argument("--only", choices=sections, help="one section instead of all")
     arguments = flags.parse_args(argv)
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, section in sections.items():
             if arguments.only in (None, name):
                 rows = section(run)
-                write_csv(run.path(f"sampler-{name}", ".csv"), rows)
-                plot(run.path(f"sampler-{name}", ".png"), rows, f"benchmarks.sampler, {name}")
+                write_csv(run.path(f"sampler-{name}", ".csv"), rows, run.device)
+                plot(run.path(f"sampler-{name}", ".png"), rows, f"benchmarks.sampler, {name}", run.device)
     return 0
 
 
@@ -58,12 +58,12 @@ def actions(run: Run) -> list[Row]:
     rows: list[Row] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet = ActionUNet().eval()
-    x, observation = torch.randn(overhead.SHAPE), torch.randn(1, OBSERVATION)
-    t = torch.full((1,), 500)
+        unet = ActionUNet().eval().to(run.device)
+    x, observation = (torch.randn(size, device=run.device) for size in (overhead.SHAPE, (1, OBSERVATION)))
+    t = torch.full((1,), 500, device=run.device)
 
     def model(x: Tensor, t: Tensor) -> Tensor:
-        return unet(x, t.expand(1), observation)
+        return unet(x, t.expand(1).to(x.device), observation)
 
     for name, pair, most in ACTION_RUNS:
         steps = min(most, QUICK_STEPS) if run.quick else most
@@ -78,13 +78,13 @@ def actions(run: Run) -> list[Row]:
 def digits(run: Run) -> list[Row]:
     """Digits 0 to 9 under classifier-free guidance."""
     rows: list[Row] = []
-    model, labels = fastsample.zoo.digits(), torch.arange(10)
+    model, labels = fastsample.zoo.digits().to(run.device), torch.arange(10, device=run.device)
     none = torch.full_like(labels, model.config.num_classes)
     both = torch.cat([none, labels])
-    x, t = fastsample.ops.randn((10, 1, 28, 28), seed=0), torch.full((20,), 500)
+    x, t = fastsample.ops.randn((10, 1, 28, 28), seed=0, device=run.device), labels.new_full((20,), 500)
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
-        unconditional, conditional = model(torch.cat([x, x]), t.expand(20), both)[:, :1].chunk(2)
+        unconditional, conditional = model(torch.cat([x, x]), t.expand(20).to(x.device), both)[:, :1].chunk(2)
         return unconditional + GUIDANCE * (conditional - unconditional)
 
     for name, pair, most in DIGIT_RUNS[:1] if run.quick else DIGIT_RUNS:
@@ -120,7 +120,8 @@ def _compare(
             call_model()
 
     whole = {OURS: ours, **({} if theirs is None else {"diffusers": theirs})}
-    timings = measure([*(Candidate(name, call) for name, call in whole.items()), Candidate(ALONE, alone)], run.rounds)
+    candidates = [*(Candidate(name, call) for name, call in whole.items()), Candidate(ALONE, alone)]
+    timings = measure(candidates, run.rounds, clock=run.loop_clock)
     beyond = {f"{name} beyond the model": name for name in whole}
     for key, name in beyond.items():
         timings[key] = Timing(timings[name].seconds - timings[ALONE].seconds, timings[name].calls)

@@ -55,6 +55,7 @@ def section(run: Run) -> list[Row]:
     unet = build(QUICK_CONFIG if run.quick else CONFIG)
     if unet is None:
         return []
+    unet.to(run.device)
     models: dict[str, nn.Module] = {BARE: unet}
     for rank in RANKS:
         models[provider(OURS, rank)] = with_ours(unet, rank)
@@ -62,10 +63,11 @@ def section(run: Run) -> list[Row]:
         models[provider("PEFT", PEER_RANK)] = theirs
     rows: list[Row] = []
     for shape in run.shapes:
-        x, tokens = torch.randn(shape), torch.randn(shape[0], TOKENS, unet.config.cross_attention_dim)
+        sizes = shape, (shape[0], TOKENS, unet.config.cross_attention_dim)
+        x, tokens = (torch.randn(size, device=run.device) for size in sizes)
         calls = {name: partial(forward, model, x, tokens) for name, model in models.items()}
         check_agreement(calls)
-        timings = measure([Candidate(name, call) for name, call in calls.items()], run.rounds)
+        timings = measure([Candidate(name, call) for name, call in calls.items()], run.rounds, clock=run.loop_clock)
         made = rows_of("unet float32", f"latents {label(shape)}", timings, against(BARE, timings))
         print(table(made))
         whole, per_rank = flops(unet, calls[BARE])
@@ -95,7 +97,7 @@ def build(config: dict[str, Any]) -> Any:
 
 def forward(unet: nn.Module, x: Tensor, tokens: Tensor) -> Tensor:
     """The predicted noise."""
-    return unet(x, torch.tensor(500), encoder_hidden_states=tokens).sample
+    return unet(x, torch.tensor(500, device=x.device), encoder_hidden_states=tokens).sample
 
 
 def with_ours(unet: nn.Module, rank: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The command line: `fastsample demo`, `fastsample train`."""
+"""The command line: `fastsample demo`, `fastsample selftest`, `fastsample train`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fastsample
-from fastsample import demo
+from fastsample import demo, selftest
 from fastsample.train import command as train
 
 
@@ -22,6 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     show.add_argument("--seed", type=int, default=0, help="noise seed (%(default)s)")
     show.add_argument("--rounds", type=int, default=5, help="timing rounds, the median counts (%(default)s)")
     show.set_defaults(run=demo.run)
+
+    check = commands.add_parser("selftest", help="check every op on every backend that is here: run it first on a GPU")
+    selftest.add_arguments(check)
+    check.set_defaults(run=selftest.run)
 
     fit = commands.add_parser("train", help="train a small U-Net as the bundled model was trained")
     train.add_arguments(fit)
