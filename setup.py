@@ -83,7 +83,9 @@ class BuildExtension(build_ext):
         if not real:
             raise CompileError(f"{nvcc} knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}")
         targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in real]
-        targets.append(f"-gencode=arch=compute_{real[-1]},code=compute_{real[-1]}")  # compiled by drivers of later GPUs
+        # Drivers compile the last one for later GPUs, and the first one for those in between.
+        virtual = sorted({real[0], real[-1]}, key=int)
+        targets += [f"-gencode=arch=compute_{name},code=compute_{name}" for name in virtual]
         folder = Path(self.build_temp, "cuda")
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -95,7 +97,7 @@ class BuildExtension(build_ext):
             return str(target)
 
         def bindings():
-            names = ",".join([*real, f"{real[-1]}-virtual"])
+            names = ",".join([*real, *(f"{name}-virtual" for name in virtual)])
             return self.compiler.compile(
                 ["csrc/cuda/bindings.cpp"],
                 output_dir=self.build_temp,
@@ -136,9 +138,9 @@ def cuda_wanted():
 
 
 def find_nvcc():
-    """Path of the CUDA compiler, None where there is none."""
+    """Path of the CUDA compiler, that of CUDA_HOME first; None where there is none."""
     home = os.environ.get("CUDA_HOME")
-    return shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
+    return (shutil.which("nvcc", path=str(Path(home, "bin"))) if home else None) or shutil.which("nvcc")
 
 
 def cuda_extensions():

@@ -39,7 +39,9 @@ def graph(sampler: Sampler, model: Model, example: Tensor | Sequence[int], **opt
     "CUDA Graphs"): work of a fixed shape on the current stream, nothing that reads results on the host (`.item()`,
     `if tensor`, boolean masks) or copies from pageable memory. The same holds for the sampler's correct_x0. Whatever
     Python does in them happens at capture only. Weights that are changed in place count in later calls; parameters
-    must not be replaced or moved.
+    must not be replaced or moved. The graph keeps the model, not the memory that was the model's at capture. So make
+    another after attaching, detaching or repacking a LoRA, activating another set of adapters or loading other ranks:
+    the old one would read freed memory. lora.swap to factors of the same ranks counts in later calls.
 
     Args:
         sampler: any.
@@ -53,8 +55,9 @@ def graph(sampler: Sampler, model: Model, example: Tensor | Sequence[int], **opt
         A fastsample.Graph.
 
     Raises:
-        ValueError: where the sample would not lie on a CUDA device, for an option that cannot be captured and for an x
-            that requires gradients. RuntimeError: where the model cannot be captured.
+        ValueError: where the sample would not lie on a CUDA device, for an option that cannot be captured, for an x
+            that requires gradients, and inside torch.autocast unless it was given cache_enabled=False. RuntimeError:
+            where the model cannot be captured.
 
     Example:
         >>> from fastsample import DDIM, Schedule
@@ -92,13 +95,18 @@ class Graph:
                 name: _copied(value) if name in _INPUTS and value is not None else value
                 for name, value in given.items()
             }
-            self._loop = loop = sampler._loop(model, example, dict(self._options))
+            self._loop = loop = sampler._loop_of(model, example, dict(self._options))
         if loop.differentiable:
             raise ValueError("example requires gradients, which a graph does not compute: give example.detach()")
         if loop.state.device.type != "cuda":
             raise ValueError(
                 f"a graph needs a CUDA device, and this sample would lie on {loop.state.device}: give device=, or a "
                 "model on one"
+            )
+        if torch.is_autocast_enabled("cuda") and torch.is_autocast_cache_enabled():
+            raise ValueError(
+                "a graph cannot be made inside torch.autocast with its cache, which is freed where that ends: "
+                'give torch.autocast("cuda", cache_enabled=False)'
             )
         self._seed: Seed = _copied(given.get("seed", 0))
         shape = checked_start(example)
@@ -192,15 +200,18 @@ class Graph:
     def _capture(self) -> None:
         device = self._loop.state.device
         with torch.cuda.device(device):
+            # Replays use these on the caller's stream, so they are not the other one's to allocate.
+            self._loop.prepare(observed=False)
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream())
-            # What is compiled, tuned or allocated at first use comes before the capture.
+            # What the model compiles, tunes or allocates at first use comes before the capture.
             with torch.cuda.stream(stream):
                 self._run()
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(self._graph, stream=stream):
+                # Other threads, such as those that load data, may allocate meanwhile.
+                with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                     self._run()
             except torch.OutOfMemoryError:
                 raise

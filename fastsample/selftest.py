@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +18,11 @@ import fastsample
 from fastsample.ops.backend import backends
 from fastsample.samplers import DDIM
 from fastsample.schedule import Schedule
-from fastsample.selftest_cases import ELEMENT_WISE, LATENTS, ODD, SEED, TINY, Call, Case, Wanted, cases
+from fastsample.selftest_cases import ELEMENT_WISE, LATENTS, ODD, SEED, Call, Case, Wanted, cases
 
 REPEATS = 5
-STEPS, GAIN = 5, 0.5  # of the sampler, and its model's, which is linear
+# Of the sampler: its rows; its model, which multiplies x by the gain; the other half's gain and w under guidance.
+STEPS, GAIN, UNCONDITIONAL, WEIGHT = 5, 0.5, 0.25, 3.0
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,6 @@ class Result:
         return not self.failure and self.error <= self.allowed and self.bits != "differ"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of the command."""
-    parser.add_argument("--device", help="cpu, cuda or cuda:N; default cuda where torch sees one")
-    parser.add_argument("--backend", help="this one alone (and the first one here, for the bits)")
-    parser.add_argument("--quick", action="store_true", help="small shapes only")
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table.
 
@@ -78,21 +74,43 @@ def run(arguments: argparse.Namespace) -> int:
     except (ValueError, RuntimeError) as error:
         print(f"fastsample selftest: {error}", file=sys.stderr)
         return 2
-    print(_heading(places))
-    print(*(f"absent: {name}: {reason}" for name, reason in absent.items()), sep="\n")
-    print(f"\n{_LINE.format('op', 'mode', 'dtype', 'shape', 'backend', 'error u', 'allowed', 'bits', 'us')} verdict")
-    results = []
-    loops = [sampler_case(shape, captured) for shape in (ODD, LATENTS) for captured in (False, True)]
-    for case in (*cases(arguments.quick), *(loops[:2] if arguments.quick else loops)):
+    titles = _LINE.format("op", "mode", "dtype", "shape", "backend", "error u", "allowed", "bits", "us")
+    print(f"{_heading(places, absent)}\n\n{_NOTES}\n\n{titles} verdict")
+    results: list[Result] = []
+    has: dict[str, frozenset[str]] = {}
+    loops = [
+        sampler_case(shape, captured, guided)
+        for shape in ((ODD,) if arguments.quick else (ODD, LATENTS))
+        for captured, guided in ((False, False), (True, False), (True, True))
+    ]
+    for case in (*cases(arguments.quick), *loops):
+        has.setdefault(case.op, case.backends)
         for result in results_of(case, places):
             print(_row(result), flush=True)
             results.append(result)
     failed = [one for one in results if not one.passed]
-    print(f"\n{len(results)} checks, {len(failed)} failed")
+    print(f"\n{_summary(results, has, places, absent)}")
     for one in failed:
-        print(f"  {one.case.op} {one.case.mode} on {one.backend}: {one.failure or _row(one)}")
-    print(_NOTES)
+        print(_row(one), *([f"  {one.failure}"] if one.failure else []), sep="\n")
     return 1 if failed or not results else 0
+
+
+def _summary(
+    results: Sequence[Result], has: Mapping[str, frozenset[str]], places: Sequence[Place], absent: Mapping[str, str]
+) -> str:
+    """How many checks passed, and what was not checked; `has` tells the backends of each op."""
+    counts = Counter(one.backend for one in results)
+    each = ", ".join(f"{count} on {name}" for name, count in counts.items())
+    failed = sum(not one.passed for one in results)
+    lines = [f"{len(results)} checks, {failed} failed: {each}"]
+    lacking = [
+        f"{op} on {place.backend}" for op, those in has.items() for place in places if place.backend not in those
+    ]
+    if lacking:
+        lines.append(f"no kernel to check: {', '.join(lacking)}")
+    if absent:
+        lines.append(f"not checked, as absent: {', '.join(absent)}")
+    return "\n".join(lines)
 
 
 def places_on(device: str | None, backend: str | None) -> tuple[list[Place], dict[str, str]]:
@@ -112,18 +130,20 @@ def places_on(device: str | None, backend: str | None) -> tuple[list[Place], dic
     if backend is not None and backend not in status:
         raise ValueError(f"--backend must be one of {', '.join(status)}, got {backend!r}")
     absent = {name: one["reason"] for name, one in status.items() if not one["available"]}
+    interpreted = bool(status["triton"]["interpreted"])
+    if chosen.type == "cpu":
+        absent.setdefault("cuda", "it runs on a GPU, and --device is cpu")
+        if not interpreted:
+            absent.setdefault("triton", "it runs on a GPU, and --device is cpu; or with TRITON_INTERPRET=1, slowly")
     if backend in absent:
         raise ValueError(f"--backend {backend} cannot run here: {absent[backend]}")
     on_cpu = torch.device("cpu")
-    interpreted = chosen.type == "cpu"
     every = [
         Place("reference", chosen),
         Place("cpu", on_cpu),
         Place("triton", chosen, interpreted),
         Place("cuda", chosen),
     ]
-    if chosen.type == "cpu" and "cuda" not in absent:
-        absent["cuda"] = "it runs on a GPU: --device cuda"
     here = [place for place in every if place.backend not in absent]
     compiled = [place for place in here if place.backend != "reference"]
     wanted = [place for place in here if backend in (None, place.backend) or place in compiled[:1]]
@@ -134,9 +154,10 @@ def results_of(case: Case, places: Sequence[Place]) -> Iterator[Result]:
     """The case on each backend that has the op."""
     first: list[Tensor] | None = None
     for place in places:
-        if place.backend not in case.backends or (place.interpreted and case.shape not in (TINY, ODD, (3, 5, 24))):
+        if place.backend not in case.backends or (place.interpreted and not case.small):
             continue
-        if case.on_gpu and place.device.type == "cpu":
+        # A graph holds what a GPU runs, and the interpreter runs on the host.
+        if case.on_gpu and (place.device.type == "cpu" or place.interpreted):
             continue
         try:
             call = case.prepare(place.backend, place.device)
@@ -167,44 +188,50 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
-def sampler_case(shape: tuple[int, ...], captured: bool = False) -> Case:
-    """A whole run of DDIM with eta 1 and the model m = x / 2, so that the state is the same on every machine.
+def sampler_case(shape: tuple[int, ...], captured: bool = False, guided: bool = False) -> Case:
+    """A whole run of DDIM with eta 1 and the model m = g x, so that the state is the same on every machine.
 
     Also captured as a CUDA graph, on GPUs.
 
-    A row makes x' = (folded_x + folded_m / 2) x + s z: its roundings, at most 6 of the largest state it can have, are
-    multiplied by what the rows after it multiply x by.
+    A row makes x' = (folded_x + folded_m g) x + s z: its roundings, at most 6 of the largest state it can have and 3 of
+    guidance, are multiplied by what the rows after it multiply x by.
     """
     sampler = DDIM(Schedule.linear(), steps=STEPS, eta=1.0)
 
+    def options(device: torch.device) -> dict[str, Any]:
+        halves = (torch.full((shape[0], *(1,) * (len(shape) - 1)), g, device=device) for g in (GAIN, UNCONDITIONAL))
+        cond, uncond = ({"gain": half} for half in halves)
+        return {"guidance": WEIGHT, "cond": cond, "uncond": uncond} if guided else {"model_kwargs": cond}
+
     def prepare(backend: str, device: torch.device) -> Call:
+        given = {**options(device), "backend": backend, "device": device}
         if captured:
             # Another seed first: what a replay draws must come from its own.
-            replay = fastsample.graph(sampler, _half, shape, seed=SEED + 1, backend=backend, device=device)
+            replay = fastsample.graph(sampler, _linear, shape, seed=SEED + 1, **given)
             return lambda: [replay(seed=SEED)]
-        return lambda: [sampler(_half, shape, seed=SEED, backend=backend, device=device)]
+        return lambda: [sampler(_linear, shape, seed=SEED, **given)]
 
+    gain, size_of_m, roundings = GAIN, GAIN, 6
+    if guided:
+        gain += (WEIGHT - 1) * (GAIN - UNCONDITIONAL)
+        size_of_m += (WEIGHT - 1) * (GAIN + UNCONDITIONAL)
+        roundings += 3
     table, largest, bound = sampler.table, 6.0, 0.0
     for k in range(len(table)):
         of_x, of_m = table.a[k] + table.b[k] * table.p[k], table.b[k] * table.q[k] + table.d[k]
-        size = (abs(of_x) + abs(of_m) * GAIN) * largest + abs(table.s[k]) * 6.0
-        gain = abs(of_x + of_m * GAIN)
-        bound, largest = gain * bound + 6 * size, gain * largest + abs(table.s[k]) * 6.0
+        size = (abs(of_x) + abs(of_m) * size_of_m) * largest + abs(table.s[k]) * 6.0
+        growth = abs(of_x + of_m * gain)
+        bound, largest = growth * bound + roundings * size, growth * largest + abs(table.s[k]) * 6.0
     x = fastsample.ops.randn(shape, seed=SEED, backend="reference").double()
-    value = _in_float64(sampler, x)
+    value: Tensor = sampler(_linear, x, seed=SEED, backend="reference", **options(x.device))
     wanted = Wanted(value, torch.ones_like(value), bound)
-    mode = f"ddim, {STEPS} steps, a graph" if captured else f"ddim, {STEPS} steps"
+    mode = f"ddim{', guided' if guided else ''}{', a graph' if captured else ''}"
     backends = frozenset({"triton", "cuda"}) if captured else ELEMENT_WISE
     return Case("sampler", mode, torch.float32, shape, prepare, [wanted], True, backends, on_gpu=captured)
 
 
-def _in_float64(sampler: DDIM, x: Tensor) -> Tensor:
-    result: Tensor = sampler(_half, x, seed=SEED, backend="reference")
-    return result
-
-
-def _half(x: Tensor, t: Tensor) -> Tensor:
-    return GAIN * x
+def _linear(x: Tensor, t: Tensor, gain: Tensor) -> Tensor:
+    return gain * x
 
 
 def _microseconds(call: Call, device: torch.device) -> float:
@@ -230,11 +257,12 @@ def _microseconds(call: Call, device: torch.device) -> float:
 
 
 _LINE = "{:<11} {:<27} {:<8} {:<10} {:<9} {:>8} {:>8} {:<6} {:>9}"
-_NOTES = (
-    "u: unit roundoff of the result's dtype (2^-24 in float32) times the size of the terms that are added up; allowed: "
-    "the roundings on the way (twice\nas many for plain torch, which rounds products too). bits: those of the first "
-    "compiled backend. us: one call of the public op, nothing prepared."
-)
+_NOTES = """\
+error u: of the worst element, in unit roundoffs of the result's dtype (2^-24 in float32) times the size of the terms
+         that are added up
+allowed: the roundings on the way, twice as many for plain torch, which rounds products too
+bits:    those of the first compiled backend, where they must be the same
+us:      one call of the public op, nothing prepared"""
 
 
 def _row(result: Result) -> str:
@@ -249,11 +277,12 @@ def _row(result: Result) -> str:
     return f"{_LINE.format(case.op, case.mode, dtype, shape, result.backend, *columns)} {verdict}"
 
 
-def _heading(places: Sequence[Place]) -> str:
-    names = [f"fastsample {fastsample.__version__}, torch {torch.__version__}"]
+def _heading(places: Sequence[Place], absent: Mapping[str, str]) -> str:
+    lines = [f"fastsample {fastsample.__version__}, torch {torch.__version__}"]
     for place in places:
         where = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else str(place.device)
-        note = "; interpreted: time means nothing, small shapes only" if place.interpreted else ""
-        isa = backends()["cpu"]["isa"] if place.backend == "cpu" else ""
-        names.append(f"  {place.backend} on {where}{f' ({isa})' if isa else ''}{note}")
-    return "\n".join(names)
+        note = ", in Triton's interpreter: small shapes only, and no times" if place.interpreted else ""
+        isa = f", {backends()['cpu']['isa']}" if place.backend == "cpu" else ""
+        lines.append(f"  {place.backend:<10} on {where}{isa}{note}")
+    lines += [f"  {name:<10} absent: {reason}" for name, reason in absent.items()]
+    return "\n".join(lines)

@@ -6,6 +6,7 @@ the number allowed is the number of roundings on the longest way from an operand
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ SEED = 7
 Call = Callable[[], Sequence[Tensor]]
 ELEMENT_WISE = frozenset({"reference", "cpu", "triton", "cuda"})
 _SINGLE = 2.0**-24
+_SMALL = 512  # elements: what Triton's interpreter runs in less than seconds
 
 
 class Wanted(NamedTuple):
@@ -85,11 +87,18 @@ class Case:
     backends: frozenset[str] = ELEMENT_WISE
     on_gpu: bool = False
 
+    @property
+    def small(self) -> bool:
+        """Whether an interpreter can be waited for."""
+        return math.prod(self.shape) <= _SMALL
+
 
 def cases(quick: bool = False) -> Iterator[Case]:
     """All checks, or those of small shapes."""
     shapes = (TINY, ODD, *(() if quick else (TAIL, LATENTS)))
     yield from (_noise(shape) for shape in shapes)
+    yield _noise(ODD, "last step, seeds below 0", seed=-2, index=2**32 - 1)
+    yield _noise(ODD, "strided out", strided=True)
     for mode in MODES:
         for dtype in DTYPES:
             for shape in shapes if dtype == torch.float32 else shapes[1:3]:
@@ -102,14 +111,15 @@ def cases(quick: bool = False) -> Iterator[Case]:
         yield from (_lora(dtype, *sizes) for sizes in ((3, 5, 24), *(() if quick else ((2, 77, 80),))))
 
 
-def _noise(shape: Shape) -> Case:
+def _noise(shape: Shape, mode: str = "normals", *, seed: int = SEED, index: int = 3, strided: bool = False) -> Case:
     def prepare(backend: str, device: torch.device) -> Call:
-        out = torch.empty(shape, device=device)
-        return lambda: [randn(shape, seed=SEED, step=3, stream=STEP, out=out, backend=backend)]
+        out = torch.empty((*shape[:-1], 2 * shape[-1] + 1), device=device)[..., 1::2] if strided else None
+        place = {"device": device} if out is None else {"out": out}
+        return lambda: [randn(shape, seed=seed, step=index, stream=STEP, backend=backend, **place)]
 
-    value = _normals(shape, step=3).double()
+    value = _normals(shape, seed, index).double()
     # One unit in the last place, which is two unit roundoffs at most.
-    return Case("randn", "normals", torch.float32, shape, prepare, [Wanted(value, value.abs(), 2)])
+    return Case("randn", mode, torch.float32, shape, prepare, [Wanted(value, value.abs(), 2)])
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,7 @@ class Mode:
             guidance 3 (w - 1, m - u, the sum), x0 3, its threshold's quantile 3 and its division 1, noise 2, learned
             variance 6 (the exponent 2, 2^x 3, the product 1), the rescaling factor 2 and what m's own errors do to the
             deviations that it is made of.
+        rows_there: rows lie on the GPU, where kernels alone read them.
     """
 
     name: str
@@ -134,6 +145,7 @@ class Mode:
     keeps_x0: bool = False
     writes_input: bool = False
     same_bits: bool = True
+    rows_there: bool = False
 
     def case(self, dtype: torch.dtype, shape: Shape) -> Case:
         """The mode with these operands."""
@@ -162,12 +174,13 @@ class Mode:
                 "input_out": following,
                 "backend": backend,
             }
+            at = row.to(device) if isinstance(row, Tensor) and self.rows_there else row
             return lambda: [
-                step(inputs[0], inputs[1], table, row, **given),
+                step(inputs[0], inputs[1], table, at, **given),
                 *(one for one in (x0, following) if one is not None),
             ]
 
-        return Case("step", self.name, dtype, shape, prepare, wanted, self.same_bits)
+        return Case("step", self.name, dtype, shape, prepare, wanted, self.same_bits, on_gpu=self.rows_there)
 
     def _wanted(
         self, x: Tensor, m: Tensor, row: int | Tensor, history: Sequence[Tensor], guidance: Tensor | None
@@ -238,6 +251,7 @@ MODES = (
     Mode("guidance", _FREE, 5, 3 + 3, guided=True),
     Mode("guidance rescale", _FREE, 5, 3 + 3 + 2 + 8, guided=True, rescale=0.7, same_bits=False),
     Mode("rows per sample", _NOISY, (5, 1, 8), 2 + 4),
+    Mode("rows per sample, there", _NOISY, (5, 1, 8), 2 + 4, rows_there=True),
     Mode("next input, twice", Euler(_LINEAR, steps=10, timesteps="karras").table, 5, 3, writes_input=True),
 )
 

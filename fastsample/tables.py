@@ -65,7 +65,6 @@ class Table:
         thresholded, scaled: whether any row has a quantile, an e other than 1.
         times: t as Python numbers.
         levels: for each row the (alpha, sigma) that it leads to, NaN for a table without levels.
-        tensors: what ops/device_table.py has made of the table, by device.
 
     Raises:
         ValueError: for no rows, an unknown column, a wrong shape, NaN, an infinite coefficient, a limit that is not
@@ -107,7 +106,7 @@ class Table:
     scaled: bool
     times: tuple[int | float, ...]
     levels: tuple[tuple[float, float], ...]
-    tensors: dict[Any, Any]
+    _derived: dict[Any, Any]  # what ops have made of the table: tensors by device, and other things by name
 
     def __init__(
         self,
@@ -160,7 +159,7 @@ class Table:
             scaled=bool((full["e"] != 1).any()),
             times=tuple(times.tolist()),
             levels=_levels_after(levels["alpha"], levels["sigma"], times.size),
-            tensors={},
+            _derived={},
         )
 
     def __setattr__(self, name: str, value: object) -> None:

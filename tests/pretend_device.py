@@ -1,18 +1,21 @@
 """A CUDA device that is not there: its tensors say `cuda:0`, hold CPU memory, and mind what a GPU minds.
 
 Tensors on it meet only their own kind; reading one on the host or copying between devices is counted, and refused where
-a test says so, as a GPU that is captured refuses it. What runs in a capture is taped, and replayed without Python.
+a test says so, as a GPU that is captured refuses it. What runs in a capture is taped, and replayed without Python. The
+tape keeps what the capture itself allocated, as a graph's pool does, and knows all else by address: a replay that finds
+such memory freed fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -31,10 +34,28 @@ class HostSyncError(AssertionError):
     """The host would wait for the device, or send it something, in the middle of a loop."""
 
 
+class Place:
+    """Where a tensor lies, without keeping its memory."""
+
+    def __init__(self, host: Tensor) -> None:
+        self._storage = StorageWeakRef(host.untyped_storage())
+        self._dtype, self._layout = host.dtype, (host.storage_offset(), host.size(), host.stride())
+
+    def check(self) -> None:
+        """Raises where a replay would touch memory that is another's by now."""
+        assert not self._storage.expired(), "a replay uses memory from before the capture that was freed since"
+
+    def tensor(self) -> Tensor:
+        self.check()
+        storage = torch.UntypedStorage._new_with_weak_ptr(self._storage.cdata)
+        return torch.empty(0, dtype=self._dtype).set_(storage, *self._layout)
+
+
 class Pretended(Tensor):
     """A tensor on the device: `host` is the memory it stands for."""
 
     host: Tensor
+    lent: ClassVar[dict[int, Place]] = {}  # what lies at the addresses that were asked for
 
     @staticmethod
     def __new__(cls, host: Tensor) -> Pretended:
@@ -60,7 +81,9 @@ class Pretended(Tensor):
     is_meta = property(lambda self: False)  # type: ignore[assignment]
 
     def data_ptr(self) -> int:
-        return self.host.data_ptr()
+        address = self.host.data_ptr()
+        self.lent[address] = Place(self.host)
+        return address
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -105,11 +128,19 @@ class Device(TorchDispatchMode):
         finally:
             self.strict = False
 
-    def launch(self, kernel: Callable[[], None]) -> None:
-        """Runs a kernel that this mode does not see itself."""
+    def launch(self, kernel: Callable[[], None], addresses: Iterable[int]) -> None:
+        """Runs a kernel that this mode does not see itself, with these addresses among its arguments."""
         kernel()
-        if self.tape is not None:
-            self.tape.append(kernel)
+        if self.tape is None:
+            return
+        places = [Pretended.lent[one] for one in addresses if one in Pretended.lent]
+
+        def again() -> None:
+            for place in places:
+                place.check()
+            kernel()
+
+        self.tape.append(again)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -126,13 +157,13 @@ class Device(TorchDispatchMode):
         wrappers = {id(tensor.host): tensor for tensor in ours}
         inner, inner_kwargs = tree_map(_host, args), tree_map(_host, kwargs)
         # Shapes as they are now: there are operations that change them in place.
-        frozen = tree_map(_alias, (inner, inner_kwargs)) if self.tape is not None else None
+        frozen = tree_map(_frozen, (args, kwargs)) if self.tape is not None else None
         if func._schema.name == "aten::_to_copy" and len(ours) != int(to_us):
             result = func(*inner, **inner_kwargs).clone()  # the other device's memory is another
         else:
             result = func(*inner, **inner_kwargs)
         if frozen is not None:
-            self._record(func, frozen, result)
+            self._record(func, frozen, {_storage(tensor.host) for tensor in ours}, result)
 
         memory = {_storage(tensor.host) for tensor in ours}
 
@@ -162,16 +193,16 @@ class Device(TorchDispatchMode):
             if self.strict:
                 raise HostSyncError(f"{name} makes the host wait for the device, or sends it something")
 
-    def _record(self, func: Any, frozen: Any, result: Any) -> None:
+    def _record(self, func: Any, frozen: Any, given: set[int], result: Any) -> None:
         assert self.tape is not None
-        given = {_storage(leaf) for leaf in tree_leaves(frozen) if isinstance(leaf, Tensor)}
-        made = [_alias(one) for one in tree_leaves(result) if isinstance(one, Tensor)]
+        results = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+        made = [None if _storage(one) in given else _alias(one) for one in results]
 
         def again() -> None:
-            args, kwargs = tree_map(_alias, frozen)
+            args, kwargs = tree_map(_thawed, frozen)
             results = [one for one in tree_leaves(func(*args, **kwargs)) if isinstance(one, Tensor)]
             for old, new in zip(made, results, strict=True):
-                if _storage(old) not in given:
+                if old is not None:
                     old.copy_(new)
 
         self.tape.append(again)
@@ -179,6 +210,14 @@ class Device(TorchDispatchMode):
 
 def _host(value: Any) -> Any:
     return value.host if isinstance(value, Pretended) else value
+
+
+def _frozen(value: Any) -> Any:
+    return Place(value.host) if isinstance(value, Pretended) else _alias(value)
+
+
+def _thawed(value: Any) -> Any:
+    return value.tensor() if isinstance(value, Place) else _alias(value)
 
 
 def _alias(value: Any) -> Any:
@@ -216,23 +255,25 @@ class Kernels:
 
     def Step(self, *, row_count: int, workspace: int, device: int, guidance: int, **fixed: Any) -> Any:
         kernel = _cpu.Step(guidance=guidance, one_guidance=False, **fixed)
+        kept = (guidance, *fixed.values())
 
         def launch(*arguments: Any) -> None:
             *given, _stream = arguments
-            self._device.launch(lambda: kernel(*given, 1))
+            self._device.launch(lambda: kernel(*given, 1), (*kept, *given))
 
         return launch
 
     def randn(
         self, out: int, batch: int, size: int, seeds: int, step: int, stream_id: int, stream: int, device: int
     ) -> None:
-        self._device.launch(lambda: _cpu.randn(out, batch, size, seeds, step, stream_id, 1))
+        self._device.launch(lambda: _cpu.randn(out, batch, size, seeds, step, stream_id, 1), (out, seeds))
 
 
 @contextmanager
 def pretended(monkeypatch: pytest.MonkeyPatch, kernels: bool) -> Iterator[Device]:
     """The device, with kernels of its own or without, where the reference runs on it."""
     device = Device()
+    Pretended.lent.clear()
     module = Kernels(device) if kernels else None
 
     def runs_on(name: str, where: torch.device) -> bool:

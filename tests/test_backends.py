@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -16,28 +18,35 @@ from torch import Tensor
 import fastsample
 from fastsample import DDIM, DDPM, Batcher, DPMSolver, DynamicThreshold, Schedule, Table, ops
 from fastsample.ops import backend as hub
+from fastsample.ops.checks import guidance_weights
+from fastsample.ops.noise import sample_seeds
 from fastsample.ops.step_plan import StepPlan
+from fastsample.ops.step_reference import step_reference
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 SHAPE = (2, 3, 5, 7)
 SCHEDULE = Schedule.linear()
 
 
-def built(driver: str = "") -> ModuleType:
-    """fastsample._cuda as nvcc would have made it."""
+def built(driver: str = "", supports: str = "") -> ModuleType:
+    """fastsample._cuda as nvcc would have made it; `supports` is what keeps it from GPU 0."""
     module = ModuleType("_cuda")
     module.__dict__.update(driver=lambda: driver, architectures=lambda: ["80", "90"])
+    module.__dict__["supports"] = lambda index: supports if index == 0 else ""
     return module
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine with a GPU, CUDA kernels and Triton, as far as choosing goes."""
     monkeypatch.setattr(hub, "_cuda", built())
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(hub, "_interpreted", lambda: False)
     monkeypatch.setattr(hub, "_override", None)
+    hub._why_no_cuda.cache_clear()
+    yield
+    hub._why_no_cuda.cache_clear()  # what modules have told here is true of no other machine
 
 
 def no_triton() -> bool:
@@ -99,6 +108,17 @@ def test_an_explicit_backend_that_cannot_run_says_why(
 
 
 @pytest.mark.usefixtures("gpu")
+def test_a_gpu_of_an_architecture_that_was_not_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_cuda", built(supports="a GPU of compute capability 7.0 cannot run them"))
+    assert hub.choose(None, GPU, native=True) == "triton"
+    with pytest.raises(ValueError, match="'cuda' cannot run on cuda:0: a GPU of compute capability 7"):
+        hub.choose("cuda", GPU, native=True)
+    other = torch.device("cuda:1")
+    assert hub.choose(None, other, native=True) == hub.choose("cuda", other, native=True) == "cuda"
+    assert hub.backends()["cuda"]["available"], "on the other one"
+
+
+@pytest.mark.usefixtures("gpu")
 def test_the_environment_leaves_ops_alone_that_lack_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_override", "cuda")
     assert hub.choose(None, GPU, native=True) == "cuda"
@@ -129,7 +149,6 @@ def test_why_cuda_cannot_run(monkeypatch: pytest.MonkeyPatch, change: tuple[Any,
     assert not found["available"] and reason in found["reason"]
     with pytest.raises(ValueError, match=f"backend='cuda' cannot run here: .*{reason}"):
         hub.choose("cuda", GPU, native=True)
-    hub._why_no_cuda.cache_clear()
 
 
 @pytest.mark.usefixtures("gpu")
@@ -243,17 +262,17 @@ def test_rows_are_read_by_the_kernel_at_every_call(any_backend: Floor) -> None:
         torch.testing.assert_close(plan(m, 0).cpu(), want, rtol=2e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize("any_backend", ["reference", "triton", "cuda"], indirect=True)
+@GPU_KERNELS
 def test_rows_that_do_not_exist_make_nan_of_their_samples(any_backend: Floor) -> None:
     backend, device = any_backend
     rows = torch.tensor([4, 1], device=device)
     x, x0, model_input = X.to(device), torch.zeros(SHAPE, device=device), torch.zeros(SHAPE, device=device)
     noise = torch.zeros(SHAPE, device=device)
     plan = StepPlan(x, PLAIN, rows=rows, x0_out=x0, input_out=model_input, backend=backend)
-    plan._blind = True  # as it is where rows lie on a GPU
     for wrong in (4, -5, 2**40):
         rows[0] = wrong
-        for one in (plan(M.to(device), 0, noise), x0, model_input):
+        references = step_reference(x, M.to(device), PLAIN, rows, noise)
+        for one in (plan(M.to(device), 0, noise), x0, model_input, *references):
             assert one[0].isnan().all() and one[1].isfinite().all()
 
 
@@ -280,6 +299,84 @@ def test_strided_and_double_operands(any_backend: Floor) -> None:
     assert got is out and wide[:, 1::2].isnan().all()
     want = ops.step(X, M, PLAIN, 1, seed=5, backend="reference")
     torch.testing.assert_close(out.cpu(), want, rtol=2e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("any_backend", ["cpu", "triton", "cuda"], indirect=True)
+def test_copies_of_strided_outputs_stay_where_they_are(any_backend: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph that was captured over one shape reads them after calls with another."""
+    backend, device = any_backend
+    x, weights = X.to(device), torch.full((2,), 2.0, device=device)
+    plan = StepPlan(x, PLAIN, guidance=weights, backend=backend)
+    seen: dict[int, Tensor] = {}
+    copy = Tensor.copy_
+
+    def watched(target: Tensor, *source: Any, **options: Any) -> Tensor:
+        seen[target.shape[0]] = target
+        return copy(target, *source, **options)
+
+    monkeypatch.setattr(Tensor, "copy_", watched)
+    places = []
+    for m in 2 * (M, operand(4, 3, 5, 7), M.half()):
+        strided = m.to(device).transpose(2, 3).contiguous().transpose(2, 3)
+        torch.testing.assert_close(plan(strided, 3), plan(m.to(device), 3), rtol=0, atol=0)
+        places.append(seen[m.shape[0]].data_ptr())
+    assert places[:3] == places[3:] and len(set(places)) == 3
+
+
+class Elsewhere:
+    """As much of a tensor on the second GPU as a device guard asks for."""
+
+    is_cuda, device = True, torch.device("cuda:1")
+
+    def get_device(self) -> int:
+        return 1
+
+
+def test_triton_launches_where_the_tensors_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = pytest.importorskip("fastsample.kernels.blocks")
+    current = [0]
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    assert not isinstance(blocks.on(X), torch.cuda.device)
+    guard: Any = blocks.on(Elsewhere())
+    assert isinstance(guard, torch.cuda.device) and guard.idx == 1
+    current[0] = 1
+    assert not isinstance(blocks.on(Elsewhere()), torch.cuda.device)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_triton_op_guards_its_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    if reason := hub.backends()["triton"]["reason"]:
+        pytest.skip(reason)
+    guarded: list[Tensor] = []
+
+    def guard(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
+        guarded.append(tensor)
+        return contextlib.nullcontext()
+
+    for module in ("step", "noise", "posterior"):
+        kernels = importlib.import_module(f"fastsample.kernels.{module}")
+        monkeypatch.setattr(kernels, "on", guard)
+    CALLS[name](lambda tensor: tensor.to("cuda" if HAS_GPU else "cpu"), "triton")
+    assert len(guarded) == 1
+
+
+def test_seeds_on_a_gpu_stay_there_whatever_its_name() -> None:
+    seeds = torch.empty(2, dtype=torch.int64, device="meta")  # a device whose values cannot be read
+    for device in (torch.device("meta", 0), torch.device("meta")):
+        assert sample_seeds(seeds, 2, device).device == seeds.device
+
+
+@pytest.mark.parametrize("guidance", [7.5, 2, -1.0, True, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_guidance_that_is_a_number_is_that_of_every_sample(guidance: float, dtype: torch.dtype) -> None:
+    weights = guidance_weights(guidance, X.to(dtype))
+    assert weights.dtype == dtype and torch.equal(weights, torch.tensor([guidance, guidance], dtype=dtype))
+
+
+@pytest.mark.parametrize("guidance", [float("nan"), float("inf"), -float("inf")])
+def test_a_guidance_that_is_not_finite_is_refused(guidance: float) -> None:
+    with pytest.raises(ValueError, match="guidance must be finite"):
+        guidance_weights(guidance, X)
 
 
 @pytest.mark.gpu
@@ -310,12 +407,11 @@ def test_rows_beside_x_are_taken_and_others_refused() -> None:
         torch.testing.assert_close(ops.step(x, m, PLAIN, row, seed=5).cpu(), want, rtol=2e-6, atol=1e-5)
     with pytest.raises(TypeError, match="row must be an int or an int64 tensor on the CPU or beside x"):
         ops.step(X, M, PLAIN, torch.tensor([1, 1]).cuda(), seed=5)
-    assert HAS_GPU
 
 
 def test_tables_are_uploaded_once(cuda_on_cpu: None) -> None:
     table = Table([0], a=1.0, p=1.0)
     ops.step(X, M, table, 0, backend="cuda")
-    first = table.tensors[CPU]
+    first = table._derived[CPU]
     ops.step(X, M, table, 0, backend="cuda")
-    assert table.tensors == {CPU: first} and first[:16].tolist() == table.packed[0].tolist()
+    assert table._derived[CPU] is first and first[:16].tolist() == table.packed[0].tolist()

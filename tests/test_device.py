@@ -58,6 +58,17 @@ def test_an_iterator_makes_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(x.host, want_x) and torch.equal(x0.host, want_x0)
 
 
+def test_seeds_on_the_device_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say cuda:0, the caller cuda."""
+    seeds, sampler = torch.tensor([5, -3]), DDIM(SCHEDULE, steps=3, eta=1.0)
+    want = sampler(model, SHAPE, seed=seeds)
+    with pretended(monkeypatch, True) as device:
+        there = seeds.to("cuda")
+        with device.refusing():
+            got = sampler(model, SHAPE, seed=there, device="cuda")
+    assert torch.equal(got.host, want)
+
+
 SYNCS: dict[str, Callable[[Tensor], object]] = {
     "item": lambda x: x[0, 0, 0, 0].item(),
     "bool": lambda x: bool((x > 0).all()),

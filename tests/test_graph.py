@@ -17,6 +17,7 @@ from torch import Tensor
 from whole_runs import COND, GUIDED, PAINTED, RUNS, SCHEDULE, SHAPE, UNCOND, X, model, moved
 
 from fastsample import DDIM, LCM, DDIMInverse, DPMSolver, Graph, graph
+from fastsample.samplers import loop
 
 OTHER = X.flip(0).mul(0.7).contiguous()
 NOISY = DDIM(SCHEDULE, steps=3, eta=1.0)
@@ -38,7 +39,8 @@ def cuda_graphs(monkeypatch: pytest.MonkeyPatch, kernels: bool = True) -> Iterat
     with pretended(monkeypatch, kernels) as device:
 
         @contextmanager
-        def capture(taped: Taped, stream: object) -> Iterator[None]:
+        def capture(taped: Taped, stream: object, capture_error_mode: str) -> Iterator[None]:
+            assert capture_error_mode == "thread_local"
             device.tape = taped.tape
             try:
                 with device.refusing():
@@ -319,6 +321,59 @@ def test_a_model_that_cannot_be_captured(device: Device) -> None:
     with pytest.raises(RuntimeError, match="the model cannot be captured: does it read results") as caught:
         graph(NOISY, reads, SHAPE, device="cuda")
     assert "stream is capturing" in str(caught.value.__cause__)
+
+
+def test_autocast_with_its_cache_is_refused(device: Device) -> None:
+    def never(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("called")
+
+    with autocast(cache=True), pytest.raises(ValueError, match=r'torch.autocast\("cuda", cache_enabled=False\)'):
+        graph(NOISY, never, SHAPE, device="cuda")
+    with autocast(cache=False):
+        captured = graph(NOISY, model, SHAPE, device="cuda")
+    assert torch.equal(host(captured(seed=6)), NOISY(model, SHAPE, seed=6))
+
+
+@contextmanager
+def autocast(cache: bool) -> Iterator[None]:
+    """What torch.autocast("cuda") sets: without a GPU it warns, and sets nothing."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_cache_enabled(cache)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_cache_enabled(cached)
+
+
+def test_the_loops_buffers_are_made_on_the_callers_stream(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
+    """Memory of the warm-up's stream could go to others while a replay on the caller's uses it."""
+    order: list[str] = []
+    make_plans = loop.plans_in_turn
+
+    def plans(*args: Any, **options: Any) -> Any:
+        order.append("buffers")
+        return make_plans(*args, **options)
+
+    def stream(one: object) -> Any:
+        order.append("side stream")
+        return nullcontext()
+
+    monkeypatch.setattr(loop, "plans_in_turn", plans)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    graph(NOISY, model, SHAPE, device="cuda")
+    assert order == ["buffers", "side stream"]
+
+
+def test_a_replay_over_freed_memory_is_found(device: Device) -> None:
+    """The tests above would pass on a tape that kept whatever it was shown."""
+    kept = [COND.to("cuda")]
+    captured = graph(NOISY, lambda x, t: model(x, t, kept[0]), SHAPE, device="cuda")
+    captured()
+    kept.clear()
+    with pytest.raises(AssertionError, match="freed since"):
+        captured()
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ import fastsample
 from fastsample import selftest
 from fastsample.cli import main
 from fastsample.selftest import Place, results_of
-from fastsample.selftest_cases import MODES, ODD, TAIL, Call, Case, Wanted, cases
+from fastsample.selftest_cases import LATENTS, MODES, ODD, TAIL, TINY, Call, Case, Mode, Wanted, cases
 
 CPU = torch.device("cpu")
 HAS_CPU = fastsample.backends()["cpu"]["available"]
@@ -48,16 +48,18 @@ def test_it_passes_here_and_shows_every_op(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     checks = [line for line in shown.splitlines() if line.endswith(" ok")]
     assert {line.split()[0] for line in checks} >= {"randn", "step", "posterior", "lora_linear", "sampler"}
-    assert all(mode.name in shown for mode in MODES)
+    assert all(mode.name in shown for mode in MODES if not mode.rows_there)
     assert f"{len(checks)} checks, 0 failed" in shown
-    absent = [name for name, status in fastsample.backends().items() if not status["available"]]
-    assert all(f"absent: {name}: {fastsample.backends()[name]['reason']}" in shown for name in absent)
+    absent = {name: one["reason"] for name, one in fastsample.backends().items() if not one["available"]}
+    assert all(f"  {name:<10} absent: {reason}\n" in shown for name, reason in absent.items())
+    assert "no kernel to check: likelihood on cpu" in shown
+    assert not absent or f"not checked, as absent: {', '.join(absent)}" in shown
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name.replace(" ", "-"))
-def test_what_is_allowed_is_less_than_one_rounding_to_bfloat16(mode: selftest.Case) -> None:
+def test_what_is_allowed_is_less_than_one_rounding_to_bfloat16(mode: Mode) -> None:
     """A kernel that computed x' in half precision would be found, in every mode."""
-    found = mode.case(torch.float32, TAIL).wanted[0]  # type: ignore[attr-defined]
+    found = mode.case(torch.float32, TAIL).wanted[0]
     rounded = found.value.to(torch.bfloat16).float()
     assert found.error(rounded) > 10 * found.allowed
 
@@ -117,7 +119,7 @@ def test_a_failure_is_counted_and_sets_the_exit_status(
     monkeypatch.setattr(selftest, "cases", lambda quick: [bad])
     assert main(["selftest", "--quick", "--device", "cpu", "--backend", "reference"]) == 1
     shown = capsys.readouterr().out
-    assert "FAILED" in shown and ", 1 failed" in shown
+    assert "FAILED" in shown and ", 1 failed: " in shown
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,60 @@ def test_a_failure_is_counted_and_sets_the_exit_status(
 def test_it_refuses(flags: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest", *flags]) == 2
     assert reason in capsys.readouterr().err
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, interpreted: bool) -> None:
+    """A machine with a GPU, where Triton is there."""
+    found = fastsample.backends()
+    found["triton"] = {"available": True, "reason": "", "interpreted": interpreted}
+    found["cuda"] = {"available": True, "reason": "", "architectures": []}
+    monkeypatch.setattr(selftest, "backends", lambda: found)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, device=None, **options: empty(*shape, **options))
+
+
+@pytest.mark.parametrize("interpreted", [False, True], ids=["", "interpreted"])
+def test_on_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch, interpreted: bool) -> None:
+    pretend(monkeypatch, interpreted)
+    places, absent = selftest.places_on(None, None)
+    gpu = torch.device("cuda")
+    assert Place("triton", gpu, interpreted) in places and Place("cuda", gpu) in places
+    assert "triton" not in absent and "cuda" not in absent
+
+
+def test_gpu_backends_are_absent_from_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, interpreted=False)
+    places, absent = selftest.places_on("cpu", None)
+    assert not {"triton", "cuda"} & {place.backend for place in places}
+    assert all("it runs on a GPU, and --device is cpu" in absent[name] for name in ("triton", "cuda"))
+    for name in ("triton", "cuda"):
+        with pytest.raises(ValueError, match=f"--backend {name} cannot run here: it runs on a GPU"):
+            selftest.places_on("cpu", name)
+
+
+def test_the_interpreter_runs_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, interpreted=True)
+    places, absent = selftest.places_on("cpu", "triton")
+    assert places[-1] == Place("triton", CPU, interpreted=True) and "cuda" in absent
+
+
+def test_the_interpreter_is_given_neither_graphs_nor_large_shapes() -> None:
+    gpu = Place("triton", torch.device("cuda"), interpreted=True)
+    every = (selftest.sampler_case(ODD, captured=True), selftest.sampler_case(LATENTS))
+    assert [list(results_of(case, [gpu])) for case in every] == [[], []]
+    shapes = {case.shape for case in cases() if case.small}
+    assert shapes == {TINY, ODD, (3, 5, 24)}
+
+
+@needs_cpu
+def test_guided_runs_and_rows_on_the_device_need_no_gpu_to_be_right() -> None:
+    """Only the command leaves them to GPUs: there they are more than the other cases again."""
+    there = next(mode for mode in MODES if mode.rows_there).case(torch.float32, ODD)
+    guided = selftest.sampler_case(ODD, guided=True)
+    for case in (replace(there, on_gpu=False), guided):
+        results = list(results_of(case, [Place("reference", CPU), Place("cpu", CPU)]))
+        assert len(results) == 2 and all(one.passed for one in results), results
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -44,6 +44,11 @@ def learned(x: Tensor, t: Tensor, c: Tensor | float = 0.0) -> Tensor:
     return torch.cat([m, (m * 0.5).clamp(-1, 1)], dim=1)
 
 
+def strided(x: Tensor, t: Tensor, c: Tensor | float = 0.0) -> Tensor:
+    """As models in channels_last return it, which steps copy before they read it."""
+    return model(x, t, c).contiguous(memory_format=torch.channels_last)
+
+
 def nudge(step: Step) -> None:
     """A callback that changes the state."""
     step.x.add_(step.x0, alpha=0.01)
@@ -82,6 +87,9 @@ RUNS = {
     "guided-each": Run(lambda: DDIM(SCHEDULE, steps=3), {**GUIDED, "guidance": [1.0, 7.5]}),
     "guided-rescaled": Run(lambda: DDIM(SCHEDULE, steps=3), {**GUIDED, "guidance_rescale": 0.7}),
     "guided-at-times": Run(lambda: DDIM(SCHEDULE, steps=4, eta=1.0), {**GUIDED, "guidance_interval": (200, 600)}),
+    "guided-at-times-strided": Run(
+        lambda: DDIM(SCHEDULE, steps=4), {**GUIDED, "guidance_interval": (200, 600)}, model=strided
+    ),
     "guided-learned-half": Run(
         lambda: DDPM(SCHEDULE, steps=3, variance="learned_range", clip=1.0), {**HALF, **GUIDED}, model=learned
     ),

@@ -90,6 +90,7 @@ def choose(
     native: bool,
     offers: Sequence[str] = ("cpu", "cuda", "triton"),
     op: str = "this op",
+    why: str = "computes in float32 without gradients",
 ) -> str:
     """The backend for tensors on `device`.
 
@@ -101,6 +102,7 @@ def choose(
         native: whether compiled kernels can serve the call at all.
         offers: the backends that have kernels for the op, beside the reference.
         op: its name, for messages.
+        why: what a message says of compiled kernels that cannot serve the call.
     """
     wanted = backend or _override
     if wanted is None:
@@ -117,8 +119,9 @@ def choose(
     if reason := backends()[wanted]["reason"]:
         raise ValueError(f"{name}={wanted!r} cannot run here: {reason}")
     if not _runs_on(wanted, device):
-        raise ValueError(f"{name}={wanted!r} cannot run on {device}")
-    raise ValueError(f"{name}={wanted!r} computes in float32 without gradients; use backend='reference'")
+        reason = _why_not_on(device) if wanted == device.type == "cuda" else ""
+        raise ValueError(f"{name}={wanted!r} cannot run on {device}{reason and ': '}{reason}")
+    raise ValueError(f"{name}={wanted!r} {why}; use backend='reference'")
 
 
 # What torch.compiler.assume_constant_result does, whose import takes seconds: Dynamo does not look inside, where Triton
@@ -139,7 +142,8 @@ def _runs_on(name: str, device: torch.device) -> bool:
     if name == "cpu":
         return device.type == "cpu" and _cpu is not None
     if name == "cuda":
-        return device.type == ("cpu" if _emulated(_cuda) else "cuda") and not _why_no_cuda(_cuda)
+        there = device.type == ("cpu" if _emulated(_cuda) else "cuda") and not _why_no_cuda(_cuda)
+        return there and not _why_not_on(device)
     if device.type == "cuda":
         return _triton_imports()
     return device.type == "cpu" and bool(os.environ.get("TRITON_INTERPRET")) and _triton_imports() and _interpreted()
@@ -156,6 +160,18 @@ def _why_no_cuda(module: Any) -> str:
     if reason := module.driver():
         return str(reason)
     return "" if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def _why_not_on(device: torch.device) -> str:
+    """Why the CUDA kernels that are there cannot run on this GPU: others may be of another architecture."""
+    if device.type == "cpu":
+        return ""
+    return _supports(_cuda, torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _supports(module: Any, index: int) -> str:
+    return str(module.supports(index))
 
 
 def _emulated(module: Any) -> bool:
@@ -193,6 +209,11 @@ def _interpreted() -> bool:
     return _found["interpreted"]
 
 
+def cpu_module() -> Any:
+    """fastsample._cpu."""
+    return _cpu
+
+
 def cuda_module() -> Any:
     """fastsample._cuda as it is now."""
     return _cuda
@@ -216,10 +237,21 @@ def recorded(*tensors: Tensor) -> bool:
     return False
 
 
+_LARGE = 4 << 20
+
+
 def fresh(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialised tensor, large CPU ones (as NumPy has it, from 4 MiB) in huge pages where the system has them."""
-    tensor = torch.empty(shape, dtype=dtype, device=device)
-    if tensor.numel() * tensor.element_size() >= 4 << 20 and tensor.is_cpu and _cpu is not None:
+    return _in_huge_pages(torch.empty(shape, dtype=dtype, device=device))
+
+
+def fresh_like(tensor: Tensor) -> Tensor:
+    """`fresh` of this tensor's shape, dtype and device, in less time."""
+    return _in_huge_pages(torch.empty_like(tensor))
+
+
+def _in_huge_pages(tensor: Tensor) -> Tensor:
+    if tensor.nbytes >= _LARGE and tensor.is_cpu and _cpu is not None:
         _cpu.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from fastsample.ops.noise import checked_shape
 from fastsample.tables import Table
 
+_ANY_FLOAT = 3e38  # float32 holds it
+
 
 def check_state(x: Tensor) -> None:
     checked_shape("x", x.shape)
@@ -90,6 +92,8 @@ def _kind(tensor: Tensor) -> str:
 
 def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> Tensor:
     """One guidance weight per sample, in x's dtype on its device; those that lie on a GPU are not read."""
+    if isinstance(guidance, int | float) and abs(guidance) <= _ANY_FLOAT:  # whatever else they are has an error below
+        return torch.full((x.shape[0],), guidance, dtype=x.dtype, device=x.device)
     try:
         on_gpu = isinstance(guidance, Tensor) and not guidance.is_cpu
         weights = torch.as_tensor(guidance, dtype=x.dtype, device=x.device if on_gpu else "cpu")
@@ -107,7 +111,10 @@ def differentiable(*operands: object) -> bool:
     """Whether gradients go through any of these."""
     if not torch.is_grad_enabled():
         return False
-    return any(isinstance(one, Tensor) and one.requires_grad for one in operands)
+    for one in operands:  # noqa: SIM110, a generator costs more than all of it
+        if isinstance(one, Tensor) and one.requires_grad:
+            return True
+    return False
 
 
 def no_compiled_gradients(op: str) -> None:

@@ -25,15 +25,16 @@ def encoded(table: Table, device: torch.device) -> Tensor:
 
     Made at the first call for a device, which on a GPU waits for the upload.
     """
-    found = table.tensors.get(device)
+    found = table._derived.get(device)
     if found is None:
         columns = np.stack([getattr(table, name) for name in COLUMNS], axis=1)
         whole = np.concatenate([table.packed.reshape(-1), columns.view(np.float32).reshape(-1)])
         # An ordinary tensor, whatever mode its first user is in: it serves all later ones.
         with torch.inference_mode(False), _disable_current_modes():
             found = torch.from_numpy(whole).to(device)
-        table.tensors[device] = found
-        _tables[found.data_ptr()] = table
+        table._derived[device] = found
+        if address := found.data_ptr():  # a meta tensor has none
+            _tables[address] = table
     return found
 
 

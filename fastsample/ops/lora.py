@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu, choose, fresh, recorded
+from fastsample.ops.backend import choose, cpu_module, fresh, recorded
 from fastsample.ops.lora_pack import DTYPES, Group, PackedAdapters, PackedLinear
 
 
@@ -57,7 +57,8 @@ def lora_linear(
     compiling = torch.compiler.is_compiling()
     differentiable = (torch.is_grad_enabled() and _requires_grad(x, adapters, compiling)) or _is_transformed()
     native, offers = bool(packed.offers) and not differentiable, packed.offers or ("cpu", "triton")
-    chosen = choose(backend, x.device, native=native, offers=offers, op="lora_linear on these weights")
+    why = "computes without gradients" if differentiable else "has no kernel for weights of this dtype on this device"
+    chosen = choose(backend, x.device, native=native, offers=offers, op="lora_linear on these weights", why=why)
     if chosen == "reference":
         groups = () if adapters is None else adapters.groups
         return lora_linear_reference(x, packed.unpack(), packed.bias, groups, adapter_index)
@@ -119,7 +120,7 @@ def _lora_linear(
         rows = x.as_strided((count, features), (stride, 1))
         launch(rows, samples, weights, bias, out_features, down, up, scale, ranks, index, outputs)
         return outputs
-    _cpu.lora_linear(
+    cpu_module().lora_linear(
         x.data_ptr(),
         samples,
         count // samples if samples else 0,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastsample.kernels.lora_layout import RANK_STEP
 from fastsample.ops import backend as backends
-from fastsample.ops.backend import _cpu, fresh
+from fastsample.ops.backend import cpu_module, fresh
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -216,7 +216,7 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | Non
             )
         if bias is not None and (bias.shape != weight.shape[:1] or bias.device != weight.device):
             raise ValueError(f"biases[{i}] is {_what(bias)}, its weight {_what(weight)}")
-    native = _cpu is not None and first.is_cpu and first.dtype in DTYPES
+    native = cpu_module() is not None and first.is_cpu and first.dtype in DTYPES
     out_features, in_features = tuple(len(weight) for weight in weights), first.shape[1]
     sizes = tuple(_packed_size(n, in_features, first.dtype, native) for n in out_features)
     data = fresh(torch.Size((sum(sizes),)), first.dtype, first.device)
@@ -308,13 +308,15 @@ def _version(tensor: Tensor) -> int:
 
 
 def _packed_size(n: int, k: int, dtype: torch.dtype, native: bool) -> int:
-    return _cpu.lora_packed_size(n, k, DTYPES[dtype]) if native else n * k
+    return cpu_module().lora_packed_size(n, k, DTYPES[dtype]) if native else n * k
 
 
 def _pack(weight: Tensor, out: Tensor, native: bool) -> None:
     if native:
         weight = weight.contiguous().resolve_neg()
-        _cpu.lora_pack(weight.data_ptr(), *weight.shape, DTYPES[weight.dtype], out.data_ptr(), torch.get_num_threads())
+        cpu_module().lora_pack(
+            weight.data_ptr(), *weight.shape, DTYPES[weight.dtype], out.data_ptr(), torch.get_num_threads()
+        )
     else:
         out.copy_(weight.reshape(-1))
 
@@ -322,7 +324,7 @@ def _pack(weight: Tensor, out: Tensor, native: bool) -> None:
 @torch.library.custom_op("fastsample::lora_unpack", mutates_args=(), device_types="cpu")
 def _unpack(data: Tensor, n: int, k: int) -> Tensor:
     weight = data.new_empty(n, k)
-    _cpu.lora_unpack(data.data_ptr(), n, k, DTYPES[data.dtype], weight.data_ptr(), torch.get_num_threads())
+    cpu_module().lora_unpack(data.data_ptr(), n, k, DTYPES[data.dtype], weight.data_ptr(), torch.get_num_threads())
     return weight
 
 

@@ -9,7 +9,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu, choose, cuda_module, fresh, mark_written, place, recorded
+from fastsample.ops.backend import choose, cpu_module, cuda_module, fresh, mark_written, place, recorded
 
 Seed = int | Sequence[int] | Tensor
 
@@ -125,9 +125,10 @@ def fill(result: Tensor, seeds: Tensor, step: int, stream: int, backend: str | N
     """`randn` into contiguous memory, with everything checked beforehand; `seeds` as sample_seeds makes them."""
     chosen = choose(backend, result.device, native=True)
     seeds = seeds if seeds.device == result.device else seeds.to(result.device)
-    batch, size = len(result), result.numel() // len(result)
+    batch = result.shape[0]
+    size = result.numel() // batch
     if chosen == "cpu":
-        _cpu.randn(result.data_ptr(), batch, size, seeds.data_ptr(), step, stream, torch.get_num_threads())
+        cpu_module().randn(result.data_ptr(), batch, size, seeds.data_ptr(), step, stream, torch.get_num_threads())
     elif chosen == "cuda":
         index, current = place(result.device)
         cuda_module().randn(result.data_ptr(), batch, size, seeds.data_ptr(), step, stream, current, index)
@@ -155,13 +156,13 @@ def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
 def sample_seeds(seed: Seed, batch: int, device: torch.device | None = None) -> Tensor:
     """One seed per sample as an int64 tensor of shape (batch,), modulo 2^64 in two's complement.
 
-    On the CPU, or on `device` where that needs no waiting: an int is counted up there, a tensor stays where it is.
+    On the CPU, or a GPU where that needs no waiting: an int is counted up on `device`, a tensor stays on its GPU.
     """
     if isinstance(seed, Tensor):
         if seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool:
             raise TypeError(f"seeds must be integers, got {seed.dtype}")
-        in_place = seed.is_cpu or seed.device == device
-        if seed.ndim == 1 and seed.dtype == torch.int64 and in_place and len(seed) == batch:
+        in_place = seed.is_cpu or (device is not None and seed.device.type == device.type)
+        if seed.ndim == 1 and seed.dtype == torch.int64 and in_place and seed.shape[0] == batch:
             return seed.clone(memory_format=torch.contiguous_format)
         seed = seed.tolist()
     if isinstance(seed, int) and 0 <= seed < 2**63 - batch:

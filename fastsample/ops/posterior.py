@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from fastsample.ops.device_table import decoded, encoded, packed_rows
 from fastsample.ops.noise import as_int
 from fastsample.ops.step_launch import DTYPE_CODES
 from fastsample.ops.step_plan import StepPlan, visited_rows
-from fastsample.schedule import Float64Array
 from fastsample.tables import Table
 
 
@@ -67,7 +67,7 @@ def posterior(
             return mean, log_variance.expand(x.shape)
         no_compiled_gradients("posterior")
     mean, log_variance = _posterior(x, model_out, table, row, backend)
-    return mean, log_variance.expand(x.shape)
+    return mean, log_variance if log_variance.shape == x.shape else log_variance.expand(x.shape)
 
 
 def _posterior(x: Tensor, m: Tensor, table: Table, row: int | Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
@@ -75,34 +75,89 @@ def _posterior(x: Tensor, m: Tensor, table: Table, row: int | Tensor, backend: s
     check_state(x)
     check_output(m, x, guided=False)
     rows, row = checked_rows(row, table, x)
-    visited = np.array(range(len(table)) if rows is not None and not rows.is_cpu else visited_rows(rows, row))
-    s, g0, g1 = (column[visited] for column in (table.s, table.g0, table.g1))
-    for bad, why in (
-        ((s == 0) & (g0 == 0) & (g1 == 0), "is deterministic: it has no variance"),
-        ((table.c1 != 0)[visited] | (table.c2 != 0)[visited], "reads the x0 of earlier rows"),
-        ((g1 != 0) & (m.shape == x.shape), "reads a learned variance: model_out must have twice x's axis 1"),
-    ):
-        if bad.any():
-            raise ValueError(f"row {visited[bad.argmax()]} {why}")
+    of_rows = _of_rows(table)
+    blind = rows is not None and not rows.is_cpu
+    visited = (of_rows.worst,) if blind else visited_rows(rows, row)
+    learned = of_rows.any_learned if blind else False
+    for k in visited:
+        refusal = of_rows.refusals[k]
+        if of_rows.slopes[k] != 0:
+            learned = True
+            refusal = refusal or (_NEEDS_VARIANCE if m.shape == x.shape else "")
+        if refusal:
+            raise ValueError(f"row {k} {refusal}")
     chosen = choose(backend, x.device, native=x.dtype is torch.float32 and not differentiable(x, m))
-    learned = bool((g1 != 0).any())
     # Dynamic thresholds are a reduction of the step.
     if chosen in ("cuda", "triton") and not table.thresholded:
         return _in_one_pass(x, m, table, rows, row, learned, chosen)
-    mean = StepPlan(x, _noise_free(table), rows=rows, backend=chosen)(m, row)
-    constant, slope = (
-        torch.from_numpy(values).to(x.device, x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-        for values in _log_variance(table, np.array([row]) if rows is None else rows.numpy(force=True))
-    )
-    return mean, torch.addcmul(constant, m[:, x.shape[1] :].to(x.dtype), slope) if learned else constant
+    mean = StepPlan(x, of_rows.noise_free, rows=rows, backend=chosen)(m, row)
+    each = (1,) * (x.ndim - 1)
+    if rows is None:
+        constant = torch.full((1, *each), of_rows.constants[row], dtype=x.dtype, device=x.device)
+        slope = torch.full_like(constant, of_rows.slopes[row]) if learned else None
+    else:
+        constant, slope = (one.reshape(-1, *each) for one in _at(rows, table, x))
+    return mean, constant if slope is None or not learned else torch.addcmul(constant, m[:, x.shape[1] :].to(x), slope)
 
 
-def _log_variance(table: Table, rows: np.ndarray) -> tuple[Float64Array, Float64Array]:
-    """(constant, slope) of these rows: log variance = constant + slope v; NaN for rows that do not exist."""
-    exist = (rows >= -len(table)) & (rows < len(table))
-    s, g0, g1 = (column[np.where(exist, rows, 0)] for column in (table.s, table.g0, table.g1))
-    constant = 2 * (g0 + np.log(np.abs(s), out=np.zeros_like(s), where=s != 0))
-    return np.where(exist, constant, np.nan), 2 * g1
+_NEEDS_VARIANCE = "reads a learned variance: model_out must have twice x's axis 1"
+
+
+class _Rows(NamedTuple):
+    """What posteriors need to know of a table's rows.
+
+    Attributes:
+        constants, slopes: log variance = constant + slope v.
+        refusals: why a row has no posterior, empty where it has one.
+        any_learned: whether any slope is not 0.
+        worst: a row that is refused where any is, else one that is learned where any is.
+        noise_free: the same rows without noise.
+    """
+
+    constants: tuple[float, ...]
+    slopes: tuple[float, ...]
+    refusals: tuple[str, ...]
+    any_learned: bool
+    worst: int
+    noise_free: Table
+
+
+def _of_rows(table: Table) -> _Rows:
+    found: _Rows | None = table._derived.get("posterior")
+    if found is None:
+        constant = 2 * (table.g0 + np.log(np.abs(table.s), out=np.zeros(len(table)), where=table.s != 0))
+        none = (table.s == 0) & (table.g0 == 0) & (table.g1 == 0)
+        recalls = (table.c1 != 0) | (table.c2 != 0)
+        reasons = np.where(
+            none, "is deterministic: it has no variance", np.where(recalls, "reads the x0 of earlier rows", "")
+        )
+        slopes = 2 * table.g1
+        worst = int(np.argmax(2 * (none | recalls) + (slopes != 0)))
+        found = table._derived["posterior"] = _Rows(
+            tuple(constant.tolist()),
+            tuple(slopes.tolist()),
+            tuple(reasons.tolist()),
+            any(table.learned),
+            worst,
+            table.replace(s=0.0, g0=0.0, g1=0.0),
+        )
+    return found
+
+
+def _at(rows: Tensor, table: Table, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(constants, slopes) of these rows, beside x and in its dtype; NaN for rows that do not exist."""
+    key = "posterior", x.device, x.dtype
+    both = table._derived.get(key)
+    if both is None:
+        # An ordinary tensor, whatever mode its first user is in: it serves all later ones.
+        with torch.inference_mode(False):
+            numbers = torch.tensor(_of_rows(table)[:2], dtype=torch.float64)
+            both = table._derived[key] = numbers.to(x.device, x.dtype)
+    own = rows.to(x.device)
+    constant, slope = both[:, own % len(table)].unbind()
+    if not rows.is_cpu:  # checked_rows has not read them
+        constant = constant.masked_fill((own < -len(table)) | (own >= len(table)), math.nan)
+    return constant, slope
 
 
 def _in_one_pass(
@@ -113,12 +168,12 @@ def _in_one_pass(
     m = m if m.dtype in DTYPE_CODES else m.float()
     size, stride = x.numel() // batch, m.numel() // batch
     if rows is None:
-        numbers = [values.item() for values in _log_variance(table, np.array([row]))]
-        constant, slope = (torch.full((batch,), value, dtype=torch.float32, device=device) for value in numbers)
+        of_rows = _of_rows(table)
+        constant = torch.full((batch,), of_rows.constants[row], dtype=torch.float32, device=device)
+        slope = torch.full_like(constant, of_rows.slopes[row]) if learned else constant  # then it is not read
     else:
         rows = rows.to(device)
-        constant, slope = _on_device(table, device)[:, rows % len(table)].unbind()
-        constant = constant.masked_fill((rows < -len(table)) | (rows >= len(table)), np.nan)
+        constant, slope = _at(rows, table, x)
     mean = fresh(x.shape, torch.float32, device)
     log_variance = fresh(x.shape, torch.float32, device) if learned else None
     coefficients = packed_rows(table, device)
@@ -140,14 +195,6 @@ def _in_one_pass(
     return mean, log_variance
 
 
-@functools.lru_cache(maxsize=16)
-def _on_device(table: Table, device: torch.device) -> Tensor:
-    """The constants and slopes of all rows, float32 of shape (2, rows)."""
-    with torch.inference_mode(False):
-        numbers = np.stack(_log_variance(table, np.arange(len(table))))
-        return torch.from_numpy(numbers).to(device, torch.float32)
-
-
 @torch.library.custom_op("fastsample::posterior", mutates_args=())
 def _registered(
     x: Tensor, m: Tensor, table: Tensor, row: int, rows: Tensor | None, learned: bool, backend: str | None
@@ -162,8 +209,3 @@ def _shapes(
     x: Tensor, m: Tensor, table: Tensor, row: int, rows: Tensor | None, learned: bool, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape if learned else (x.shape[0], *(1,) * (x.ndim - 1)))
-
-
-@functools.lru_cache(maxsize=16)
-def _noise_free(table: Table) -> Table:
-    return table.replace(s=0.0, g0=0.0, g1=0.0)

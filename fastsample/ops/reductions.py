@@ -5,6 +5,8 @@ Plain torch, the specification; csrc/cpu/reductions.inl is the fast version, whi
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,9 +25,11 @@ def rescale_factor(m: Tensor, conditional: Tensor, phi: float) -> Tensor:
 def threshold(x0: Tensor, quantile: float, limit: float) -> Tensor:
     """r = clamp(quantile of |x0|, 1, limit) per sample, shape (B, 1, ...), with torch.quantile's interpolation.
 
-    Saharia et al. 2022, appendix; as diffusers' `_threshold_sample`.
+    Saharia et al. 2022, appendix; as diffusers' `_threshold_sample`. NaN where x0 holds one, where torch.quantile gives
+    one (between a finite number and an infinity, at more than half of the way) and where r would be infinite.
     """
     found = torch.quantile(x0.abs().reshape(len(x0), -1), quantile, dim=1).clamp(1, limit)
+    found = torch.where(found == math.inf, math.nan, found)
     return found.reshape(-1, *(1 for _ in x0.shape[1:]))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from fastsample.ops.backend import recorded
 from fastsample.ops.checks import differentiable, no_compiled_gradients
 from fastsample.ops.noise import Seed
-from fastsample.ops.step_once import step_once
+from fastsample.ops.step_once import Options, step_once
 from fastsample.ops.step_recorded import step_recorded
 from fastsample.tables import Table
 
@@ -84,19 +83,9 @@ def step(
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not isinstance(table, Table):
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
-    options: dict[str, Any] = {
-        "noise": noise,
-        "seed": seed,
-        "guidance": guidance,
-        "guidance_rescale": guidance_rescale,
-        "history": history,
-        "out": out,
-        "x0_out": x0_out,
-        "input_out": input_out,
-        "backend": backend,
-    }
+    options = Options(noise, seed, guidance, guidance_rescale, history, out, x0_out, input_out, backend)
     if recorded(x, model_output):
         if not differentiable(x, model_output, noise, guidance, *history):
-            return step_recorded(x, model_output, table, row, **options)
+            return step_recorded(x, model_output, table, row, options)
         no_compiled_gradients("step")
-    return step_once(x, model_output, table, row, **options)
+    return step_once(x, model_output, table, row, options)

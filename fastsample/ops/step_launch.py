@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu, cuda_module, place
+from fastsample.ops.backend import cpu_module, cuda_module, place
 from fastsample.ops.device_table import packed_rows
 from fastsample.tables import Table
 
@@ -53,15 +53,14 @@ class Launch(NamedTuple):
 
 def launch(backend: str, operands: Operands) -> Launch:
     """The step's kernel on this backend, which can run."""
-    return {"cpu": _on_cpu, "cuda": _on_cuda, "triton": _on_triton}[backend](operands)
+    return _LAUNCHES[backend](operands)
 
 
 def _on_cpu(o: Operands) -> Launch:
-    weights = o.guidance
-    kernel = _cpu.Step(
+    kernel = cpu_module().Step(
         rows=o.table.packed_address,
         row_of=_address(o.rows),
-        one_guidance=weights is not None and bool((weights == weights[0]).all()),
+        one_guidance=o.guidance is not None and len(set(o.guidance.tolist())) == 1,
         **_addresses(o),
     )
     return Launch(kernel, torch.get_num_threads)
@@ -109,7 +108,7 @@ def _addresses(o: Operands) -> dict[str, Any]:
     """The arguments that Step of `_cpu` and of `_cuda` share."""
     batch, size = _shape(o.x)
     input_address = _address(o.input_out)
-    twice = o.input_out is not None and len(o.input_out) > batch
+    twice = o.input_out is not None and o.input_out.shape[0] > batch
     half = 0 if o.input_out is None else o.x.numel() * o.input_out.element_size()
     return {
         "batch": batch,
@@ -129,7 +128,8 @@ def _addresses(o: Operands) -> dict[str, Any]:
 
 
 def _shape(x: Tensor) -> tuple[int, int]:
-    return x.shape[0], x.numel() // x.shape[0]
+    batch = x.shape[0]
+    return batch, x.numel() // batch
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -144,3 +144,6 @@ def _stream_of(device: torch.device) -> Callable[[], int]:
 
 def _no_stream() -> int:
     return 0
+
+
+_LAUNCHES = {"cpu": _on_cpu, "cuda": _on_cuda, "triton": _on_triton}

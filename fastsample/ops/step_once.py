@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,23 +15,23 @@ from fastsample.ops.step_plan import StepPlan, visited_rows
 from fastsample.tables import Table
 
 
-def step_once(
-    x: Tensor,
-    model_output: Tensor,
-    table: Table,
-    row: int | Tensor,
-    *,
-    noise: Tensor | None,
-    seed: Seed | None,
-    guidance: float | Sequence[float] | Tensor | None,
-    guidance_rescale: float,
-    history: Sequence[Tensor],
-    out: Tensor | None,
-    x0_out: Tensor | None,
-    input_out: Tensor | None,
-    backend: str | None,
-) -> Tensor:
+class Options(NamedTuple):
+    """The keyword arguments of `step`."""
+
+    noise: Tensor | None
+    seed: Seed | None
+    guidance: float | Sequence[float] | Tensor | None
+    guidance_rescale: float
+    history: Sequence[Tensor]
+    out: Tensor | None
+    x0_out: Tensor | None
+    input_out: Tensor | None
+    backend: str | None
+
+
+def step_once(x: Tensor, model_output: Tensor, table: Table, row: int | Tensor, options: Options) -> Tensor:
     """`step` on tensors that have values."""
+    noise, seed, guidance, guidance_rescale, history, out, x0_out, input_out, backend = options
     check_state(x)
     rows, row = checked_rows(row, table, x)
     visited = range(len(table)) if rows is not None and not rows.is_cpu else visited_rows(rows, row)
@@ -43,9 +44,9 @@ def step_once(
     inputs = {"x": x, "model_output": model_output, "noise": noise}
     check_memory({**inputs, **{f"history[{i}]": one for i, one in enumerate(history)}}, outputs)
     weights = None if guidance is None else guidance_weights(guidance, x)
-    if weights is not None and len(model_output) != 2 * len(x):
+    if weights is not None and model_output.shape[0] != 2 * x.shape[0]:
         raise ValueError(
-            f"under guidance model_output has the unconditional and the conditional half, {2 * len(x)} samples; "
+            f"under guidance model_output has the unconditional and the conditional half, {2 * x.shape[0]} samples; "
             f"got shape {tuple(model_output.shape)}"
         )
     if weights is None and guidance_rescale != 0:
@@ -55,7 +56,7 @@ def step_once(
     plan = StepPlan(
         x,
         table,
-        seeds=None if seed is None else sample_seeds(seed, len(x), x.device),
+        seeds=None if seed is None else sample_seeds(seed, x.shape[0], x.device),
         guidance=weights,
         rescale=guidance_rescale,
         history=history,

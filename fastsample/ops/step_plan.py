@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import fresh
+from fastsample.ops.backend import fresh_like
 from fastsample.ops.checks import check_like, check_output, check_variance, checked_noise
 from fastsample.ops.step_launch import DTYPE_CODES, Operands, launch
 from fastsample.ops.step_reference import next_scale, step_reference
@@ -63,13 +63,15 @@ class StepPlan:
         self._lacks_history = table.history > len(self._history)
         # Where rows lie on a GPU, or kernels read them as if they did: which rows a call visits is not known here.
         self._blind = rows is not None and (backend in ("cuda", "triton") or not rows.is_cpu)
+        if self._blind:
+            self._any_row = any(table.stochastic), any(table.learned)
         if self._native:
             self._prepare(backend)
 
     def _prepare(self, backend: str) -> None:
         # The kernel writes packed memory of its own dtypes; any other target gets a stand-in that is copied over.
         self._stand_ins: dict[str, tuple[Tensor, Tensor]] = {}
-        self._staging: Tensor | None = None
+        self._staging: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
         x = self._x = self._x.contiguous().resolve_neg()
         self._is_cpu, self._index = x.is_cpu, x.get_device()
         self._layouts = self._accepted_layouts(x.numel() // x.shape[0])
@@ -83,9 +85,10 @@ class StepPlan:
         if self._seeds is not None:
             self._seeds = self._seeds.to(x.device)
         rows = self._rows
-        self._upload: tuple[Tensor, Tensor] | None = None
+        self._upload: tuple[Tensor, Tensor, bool] | None = None
         if rows is not None and rows.device != x.device:
-            self._upload = rows.to(x.device), rows
+            # Pinned memory would be read later on, when its owner may have changed it.
+            self._upload = torch.empty(rows.shape, dtype=rows.dtype, device=x.device), rows, not rows.is_pinned()
         self._operands = Operands(
             self._table,
             rows if self._upload is None else self._upload[0],
@@ -130,8 +133,10 @@ class StepPlan:
         table = self._table
         if self._rows is None:
             stochastic, learned = table.stochastic[row], table.learned[row]
+        elif self._blind:
+            stochastic, learned = self._any_row
         else:
-            visited = self._visited(row)
+            visited = visited_rows(self._rows, row)
             stochastic, learned = (any(flags[k] for k in visited) for flags in (table.stochastic, table.learned))
         if self._lacks_history:
             self._check_history(row)
@@ -154,10 +159,11 @@ class StepPlan:
             noise_address = noise.data_ptr()
         out, address = self._out, self._out_address
         if out is None:
-            out = fresh(self._x.shape, torch.float32, self._x.device)
+            out = fresh_like(self._x)
             address = out.data_ptr()
         if self._upload is not None:
-            self._upload[0].copy_(self._upload[1], non_blocking=True)
+            target, source, at_once = self._upload
+            target.copy_(source, non_blocking=at_once)
         if self._takes_tensors:
             target = out if self._target is None else self._target
             z = noise if noise_address else None
@@ -191,12 +197,14 @@ class StepPlan:
         return range(len(self._table)) if self._blind else visited_rows(self._rows, row)
 
     def _stage(self, m: Tensor) -> Tensor:
-        # Kept from row to row: a model with strided or float64 outputs must not cost an allocation each time.
+        # Kept from row to row: a model with strided or float64 outputs must not cost an allocation each time. All live
+        # as long as the plan: a CUDA graph that was captured over one shape outlives calls with another.
         check_output(m, self._x, guided=self._guidance is not None)
         dtype = m.dtype if m.dtype in DTYPE_CODES else torch.float32
-        if self._staging is None or self._staging.shape != m.shape or self._staging.dtype != dtype:
-            self._staging = torch.empty(m.shape, dtype=dtype, device=m.device)
-        return self._staging.copy_(m)
+        staging = self._staging.get((m.shape, dtype))
+        if staging is None:
+            staging = self._staging[m.shape, dtype] = torch.empty(m.shape, dtype=dtype, device=m.device)
+        return staging.copy_(m)
 
     def _reference(
         self, m: Tensor, row: int, noise: Tensor | None, stochastic: bool, keep_x0: bool, write_input: bool
@@ -209,7 +217,7 @@ class StepPlan:
         if self.x0_out is not None and keep_x0:
             self.x0_out.copy_(x0)
         if self._input_out is not None and write_input:
-            batch = len(self._x)
+            batch = self._x.shape[0]
             scale = next_scale(self._table, rows, result)
             for half in self._input_out.split(batch):
                 half.copy_(result * scale)

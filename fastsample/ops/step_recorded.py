@@ -9,28 +9,14 @@ from torch import Tensor
 
 from fastsample.ops.backend import fresh
 from fastsample.ops.device_table import decoded, encoded
-from fastsample.ops.noise import Seed, as_int, recorded_seeds
-from fastsample.ops.step_once import step_once
+from fastsample.ops.noise import as_int, recorded_seeds
+from fastsample.ops.step_once import Options, step_once
 from fastsample.tables import Table
 
 
-def step_recorded(
-    x: Tensor,
-    model_output: Tensor,
-    table: Table,
-    row: int | Tensor,
-    *,
-    noise: Tensor | None,
-    seed: Seed | None,
-    guidance: float | Sequence[float] | Tensor | None,
-    guidance_rescale: float,
-    history: Sequence[Tensor],
-    out: Tensor | None,
-    x0_out: Tensor | None,
-    input_out: Tensor | None,
-    backend: str | None,
-) -> Tensor:
+def step_recorded(x: Tensor, model_output: Tensor, table: Table, row: int | Tensor, options: Options) -> Tensor:
     """`step` through the registered op, what differs from row to row as tensors."""
+    noise, seed, guidance, guidance_rescale, history, out, x0_out, input_out, backend = options
     weights = None
     if isinstance(guidance, int | float):
         weights = torch.zeros((), dtype=x.dtype, device=x.device) + guidance
@@ -74,21 +60,8 @@ def _step_out(
     x0_out: Tensor | None,
     input_out: Tensor | None,
 ) -> None:
-    step_once(
-        x,
-        model_output,
-        decoded(table),
-        row if rows is None else rows,
-        noise=noise,
-        seed=seeds,
-        guidance=guidance,
-        guidance_rescale=guidance_rescale,
-        history=history,
-        out=out,
-        x0_out=x0_out,
-        input_out=input_out,
-        backend=backend,
-    )
+    options = Options(noise, seeds, guidance, guidance_rescale, history, out, x0_out, input_out, backend)
+    step_once(x, model_output, decoded(table), row if rows is None else rows, options)
 
 
 torch.library.custom_op("fastsample::step_out", _step_out, mutates_args=("out", "x0_out", "input_out"))

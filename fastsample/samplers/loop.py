@@ -109,7 +109,10 @@ class Sampler:
         return options
 
     def _loop(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> Loop:
-        options = self._own_options(model, x, options)
+        return self._loop_of(model, x, self._own_options(model, x, options))
+
+    def _loop_of(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> Loop:
+        """A run with options that all samplers take."""
         if unknown := sorted(set(options) - _OPTIONS):
             raise TypeError(no_argument(type(self).__name__, unknown[0], vars(self)))
         if misplaced := sorted({"callback", "progress", "decode", "out"} & set(options)):
@@ -150,7 +153,8 @@ def _outside_grad_mode(loop: Loop) -> Iterator[Step]:
 class Loop:
     """One run: arguments checked and buffers made at construction, then `rows` runs it.
 
-    On a GPU the host waits for nothing while rows run and uploads nothing, so that they can be captured as a graph.
+    On a GPU the host waits for nothing while rows run and uploads nothing, so that they can be captured as a graph; but
+    noise from a generator on the CPU, or from a function that makes it there, is uploaded in every row that adds some.
 
     Attributes:
         state: where the sample comes to be: the state before the first row, until rows run.
@@ -221,6 +225,7 @@ class Loop:
         self._source = None if noise is None else noise_source(noise, state)
         self._step_seeds = self.seeds if noise is None else None
         self._input: ModelInput | None = None
+        self._plans: list[StepPlan] = []
         rows = zip(range(len(table)), table.times, guided, [*guided[1:], False], table.levels, strict=True)
         self.schedule = list(rows)[start:]
 
@@ -245,6 +250,7 @@ class Loop:
         return drawn
 
     def check_out(self, out: Tensor) -> None:
+        """Raises TypeError or ValueError where the result cannot be copied to `out`."""
         state = self.state
         if not isinstance(out, Tensor) or out.dtype != state.dtype:
             raise TypeError(f"out must be a {state.dtype} tensor, got {getattr(out, 'dtype', type(out).__name__)}")
@@ -267,8 +273,17 @@ class Loop:
         """The sample, once all rows have run, in storage of its own."""
         return self.state if self._input is None else self._input.result()
 
-    def _prepare(self, changes: bool) -> tuple[ModelInput, list[StepPlan]]:
+    def prepare(self, observed: bool) -> tuple[ModelInput, list[StepPlan], bool]:
+        """Makes what rows read and write, once, on the current stream; `rows` does so too where nobody did.
+
+        Returns:
+            The model's input, the plans, and whether someone may still change x after a step, so that the step does not
+            make the next input.
+        """
         table = self._table
+        changes = observed or self._correct_x0 is not None or self.inpainting is not None
+        if self._input is not None:
+            return self._input, self._plans, changes
         # Buffers must be ordinary tensors also where the caller is in inference mode.
         with torch.inference_mode(False):
             guided = len(self._time) > len(self.state)
@@ -284,14 +299,12 @@ class Loop:
                 input_out=None if changes else self._input.target,
                 backend=self._backend,
             )
-        return self._input, self._plans
+        return self._input, self._plans, changes
 
     def _in_place_rows(self, observed: bool) -> Iterator[Step | None]:
         table, predict, guidance = self._table, self._predict, self.guidance
-        # The pass makes the next input too, unless someone may still change x after it.
-        changes = observed or self._correct_x0 is not None or self.inpainting is not None
         # A graph runs the rows more than once, in the same memory and from the same turn.
-        model_input, plans = self._prepare(changes) if self._input is None else (self._input, self._plans)
+        model_input, plans, changes = self.prepare(observed)
         state = self.state
         model_input.fill(float(table.e[self.schedule[0][0]]))
         stochastic, source, keeps_x0, needed = table.stochastic, self._source, table.keeps_x0, model_input.needed
