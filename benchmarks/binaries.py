@@ -118,6 +118,26 @@ def extract_cuda(module: Path, folder: Path) -> list[tuple[Path, str]]:
     return [(path, found[0]) for path in sorted(folder.glob("*.cubin")) if (found := re.search(r"sm_\d+", path.name))]
 
 
+def cuda_compiler(cubin: Path) -> str:
+    """What made a cubin, such as "nvcc 13.0.88"; without a number where the file does not tell."""
+    found = re.search(r"Cuda compilation tools, release \S+, V(\S+)", _elf(cubin))
+    return f"nvcc {found[1]}" if found else "nvcc"
+
+
+def cuda_resources(cubin: Path, arch: str) -> dict[tuple[str, str, str, str], tuple[int, int, int]]:
+    """(registers, stack, shared memory) by (op, variant, dtype, arch), without a look at the instructions."""
+    found = {}
+    for name, (registers, stack, shared) in _resources(cubin).items():
+        op, dtype, _, variant = describe(name)
+        found[op, variant, dtype, arch] = registers, stack, _own_shared(shared, arch)
+    return found
+
+
+def _own_shared(counted: int, arch: str) -> int:
+    """From 9.0 on the tool counts the system's own in."""
+    return counted - peaks.RESERVED_SHARED if int(arch[3:]) >= 90 and counted else counted
+
+
 def read_cuda(cubin: Path, arch: str) -> list[Code]:
     """The kernels in one cubin."""
     found = []
@@ -126,8 +146,7 @@ def read_cuda(cubin: Path, arch: str) -> list[Code]:
         warps, own = -(-_threads(cubin, name) // peaks.WARP), _measured(blocks)
         if "unaligned" not in variant:
             elements = elements or 4.0 * own["stores128"]
-        # From 9.0 on the tool counts the system's own in.
-        shared -= peaks.RESERVED_SHARED if int(arch[3:]) >= 90 and shared else 0
+        shared = _own_shared(shared, arch)
         found.append(
             Code("cuda", op, variant, dtype, arch, registers, stack, shared, warps=warps, elements=elements, **own)
         )
@@ -136,7 +155,8 @@ def read_cuda(cubin: Path, arch: str) -> list[Code]:
 
 def describe(mangled: str) -> tuple[str, str, float, str]:
     """(op, dtype, elements a thread, variant) of a kernel's name, by the template's parameters in its source file."""
-    place = re.search(r"_\d+_(\w+?)_cu_[0-9a-f]{8}(?:_\d+)?(\d+)(\w+)", mangled)
+    # A file's hash before its name may be all digits, as the length of the name is.
+    place = re.search(r"_\d+_([a-z]\w*?)_cu_[0-9a-f]{8}(?:_\d+)?(\d+)(\w+)", mangled)
     if place is None:
         return mangled, "", 0, ""
     op, length, rest = place[1], int(place[2]), place[3]
@@ -176,7 +196,7 @@ def _variants(module: str) -> list[Any]:
 def _measured(blocks: Sequence[sass.Block]) -> dict[str, Any]:
     ways = sass.Ways(blocks)
     way = ways.heaviest()
-    loads, stores = sass.accesses(way, "LDG", "LDGSTS"), sass.accesses(way, "STG")
+    loads, stores = sass.accesses(way, sass.LOADS), sass.accesses(way, sass.STORES)
     opcodes = sass.count(blocks)
     tensor = {name: number for name, number in opcodes.items() if TENSOR.match(name)}
     return {
@@ -194,13 +214,17 @@ def _measured(blocks: Sequence[sass.Block]) -> dict[str, Any]:
 
 def _read(cubin: Path) -> list[tuple[str, list[sass.Block], int, int, int]]:
     """(name, blocks, registers, stack, shared memory) of each kernel."""
-    resources = _tool("cuobjdump", "--dump-resource-usage", cubin)
-    numbers = {
-        name: tuple(int(re.search(rf"{key}:(\d+)", line)[1]) for key in ("REG", "STACK", "SHARED"))  # type: ignore[index]
-        for name, line in re.findall(r"Function (\S+):\s*\n\s*(.*)", resources)
-    }
     code = sass.functions(_tool("nvdisasm", "-c", cubin))
-    return [(name, code[name], *own) for name, own in numbers.items()]
+    return [(name, code[name], *own) for name, own in _resources(cubin).items()]
+
+
+def _resources(cubin: Path) -> dict[str, tuple[int, int, int]]:
+    """(registers, stack, shared memory) of each kernel."""
+    found = {}
+    for name, line in re.findall(r"Function (\S+):\s*\n\s*(.*)", _tool("cuobjdump", "--dump-resource-usage", cubin)):
+        numbers = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", line)}
+        found[name] = numbers["REG"], numbers["STACK"], numbers["SHARED"]
+    return found
 
 
 @cache

@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks import binaries, sass
 from benchmarks.binaries import GFX942, TRITON_ARCHS, Code
 from benchmarks.peaks import GPUS, ISSUED, LIMITS, Gpu
-from benchmarks.static_tables import render, replaced
+from benchmarks.static_tables import on_tensor_cores, render, replaced
 
 RESULTS = Path(__file__).with_name("results") / "gpu-static.csv"
 DOCS = Path(__file__).parents[1] / "docs" / "gpu.md"
@@ -153,10 +153,10 @@ def triton_rows(module: str, number: int, arch: int | str) -> list[Row]:
 
 def cuda_rows(cubin: Path, arch: str, match: Sequence[str]) -> list[Row]:
     """The kernels of one file."""
-    codes = binaries.read_cuda(cubin, arch)
+    codes, compiler = binaries.read_cuda(cubin, arch), binaries.cuda_compiler(cubin)
     labels = [" ".join(filter(None, (code.op, code.variant, code.dtype))) for code in codes]
     wanted = [any(part in label for part in match) for label in labels]
-    return [row_of(code, "nvcc") for code, take in zip(codes, wanted, strict=True) if take]
+    return [row_of(code, compiler) for code, take in zip(codes, wanted, strict=True) if take]
 
 
 def row_of(code: Code, compiler: str) -> Row:
@@ -226,7 +226,7 @@ def shortfalls(row: Row) -> Iterator[str]:
     if row.shared > limit:
         yield f"{row.shared} bytes of shared memory, the limit is {limit}"
     if row.op in PRODUCTS:
-        if row.dtype != "float32" and not row.tensor:
+        if on_tensor_cores(row.dtype, row.variant) and not row.tensor:
             yield "no tensor-core instructions"
         return
     if row.occupancy < HALF:

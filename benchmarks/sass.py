@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+LOADS, STORES = ("LDG", "LD", "LDGSTS"), ("STG", "ST")  # of global memory; LD and ST find out which memory it is
+
 _SECTION = re.compile(r"\.section\s+\.text\.(\S+?),")
 _LABEL = re.compile(r"^(\.L_x?_?\w+|\S+):\s*$")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.+?)\s*;")
-_ACCESS = re.compile(r"((?:@\S+ )?(?:LDG|STG)\S*) .*?\[(R\d+)[^\]]*?(?:\+(0x[0-9a-f]+))?\]")
-_WRITTEN = re.compile(r"^(?:@\S+ )?(?!STG|STS|STL|RED)\S+ (R\d+)\b")
+_ACCESS = re.compile(r"((?:@\S+ )?(?:LDG?|STG?)\b\S*) .*?\[(R\d+)[^\]]*?(?:\+(0x[0-9a-f]+))?\]")
+_WRITTEN = re.compile(r"^(?:@\S+ )?(?!ST|STG|STS|STL|RED)\S+ (R\d+)\b")
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
 _JUMPS = ("BRA", "JMP", "BRX", "UBRA", "JMX", "CALL")  # a CALL of a label in the same function is a far jump
 _ENDS = ("EXIT", "RET", "KILL", "BPT")
@@ -29,9 +31,10 @@ class Block:
         """Whether it hands over to a subroutine: the rare cases of square root and division."""
         return any(opcode(one).startswith("CALL") and not _TARGET.search(one) for one in self.instructions)
 
-    def has(self, prefix: str, part: str) -> bool:
-        """Whether some opcode starts with `prefix` and contains `part`."""
-        return any(opcode(one).startswith(prefix) and part in opcode(one) for one in self.instructions)
+    def has(self, names: Sequence[str], part: str) -> bool:
+        """Whether some opcode is one of these and has `part` among its modifiers."""
+        opcodes = map(opcode, self.instructions)
+        return any(one.partition(".")[0] in names and part in one for one in opcodes)
 
 
 def opcode(instruction: str) -> str:
@@ -67,7 +70,7 @@ class Ways:
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self.blocks = blocks
-        kinds = (("STG", "128"), ("STG", ""), ("LDG", ""))
+        kinds = ((STORES, "128"), (STORES, ""), (LOADS, ""))
         marked = ([block.has(*kind) for block in blocks] for kind in kinds)
         self._marks = next((marks for marks in marked if any(marks)), [False] * len(blocks))
         self._backward = set(_backward_edges(blocks))
@@ -121,8 +124,8 @@ def count(blocks: Iterable[Block]) -> Counter[str]:
     return Counter(opcode(one).partition(".")[0] for block in blocks for one in block.instructions)
 
 
-def accesses(blocks: Iterable[Block], *names: str) -> Counter[int]:
-    """How often LDG, STG and the like have each width in bits."""
+def accesses(blocks: Iterable[Block], names: Sequence[str]) -> Counter[int]:
+    """How often these, LOADS or STORES, have each width in bits."""
     found: Counter[int] = Counter()
     for block in blocks:
         for one in map(opcode, block.instructions):

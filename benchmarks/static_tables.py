@@ -33,7 +33,11 @@ def _resources(rows: Sequence[_Row]) -> list[str]:
         worst = min(nvidia, key=lambda row: float(row["occupancy"]))
         shown = next((row for row in nvidia if (row["arch"], row["dtype"]) == ("sm_90", "float32")), nvidia[0])
         tensor = dict.fromkeys(
-            word for row in nvidia if row["dtype"] != "float32" for word in row["tensor"].split() if word.isalpha()
+            word
+            for row in nvidia
+            if on_tensor_cores(row["dtype"], row["variant"])
+            for word in row["tensor"].split()
+            if word.isalpha()
         )
         spills, stack, shared = (max(int(row[column]) for row in nvidia) for column in ("spills", "stack", "shared"))
         occupancy = f"{100 * float(worst['occupancy']):.0f} % ({worst['arch']})"
@@ -74,6 +78,11 @@ def _shortfalls(rows: Sequence[_Row]) -> list[str]:
     if not found:
         return ["Shortfalls: none."]
     return ["Shortfalls:", "", *(f"- {name}: {what} ({', '.join(where)})" for (name, what), where in found.items())]
+
+
+def on_tensor_cores(dtype: str, variant: str) -> bool:
+    """Whether products are meant for them: all but those of float32 at full precision."""
+    return dtype != "float32" or "tf32" in variant
 
 
 def _groups(rows: Sequence[_Row]) -> dict[str, list[_Row]]:

@@ -1,10 +1,12 @@
 """What the kernels share: exact fma, 2^x, rounding to 16 bits; csrc/common/exp2.h on Triton's terms.
 
 Explicit fma, exactly rounded square root and division, fusion of others off where kernels are launched: the same bits
-as the CPU kernels. Triton is imported here, so that its absence is told in one way.
+as the CPU kernels. Triton is imported here, so that its absence, or one that is too old, is told in one way.
 """
 
 from __future__ import annotations
+
+import re
 
 try:
     import triton
@@ -12,14 +14,23 @@ try:
 except ImportError as error:
     raise ImportError(f"Triton kernels need the package triton: pip install 'fastsample[triton]' ({error})") from error
 
+MINIMUM = (3, 4)
+"""Of triton, as in pyproject.toml: histograms take a mask since then."""
+
+if tuple(map(int, re.findall(r"\d+", triton.__version__)[:2])) < MINIMUM:
+    raise ImportError(
+        f"Triton kernels need triton {'.'.join(map(str, MINIMUM))} or newer, not {triton.__version__}: "
+        "pip install -U 'fastsample[triton]'"
+    )
+
 
 @triton.jit
 def fma(x, y, z):
     """x y + z, rounded once."""
     if _INTERPRETED:
         # NumPy has no fma. The product is exact in float64 and the sum rounds twice, which differs once in 2^29.
-        product = tl.to_tensor(x).to(tl.float64) * tl.to_tensor(y).to(tl.float64)
-        return (product + tl.to_tensor(z).to(tl.float64)).to(tl.float32)
+        product = tl.cast(x, tl.float64) * tl.cast(y, tl.float64)
+        return (product + tl.cast(z, tl.float64)).to(tl.float32)
     else:
         return tl.fma(x, y, z)
 

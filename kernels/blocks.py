@@ -7,7 +7,11 @@ store one of half sectors.) They are also the four normals of one Philox call.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from fastsample.kernels.arithmetic import INTERPRETED, tl, triton
 
@@ -15,6 +19,15 @@ _GRID_LIMIT = 65535  # of the axes 1 and 2
 
 # Two quads a thread hide the latency of arithmetic and fit 64 registers with every operand there is, four do not.
 QUADS = 256
+
+_ALREADY = nullcontext()
+
+
+def on(tensor: Tensor) -> AbstractContextManager[object]:
+    """Makes the tensor's GPU the current one: Triton launches there, wherever the tensors lie."""
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return _ALREADY
+    return torch.cuda.device(tensor.device)
 
 
 @dataclass(frozen=True)

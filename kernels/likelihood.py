@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastsample.kernels.arithmetic import exp2_of, fma, tl, triton
+from fastsample.kernels.blocks import on
 from fastsample.kernels.noise import minus_two_log
 from fastsample.kernels.reductions import chunk_of, chunks_of, row_at, sum_of
 from fastsample.kernels.variants import Variant
@@ -43,11 +44,12 @@ def likelihood(
     batch, size = len(x), x.numel() // len(x)
     chunks = triton.cdiv(size, _BLOCK)
     partial = torch.empty(batch, chunks, dtype=torch.float64, device=x.device)
-    _terms[(batch * chunks,)](
-        coefficients, len(coefficients), row_of, row, x_start, x, m, m.numel() // batch, size, partial,
-        BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False,
-    )  # fmt: skip
-    _bits[(batch,)](partial, chunks, size, out, BLOCK=_COMBINED, num_warps=1, enable_fp_fusion=False)
+    with on(x):
+        _terms[(batch * chunks,)](
+            coefficients, len(coefficients), row_of, row, x_start, x, m, m.numel() // batch, size, partial,
+            BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+        _bits[(batch,)](partial, chunks, size, out, BLOCK=_COMBINED, num_warps=1, enable_fp_fusion=False)
 
 
 @triton.jit

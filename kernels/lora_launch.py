@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
-import torch
 from torch import Tensor
 
 from fastsample.kernels import lora_tiles
 from fastsample.kernels.arithmetic import INTERPRETED
+from fastsample.kernels.blocks import on
 from fastsample.kernels.lora import expand, shrink
 from fastsample.kernels.lora_layout import padded
 from fastsample.kernels.lora_tiles import Blocks, Problem
@@ -54,7 +53,7 @@ def launch(
     alone = not columns or lora_tiles.one_launch(problem)
     own_ranks = tuple(float(rank) for rank in ranks)
     factors = tuple(down), tuple(up), tuple(scale)
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on(x):
         t = None if alone else x.new_empty(rows, columns)
         if t is not None:
             _shrink(problem, x, factors, t, adapter_index, own_ranks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -166,24 +165,31 @@ _best: dict[tuple[object, ...], Blocks] = {}
 def fastest(name: str, problem: Problem, blocks: Sequence[Blocks], run: Callable[[Blocks], None]) -> Blocks:
     """The fastest of these, timed at the first call and remembered for problems of about as many rows.
 
-    While a CUDA graph is being captured nothing can be timed: what an earlier call found serves, else the first.
+    One that does not compile or run is passed over; where none does, the first one's error is raised. While a CUDA
+    graph is being captured nothing can be timed: what an earlier call found serves, else the first.
     """
     if len(blocks) == 1:
         return blocks[0]
     rows = triton.next_power_of_2(problem.rows), triton.next_power_of_2(problem.samples)
-    key = name, *rows, *problem[2:]
+    key = name, *rows, *problem[2:], precision(problem.dtype, problem.device)
     if key not in _best:
         if torch.cuda.is_current_stream_capturing():
             return blocks[0]
-        try:
-            _best[key] = min(blocks, key=lambda one: _milliseconds(run, one))
-        except torch.OutOfMemoryError:  # timing empties the L2 cache by means of a large tensor
-            return blocks[0]
+        times: dict[Blocks, float] = {}
+        failed: Exception | None = None
+        for one in blocks:
+            try:
+                times[one] = _milliseconds(run, one)
+            except torch.OutOfMemoryError:  # timing empties the L2 cache by means of a large tensor
+                return blocks[0]
+            # Triton's own errors, and those of LLVM's passes and of the driver.
+            except (triton.TritonError, RuntimeError) as error:
+                failed = failed or error
+        if failed and not times:
+            raise failed
+        _best[key] = min(times, key=times.__getitem__)
     return _best[key]
 
 
 def _milliseconds(run: Callable[[Blocks], None], blocks: Blocks) -> float:
-    try:
-        return float(triton.testing.do_bench(lambda: run(blocks), warmup=5, rep=20, return_mode="median"))
-    except triton.runtime.errors.OutOfResources:
-        return math.inf
+    return float(triton.testing.do_bench(lambda: run(blocks), warmup=5, rep=20, return_mode="median"))

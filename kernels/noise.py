@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsample.kernels.arithmetic import INTERPRETED, fma, tl, triton
-from fastsample.kernels.blocks import QUADS, blocks_of, own_part, sample_size, tile_offsets
+from fastsample.kernels.blocks import QUADS, blocks_of, on, own_part, sample_size, tile_offsets
 from fastsample.kernels.variants import Variant
 
 _NVIDIA = tl.constexpr(not INTERPRETED and torch.version.hip is None)
@@ -50,11 +50,12 @@ def philox(c0, c1, c2, c3, key0, key1):
 @triton.jit
 def minus_two_log(u):
     """-2 ln(u) for u in [2^-25, 1]."""
-    shifted = tl.sub(as_bits(u), 0x3F3504F3, sanitize_overflow=False)
+    # u's bits less those of the root of 1/2; the sum wraps.
+    shifted = tl.add(as_bits(u), 0xC0CAFB0D, sanitize_overflow=False)
     exponent = shifted & 0xFF800000
     # 2^23 e: a power of two, taken back exactly by the constants.
     e = to_float(exponent)
-    f = as_float(tl.sub(as_bits(u), exponent, sanitize_overflow=False)) - 1.0
+    f = as_float((shifted & 0x007FFFFF) + 0x3F3504F3) - 1.0
     poly = fma(f, 0.152434260945, -0.258087663633)
     poly = fma(poly, f, 0.26485977313)
     poly = fma(poly, f, -0.283636664739)
@@ -110,13 +111,13 @@ def box_muller(x, y):
 @triton.jit
 def normals(first, seed, step, stream, QUADS: tl.constexpr):
     """Normals number first .. first + 4 QUADS - 1 of a sample's stream, [QUADS, 4]; first is a multiple of 4 QUADS."""
-    quad = tl.to_tensor(first).to(tl.int64) // 4
+    quad = tl.cast(first, tl.int64) // 4
     # QUADS divides 2^32: the lower word never carries into the upper one inside a tile.
     low = quad.to(tl.uint32) + tl.arange(0, QUADS).to(tl.uint32)
     high = (quad >> 32).to(tl.uint32)
     key0 = seed.to(tl.uint32)
     key1 = (seed >> 32).to(tl.uint32)
-    w0, w1, w2, w3 = philox(low, high, step.to(tl.uint32), tl.to_tensor(stream).to(tl.uint32), key0, key1)
+    w0, w1, w2, w3 = philox(low, high, step.to(tl.uint32), tl.cast(stream, tl.uint32), key0, key1)
     n0, n1 = box_muller(w0, w1)
     n2, n3 = box_muller(w2, w3)
     # Joined in this order a thread that made them has them side by side: no data moves.
@@ -146,20 +147,21 @@ def randn_kernel(
 
 def randn(out: Tensor, seeds: Tensor, step: int, stream: int) -> None:
     """Fills contiguous float32 `out` (batch, ...) with each sample's normals; `seeds` is int64 (batch,), beside it."""
-    blocks = blocks_of(len(out), out.numel() // len(out))
-    randn_kernel[blocks.grid](
-        out,
-        seeds,
-        blocks.batch,
-        blocks.size,
-        blocks.parts,
-        step,
-        stream,
-        QUADS=blocks.quads,
-        ALIGNED=blocks.aligned,
-        num_warps=blocks.num_warps,
-        enable_fp_fusion=False,
-    )
+    blocks = blocks_of(out.shape[0], out.numel() // out.shape[0])
+    with on(out):
+        randn_kernel[blocks.grid](
+            out,
+            seeds,
+            blocks.batch,
+            blocks.size,
+            blocks.parts,
+            step,
+            stream,
+            QUADS=blocks.quads,
+            ALIGNED=blocks.aligned,
+            num_warps=blocks.num_warps,
+            enable_fp_fusion=False,
+        )
 
 
 def variants() -> list[Variant]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastsample.kernels.arithmetic import fma, tl, triton
-from fastsample.kernels.blocks import QUADS, blocks_of, own_part, sample_size, tile_offsets
+from fastsample.kernels.blocks import QUADS, blocks_of, on, own_part, sample_size, tile_offsets
 from fastsample.kernels.step import NEVER, SOMETIMES, step_kernel
 from fastsample.kernels.variants import DTYPES, Variant
 
@@ -65,25 +65,26 @@ def posterior(
     """
     blocks = blocks_of(len(x), x.numel() // len(x))
     division = {"QUADS": blocks.quads, "ALIGNED": blocks.aligned, "num_warps": blocks.num_warps}
-    step_kernel[blocks.grid](
-        *(rows, row_of, len(rows), row, x, m),
-        *(None, None, None, None, None, None, None),  # seeds, z, guidance, factors, bounds, h1, h2
-        *(mean, None, None),
-        *(blocks.batch, blocks.size, blocks.parts),
-        **_MEAN,
-        LIMITED=SOMETIMES.value,
-        M_PARTS=m_stride // blocks.size,
-        GUIDED=False,
-        INPUTS=0,
-        **division,
-        enable_fp_fusion=False,
-    )
-    if log_variance is not None:
-        log_variance_kernel[blocks.grid](
-            *(m, constant, slope, log_variance, blocks.batch, blocks.size, blocks.parts),
+    with on(x):
+        step_kernel[blocks.grid](
+            *(rows, row_of, len(rows), row, x, m),
+            *(None, None, None, None, None, None, None),  # seeds, z, guidance, factors, bounds, h1, h2
+            *(mean, None, None),
+            *(blocks.batch, blocks.size, blocks.parts),
+            **_MEAN,
+            LIMITED=SOMETIMES.value,
+            M_PARTS=m_stride // blocks.size,
+            GUIDED=False,
+            INPUTS=0,
             **division,
             enable_fp_fusion=False,
         )
+        if log_variance is not None:
+            log_variance_kernel[blocks.grid](
+                *(m, constant, slope, log_variance, blocks.batch, blocks.size, blocks.parts),
+                **division,
+                enable_fp_fusion=False,
+            )
 
 
 def variants() -> list[Variant]:

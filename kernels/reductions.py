@@ -34,6 +34,7 @@ _ROW = tl.constexpr(16)
 _P, _Q, _LIMIT, _QUANTILE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(9), tl.constexpr(10)
 _INFINITY = tl.constexpr(0x7F800000)
 _LARGEST = tl.constexpr(0x7FFFFFFF)
+_NO_COUNT = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 
 def rescale_scratch(batch: int, size: int, device: torch.device) -> Tensor:
@@ -77,7 +78,7 @@ def threshold(
 ) -> None:
     """clamp(quantile of |x0|, 1, limit) of every sample into float32 `out` (batch,), as torch.quantile interpolates.
 
-    NaN where x0 holds one, where the quantile is infinite and where row_of names no row; the limit itself in a row
+    NaN where x0 holds one, where the bound would be infinite and where row_of names no row; the limit itself in a row
     without a quantile. Reads x and m once, writes |x0| and reads it three times.
     """
     magnitudes, counts = scratch
@@ -242,7 +243,7 @@ def _pick(counts, lower, DIGIT: tl.constexpr):
     passed = through <= lower
     bucket = tl.sum(passed.to(tl.int64))
     prefix = prefix * (128 if DIGIT == 3 else 256) + bucket
-    return prefix, tl.max(tl.where(passed, through, below)), tl.min(tl.where(passed, _LARGEST, through))
+    return prefix, tl.max(tl.where(passed, through, below)), tl.min(tl.where(passed, _NO_COUNT, through))
 
 
 @triton.jit(do_not_specialize=["row_count", "row"])
@@ -301,7 +302,7 @@ def _quantile(rows, row_count, row_of, row, size, counts, out):
     # Comparisons that a NaN fails leave it as it is.
     found = tl.where(found < 1.0, 1.0, found)
     found = tl.where(found > limit, limit, found)
-    found = tl.where(tl.load(to + _NAN) != 0, float("nan"), found)
+    found = tl.where((tl.load(to + _NAN) != 0) | (found == float("inf")), float("nan"), found)
     found = tl.where(quantile == 0.0, limit, found)
     tl.store(out + sample, tl.where(exists, found, float("nan")))
 

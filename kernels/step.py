@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastsample.kernels import reductions
 from fastsample.kernels.arithmetic import exp2_of, fma, rounded, tl, triton
-from fastsample.kernels.blocks import QUADS, blocks_of, own_part, sample_size, tile_offsets
+from fastsample.kernels.blocks import QUADS, blocks_of, on, own_part, sample_size, tile_offsets
 from fastsample.kernels.noise import normals
 from fastsample.kernels.variants import DTYPES, Variant
 
@@ -237,7 +237,7 @@ class Step:
     ) -> None:
         self._rows, self._row_of, self._x, self._seeds, self._guidance = rows, row_of, x, seeds, guidance
         self._rescale, self._h1, self._h2, self._x0_out, self._input_out = rescale, h1, h2, x0_out, input_out
-        batch, self._size = len(x), x.numel() // len(x)
+        batch, self._size = x.shape[0], x.numel() // x.shape[0]
         self._own, self._together = blocks_of(batch, self._size), blocks_of(1, x.numel())
         self._inputs = 0 if input_out is None else len(input_out) // batch
         self._host_rows = rows.cpu().numpy() if host_rows is None else host_rows
@@ -270,70 +270,71 @@ class Step:
         m holds m_stride elements a sample, which is the size of one or, with the variance half, twice that; where
         `guided` the unconditional samples come first. z is given noise. x0_out and input_out can be left as they are.
         """
-        guidance = self._guidance if guided else None
-        factors = self._factors if guided else None
-        if factors is not None:
-            assert guidance is not None
-            reductions.rescale_factor(
-                m, m_stride, len(self._x), self._size, guidance, self._rescale, self._rescale_scratch, factors
-            )
-        if self._bounds is not None:
-            reductions.threshold(
+        with on(self._x):
+            guidance = self._guidance if guided else None
+            factors = self._factors if guided else None
+            if factors is not None:
+                assert guidance is not None
+                reductions.rescale_factor(
+                    m, m_stride, self._x.shape[0], self._size, guidance, self._rescale, self._rescale_scratch, factors
+                )
+            if self._bounds is not None:
+                reductions.threshold(
+                    self._rows,
+                    self._row_of,
+                    row,
+                    self._x,
+                    m,
+                    m_stride,
+                    guided,
+                    guidance,
+                    factors,
+                    self._threshold_scratch,
+                    self._bounds,
+                )
+            x0_out = self._x0_out if keeps_x0 else None
+            key = row, x0_out is None, z is None, factors is None
+            constants = self._constants.get(key)
+            if constants is None:
+                constants = self._constants[key] = constants_of(
+                    self._host_rows[row : row + 1] if self._row_of is None else self._host_rows,
+                    keeps_x0=x0_out is not None,
+                    noise=z is not None or self._seeds is not None,
+                    rescaled=factors is not None,
+                )
+            draws = constants["S"] and z is None
+            alike = not (draws or guided) and self._row_of is None and self._bounds is None and m_stride == self._size
+            # Where nothing tells the samples apart they are one long one: fewer partial tiles.
+            blocks = self._together if alike else self._own
+            step_kernel[blocks.grid](
                 self._rows,
                 self._row_of,
+                len(self._rows),
                 row,
                 self._x,
                 m,
-                m_stride,
-                guided,
+                self._seeds if draws else None,
+                z if constants["S"] else None,
                 guidance,
                 factors,
-                self._threshold_scratch,
-                self._bounds,
+                self._bounds if constants["LIMITED"] else None,
+                self._h1,
+                self._h2,
+                out,
+                x0_out,
+                self._input_out if writes_input else None,
+                blocks.batch,
+                blocks.size,
+                blocks.parts,
+                **constants,
+                M_PARTS=m_stride // self._size,
+                GUIDED=guided,
+                INPUTS=self._inputs if writes_input else 0,
+                QUADS=blocks.quads,
+                ALIGNED=blocks.aligned,
+                num_warps=blocks.num_warps,
+                enable_fp_fusion=False,
             )
-        x0_out = self._x0_out if keeps_x0 else None
-        key = row, x0_out is None, z is None, factors is None
-        constants = self._constants.get(key)
-        if constants is None:
-            constants = self._constants[key] = constants_of(
-                self._host_rows[row : row + 1] if self._row_of is None else self._host_rows,
-                keeps_x0=x0_out is not None,
-                noise=z is not None or self._seeds is not None,
-                rescaled=factors is not None,
-            )
-        draws = constants["S"] and z is None
-        alike = not (draws or guided) and self._row_of is None and self._bounds is None and m_stride == self._size
-        # Where nothing tells the samples apart they are one long one: fewer partial tiles.
-        blocks = self._together if alike else self._own
-        step_kernel[blocks.grid](
-            self._rows,
-            self._row_of,
-            len(self._rows),
-            row,
-            self._x,
-            m,
-            self._seeds if draws else None,
-            z if constants["S"] else None,
-            guidance,
-            factors,
-            self._bounds if constants["LIMITED"] else None,
-            self._h1,
-            self._h2,
-            out,
-            x0_out,
-            self._input_out if writes_input else None,
-            blocks.batch,
-            blocks.size,
-            blocks.parts,
-            **constants,
-            M_PARTS=m_stride // self._size,
-            GUIDED=guided,
-            INPUTS=self._inputs if writes_input else 0,
-            QUADS=blocks.quads,
-            ALIGNED=blocks.aligned,
-            num_warps=blocks.num_warps,
-            enable_fp_fusion=False,
-        )
 
 
 def _variant(name: str, dtype: str, used: str, present: str = "", **changed: Any) -> Variant:

@@ -144,6 +144,16 @@ def test_thresholds(on_cpu: CudaOnCpu, memory: Memory, size: int) -> None:
         assert all(calls.same_bits(mine, theirs) for mine, theirs in zip(got, want, strict=True)), rows.tolist()
 
 
+def test_thresholds_next_to_an_infinity(on_cpu: CudaOnCpu, memory: Memory) -> None:
+    """Below half of the way to it, from there on and at it, with a limit and without."""
+    quantiles = [0.90625, 0.96875, 1.0] * 2
+    table = Table(range(6), q=1.0, b=1.0, quantile=quantiles, limit=[INF] * 3 + [5.0] * 3)
+    m = torch.tensor([[0.5, 1.0, 2.0, -3.0, INF, 4.0, 5.0, 6.0, 7.0]]).repeat(6, 1)
+    got, want = both(on_cpu, memory, table, torch.arange(6), dict(x=torch.zeros(6, 9), model_output=m))
+    assert calls.same_bits(got, want)
+    assert got.isnan().all(dim=1).tolist() == [True, True, True, False, True, True]
+
+
 @EACH_DTYPE
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 def test_thresholds_of_all_that_makes_x0(on_cpu: CudaOnCpu, memory: Memory, guided: bool, dtype: torch.dtype) -> None:

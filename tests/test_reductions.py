@@ -27,6 +27,7 @@ def wanted(x0: Tensor, quantile: float, *limits: float) -> Tensor:
     for one in x0.float():
         found = torch.quantile(one.abs().flatten(), quantile)
         r = torch.stack([found.clamp(1.0, limit) for limit in limits]).reshape(-1, *(1,) * one.ndim)
+        r = r.masked_fill(r.isinf(), NAN)
         samples.append(torch.minimum(torch.maximum(one, -r), r) / r)
     return torch.cat([torch.stack(part) for part in zip(*samples, strict=True)])
 
@@ -91,6 +92,24 @@ def test_values_at_the_ends(backend: str, values: list[float], limit: float, qua
     got = thresholded(x0, quantile, limit, backend)
     assert same(got, wanted(x0, quantile, limit))
     assert got[1].isfinite().all(), "only the sample that holds them suffers"
+
+
+@pytest.mark.parametrize(
+    ("quantile", "free", "max_5"),
+    [
+        pytest.param(0.875, 7.0, 5.0, id="finite"),
+        pytest.param(0.90625, NAN, 5.0, id="weight-a-quarter"),
+        pytest.param(0.96875, NAN, NAN, id="weight-three-quarters"),
+        pytest.param(1.0, NAN, NAN, id="infinity-itself"),
+    ],
+)
+def test_a_quantile_next_to_an_infinity(backend: str, quantile: float, free: float, max_5: float) -> None:
+    """Between 7 and infinity torch.quantile gives infinity up to half of the way, which a limit cuts, and then NaN."""
+    x0 = torch.tensor([[0.5, 1.0, 2.0, -3.0, sign * INF, 4.0, 5.0, 6.0, 7.0] for sign in (1, -1)])
+    for limit, r in ((INF, free), (5.0, max_5)):
+        got = thresholded(x0, quantile, limit, backend)
+        assert same(got, torch.minimum(torch.maximum(x0, torch.tensor(-r)), torch.tensor(r)) / r), limit
+        assert same(got, wanted(x0, quantile, limit)), limit
 
 
 def test_samples_do_not_share_a_threshold(backend: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from fastsample.ops.step_plan import StepPlan
 pytest.importorskip("triton")
 from triton_launch import DEVICE, Framed, small_launches
 
-from fastsample.kernels import blocks, noise, posterior
+from fastsample.kernels import arithmetic, blocks, noise, posterior
 from fastsample.kernels.arithmetic import exp2_of, fma, rounded, tl, triton
 
 needs_cpu = pytest.mark.skipif(_cpu is None, reason="the C++ extension is not built")
@@ -40,7 +42,7 @@ def words_kernel(counters, keys, out, N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["first", "seed", "step", "stream"])
 def normals_kernel(out, first: tl.int64, seed: tl.int64, step: tl.int64, stream: tl.int64, QUADS: tl.constexpr):
-    z = noise.normals(first, tl.to_tensor(seed).to(tl.int64), step, stream, QUADS)
+    z = noise.normals(first, tl.cast(seed, tl.int64), step, stream, QUADS)
     tl.store(out + blocks.tile_offsets(QUADS), z)
 
 
@@ -246,3 +248,28 @@ except ImportError as error:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     imported, reason = done.stdout.splitlines()
     assert imported == "False" and "pip install 'fastsample[triton]'" in reason
+
+
+def test_a_triton_that_is_too_old_is_named_and_not_chosen() -> None:
+    program = """
+import torch, triton
+triton.__version__ = "3.3.1+git"
+import fastsample
+from fastsample.ops import backend
+print(fastsample.backends()["triton"]["reason"])
+print(backend.choose(None, torch.device("cuda"), native=True, offers=("triton",)))
+try:
+    backend.choose("triton", torch.device("cpu"), native=True)
+except ValueError as error:
+    print(error)
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    reason, automatic, explicit = done.stdout.splitlines()
+    assert "need triton 3.4 or newer, not 3.3.1+git" in reason and reason in explicit
+    assert automatic == "reference"
+
+
+def test_the_minimum_of_triton_is_the_declared_one() -> None:
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'"triton>={".".join(map(str, arithmetic.MINIMUM))};' in project

@@ -18,6 +18,7 @@ from fastsample import Table, ops
 
 pytest.importorskip("triton")
 from fastsample.kernels import reductions
+from fastsample.kernels.arithmetic import tl, triton
 
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 INF, NAN = math.inf, math.nan
@@ -64,7 +65,8 @@ def of_x0(quantile: float, limit: float = INF) -> Table:
 
 def quantiles(x0: Tensor, quantile: float, limit: float = INF) -> Tensor:
     found = torch.stack([torch.quantile(one.float().abs(), quantile) for one in x0])
-    return found.clamp(1.0, limit)
+    r = found.clamp(1.0, limit)
+    return r.masked_fill(r.isinf(), NAN)
 
 
 def same(one: Tensor, other: Tensor) -> bool:
@@ -133,6 +135,18 @@ def test_values_at_the_ends(values: list[float], quantile: float) -> None:
     assert same(got, quantiles(x0, quantile, 5.0))
     assert got[1].isfinite(), "only the sample that holds them suffers"
     assert same(bounds(x0[:1], of_x0(quantile)), quantiles(x0[:1], quantile))
+
+
+@pytest.mark.parametrize("limit", [INF, 5.0], ids=["free", "max-5"])
+@pytest.mark.parametrize("quantile", [0.90625, 0.96875], ids=["weight-a-quarter", "weight-three-quarters"])
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy, of infinities
+def test_a_step_whose_quantile_is_next_to_an_infinity(quantile: float, limit: float) -> None:
+    x0 = torch.tensor([[0.5, 1.0, 2.0, -3.0, INF, 4.0, 5.0, 6.0, 7.0]])
+    table, x = of_x0(quantile, limit), torch.zeros_like(x0)
+    assert same(bounds(x0, table), quantiles(x0, quantile, limit))
+    got = ops.step(x.to(DEVICE), x0.to(DEVICE), table, 0, backend="triton").cpu()
+    assert same(got, ops.step(x, x0, table, 0, backend="reference"))
+    assert got.isnan().all() == (quantile > 0.9375 or limit == INF)
 
 
 def test_a_row_of_its_own_for_every_sample() -> None:
@@ -280,3 +294,19 @@ def test_kernels_compile_for_samples_of_one_element() -> None:
     """There Triton makes a constant of the size, which the interpreter does not."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment)
+
+
+@triton.jit
+def pick_kernel(counts, lower, out):
+    bucket, below, through = reductions._pick(counts, tl.load(lower), 0)
+    tl.store(out, bucket)
+    tl.store(out + 1, below)
+    tl.store(out + 2, through)
+
+
+def test_counts_may_exceed_32_bits() -> None:
+    counts = torch.zeros(reductions._SLOTS.value, dtype=torch.int64, device=DEVICE)
+    counts[:3] = torch.tensor([5, 3 * 2**30, 7])
+    out = torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    pick_kernel[(1,)](counts, torch.tensor(10, device=DEVICE), out)
+    assert out.tolist() == [1, 5, 5 + 3 * 2**30]

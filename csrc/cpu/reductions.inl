@@ -92,9 +92,9 @@ static float bits_to_float(uint32_t bits) {
     return v;
 }
 
-// r = clamp(quantile of |x0|, 1, limit), interpolated in float32 as torch.quantile does. NaN where x0 holds one or the
-// quantile is infinite. The limit itself in a row without a quantile. Reads x and m, writes |x0| and reads it four or five
-// times.
+// r = clamp(quantile of |x0|, 1, limit), interpolated in float32 as torch.quantile does. NaN where x0 holds one and
+// where r would be infinite. The limit itself in a row without a quantile. Reads x and m, writes |x0| and reads it four
+// or five times.
 static float threshold(const StepArgs* args, int64_t sample, float* scratch) {
     const Row row = row_of(args, sample);
     if (row.quantile == 0.0f) return row.limit;
@@ -125,5 +125,6 @@ static float threshold(const StepArgs* args, int64_t sample, float* scratch) {
     const float a = bits_to_float(low), b = bits_to_float(high);
     const float between = weight < 0.5f ? __builtin_fmaf(weight, b - a, a) : __builtin_fmaf(weight - 1.0f, b - a, b);
     const float bounded = between < 1.0f ? 1.0f : between;
-    return bounded > row.limit ? row.limit : bounded;
+    const float r = bounded > row.limit ? row.limit : bounded;
+    return r < __builtin_inff() ? r : __builtin_nanf("");
 }

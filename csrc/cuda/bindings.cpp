@@ -184,5 +184,6 @@ PYBIND11_MODULE(_cuda, module) {
     module.def("posterior", &posterior);
     module.def("copy", &copy);
     module.def("driver", &cuda::driver);
+    module.def("supports", &cuda::supports);
     module.def("architectures", &architectures);
 }

@@ -8,6 +8,9 @@ namespace cuda {
 // Why no device can be used; empty if one can. Never throws.
 std::string driver();
 
+// Why this device cannot run what was compiled; empty if it can. Makes a context there. Never throws.
+std::string supports(int device);
+
 // Makes a device current for a scope.
 class DeviceGuard {
 public:

@@ -52,5 +52,8 @@ constexpr int64_t kChunk = 8192;
 // The lower bound that benchmarks compare with.
 void copy(void* out, const void* in, int64_t bytes, Stream stream);
 
+// A kernel, whose attributes tell whether a device can run what was compiled.
+const void* smallest_kernel();
+
 }  // namespace cuda
 }  // namespace fastsample

@@ -132,9 +132,9 @@ FS_INLINE F refine_root(F a, F reciprocal) {
 }
 FS_INLINE F square_root(F a) { return refine_root(a, reciprocal_root(larger(a, 7.8886090522101181e-31f))); }
 
-// Correctly rounded, as div.rn is but without its branch, for |a| <= by: a quotient of two floats lies at least 2^-49
-// of itself away from where rounding changes, or is exact in double. The reciprocal is one for all elements of a
-// thread.
+// Correctly rounded, as div.rn is but without its branch, for |a| <= by and a normal `by`: a quotient of two floats
+// lies at least 2^-49 of itself away from where rounding changes, or is exact in double. The reciprocal is one for all
+// elements of a thread.
 FS_INLINE F refine_quotient(F a, float by, F reciprocal) {
     const double divisor = by, first = reciprocal, second = fma(first, fma(-divisor, first, 1.0), first);
     const double inverse = fma(second, fma(-divisor, second, 1.0), second), quotient = a * inverse;

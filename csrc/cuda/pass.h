@@ -45,7 +45,8 @@ FS_INLINE void step_elements(const DeviceStepArgs& args, int64_t sample, int64_t
     const int64_t number = row_number(args, sample), at = sample * args.size + first;
     Row row = load_row(args, number);
     F x[kCount], m[kCount], z[kCount];
-    load<kCount>(args.x + at, count, x);
+    // With bounds x comes late: its registers would be spilled while noise is drawn.
+    if (!kBounds) load<kCount>(args.x + at, count, x);
     load_output<T, kCount>(args, sample, first, count, m);
     const bool draws = kDraws && !args.z && args.seeds, noisy = row.s != 0.0f && (args.z || draws);
     if (noisy) {
@@ -61,6 +62,7 @@ FS_INLINE void step_elements(const DeviceStepArgs& args, int64_t sample, int64_t
         asm volatile("" ::: "memory");
         row = load_row(args, number);
     }
+    if (kBounds) load<kCount>(args.x + at, count, x);
     const Coefficients k = coefficients(row, args.factors ? args.factors[sample] : 1.0f,
                                         kBounds && args.bounds ? args.bounds + sample : nullptr);
     F sum[kCount], x0[kCount];

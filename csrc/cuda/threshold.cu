@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(kReduceThreads, kReduceBlocks) bounds_kernel(c
         const float between = rank.weight < 0.5f ? fma(rank.weight, b - a, a) : fma(rank.weight - 1.0f, b - a, b);
         const float bounded = between < 1.0f ? 1.0f : between;
         if (!(bounded > bound)) bound = bounded;
-        if (selection.has_nan) bound = NAN;
+        if (selection.has_nan || !(bound < INFINITY)) bound = NAN;
     }
     args.to[sample] = bound;
 }

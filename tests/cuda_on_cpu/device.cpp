@@ -5,6 +5,7 @@ namespace fastsample {
 namespace cuda {
 
 std::string driver() { return ""; }
+std::string supports(int) { return ""; }
 DeviceGuard::DeviceGuard(int device) : device_(device), previous_(device) {}
 DeviceGuard::~DeviceGuard() {}
 
