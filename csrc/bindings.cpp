@@ -13,18 +13,12 @@
 #include "cpu/lora_linear.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"
+#include "step_operands.h"
 
 namespace py = pybind11;
 using namespace fastsample;
 
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
 
 // A second thread is worth waking for 5 to 10 us of work each: so many elements of a plain step, or of normals. An image
 // latent of 4x64x64 stays on the calling thread, where a busy machine cannot delay it.
@@ -58,19 +52,10 @@ public:
         }
     }
 
-    // m: the model's output, m_stride elements from sample to sample, the unconditional half first where `guided`.
     void operator()(int64_t row, Address m, int64_t m_stride, int m_dtype, bool guided, Address z, Address out,
                     bool keeps_x0, bool writes_input, int threads) {
         StepArgs args = fixed_;
-        args.row = row;
-        args.m_stride = m_stride;
-        args.m_dtype = m_dtype;
-        args.uncond = guided ? at<const void>(m) : nullptr;
-        args.m = at<const void>(guided ? m + args.batch * m_stride * (m_dtype == kFloat32 ? 4 : 2) : m);
-        args.z = at<const float>(z);
-        args.out = at<float>(out);
-        if (!keeps_x0) args.x0_out = nullptr;
-        if (!writes_input) args.input_out = args.second_input_out = nullptr;
+        set_row(args, row, m, m_stride, m_dtype, guided, z, out, keeps_x0, writes_input);
         py::gil_scoped_release released;
         run(&args, guided, threads);
     }

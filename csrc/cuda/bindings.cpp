@@ -11,18 +11,12 @@
 
 #include "device.h"
 #include "kernels.h"
+#include "../step_operands.h"
 
 namespace py = pybind11;
 using namespace fastsample;
 
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
 
 // What the reductions keep between their kernels, one part after the other, each aligned to 128 bits.
 class Workspace {
@@ -84,19 +78,10 @@ public:
         fixed_.input_dtype = input_dtype;
     }
 
-    // m: the model's output, m_stride elements from sample to sample, the unconditional half first where `guided`.
     void operator()(int64_t row, Address m, int64_t m_stride, int m_dtype, bool guided, Address z, Address out,
                     bool keeps_x0, bool writes_input, Address stream) {
         cuda::DeviceStepArgs args = fixed_;
-        args.row = row;
-        args.m_stride = m_stride;
-        args.m_dtype = m_dtype;
-        args.uncond = guided ? at<const void>(m) : nullptr;
-        args.m = at<const void>(guided ? m + args.batch * m_stride * (m_dtype == kFloat32 ? 4 : 2) : m);
-        args.z = at<const float>(z);
-        args.out = at<float>(out);
-        if (!keeps_x0) args.x0_out = nullptr;
-        if (!writes_input) args.input_out = args.second_input_out = nullptr;
+        set_row(args, row, m, m_stride, m_dtype, guided, z, out, keeps_x0, writes_input);
         const py::gil_scoped_release released;
         const cuda::DeviceGuard guard(device_);
         if (guided && rescale_ != 0) {
