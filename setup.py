@@ -19,8 +19,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 from setuptools.modified import newer_group
 
-# No contraction: every level must round where the source says so.
-COMMON = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+# No contraction: every level must round where the source says so. GCC 12 finds its own intrinsics uninitialised.
+COMMON = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 LEVELS = {"scalar": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
@@ -28,7 +28,14 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         *LEVELS["avx2"],
         *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
     ]
-    LEVELS["avx512_bf16"] = [*LEVELS["avx512"], "-mavx512bf16"]  # where the compiler knows it: GCC from 10 on
+    LEVELS["avx512_bf16"] = [*LEVELS["avx512"], "-mavx512bf16"]
+    LEVELS["amx"] = [*LEVELS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
+
+# Of these compilers (GCC from 10 and 11 on) and assemblers may know nothing: a program that uses them tells.
+YOUNG = {
+    "avx512_bf16": "volatile __m512 v; v = _mm512_dpbf16_ps(v, (__m512bh)v, (__m512bh)v);",
+    "amx": "_tile_zero(0); _tile_dpbf16ps(0, 1, 2); _tile_release();",
+}
 
 SOURCES = sorted(str(path) for path in Path("csrc").rglob("*") if path.is_file())
 CUDA_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
@@ -43,10 +50,10 @@ class BuildExtension(build_ext):
             self._build_cuda(extension)
             return
         for level, flags in LEVELS.items():
-            if level == "avx512_bf16":
-                if not self._can_compile(flags):
+            if level in YOUNG:
+                if not self._can_compile(flags, f"#include <immintrin.h>\nvoid probe() {{ {YOUNG[level]} }}\n"):
                     continue
-                extension.define_macros.append(("FASTSAMPLE_AVX512_BF16", None))
+                extension.define_macros.append((f"FASTSAMPLE_{level.upper()}", None))
             extension.extra_objects += self.compiler.compile(
                 [str(path) for path in Path("csrc/cpu").glob(f"*_{level}.cpp")],
                 output_dir=self.build_temp,
@@ -118,10 +125,10 @@ class BuildExtension(build_ext):
         hidden = ["-Xlinker", "--exclude-libs=ALL"]
         subprocess.run([nvcc, "-shared", "-cudart=static", *hidden, *objects, "-o", str(path)], check=True)
 
-    def _can_compile(self, flags=()):
+    def _can_compile(self, flags=(), text="#include <Python.h>\n#include <thread>\nint main() { return 0; }\n"):
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.cpp")
-            source.write_text("#include <Python.h>\n#include <thread>\nint main() { return 0; }\n")
+            source.write_text(text)
             try:
                 self.compiler.compile([str(source)], output_dir=folder, extra_postargs=["-std=c++17", *flags])
             except (CompileError, OSError):
@@ -160,7 +167,10 @@ def cuda_extensions():
 
 cpu = Pybind11Extension(
     "fastsample._cpu",
-    ["csrc/bindings.cpp", *[f"csrc/cpu/{name}.cpp" for name in ("dispatch", "lora_linear", "memory", "threads")]],
+    [
+        *(f"csrc/{name}.cpp" for name in ("bindings", "lora_bindings")),
+        *(f"csrc/cpu/{name}.cpp" for name in ("amx", "dispatch", "lora_linear", "memory", "threads")),
+    ],
     depends=SOURCES,
     extra_compile_args=COMMON,
     extra_link_args=["-ldl", "-pthread"] if sys.platform == "linux" else [],

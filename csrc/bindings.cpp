@@ -9,10 +9,11 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cpu/amx.h"
 #include "cpu/dispatch.h"
-#include "cpu/lora_linear.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"
+#include "lora_bindings.h"
 #include "step_operands.h"
 
 namespace py = pybind11;
@@ -187,40 +188,6 @@ void triad(Address y, const std::vector<Address>& x, float a, float s, int64_t c
     stream<triad_part>(job, threads);
 }
 
-// Groups of adapters: an address each of down, up and scale, and a rank for each linear of each group.
-void linear(Address x, int64_t samples, int64_t rows, int64_t x_stride, int dtype, int64_t depth, Address weights,
-            const std::vector<int64_t>& columns, Address bias, const std::vector<Address>& down,
-            const std::vector<Address>& up, const std::vector<Address>& scale, const std::vector<int64_t>& ranks,
-            Address group_of, const std::vector<Address>& out, int threads) {
-    std::vector<LoraAdapters> groups;
-    for (size_t g = 0; g < down.size(); ++g)
-        groups.push_back({at<const void>(down[g]), at<const void>(up[g]), at<const float>(scale[g]),
-                          ranks.data() + g * columns.size()});
-    std::vector<void*> outputs;
-    for (Address one : out) outputs.push_back(at<void>(one));
-    const LoraArgs args{at<const void>(x),       x_stride, dtype, depth, at<const void>(weights),
-                        static_cast<int>(columns.size()), columns.data(), at<const float>(bias), nullptr,
-                        outputs.data()};
-    py::gil_scoped_release released;
-    lora_linear(args, groups, samples, rows, at<const int64_t>(group_of), threads);
-}
-
-// FLOPs done, on each thread alike.
-int64_t fma_peak(int64_t rounds, int dtype, int threads) {
-    struct Job {
-        const LoraKernels* kernels;
-        int64_t rounds;
-    } const job{&lora_kernels(dtype), rounds};
-    py::gil_scoped_release released;
-    const auto body = [](const void* context, int64_t, int64_t) {
-        const Job& job = *static_cast<const Job*>(context);
-        volatile float kept = job.kernels->multiply_adds(job.rounds);
-        (void)kept;
-    };
-    parallel(threads, threads, body, &job);
-    return rounds * threads * job.kernels->flops;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -238,19 +205,13 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("philox", &philox);
     module.def("copy", &copy);
     module.def("triad", &triad);
-    module.def("lora_packed_size", &packed_size);
-    module.def("lora_pack", [](Address weight, int64_t n, int64_t k, int dtype, Address packed, int threads) {
-        py::gil_scoped_release released;
-        lora_pack(at<const void>(weight), n, k, dtype, at<void>(packed), threads);
-    });
-    module.def("lora_unpack", [](Address packed, int64_t n, int64_t k, int dtype, Address weight, int threads) {
-        py::gil_scoped_release released;
-        lora_unpack(at<const void>(packed), n, k, dtype, at<void>(weight), threads);
-    });
-    module.def("lora_linear", &linear);
-    module.def("fma_peak", &fma_peak);
+    bind_lora(module);
     module.def("isa", &isa);
     module.def("available_isas", &available_isas);
     module.def("set_isa", &set_isa);
+    module.def("lora_isa", &lora_isa);
+    module.def("lora_isas", &lora_isas);
+    module.def("set_lora_isa", &set_lora_isa);
+    module.def("why_no_amx", &why_no_amx);
     module.def("thread_runtime", &thread_runtime);
 }

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <stdexcept>
+
+#include "amx.h"
 
 namespace fastsample {
 namespace {
@@ -10,7 +13,7 @@ namespace {
 struct Level {
     const char* name;
     const Kernels* kernels;
-    const LoraKernels* lora[3];  // by DType
+    const LoraKernels* lora[kLayouts];  // null for the layouts of parts that this level does not make
     bool present;
 };
 
@@ -35,11 +38,24 @@ const std::vector<Level>& levels() {
                          &avx512::kernels,
                          {&avx512::lora_float, &avx512::lora_half, &avx512_bf16::lora_bfloat},
                          bf16});
+#if defined(FASTSAMPLE_AMX)
+        found.push_back({"amx",
+                         &avx512::kernels,
+                         {&avx512::lora_float, &avx512::lora_half, &amx::lora_bfloat, &amx::lora_float_parts,
+                          &amx::lora_half_parts},
+                         bf16 && why_no_amx().empty()});
+#endif
 #endif
 #endif
         return found;
     }();
     return all;
+}
+
+const Level* find(const char* name) {
+    for (const Level& level : levels())
+        if (level.present && std::strcmp(level.name, name) == 0) return &level;
+    return nullptr;
 }
 
 const Level* best() {
@@ -49,18 +65,58 @@ const Level* best() {
     return chosen;
 }
 
-std::atomic<const Level*>& current() {
-    static std::atomic<const Level*> level{best()};
+// What to multiply a dtype with, by what is known of CPUs; the same for every process on a machine.
+const Level* best_for(int dtype) {
+    const Level* level = best();
+#if defined(__x86_64__)
+    // Intel's cores with AVX512-BF16 run it at half the speed of float32's multiply-adds, AMD's at twice that speed.
+    if (dtype == kBFloat16 && std::strcmp(level->name, "avx512-bf16") == 0 && __builtin_cpu_is("intel"))
+        level = find("avx512");
+#endif
     return level;
+}
+
+struct Choice {
+    std::atomic<const Level*> isa{best()};
+    std::atomic<const Level*> lora[3]{{best_for(kFloat32)}, {best_for(kFloat16)}, {best_for(kBFloat16)}};
+};
+
+Choice& current() {
+    static Choice choice;
+    return choice;
+}
+
+const Level& lora_level(int dtype) { return *current().lora[dtype].load(std::memory_order_relaxed); }
+
+int layout_on(const Level& level, int dtype) {
+    const int parts = dtype == kFloat32 ? kFloatParts : dtype == kFloat16 ? kHalfParts : -1;
+    return parts >= 0 && level.lora[parts] ? parts : dtype;
+}
+
+const Level* require(const std::string& name) {
+    if (const Level* level = find(name.c_str())) return level;
+    std::string known;
+    for (const std::string& one : available_isas()) known += (known.empty() ? "" : ", ") + one;
+    throw std::invalid_argument("instruction set '" + name + "' is unknown or absent here; this CPU and build have " +
+                                known);
 }
 
 }  // namespace
 
-const Kernels& kernels() { return *current().load(std::memory_order_relaxed)->kernels; }
+const Kernels& kernels() { return *current().isa.load(std::memory_order_relaxed)->kernels; }
 
-const LoraKernels& lora_kernels(int dtype) { return *current().load(std::memory_order_relaxed)->lora[dtype]; }
+const LoraKernels& lora_kernels(int layout) {
+    if (const LoraKernels* own = lora_level(dtype_of(layout)).lora[layout]) return *own;
+    // Packed before another level was asked for: who made the parts reads them.
+    if (const LoraKernels* maker = best()->lora[layout]) return *maker;
+    throw std::runtime_error("these weights were packed for AMX, which is absent here: pack them again");
+}
 
-std::string isa() { return current().load()->name; }
+int lora_layout(int dtype) { return layout_on(lora_level(dtype), dtype); }
+
+std::string isa() { return current().isa.load()->name; }
+
+std::string lora_isa(int dtype) { return lora_level(dtype).name; }
 
 std::vector<std::string> available_isas() {
     std::vector<std::string> names;
@@ -69,17 +125,26 @@ std::vector<std::string> available_isas() {
     return names;
 }
 
-void set_isa(const std::string& name) {
-    std::string known;
-    for (const Level& level : levels()) {
-        if (level.present && name == level.name) {
-            current().store(&level);
-            return;
-        }
-        if (level.present) known += (known.empty() ? "" : ", ") + std::string(level.name);
+std::vector<std::string> lora_isas(int dtype) {
+    std::vector<const Level*> found{best_for(dtype)};
+    for (auto level = levels().rbegin(); level != levels().rend(); ++level) {
+        const auto same = [&](const Level* other) {
+            const int layout = layout_on(*level, dtype);
+            return layout == layout_on(*other, dtype) && level->lora[layout] == other->lora[layout];
+        };
+        if (level->present && std::none_of(found.begin(), found.end(), same)) found.push_back(&*level);
     }
-    throw std::invalid_argument("instruction set '" + name + "' is unknown or absent here; this CPU and build have " +
-                                known);
+    std::vector<std::string> names;
+    for (const Level* level : found) names.emplace_back(level->name);
+    return names;
 }
+
+void set_isa(const std::string& name) {
+    const Level* level = require(name);
+    current().isa.store(level);
+    for (auto& lora : current().lora) lora.store(level);
+}
+
+void set_lora_isa(int dtype, const std::string& name) { current().lora[dtype].store(require(name)); }
 
 }  // namespace fastsample

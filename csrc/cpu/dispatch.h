@@ -10,16 +10,25 @@ namespace fastsample {
 // The kernels of the instruction set in use: at first the best that this CPU has.
 const Kernels& kernels();
 
-// The arithmetic of lora_linear for this dtype on that instruction set.
-const LoraKernels& lora_kernels(int dtype);
+// The arithmetic of lora_linear for weights of this layout, and the layout that weights of a dtype get on its level.
+const LoraKernels& lora_kernels(int layout);
+int lora_layout(int dtype);
 
-// Its name: scalar, avx2, avx512 or avx512-bf16 (which differs from avx512 only in the kernels that multiply matrices).
+// The level in use: scalar, avx2, avx512, avx512-bf16 or amx (the last two differ from avx512 only in the kernels that
+// multiply matrices).
 std::string isa();
 
 // The levels that this build and this CPU have, worst first.
 std::vector<std::string> available_isas();
 
-// Throws std::invalid_argument, naming the levels that exist, for a level that is unknown or absent.
+// Of lora_linear alone and one dtype: the level in use, and those whose arithmetic differs, the one that is known to be
+// the fastest first.
+std::string lora_isa(int dtype);
+std::vector<std::string> lora_isas(int dtype);
+
+// Both throw std::invalid_argument, naming the levels that exist, for a level that is unknown or absent. The first also
+// sets what lora_linear uses for every dtype.
 void set_isa(const std::string& name);
+void set_lora_isa(int dtype, const std::string& name);
 
 }  // namespace fastsample

@@ -19,20 +19,20 @@ struct PackJob {
     const void* from;
     void* to;
     int64_t n, k;
-    int dtype;
+    int layout;
 };
 
 // copy(place among the rows, place in the panels) of every value in panels [begin, end).
 template <class Copy>
 void each_value(const PackJob& job, int64_t begin, int64_t end, Copy copy) {
     for (int64_t p = begin; p < end; ++p) {
-        const int64_t first = p * kColumns, panel = first * padded_depth(job.k, job.dtype);
+        const int64_t first = p * kColumns, panel = first * padded_depth(job.k, job.layout);
         const int64_t width = std::min<int64_t>(kColumns, padded_columns(job.n) - first);
         const int64_t columns = std::min(width, job.n - first);
         for (int64_t k = 0; k < job.k; ++k)
             for (int64_t c = 0; c < columns; ++c)
                 copy((first + c) * job.k + k,
-                     panel + (job.dtype == kBFloat16 ? k / 2 * 2 * width + 2 * c + k % 2 : k * width + c));
+                     panel + (job.layout == kBFloat16 ? k / 2 * 2 * width + 2 * c + k % 2 : k * width + c));
     }
 }
 
@@ -72,9 +72,9 @@ uint32_t* scratch(int64_t words) {
 // are.
 constexpr int64_t kTilesPerThread = 8;
 
-// Rows of one group after the other, cut into tiles of nearly equal height.
-std::vector<LoraTile> tiles_of(int64_t samples, int64_t rows, const int64_t* group_of, int groups, int most,
-                               int threads) {
+// Rows of one group after the other, cut into tiles of nearly equal height, in units of the kernels'.
+std::vector<LoraTile> tiles_of(int64_t samples, int64_t rows, const int64_t* group_of, int groups,
+                               const LoraKernels& kernels, int threads) {
     std::vector<LoraTile> tiles;
     std::vector<int64_t> members;
     for (int group = group_of ? -1 : 0; group < (group_of ? groups : 1); ++group) {
@@ -82,10 +82,13 @@ std::vector<LoraTile> tiles_of(int64_t samples, int64_t rows, const int64_t* gro
         for (int64_t sample = 0; sample < samples; ++sample)
             if (!group_of || group_of[sample] == group) members.push_back(sample);
         const int64_t total = static_cast<int64_t>(members.size()) * rows;
-        int64_t count = (total + most - 1) / most;
+        const int64_t units = (total + kernels.unit - 1) / kernels.unit;
+        int64_t count = (total + kernels.rows - 1) / kernels.rows;
         if (count >= kTilesPerThread * threads) count = (count + threads - 1) / threads * threads;
         for (int64_t i = 0; i < count; ++i) {
-            const int64_t begin = total * i / count, end = total * (i + 1) / count;
+            const int64_t begin = units * i / count * kernels.unit;
+            const int64_t end = std::min(total, units * (i + 1) / count * kernels.unit);
+            if (begin >= end) continue;
             LoraTile tile{static_cast<int>(end - begin), group < groups ? group : -1, {}};
             for (int64_t row = begin; row < end; ++row)
                 tile.row[row - begin] = members[static_cast<size_t>(row / rows)] * rows + row % rows;
@@ -102,7 +105,7 @@ struct Groups {
     int64_t words;
 
     Groups(const LoraArgs& args, const std::vector<LoraAdapters>& adapters, const LoraKernels& kernels) {
-        const int64_t first = Words(kernels.words(args.depth)).size();
+        const int64_t first = kernels.words(args.depth);
         words = first;
         factors.reserve(adapters.size() * static_cast<size_t>(args.linears));
         for (const LoraAdapters& one : adapters) {
@@ -110,21 +113,16 @@ struct Groups {
             const char* up = static_cast<const char*>(one.up);
             for (int i = 0; i < args.linears; ++i) {
                 const int64_t rank = one.ranks[i];
-                const Words own(kernels.words(rank));
-                factors.push_back({up, rank, own, group.rows});
-                group.rows += own.size();
+                factors.push_back({up, rank, group.rows});
+                group.rows += kernels.words(rank);
                 group.total += rank;
-                up += packed_size(args.columns[i], rank, args.dtype) * bytes_of(args.dtype);
+                up += packed_size(args.columns[i], rank, args.layout) * bytes_of(args.layout);
             }
             words = std::max(words, group.rows + kMostRows * padded_columns(group.total));
             groups.push_back(group);
         }
     }
 };
-
-// Rows that share one reading of the weights: enough to pay for it, and few enough to stay in the second-level cache.
-constexpr int64_t kBlockRows = 140;
-constexpr int64_t kCacheWords = 192 << 10;
 
 struct Job {
     const LoraArgs* args;
@@ -168,23 +166,44 @@ int64_t share(int64_t units, int threads) { return (units + threads - 1) / threa
 constexpr int64_t kGrain = 400000;  // multiply-adds
 constexpr int64_t kPackGrain = 16384;
 
-void copy_all(const PackJob& job, int threads, void (*words)(const void*, int64_t, int64_t),
-              void (*halves)(const void*, int64_t, int64_t)) {
-    parallel(panels_of(job.n), useful_threads(threads, job.n * job.k, kPackGrain), job.dtype == kFloat32 ? words : halves,
-             &job);
+void over_panels(const PackJob& job, int threads, void (*body)(const void*, int64_t, int64_t)) {
+    parallel(panels_of(job.n), useful_threads(threads, job.n * job.k, kPackGrain), body, &job);
+}
+
+// Panels of parts, whose arithmetic is the kernels' own.
+template <bool Packs>
+void convert_panels(const void* context, int64_t begin, int64_t end) {
+    const PackJob& job = *static_cast<const PackJob*>(context);
+    const LoraKernels& kernels = lora_kernels(job.layout);
+    (Packs ? kernels.pack : kernels.unpack)(job.from, job.n, job.k, job.to, begin, end);
+}
+
+void count_marks(void* packed, int64_t n) {
+    int64_t marked = 0;
+    for (int64_t p = 0; p < panels_of(n); ++p) marked += is_marked(packed, p);
+    memcpy(packed, &marked, sizeof marked);
 }
 
 }  // namespace
 
-void lora_pack(const void* weight, int64_t n, int64_t k, int dtype, void* packed, int threads) {
-    const int64_t size = packed_size(n, k, dtype);
+void lora_pack(const void* weight, int64_t n, int64_t k, int layout, void* packed, int threads) {
+    const int64_t size = packed_size(n, k, layout);
     if (size == 0) return;
-    memset(packed, 0, static_cast<size_t>(size * bytes_of(dtype)));
-    copy_all({weight, packed, n, k, dtype}, threads, copy_panels<uint32_t, true>, copy_panels<uint16_t, true>);
+    memset(packed, 0, static_cast<size_t>(size * bytes_of(layout)));
+    const PackJob job{weight, packed, n, k, layout};
+    if (parts_of(layout) > 1) {
+        over_panels(job, threads, convert_panels<true>);
+        count_marks(packed, n);
+    } else {
+        over_panels(job, threads, layout == kFloat32 ? copy_panels<uint32_t, true> : copy_panels<uint16_t, true>);
+    }
 }
 
-void lora_unpack(const void* packed, int64_t n, int64_t k, int dtype, void* weight, int threads) {
-    copy_all({packed, weight, n, k, dtype}, threads, copy_panels<uint32_t, false>, copy_panels<uint16_t, false>);
+void lora_unpack(const void* packed, int64_t n, int64_t k, int layout, void* weight, int threads) {
+    over_panels({packed, weight, n, k, layout}, threads,
+                parts_of(layout) > 1   ? convert_panels<false>
+                : layout == kFloat32 ? copy_panels<uint32_t, false>
+                                     : copy_panels<uint16_t, false>);
 }
 
 void lora_linear(LoraArgs args, const std::vector<LoraAdapters>& adapters, int64_t samples, int64_t rows,
@@ -195,7 +214,7 @@ void lora_linear(LoraArgs args, const std::vector<LoraAdapters>& adapters, int64
             throw std::out_of_range("adapter_index[" + std::to_string(sample) + "] is " +
                                     std::to_string(group_of[sample]) + ": there are " + std::to_string(count_of_groups) +
                                     " groups of adapters, and -1 is none");
-    const LoraKernels& kernels = lora_kernels(args.dtype);
+    const LoraKernels& kernels = lora_kernels(args.layout);
     const Groups groups(args, adapters, kernels);
     args.groups = groups.groups.data();
     int64_t panels = 0, columns = 0;
@@ -204,12 +223,10 @@ void lora_linear(LoraArgs args, const std::vector<LoraAdapters>& adapters, int64
         columns += args.columns[i];
     }
     threads = useful_threads(threads, samples * rows * args.depth * columns, kGrain);
-    const std::vector<LoraTile> tiles = tiles_of(samples, rows, group_of, count_of_groups, kernels.rows, threads);
+    const std::vector<LoraTile> tiles = tiles_of(samples, rows, group_of, count_of_groups, kernels, threads);
     if (tiles.empty()) return;
     const int64_t count = static_cast<int64_t>(tiles.size());
-    const int64_t block_rows = std::min(kBlockRows, kCacheWords / kernels.words(args.depth));
-    const int64_t block = std::max<int64_t>(1, block_rows / kernels.rows);
-    Job job{&args, &kernels, &tiles, groups.words, block, panels, nullptr};
+    Job job{&args, &kernels, &tiles, groups.words, kernels.block(args.depth), panels, nullptr};
     if (count >= kTilesPerThread * threads || share(count, threads) * panels <= share(panels, threads) * count) {
         job.scratch = scratch(threads * job.block * job.tile_words);
         parallel(count, threads,

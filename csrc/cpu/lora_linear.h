@@ -6,8 +6,8 @@
 namespace fastsample {
 
 // Rows to panels and back, bit for bit.
-void lora_pack(const void* weight, int64_t n, int64_t k, int dtype, void* packed, int threads);
-void lora_unpack(const void* packed, int64_t n, int64_t k, int dtype, void* weight, int threads);
+void lora_pack(const void* weight, int64_t n, int64_t k, int layout, void* packed, int threads);
+void lora_unpack(const void* packed, int64_t n, int64_t k, int layout, void* weight, int threads);
 
 // A group of adapters as Python packs it.
 struct LoraAdapters {

@@ -10,15 +10,39 @@ struct Part {
 
 constexpr int kFetchWords = 4;
 
-struct Product {
-    Part parts[2];       // base and low rank
+// Where a panel's sums go.
+struct Target {
     const float* scale;  // of the panel's columns,
     const float* bias;   // one of the two is set
     char* out;           // the panel's first column
     int64_t row_bytes;   // from row to row
     const int64_t* row;  // which rows
-    int valid;           // columns that exist
+    int width;           // the panel's columns,
+    int valid;           // those of them that exist
 };
+
+struct Product {
+    Part parts[2];  // base and low rank
+    Target target;
+};
+
+// A row's sums from this column on: scaled, or with the bias, and rounded once.
+template <class A, int V>
+FS_INLINE void leave_sums(const Target& target, int r, int column, const Lanes* sums) {
+    Lanes row[V];
+    for (int v = 0; v < V; ++v)
+        row[v] = target.scale ? sums[v] * take<Lanes>(target.scale + column + v * kLanes)
+                              : sums[v] + take<Lanes>(target.bias + column + v * kLanes);
+    char* out = target.out + target.row[r] * target.row_bytes;
+    if (target.valid == target.width) {
+        for (int v = 0; v < V; ++v) A::store(out, column + v * kLanes, row[v]);
+    } else {
+        char whole[V * kLanes * 4];
+        for (int v = 0; v < V; ++v) A::store(whole, v * kLanes, row[v]);
+        const int count = target.valid - column < V * kLanes ? target.valid - column : V * kLanes;
+        if (count > 0) memcpy(out + column * A::out_bytes, whole, (size_t)count * A::out_bytes);
+    }
+}
 
 // Words [begin, end) of x by the panel's next rows.
 template <class A, int R, int V>
@@ -29,7 +53,8 @@ FS_INLINE const char* add_steps(Lanes (&acc)[R][V], const uint32_t* x, const cha
 }
 
 template <class A, int R, int V>
-static void tile_product(const Product& product, int column, int width) {
+static void tile_product(const Product& product, int column) {
+    const Target& target = product.target;
     Lanes acc[R][V] = {};
     alignas(64) float sums[R][V * kLanes];
     const bool apart = A::separate && product.parts[1].words.blocks > 0;
@@ -40,14 +65,14 @@ static void tile_product(const Product& product, int column, int width) {
         if (words.all == 0) continue;
         const uint32_t* x = product.parts[part].x;
         const char* w = product.parts[part].panel + column * A::column_bytes;
-        const int64_t step_bytes = (int64_t)width * A::column_bytes;
+        const int64_t step_bytes = (int64_t)target.width * A::column_bytes;
         for (int64_t first = 0; first < words.all; first += words.each, x += kBlockWords) {
             const int64_t count = words.in(first);
             int64_t k = 0;
             // The result's lines arrive one after the other while the sums are formed: stores that wait for them would
             // hold up the next tile, and so would asking for all at once.
             for (int r = 0; part == 0 && first == 0 && r < R && k + kFetchWords <= count; ++r, k += kFetchWords) {
-                const char* line = product.out + product.row[r] * product.row_bytes + column * A::out_bytes;
+                const char* line = target.out + target.row[r] * target.row_bytes + column * A::out_bytes;
                 for (int i = 0; i < V * kLanes * A::out_bytes; i += 64) __builtin_prefetch(line + i, 1);
                 w = add_steps<A, R, V>(acc, x, w, step_bytes, k, k + kFetchWords);
             }
@@ -64,24 +89,10 @@ static void tile_product(const Product& product, int column, int width) {
     if (summed)
         for (int r = 0; r < R; ++r)
             for (int v = 0; v < V; ++v) acc[r][v] = acc[r][v] + take<Lanes>(sums[r] + v * kLanes);
-    for (int r = 0; r < R; ++r)
-        for (int v = 0; v < V; ++v)
-            acc[r][v] = product.scale ? acc[r][v] * take<Lanes>(product.scale + column + v * kLanes)
-                                      : acc[r][v] + take<Lanes>(product.bias + column + v * kLanes);
-    for (int r = 0; r < R; ++r) {
-        char* row = product.out + product.row[r] * product.row_bytes;
-        if (product.valid == width) {
-            for (int v = 0; v < V; ++v) A::store(row, column + v * kLanes, acc[r][v]);
-        } else {
-            char whole[V * kLanes * 4];
-            for (int v = 0; v < V; ++v) A::store(whole, v * kLanes, acc[r][v]);
-            const int count = product.valid - column < V * kLanes ? product.valid - column : V * kLanes;
-            if (count > 0) memcpy(row + column * A::out_bytes, whole, (size_t)count * A::out_bytes);
-        }
-    }
+    for (int r = 0; r < R; ++r) leave_sums<A, V>(target, r, column, acc[r]);
 }
 
-typedef void (*TileProduct)(const Product&, int, int);
+typedef void (*TileProduct)(const Product&, int);
 
 // tile_product of kTileRows, ... 2, 1 rows.
 template <class A, int V, int... R>
@@ -92,11 +103,11 @@ struct EveryHeight<A, V, kTileRows, R...> {
 };
 
 template <class A>
-FS_INLINE void run_tile(int rows, int width, const Product& product) {
-    if (kLanes == kHalfPanel && width == kHalfPanel) {
-        EveryHeight<A, 1>::of_rows[kTileRows - rows](product, 0, width);
+FS_INLINE void run_tile(int rows, const Product& product) {
+    if (kLanes == kHalfPanel && product.target.width == kHalfPanel) {
+        EveryHeight<A, 1>::of_rows[kTileRows - rows](product, 0);
         return;
     }
-    for (int column = 0; column < width; column += 2 * kLanes)
-        EveryHeight<A, 2>::of_rows[kTileRows - rows](product, column, width);
+    for (int column = 0; column < product.target.width; column += 2 * kLanes)
+        EveryHeight<A, 2>::of_rows[kTileRows - rows](product, column);
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.backend import choose, cpu_module, fresh, recorded
-from fastsample.ops.lora_pack import DTYPES, Group, PackedAdapters, PackedLinear
+from fastsample.ops.lora_pack import ROWS, Group, PackedAdapters, PackedLinear
 
 
 def lora_linear(
@@ -64,14 +64,14 @@ def lora_linear(
         return lora_linear_reference(x, packed.unpack(), packed.bias, groups, adapter_index)
     if adapters is not None and not compiling and adapters.changed():
         raise RuntimeError("a factor of adapters was written after it was packed: call adapters.update()")
-    if chosen == "triton" and packed.native:  # interpreted, where copies cost nothing beside the rest
+    if chosen == "triton" and packed.layout != ROWS:  # interpreted, where copies cost nothing beside the rest
         packed = packed.by_rows()
         adapters = None if adapters is None else PackedAdapters(packed, adapters.groups)
     run = torch.ops.fastsample.lora_linear if recorded(x) else _lora_linear
     down, up, scale = ([], [], []) if adapters is None else (adapters.down, adapters.up, adapters.scale)
     ranks = () if adapters is None else adapters.flat_ranks
-    by_rows = not packed.native
-    return tuple(run(x, packed.data, packed.bias, packed.out_features, down, up, scale, ranks, adapter_index, by_rows))
+    layout = packed.layout
+    return tuple(run(x, packed.data, packed.bias, packed.out_features, down, up, scale, ranks, adapter_index, layout))
 
 
 def _requires_grad(x: Tensor, adapters: PackedAdapters | None, compiling: bool) -> bool:
@@ -99,7 +99,7 @@ def _lora_linear(
     scale: Sequence[Tensor],
     ranks: Sequence[int],
     adapter_index: Tensor | None,
-    by_rows: bool,
+    layout: int,
 ) -> list[Tensor]:
     shape = x.shape
     features = shape[-1]
@@ -114,7 +114,7 @@ def _lora_linear(
     outputs = [fresh(torch.Size((*leading, n)), x.dtype, x.device) for n in out_features]
     samples = 1 if adapter_index is None else shape[0]
     index = None if adapter_index is None else adapter_index.contiguous()
-    if by_rows:
+    if layout == ROWS:
         from fastsample.kernels.lora_launch import launch
 
         rows = x.as_strided((count, features), (stride, 1))
@@ -125,7 +125,8 @@ def _lora_linear(
         samples,
         count // samples if samples else 0,
         stride,
-        DTYPES[x.dtype],
+        layout,
+        _products(),
         features,
         weights.data_ptr(),
         out_features,
@@ -139,6 +140,15 @@ def _lora_linear(
         torch.get_num_threads(),
     )
     return outputs
+
+
+# torch's switch for its own float32 products, by how many products of bfloat16 parts stand for one.
+_PRODUCTS = {"tf32": 3, "bf16": 1}
+
+
+def _products() -> int:
+    precision = getattr(torch.backends.mkldnn, "matmul", None)
+    return _PRODUCTS.get(precision.fp32_precision, 6) if precision is not None else 6
 
 
 _registered = torch.library.custom_op("fastsample::lora_linear", _lora_linear, mutates_args=())

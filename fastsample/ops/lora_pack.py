@@ -13,6 +13,9 @@ from fastsample.ops import backend as backends
 from fastsample.ops.backend import cpu_module, fresh
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+# How weights lie in memory: numbers from 0 on are the CPU kernels' own layouts; row by row they are read by Triton's
+# kernels, or by torch's own product.
+ROWS, TORCH = -1, -2
 
 
 class LowRank(NamedTuple):
@@ -36,8 +39,8 @@ Group = Sequence[LowRank | None]
 class PackedLinear:
     """The weights of one or several linears that read the same input, laid out for lora_linear.
 
-    On a CPU with compiled kernels they lie in panels of 32 columns; elsewhere row by row, as Triton's kernels read
-    them.
+    On a CPU with compiled kernels they lie in panels of 32 columns, on one with AMX split into bfloat16 parts: a float32
+    weight then takes 6 bytes, a float16 one 4. Elsewhere they lie row by row.
 
     Attributes:
         data: all weights, one linear after the other.
@@ -46,7 +49,7 @@ class PackedLinear:
         in_features: K.
         out_features: N of each linear.
         sizes: of each linear, the elements of data.
-        native: whether data is in the CPU kernels' layout.
+        layout: how data is laid out: ROWS, TORCH or one of the CPU kernels' layouts.
         offers: the backends that have kernels for such weights, beside the reference.
     """
 
@@ -57,11 +60,16 @@ class PackedLinear:
         in_features: int,
         out_features: tuple[int, ...],
         sizes: tuple[int, ...],
-        native: bool,
+        layout: int,
     ) -> None:
-        self.data, self.bias, self.native = data, bias, native
+        self.data, self.bias, self.layout = data, bias, layout
         self.in_features, self.out_features, self.sizes = in_features, out_features, sizes
-        self.offers = (*(("cpu",) if native else ()), *(("triton",) if _has_triton(data) else ()))
+        self.offers = (*(("cpu",) if layout != ROWS else ()), *(("triton",) if _has_triton(data) else ()))
+
+    @property
+    def native(self) -> bool:
+        """Whether data is in one of the CPU kernels' layouts."""
+        return self.layout >= 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,23 +85,23 @@ class PackedLinear:
         """The weights, (N, K) each, bit for bit as they were packed."""
         parts = zip(self.data.split(self.sizes), self.out_features, strict=True)
         if self.native:
-            return tuple(_unpack(part, n, self.in_features) for part, n in parts)
+            return tuple(_unpack(part, n, self.in_features, self.layout) for part, n in parts)
         return tuple(part.reshape(n, self.in_features) for part, n in parts)
 
     def by_rows(self) -> PackedLinear:
         """The same weights in the layout of Triton's kernels."""
-        if not self.native:
+        if self.layout == ROWS:
             return self
         data = torch.cat([weight.reshape(-1) for weight in self.unpack()])
         sizes = tuple(n * self.in_features for n in self.out_features)
-        return PackedLinear(data, self.bias, self.in_features, self.out_features, sizes, native=False)
+        return PackedLinear(data, self.bias, self.in_features, self.out_features, sizes, ROWS)
 
     def linear(self, i: int) -> PackedLinear:
         """The i-th linear alone, on the same memory."""
         first, n = sum(self.out_features[:i]), self.out_features[i]
         bias = None if self.bias is None else self.bias[first : first + n]
         data = self.data.split(self.sizes)[i]
-        return PackedLinear(data, bias, self.in_features, (n,), (self.sizes[i],), self.native)
+        return PackedLinear(data, bias, self.in_features, (n,), (self.sizes[i],), self.layout)
 
 
 class PackedAdapters:
@@ -115,13 +123,13 @@ class PackedAdapters:
         self.ranks = _ranks(groups)
         self.flat_ranks = tuple(rank for ranks in self.ranks for rank in ranks)
         self._fits = _kind(packed)
-        new, native = packed.data.new_empty, packed.native
+        new, layout = packed.data.new_empty, packed.layout
         k, ns = packed.in_features, packed.out_features
-        widths = [[rank + _missing(rank, native) for rank in ranks] for ranks in self.ranks]
+        widths = [[rank + _missing(rank, layout) for rank in ranks] for ranks in self.ranks]
         self._up_sizes = [
-            [_packed_size(n, r, packed.dtype, native) for n, r in zip(ns, own, strict=True)] for own in widths
+            [_packed_size(n, r, layout) for n, r in zip(ns, own, strict=True)] for own in widths
         ]
-        self.down = [new(_packed_size(sum(own), k, packed.dtype, native)) for own in widths]
+        self.down = [new(_packed_size(sum(own), k, layout)) for own in widths]
         self.up = [new(sum(sizes)) for sizes in self._up_sizes]
         self.scale = [new(sum(own), dtype=torch.float32) for own in widths]
         self._write(packed, groups)
@@ -168,10 +176,10 @@ class PackedAdapters:
                 down, scale = torch.cat([one.down for one in present]), torch.cat([one.scale for one in present])
                 written.append((i, down, [None if one is None else one.up for one in wide], scale))
         for i, down, ups, scale in written:
-            _pack(down, self.down[i], packed.native)
+            _pack(down, self.down[i], packed.layout)
             for up, part in zip(ups, self.up[i].split(self._up_sizes[i]), strict=True):
                 if up is not None:
-                    _pack(up, part, packed.native)
+                    _pack(up, part, packed.layout)
             self.scale[i].copy_(scale)
         self.groups = tuple(tuple(group) for group in groups)
         self._factors = [factor for group in self.groups for one in group if one is not None for factor in one]
@@ -216,12 +224,12 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | Non
             )
         if bias is not None and (bias.shape != weight.shape[:1] or bias.device != weight.device):
             raise ValueError(f"biases[{i}] is {_what(bias)}, its weight {_what(weight)}")
-    native = cpu_module() is not None and first.is_cpu and first.dtype in DTYPES
+    layout = _layout(first)
     out_features, in_features = tuple(len(weight) for weight in weights), first.shape[1]
-    sizes = tuple(_packed_size(n, in_features, first.dtype, native) for n in out_features)
+    sizes = tuple(_packed_size(n, in_features, layout) for n in out_features)
     data = fresh(torch.Size((sum(sizes),)), first.dtype, first.device)
     for weight, part in zip(weights, data.split(sizes), strict=True):
-        _pack(weight.detach(), part, native)
+        _pack(weight.detach(), part, layout)
     bias = None
     if any(one is not None for one in biases):
         dtype = torch.promote_types(first.dtype, torch.float32)
@@ -231,7 +239,7 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | Non
                 for n, one in zip(out_features, biases, strict=True)
             ]
         )
-    return PackedLinear(data, bias, in_features, out_features, sizes, native)
+    return PackedLinear(data, bias, in_features, out_features, sizes, layout)
 
 
 def pack_adapters(packed: PackedLinear, groups: Sequence[Group]) -> PackedAdapters:
@@ -281,14 +289,14 @@ def _wide(one: LowRank, packed: PackedLinear) -> LowRank:
     """In the weights' dtype, on their device, a scale for each rank, zeros up to the rank that there is memory for."""
     down, up = one.down.to(packed.data), one.up.to(packed.data)
     scale = one.scale.detach().to(packed.device, torch.float32).expand(len(down))
-    missing, pad = _missing(len(down), packed.native), torch.nn.functional.pad
+    missing, pad = _missing(len(down), packed.layout), torch.nn.functional.pad
     if not missing:
         return LowRank(down, up, scale)
     return LowRank(pad(down, (0, 0, 0, missing)), pad(up, (0, missing)), pad(scale, (0, missing)))
 
 
-def _missing(rank: int, native: bool) -> int:
-    return 0 if native else -rank % RANK_STEP
+def _missing(rank: int, layout: int) -> int:
+    return -rank % RANK_STEP if layout == ROWS else 0
 
 
 def _is_dense(tensor: object) -> bool:
@@ -300,36 +308,40 @@ def _ranks(groups: Sequence[Group]) -> tuple[tuple[int, ...], ...]:
 
 
 def _kind(packed: PackedLinear) -> tuple[object, ...]:
-    return packed.in_features, packed.out_features, packed.data.dtype, packed.data.device, packed.native
+    return packed.in_features, packed.out_features, packed.data.dtype, packed.data.device, packed.layout
 
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _packed_size(n: int, k: int, dtype: torch.dtype, native: bool) -> int:
-    return cpu_module().lora_packed_size(n, k, DTYPES[dtype]) if native else n * k
+def _layout(weight: Tensor) -> int:
+    if cpu_module() is None or not weight.is_cpu or weight.dtype not in DTYPES:
+        return ROWS
+    return int(cpu_module().lora_layout(DTYPES[weight.dtype]))
 
 
-def _pack(weight: Tensor, out: Tensor, native: bool) -> None:
-    if native:
+def _packed_size(n: int, k: int, layout: int) -> int:
+    return cpu_module().lora_packed_size(n, k, layout) if layout >= 0 else n * k
+
+
+def _pack(weight: Tensor, out: Tensor, layout: int) -> None:
+    if layout >= 0:
         weight = weight.contiguous().resolve_neg()
-        cpu_module().lora_pack(
-            weight.data_ptr(), *weight.shape, DTYPES[weight.dtype], out.data_ptr(), torch.get_num_threads()
-        )
+        cpu_module().lora_pack(weight.data_ptr(), *weight.shape, layout, out.data_ptr(), torch.get_num_threads())
     else:
         out.copy_(weight.reshape(-1))
 
 
 @torch.library.custom_op("fastsample::lora_unpack", mutates_args=(), device_types="cpu")
-def _unpack(data: Tensor, n: int, k: int) -> Tensor:
+def _unpack(data: Tensor, n: int, k: int, layout: int) -> Tensor:
     weight = data.new_empty(n, k)
-    cpu_module().lora_unpack(data.data_ptr(), n, k, DTYPES[data.dtype], weight.data_ptr(), torch.get_num_threads())
+    cpu_module().lora_unpack(data.data_ptr(), n, k, layout, weight.data_ptr(), torch.get_num_threads())
     return weight
 
 
 @_unpack.register_fake
-def _unpacked_shape(data: Tensor, n: int, k: int) -> Tensor:
+def _unpacked_shape(data: Tensor, n: int, k: int, layout: int) -> Tensor:
     return data.new_empty(n, k)
 
 
