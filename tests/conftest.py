@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from peers import lock, outside
 from torch import Tensor
 
 HAS_GPU = torch.cuda.is_available()
@@ -19,6 +20,11 @@ if not HAS_GPU:
 
 from fastsample.ops import backend as backends  # noqa: E402
 from fastsample.ops.backend import _cpu  # noqa: E402
+
+
+def pytest_report_header() -> str:
+    """Whoever sees a failure sees whether other packages than the lock's made it."""
+    return f"beside constraints.txt: {', '.join(outside(lock())) or 'nothing'}"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -80,16 +80,18 @@ def by_hand(p: Problem, x: Tensor, group: int = 0) -> list[Tensor]:
     """The same as one writes it in torch: the linear, the product with A, addmm with B.
 
     All in products of 64 columns or more, columns repeated: with a few torch computes dot products, whose many short
-    sums are more exact than those of the products that layers are made of.
+    sums are more exact than those of the products that layers are made of. And all in sums of an even number of terms,
+    a 0 added: torch's sums of an odd number of 16-bit terms may take in what lies behind a row.
     """
     found = []
     for i, (weight, bias) in enumerate(zip(p.weights, p.biases, strict=True)):
         n, one = len(weight), p.groups[group][i] if p.groups and group >= 0 else None
-        y = functional.linear(x, _wide(weight), None if bias is None else _wide(bias))
+        y = functional.linear(_even(x), _wide(weight), None if bias is None else _wide(bias[:, None])[:, 0])
         if one is not None:
-            t = (x @ _wide(one.down).T)[:, : len(one.down)]
+            t = _even((_even(x) @ _wide(one.down).T)[:, : len(one.down)])
             if one.scale.ndim:
-                y = torch.addmm(y, (t.float() * one.scale).to(t), _wide(one.up).T)
+                scale = functional.pad(one.scale, (0, t.shape[1] - len(one.scale)))
+                y = torch.addmm(y, (t.float() * scale).to(t), _wide(one.up).T)
             else:
                 y = torch.addmm(y, t, _wide(one.up).T, alpha=one.scale.item())
         found.append(y[:, :n])
@@ -97,7 +99,12 @@ def by_hand(p: Problem, x: Tensor, group: int = 0) -> list[Tensor]:
 
 
 def _wide(weight: Tensor) -> Tensor:
-    return weight.repeat(-(-64 // len(weight)), *[1] * (weight.ndim - 1))
+    """Its rows repeated to an even number of 64 or more."""
+    return _even(weight.repeat(2 * -(-32 // len(weight)), 1))
+
+
+def _even(rows: Tensor) -> Tensor:
+    return functional.pad(rows, (0, rows.shape[1] % 2))
 
 
 def assert_as_good_as_torch(got: Sequence[Tensor], p: Problem, rows: int, group: int = 0) -> None:

@@ -320,7 +320,8 @@ def test_an_update_that_does_not_fit_changes_nothing(backend: str) -> None:
 def test_long_sums_are_blocked(backend: str, value: float) -> None:
     """8192 equal terms: one running sum rounds in the same direction in every step of an octave.
 
-    Chains of at most 512 terms, then of 16 partial sums, lose at most (512 + 16) half ulps of the sum.
+    Chains of at most 512 terms, then of 16 partial sums, lose at most (512 + 16) half ulps of the sum. That is what the
+    kernels do; how torch, and with it the reference, blocks its sums is not said anywhere.
     """
     k = 8192
     w = torch.full((33, k), value)
@@ -331,7 +332,7 @@ def test_long_sums_are_blocked(backend: str, value: float) -> None:
     (got,) = lora_linear(torch.ones(15, k), pack_linear([w]), backend=backend)
     lost = abs(float((torch.ones(15, k) @ w.T).double().sub(want).abs().max()))
     error = float((got.double() - want).abs().max())
-    assert error <= bound
+    assert error <= bound or backend == "reference"
     assert error <= 2 * lost + 2.0**-24 * want
 
 

@@ -262,7 +262,7 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERYTHING = [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "time_emb_proj"]
 
 
-def adapter(unet: diffusers.UNet2DConditionModel, targets: list[str], rank: int = 3, alpha: float = 5) -> nn.Module:
+def adapter(unet: diffusers.UNet2DConditionModel, targets: list[str], rank: int = 4, alpha: float = 5) -> nn.Module:
     """The UNet with PEFT's layers."""
     theirs = copy.deepcopy(unet)
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=False)

@@ -52,14 +52,14 @@ def _there(package: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> bool:
 
 @needs_cpu
 def test_lora_projections(has_peft: bool, quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lora.main([*quick, "--only", "projections", "--shapes", "15x16,3x8x33"]) == 0
+    assert lora.main([*quick, "--only", "projections", "--shapes", "15x16,3x8x34"]) == 0
     shown = capsys.readouterr().out
     assert "rank 16 / nn.Linear: " in shown and "GFLOP/s, " in shown
     assert ("PEFT is left out" in shown, "PEFT rank 16 / fastsample rank 16: " in shown) == (not has_peft, has_peft)
     assert (tmp_path / "lora-projections-quick.png").read_bytes().startswith(b"\x89PNG")
     written = read(tmp_path / "lora-projections-quick.csv")
     peers = {"addmm", "PEFT", "PEFT merged"} if has_peft else {"addmm"}
-    for dtype, case in product(("float32", "bfloat16"), ("15x16", "3x8x33")):
+    for dtype, case in product(("float32", "bfloat16"), ("15x16", "3x8x34")):
         own = [row for row in written if row["benchmark"] == f"projections {dtype}" and row["case"] == case]
         assert {f"{name} rank 16" for name in (*peers, "fastsample")} < {row["provider"] for row in own}
         assert all(float(row["gflop_per_s"]) > 0 for row in own)

@@ -73,7 +73,7 @@ def test_equals_peft(make: Any, targets: str, options: dict[str, Any], dtype: to
     ours, call = make()
     ours.eval().requires_grad_(False)
     plain = copy.deepcopy(ours).to(dtype)
-    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets.split(), init_lora_weights=False, **options)
+    config = peft.LoraConfig(r=4, lora_alpha=5, target_modules=targets.split(), init_lora_weights=False, **options)
     theirs = peft.get_peft_model(copy.deepcopy(ours), config)
     theirs.save_pretrained(tmp_path)
     report = lora.attach(ours.to(dtype), tmp_path)

@@ -56,12 +56,11 @@ def test_examples_of_lora_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
 
 
-def test_two_setup_commands_that_pin_torch_and_triton() -> None:
+def test_two_setup_commands_that_read_the_lock() -> None:
     commands = blocks("bash")
     assert len(commands) == 2
     for command in commands:
         assert command.count("\n") == 1 and "-c constraints.txt" in command and "-m venv" in command
-    assert (ROOT / "constraints.txt").read_text().split() == ["torch==2.13.0", "triton==3.7.0"]
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))

@@ -168,8 +168,10 @@ def lora_linear_reference(
 ) -> tuple[Tensor, ...]:
     """lora_linear in plain torch: the specification, and what gradients go through. Any device and floating dtype.
 
-    Args as lora_linear's, the weights unpacked and their biases behind one another. Base product and low-rank part are
-    rounded to x's dtype one after the other.
+    Args as lora_linear's, the weights unpacked and their biases behind one another. In half precision base product
+    (bias included), t (scale included), low-rank part and their sum are each summed in float32 and rounded to x's
+    dtype; the kernels round t and y alone. No row of the result, and none of the gradient in x, depends on what lies
+    beside that row in memory.
     """
     unchecked = adapter_index is not None and (torch.compiler.is_compiling() or not adapter_index.is_cpu)
     if adapter_index is not None and not unchecked:
@@ -180,13 +182,13 @@ def lora_linear_reference(
     for i, weight in enumerate(weights):
         part = None if bias is None else bias[first : first + len(weight)].to(x.dtype)
         first += len(weight)
-        y = torch.nn.functional.linear(x, weight, part)
+        y = _product(x, weight, part)
         for g, group in enumerate(groups):
             one = group[i]
             if one is None:
                 continue
             t = torch.nn.functional.linear(x.to(exact), one.down.to(x).to(exact)) * one.scale.to(x.device, exact)
-            delta = torch.nn.functional.linear(t.to(x), one.up.to(x))
+            delta = _product(t.to(x), one.up.to(x))
             if adapter_index is not None:
                 chosen = (adapter_index == g).reshape(-1, *[1] * (x.ndim - 1))
                 delta = torch.where(chosen, delta, 0)
@@ -196,6 +198,22 @@ def lora_linear_reference(
             y = torch.where(known.reshape(-1, *[1] * (x.ndim - 1)), y, torch.nan)
         outputs.append(y)
     return tuple(outputs)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, summed in float32 or better and rounded to x's dtype.
+
+    torch's own where that is sound, since training costs what its products cost. On a CPU with AMX torch 2.13 sums an
+    odd number of bfloat16 products in pairs and takes for the last one's partner 0 times what lies behind the row: NaN,
+    if that is NaN or infinite. Sums run over K, in the gradient of x over N, in that of the weight over the rows. And
+    float16 on a CPU without its arithmetic takes torch up to 70 times as long as float32 does.
+    """
+    counts = *weight.shape, x.numel() // x.shape[-1] if weight.requires_grad else 0
+    odd = x.dtype == torch.bfloat16 and any(count % 2 for count in counts)
+    if x.is_cpu and (odd or x.dtype == torch.float16):
+        wide = None if bias is None else bias.float()
+        return torch.nn.functional.linear(x.float(), weight.float(), wide).to(x.dtype)
+    return torch.nn.functional.linear(x, weight, bias)
 
 
 def check(x: Tensor, packed: PackedLinear, adapters: PackedAdapters | None, adapter_index: Tensor | None) -> None:
