@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ if not HAS_GPU:
     # Triton reads it when kernels are imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import ahead  # noqa: E402
+
 from fastsample.ops import backend as backends  # noqa: E402
 from fastsample.ops.backend import _cpu  # noqa: E402
 
@@ -25,6 +28,21 @@ from fastsample.ops.backend import _cpu  # noqa: E402
 def pytest_report_header() -> str:
     """Whoever sees a failure sees whether other packages than the lock's made it."""
     return f"beside constraints.txt: {', '.join(outside(lock())) or 'nothing'}"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # What is imported by now stays; every collection of garbage would look at its million objects.
+    gc.collect()
+    gc.freeze()
+    if not session.config.option.collectonly:
+        for item in session.items:
+            for mark in item.iter_markers("ahead"):
+                for job in mark.args:
+                    job.begin()
+
+
+def pytest_sessionfinish() -> None:
+    ahead.stop()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import HAS_GPU, Floor
+from cuda_on_cpu import build
 from torch import Tensor
 
 import fastsample
@@ -22,6 +23,8 @@ from fastsample.ops.checks import guidance_weights
 from fastsample.ops.noise import sample_seeds
 from fastsample.ops.step_plan import StepPlan
 from fastsample.ops.step_reference import step_reference
+
+pytestmark = pytest.mark.ahead(build.undefined)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 SHAPE = (2, 3, 5, 7)

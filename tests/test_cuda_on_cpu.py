@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ahead import ENVIRONMENT, Ahead
 from cuda_on_cpu import build
 from cuda_on_cpu.build import ORDERS, CudaOnCpu
 
@@ -104,7 +104,7 @@ def run_python(code: str, library: Path, **environment: str) -> subprocess.Compl
     return subprocess.run(
         [sys.executable, "-c", prelude + code],
         cwd=Path(__file__).parent,
-        env={**os.environ, **environment},
+        env={**ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
     )
@@ -121,29 +121,27 @@ def test_a_misaligned_vector_ends_the_process(on_cpu: CudaOnCpu) -> None:
     assert done.stdout == "whole\n" and "misaligned address" in done.stderr, done.stderr
 
 
-@pytest.fixture(scope="module")
-def address_sanitizer() -> tuple[Path, dict[str, str]]:
-    """The library built with it, and the environment that it needs inside Python."""
+def under_address_sanitizer(code: str, library: Path) -> subprocess.CompletedProcess[str]:
+    """In the environment that the sanitizer needs inside Python."""
+    preloaded = [build.runtime(name) for name in ("libasan.so", "libstdc++.so.6")]
+    # Python leaks; the stacks of allocations cost more than all else.
+    options = "detect_leaks=0:malloc_context_size=1"
+    return run_python(code, library, LD_PRELOAD=" ".join(preloaded), ASAN_OPTIONS=options, OMP_NUM_THREADS="1")
+
+
+@pytest.fixture
+def address_sanitizer() -> Path:
+    """The library built with it."""
     if reason := build.why_not():
         pytest.skip(reason)
-    preloaded = [build.runtime(name) for name in ("libasan.so", "libstdc++.so.6")]
-    environment = {
-        "LD_PRELOAD": " ".join(preloaded),
-        # Python leaks; the stacks of allocations cost more than all else.
-        "ASAN_OPTIONS": "detect_leaks=0:malloc_context_size=1",
-        "OMP_NUM_THREADS": "1",
-    }
-    return build.build("address"), environment
+    return build.address.result()
 
 
+@pytest.mark.ahead(build.address)
 @pytest.mark.parametrize(("name", "count", "threads"), [("vectors", 256, 65), ("shared_bounds", 256, 9)])
-def test_what_lies_beyond_ends_the_process(
-    address_sanitizer: tuple[Path, dict[str, str]], name: str, count: int, threads: int
-) -> None:
-    library, environment = address_sanitizer
-    done = run_python(
-        trial(name, count, threads - 1) + "; print('inside'); " + trial(name, count, threads), library, **environment
-    )
+def test_what_lies_beyond_ends_the_process(address_sanitizer: Path, name: str, count: int, threads: int) -> None:
+    code = trial(name, count, threads - 1) + "; print('inside'); " + trial(name, count, threads)
+    done = under_address_sanitizer(code, address_sanitizer)
     assert "inside\n" in done.stdout and done.stdout.endswith("inside\n"), done.stdout
     assert "buffer-overflow" in done.stderr and "trials.cu" in done.stderr, done.stderr
 
@@ -163,11 +161,19 @@ UNDER_ADDRESS_SANITIZER = [
 ]
 
 
-def test_kernels_stay_inside_their_memory(address_sanitizer: tuple[Path, dict[str, str]]) -> None:
-    library, environment = address_sanitizer
-    code = (
-        f"import pytest; raise SystemExit(pytest.main(['-q', '-p', 'no:cacheprovider', *{UNDER_ADDRESS_SANITIZER!r}]))"
+@Ahead
+def stay_inside() -> subprocess.CompletedProcess[str]:
+    arguments = ["-q", "-p", "no:cacheprovider", *UNDER_ADDRESS_SANITIZER]
+    # The library is there: the address sanitizer's own tests come first.
+    return under_address_sanitizer(
+        f"import pytest; raise SystemExit(pytest.main({arguments!r}))", build.build("address")
     )
-    done = run_python(code, library, **environment)
+
+
+@pytest.mark.ahead(stay_inside)
+def test_kernels_stay_inside_their_memory() -> None:
+    if reason := build.why_not():
+        pytest.skip(reason)
+    done = stay_inside.result()
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:] + done.stderr[-4000:]
     assert "skipped" not in done.stdout

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import live
@@ -121,15 +123,25 @@ def test_golden_chains(backend: str, name: str, timesteps: str, seed: int, varia
     assert np.abs(got.numpy() - want).max() <= 1e-4 * np.abs(want).max()
 
 
+@functools.cache
+def live_chain(variance: str, prediction: str, steps: int) -> Tensor:
+    """What diffusers makes of the noise of seed 5, the same for every backend of ours."""
+    diffusers = pytest.importorskip("diffusers")
+    names = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
+    scheduler = diffusers.DDPMScheduler(variance_type=variance, prediction_type=names[prediction])
+    scheduler.set_timesteps(steps)
+    return live.chain(scheduler, model_for(variance), ops.randn((2, 3, 8, 8), seed=5))
+
+
+def model_for(variance: str) -> Callable[[Tensor, Tensor], Tensor]:
+    return learned_model if variance == "learned_range" else toy_model
+
+
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
 def test_the_live_diffusers(backend: str, variance: str, prediction: str) -> None:
     """250 steps. diffusers' tables are float32, which costs 1 - alpha bar up to 1.7e-4 near t = 0."""
-    diffusers = pytest.importorskip("diffusers")
-    names = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
-    scheduler = diffusers.DDPMScheduler(variance_type=variance, prediction_type=names[prediction])
-    scheduler.set_timesteps(250)
-    model = learned_model if variance == "learned_range" else toy_model
+    want, model = live_chain(variance, prediction, 250), model_for(variance)
     x = ops.randn((2, 3, 8, 8), seed=5)
     got = ddpm(
         model,
@@ -142,19 +154,13 @@ def test_the_live_diffusers(backend: str, variance: str, prediction: str) -> Non
         seed=5,
         backend=backend,
     )
-    want = live.chain(scheduler, model, x)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
 def test_the_live_diffusers_on_all_timesteps(variance: str) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DDPMScheduler(variance_type=variance)
-    scheduler.set_timesteps(1000)
-    model = learned_model if variance == "learned_range" else toy_model
-    x = ops.randn((2, 3, 8, 8), seed=5)
-    want = live.chain(scheduler, model, x)
-    got = ddpm(model, x, variance=variance, clip=1.0, seed=5)
+    want = live_chain(variance, "epsilon", 1000)
+    got = ddpm(model_for(variance), ops.randn((2, 3, 8, 8), seed=5), variance=variance, clip=1.0, seed=5)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
+import live
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fastsample import Schedule, Step, ops
+from fastsample import Schedule, Step
 from fastsample.levels import flow_levels, karras_sigmas, noise_levels, spaced_levels
 from fastsample.samplers.ddim import ddim
 from fastsample.samplers.euler import Euler, EulerAncestral, euler, euler_ancestral
@@ -52,53 +54,71 @@ def peer_chain(scheduler: Any, x: Tensor, model: Callable[[Tensor, Tensor], Tens
 # Against diffusers
 
 
+@functools.cache
+def discrete_runs(solver: type[Euler | Heun], prediction: str, spacing: str) -> list[tuple[int, np.ndarray, Tensor]]:
+    """Steps, times and what diffusers makes of them: the same for every backend of ours."""
+    scheduler = peer(f"{solver.__name__}DiscreteScheduler", spacing, prediction_type=PEER_PREDICTION[prediction])
+    found = []
+    for steps in (5, 10, 30):
+        scheduler.set_timesteps(steps)
+        alpha = solver(SCHEDULE, steps=steps, timesteps=spacing, prediction=prediction).table.alpha[0]
+        found.append((steps, scheduler.timesteps.numpy(), peer_chain(scheduler, start() / alpha)))
+    return found
+
+
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("prediction", PEER_PREDICTION)
 @pytest.mark.parametrize("solver", [Euler, Heun], ids=["euler", "heun"])
 def test_diffusers_chains(backend: str, solver: type[Euler | Heun], prediction: str, spacing: str) -> None:
     """Within 1e-4 of the largest value: diffusers' alpha bars and each of its up to 59 rows are rounded to float32."""
-    scheduler = peer(f"{solver.__name__}DiscreteScheduler", spacing, prediction_type=PEER_PREDICTION[prediction])
-    for steps in (5, 10, 30):
-        scheduler.set_timesteps(steps)
+    for steps, t, want in discrete_runs(solver, prediction, spacing):
         sampler = solver(SCHEDULE, steps=steps, timesteps=spacing, prediction=prediction)
         # Their interpolation of Karras times is in float32, of logarithms with a slope of 1/200 a timestep.
-        np.testing.assert_allclose(sampler.table.t, scheduler.timesteps.numpy(), rtol=0, atol=5e-3)
-        want = peer_chain(scheduler, start() / sampler.table.alpha[0])
+        np.testing.assert_allclose(sampler.table.t, t, rtol=0, atol=5e-3)
         assert (sampler(toy_model, start(), backend=backend) - want).abs().max() <= 1e-4 * want.abs().max(), steps
+
+
+@functools.cache
+def ancestral_runs(prediction: str, spacing: str) -> list[tuple[int, Tensor]]:
+    """Steps, and what diffusers makes of the noise of seed 5."""
+    scheduler = peer("EulerAncestralDiscreteScheduler", spacing, prediction_type=PEER_PREDICTION[prediction])
+    found = []
+    for steps in (5, 20):
+        scheduler.set_timesteps(steps)
+        alpha = EulerAncestral(SCHEDULE, steps=steps, timesteps=spacing, prediction=prediction).table.alpha[0]
+        found.append((steps, live.chain(scheduler, toy_model, start() / alpha)))
+    return found
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_diffusers_ancestral_chains(
-    backend: str, monkeypatch: pytest.MonkeyPatch, prediction: str, spacing: str
-) -> None:
+def test_diffusers_ancestral_chains(backend: str, prediction: str, spacing: str) -> None:
     """With the same noise on both sides; theirs draws some in the last row too and multiplies it with 0."""
-    scheduler = peer("EulerAncestralDiscreteScheduler", spacing, prediction_type=PEER_PREDICTION[prediction])
-    module = pytest.importorskip("diffusers.schedulers.scheduling_euler_ancestral_discrete")
-    for steps in (5, 20):
-        noise = [ops.randn((2, 3, 8, 8), seed=5, step=k, stream=1) for k in range(steps)]
-        drawn = iter(noise)
-        monkeypatch.setattr(module, "randn_tensor", lambda *args, drawn=drawn, **kwargs: next(drawn))
-        scheduler.set_timesteps(steps)
+    for steps, want in ancestral_runs(prediction, spacing):
         sampler = EulerAncestral(SCHEDULE, steps=steps, timesteps=spacing, prediction=prediction)
-        want = peer_chain(scheduler, start() / sampler.table.alpha[0])
+        noise = [live.step_noise(k, start().shape) for k in range(steps)]
         got = sampler(toy_model, start(), noise=noise.__getitem__, backend=backend)
         assert (got - want).abs().max() <= 1e-4 * want.abs().max(), steps
-        inside = sampler(toy_model, start(), seed=[5, 6], backend=backend)
-        assert torch.equal(inside, got), "the noise of seed 5 is what was given"
+        assert torch.equal(sampler(toy_model, start(), seed=[5, 6], backend=backend), got), "seed 5 is what was given"
+
+
+@functools.cache
+def flow_run(solver: type[Euler | Heun], steps: int, shift: float) -> tuple[np.ndarray, Tensor]:
+    """diffusers' times and its chain."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = getattr(diffusers, f"FlowMatch{solver.__name__}DiscreteScheduler")(shift=shift)
+    scheduler.set_timesteps(steps)
+    return scheduler.timesteps.numpy(), peer_chain(scheduler, start())
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
 @pytest.mark.parametrize("steps", [1, 4, 28])
 @pytest.mark.parametrize("solver", [Euler, Heun], ids=["euler", "heun"])
 def test_diffusers_flow_chains(backend: str, solver: type[Euler | Heun], steps: int, shift: float) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    scheduler = getattr(diffusers, f"FlowMatch{solver.__name__}DiscreteScheduler")(shift=shift)
-    scheduler.set_timesteps(steps)
+    t, want = flow_run(solver, steps, shift)
     sampler = solver(steps=steps, prediction="flow", shift=shift)
     # float32 times up to 1000, rounded several times on their side.
-    np.testing.assert_allclose(sampler.table.t, scheduler.timesteps.numpy(), rtol=0, atol=3e-4)
-    want = peer_chain(scheduler, start())
+    np.testing.assert_allclose(sampler.table.t, t, rtol=0, atol=3e-4)
     assert (sampler(toy_model, start(), backend=backend) - want).abs().max() <= 1e-4 * want.abs().max()
 
 

@@ -6,15 +6,15 @@ for Triton's interpreter.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from ahead import ENVIRONMENT, Ahead
 
 from benchmarks import binaries, gpu_static, sass
 from benchmarks.peaks import GPUS, LIMITS
@@ -42,32 +42,42 @@ BELOW_HALF = {
 Rows = list[dict[str, str]]
 
 
-def collected(folder: Path, *flags: str) -> Rows:
-    out = folder / "found.csv"
-    command = [sys.executable, "-m", "benchmarks.gpu_static", "--out", str(out), *flags]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    with out.open(newline="") as file:
-        return list(csv.DictReader(file))
+def collected(*flags: str) -> Rows:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "found.csv")
+        command = [sys.executable, "-m", "benchmarks.gpu_static", "--out", str(out), *flags]
+        done = subprocess.run(
+            command, cwd=ROOT, env={**ENVIRONMENT, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return gpu_static.read_csv(out)
 
 
-@pytest.fixture(scope="module")
-def triton_rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+@Ahead
+def from_triton() -> Rows:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
     flags = [flag for label in (*ELEMENT_WISE, *PRODUCTS) for flag in ("--match", label)]
-    return collected(tmp_path_factory.mktemp("triton"), "--only", "triton", "--archs", "80,90,100,gfx942", *flags)
+    return collected("--only", "triton", "--archs", "80,90,100,gfx942", *flags)
 
 
-@pytest.fixture(scope="module")
-def cuda_rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+@Ahead
+def from_cuda() -> Rows:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("the disassembler comes with triton, which is not installed")
     if binaries.cuda_module() is None:
         pytest.skip("fastsample._cuda is not built here")
-    return collected(tmp_path_factory.mktemp("cuda"), "--only", "cuda", "--archs", "75,90")
+    return collected("--only", "cuda", "--archs", "75,90")
+
+
+@pytest.fixture
+def triton_rows() -> Rows:
+    return from_triton.result()
+
+
+@pytest.fixture
+def cuda_rows() -> Rows:
+    return from_cuda.result()
 
 
 def label(row: dict[str, str]) -> str:
@@ -88,6 +98,7 @@ def over_the_limit(rows: Rows) -> list[str]:
     return [f"{label(row)} {row['arch']}" for row in rows if int(row["shared"]) > limits[row["arch"]]]
 
 
+@pytest.mark.ahead(from_triton)
 def test_triton_kernels_compile_for_every_architecture(triton_rows: Rows) -> None:
     assert {row["arch"] for row in triton_rows} == {"sm_80", "sm_90", "sm_100", "gfx942"}
     assert {label(row) for row in triton_rows} >= {*ELEMENT_WISE, *PRODUCTS}
@@ -135,6 +146,7 @@ def test_triton_s_step_is_bound_by_memory(triton_rows: Rows, variant: str) -> No
         assert row["bound"] == "memory" or (row["gpu"] == "B200" and variant != "noise-free"), row
 
 
+@pytest.mark.ahead(from_cuda)
 def test_cuda_kernels(cuda_rows: Rows) -> None:
     assert {row["arch"] for row in cuda_rows} == {"sm_75", "sm_90"}
     assert {row["op"] for row in cuda_rows} >= {"noise", "step", "posterior"}

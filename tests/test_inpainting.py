@@ -181,7 +181,9 @@ def test_gradients(mask: Tensor) -> None:
     assert (got - ddim(model, x, **common)).abs().max() <= 3 * 16 * UNIT * 8 * 4
     got.sum().backward()
     assert (given.grad[mask == 0] == 0).all() and (given.grad[mask == 1] != 0).all()
-    double = x.double().requires_grad_()
+    # The first line of two samples, where the mask has all of its values: the chain runs twice for every element.
+    lines = [one[:2, :, :1] for one in (x, mask, KNOWN)]
+    double, common["mask"], common["known"] = lines[0].double().requires_grad_(), *lines[1:]
     assert torch.autograd.gradcheck(
         lambda x: ddim(model, x, model_dtype=torch.float64, **common), (double,), eps=1e-6, atol=1e-5
     )

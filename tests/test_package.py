@@ -11,12 +11,14 @@ import subprocess
 import sys
 import zipfile
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ahead import ENVIRONMENT, Ahead
 
 import fastsample
 
@@ -28,7 +30,7 @@ needs_cpu = pytest.mark.skipif(not CPU["available"], reason=f"no CPU kernels: {C
 
 
 def run(command: list[str], cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("FASTSAMPLE_")}
+    clean = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("FASTSAMPLE_")}
     return subprocess.run(
         command, cwd=cwd, env={**clean, **environment}, capture_output=True, text=True, timeout=300, check=False
     )
@@ -36,6 +38,11 @@ def run(command: list[str], cwd: Path | None = None, **environment: str) -> "sub
 
 def python(code: str, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
     return run([sys.executable, "-W", "always", "-c", code], cwd, **environment)
+
+
+def begun(code: str, **environment: str) -> "Ahead[subprocess.CompletedProcess[str]]":
+    """`python`, ahead of the test that waits for it."""
+    return Ahead(lambda: python(code, **environment))
 
 
 # The instruction sets in the binary
@@ -93,32 +100,39 @@ def test_every_level_is_in_the_binary(encodings: dict[str, set[str]], level: str
 # Overrides
 
 
+WHICH = "import fastsample; print(fastsample.backends()['cpu']['isa'])"
+FORCED = {isa: begun(WHICH, FASTSAMPLE_CPU_ISA=isa) for isa in CPU.get("isas", [])}
+BEST, UNKNOWN = begun(WHICH), begun("import fastsample", FASTSAMPLE_CPU_ISA="avx1024")
+
+
 @needs_cpu
-@pytest.mark.parametrize("isa", CPU.get("isas", []))
+@pytest.mark.ahead(*FORCED.values())
+@pytest.mark.parametrize("isa", FORCED)
 def test_isa_override(isa: str) -> None:
-    done = python("import fastsample; print(fastsample.backends()['cpu']['isa'])", FASTSAMPLE_CPU_ISA=isa)
+    done = FORCED[isa].result()
     assert done.stdout.strip() == isa, done.stderr
 
 
 @needs_cpu
+@pytest.mark.ahead(BEST)
 def test_the_best_isa_is_the_default() -> None:
     assert CPU["isas"][0] == "scalar"
-    done = python("import fastsample; print(fastsample.backends()['cpu']['isa'])")
+    done = BEST.result()
     assert done.stdout.strip() == CPU["isas"][-1], done.stderr
 
 
 @needs_cpu
+@pytest.mark.ahead(UNKNOWN)
 def test_unknown_isa_fails_the_import_with_the_list() -> None:
-    done = python("import fastsample", FASTSAMPLE_CPU_ISA="avx1024")
+    done = UNKNOWN.result()
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ValueError") and "'avx1024'" in last
     assert last.endswith(", ".join(CPU["isas"]))
 
 
-def test_backend_override() -> None:
-    """The reference serves float64, the CPU kernels do not: the override decides, an explicit backend beats it."""
-    code = """
+REFERENCE = begun(
+    """
 import torch, fastsample
 from fastsample.ops.backend import choose
 print(choose(None, torch.device("cpu"), native=True))
@@ -127,19 +141,31 @@ try:
     print(choose("cpu", torch.device("cpu"), native=True))
 except ValueError as error:
     print(error)
-"""
-    done = python(code, FASTSAMPLE_BACKEND="reference")
+""",
+    FASTSAMPLE_BACKEND="reference",
+)
+
+
+@pytest.mark.ahead(REFERENCE)
+def test_backend_override() -> None:
+    """The reference serves float64, the CPU kernels do not: the override decides, an explicit backend beats it."""
+    done = REFERENCE.result()
     automatic, dtype, explicit = done.stdout.splitlines()
     assert (automatic, dtype) == ("reference", "torch.float64")
     assert explicit == "cpu" or not CPU["available"]
 
 
+RUN = "import fastsample; fastsample.ddim(lambda x, t: x, (1, 4), steps=2)"
+REFUSED = {name: begun(RUN, FASTSAMPLE_BACKEND=name) for name in ("nonsense", "cuda")}
+
+
+@pytest.mark.ahead(*REFUSED.values())
 @pytest.mark.parametrize(
     ("name", "message"),
     [("nonsense", "one of reference, cpu, triton, cuda, got 'nonsense'"), ("cuda", "'cuda' cannot run here: ")],
 )
 def test_backend_override_that_cannot_run(name: str, message: str) -> None:
-    done = python("import fastsample; fastsample.ddim(lambda x, t: x, (1, 4), steps=2)", FASTSAMPLE_BACKEND=name)
+    done = REFUSED[name].result()
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ValueError") and message in last
@@ -343,15 +369,20 @@ def test_files_stay_readable() -> None:
     assert {name: length for name, length in lengths.items() if length > 450} == {}
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
-    ids=["ruff-check", "ruff-format", "mypy"],
-)
-def test_style_and_types(command: list[str]) -> None:
-    tool = Path(sys.executable).with_name(command[0])
-    found = str(tool) if tool.exists() else shutil.which(command[0])
+def checked(command: str) -> "subprocess.CompletedProcess[str]":
+    name, *arguments = command.split()
+    tool = Path(sys.executable).with_name(name)
+    found = str(tool) if tool.exists() else shutil.which(name)
     if found is None:
-        pytest.skip(f"{command[0]} is missing")
-    done = run([found, *command[1:]], ROOT)
+        pytest.skip(f"{name} is missing")
+    return run([found, *arguments], ROOT)
+
+
+CHECKS = {command: Ahead(partial(checked, command)) for command in ("ruff check .", "ruff format --check .", "mypy")}
+
+
+@pytest.mark.ahead(*CHECKS.values())
+@pytest.mark.parametrize("command", CHECKS)
+def test_style_and_types(command: str) -> None:
+    done = CHECKS[command].result()
     assert done.returncode == 0, done.stdout + done.stderr

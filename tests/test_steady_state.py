@@ -10,6 +10,7 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
+import ahead
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +24,12 @@ SCHEDULE = Schedule.linear()
 WARM = 3  # rows before which buffers may still be made
 
 pytestmark = pytest.mark.skipif(_cpu is None, reason="the reference backend allocates: that is what kernels are for")
+
+
+@pytest.fixture(autouse=True)
+def nothing_beside_it() -> None:
+    """What other threads keep would be counted too."""
+    ahead.wait()
 
 
 class Free:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
 import pytest
 import torch
+from ahead import ENVIRONMENT, Ahead
 from conftest import HAS_GPU
 from formula import UNIT, normal
 from torch import Tensor
@@ -290,10 +290,17 @@ for variant in [*reductions.variants(), *likelihood.variants()]:
 """
 
 
+@Ahead
+def compiled() -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.ahead(compiled)
 def test_kernels_compile_for_samples_of_one_element() -> None:
     """There Triton makes a constant of the size, which the interpreter does not."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment)
+    done = compiled.result()
+    assert done.returncode == 0, done.stderr
 
 
 @triton.jit

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from ahead import Ahead
+
 HERE = Path(__file__).parent
 CUDA = HERE.parents[1] / "csrc" / "cuda"
 
@@ -41,6 +43,7 @@ def why_not() -> str:
     return ""
 
 
+@functools.cache
 def build(sanitizers: str) -> Path:
     """The Python module `_cuda` from the kernels, their bindings and the trials, in a folder of this process."""
     kernels = [*CUDA.glob("*.cu"), HERE / "trials.cu"]
@@ -174,20 +177,24 @@ def _symbols(path: Path) -> tuple[dict[int, str], list[tuple[int, int]]]:
 
 
 _in_use: list[CudaOnCpu] = []
-_broken: list[str] = []
+
+
+@Ahead
+def undefined() -> Path:
+    """Under the sanitizer of undefined behaviour, which finds what it finds inside any process."""
+    return build("undefined")
+
+
+@Ahead
+def address() -> Path:
+    """Under the sanitizer of addresses, which needs a process of its own."""
+    return build("address")
 
 
 def cuda_on_cpu() -> CudaOnCpu:
-    """The build that this process's tests use: one that `use` named, else a fresh one for undefined behaviour."""
-    if _broken:
-        raise RuntimeError(_broken[0])
+    """The build that this process's tests use: one that `use` named, else that for undefined behaviour."""
     if not _in_use:
-        try:
-            use(build("undefined"))
-        except RuntimeError as error:
-            # Not once more for every test.
-            _broken.append(str(error))
-            raise
+        use(undefined.result())
     return _in_use[0]
 
 
