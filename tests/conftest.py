@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import ahead  # noqa: E402
+from amx_on_cpu import build as amx_build  # noqa: E402
 
 from fastsample.ops import backend as backends  # noqa: E402
 from fastsample.ops.backend import _cpu  # noqa: E402
@@ -66,25 +68,59 @@ def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: poison(empty_like(*args, **kwargs)))
 
 
-@pytest.fixture
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A CPU instruction set, forced for one test: @pytest.mark.parametrize("level", LEVELS, indirect=True)."""
+AMX_ON_CPU = "amx-on-cpu"
+_MODELLED = pytest.mark.ahead(amx_build.undefined)
+LORA_LEVELS = [*LEVELS, pytest.param(AMX_ON_CPU, marks=_MODELLED)]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--amx-on-cpu", action="store_true", help="every lora_linear runs the kernels for AMX on a model of it"
+    )
+
+
+@pytest.fixture(autouse=True)
+def everything_on_amx(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With --amx-on-cpu: also where a test asks for no level."""
+    with at_level(AMX_ON_CPU) if request.config.getoption("--amx-on-cpu") else nullcontext():
+        yield
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        every: list[Any] = ["reference", *(f"cpu-{name}" for name in LEVELS)]
+        if metafunc.module.__name__.startswith("test_lora"):
+            every.append(pytest.param(f"cpu-{AMX_ON_CPU}", marks=_MODELLED))
+        metafunc.parametrize("backend", every, indirect=True)
+
+
+@contextmanager
+def at_level(isa: str) -> Iterator[None]:
+    """The CPU kernels at this level; at AMX_ON_CPU those of lora_linear for AMX, over a model of its instructions."""
+    if isa == AMX_ON_CPU and (reason := amx_build.why_not()):
+        pytest.skip(reason)
     before = _cpu.isa()
-    _cpu.set_isa(request.param)
-    yield request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "_cpu", amx_build.amx_on_cpu() if isa == AMX_ON_CPU else _cpu)
+        if isa != AMX_ON_CPU:
+            _cpu.set_isa(isa)
+        yield
     _cpu.set_isa(before)
 
 
-@pytest.fixture(params=["reference", *(f"cpu-{name}" for name in LEVELS)])
+@pytest.fixture
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A CPU instruction set, forced for one test: @pytest.mark.parametrize("level", LEVELS, indirect=True)."""
+    with at_level(request.param):
+        yield request.param
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every backend, the CPU kernels once per instruction set."""
+    """Every backend, the CPU kernels once per instruction set and, in the tests of LoRA, for AMX over its model."""
     name, _, isa = request.param.partition("-")
-    before = _cpu.isa() if isa else ""
-    if isa:
-        _cpu.set_isa(isa)
-    yield name
-    if isa:
-        _cpu.set_isa(before)
+    with at_level(isa) if isa else nullcontext():
+        yield name
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import LEVELS
+from conftest import LEVELS, LORA_LEVELS
 from lora_formula import DTYPES, MEASURED, Problem, assert_as_good_as_torch, assert_same, exact, problem
 from torch import Tensor
 
@@ -155,7 +155,7 @@ def test_layouts_of_x(backend: str, name: str, dtype: torch.dtype) -> None:
     assert_same([y.reshape(-1, y.shape[-1]) for y in got], want, backend)
 
 
-@pytest.mark.parametrize("level", LEVELS, indirect=True)
+@pytest.mark.parametrize("level", LORA_LEVELS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_unpacking_gives_the_same_bits(level: str, dtype: torch.dtype) -> None:
     """Of whatever 16 or 32 bits: payloads of NaN, -0, infinities and subnormals are among them."""
@@ -259,7 +259,7 @@ def test_an_index_out_of_range(backend: str, index: list[int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("level", LEVELS, indirect=True)
+@pytest.mark.parametrize("level", LORA_LEVELS, indirect=True)
 def test_same_bits_on_every_thread_count(level: str, dtype: torch.dtype, threads: None) -> None:
     p, index = problem(308, 385, (96, 65, 33), (17, 4), dtype), torch.arange(4) % 3 - 1
     packed, adapters = p.packs()

@@ -22,6 +22,21 @@ int lora_layout(int dtype) { return dtype == kFloat32 ? kFloatParts : dtype == k
 
 PYBIND11_MODULE(_amx, module) {
     fastsample::bind_lora(module);
+    // One product on addresses: sums += x w, (16, 16) floats and (16, 32) and (16, 16, 2) bfloat16.
+    module.def("tile_product", [](uintptr_t sums, uintptr_t x, uintptr_t w) {
+        struct alignas(64) {
+            uint8_t palette = 1, rest[15] = {};
+            uint16_t bytes[16] = {64, 64, 64};
+            uint8_t rows[16] = {16, 16, 16};
+        } configuration;
+        amx_on_cpu::configure(&configuration);
+        amx_on_cpu::load(0, reinterpret_cast<void*>(sums), 64);
+        amx_on_cpu::load(1, reinterpret_cast<void*>(x), 64);
+        amx_on_cpu::load(2, reinterpret_cast<void*>(w), 64);
+        amx_on_cpu::multiply(0, 1, 2);
+        amx_on_cpu::store(0, reinterpret_cast<void*>(sums), 64);
+        amx_on_cpu::release();
+    });
     module.def("take_counts", [] {
         const amx_on_cpu::Counts counts = amx_on_cpu::take_counts();
         return pybind11::make_tuple(counts.products, counts.loads, counts.stores, counts.configured);

@@ -53,8 +53,8 @@ def build(sanitizers: str) -> Path:
         checked = source in kernels
         target = _folder() / (f"{source.name}.{sanitizers}.o" if checked else f"{source.name}.o")
         if not target.exists():
-            flags = SANITIZERS[sanitizers] if checked else _python_includes() if source.name == "bindings.cpp" else []
-            _run("g++", *FLAGS, *flags, f"-I{HERE}", "-x", "c++", "-c", source, "-o", target)
+            flags = SANITIZERS[sanitizers] if checked else python_includes() if source.name == "bindings.cpp" else []
+            run("g++", *FLAGS, *flags, f"-I{HERE}", "-x", "c++", "-c", source, "-o", target)
         return target
 
     with ThreadPoolExecutor(2) as pool:
@@ -62,22 +62,22 @@ def build(sanitizers: str) -> Path:
     folder = _folder() / sanitizers
     folder.mkdir(exist_ok=True)
     library = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    _run("g++", "-shared", *SANITIZERS[sanitizers], *objects, "-o", library)
+    run("g++", "-shared", *SANITIZERS[sanitizers], *objects, "-o", library)
     return library
 
 
 def runtime(library: str) -> str:
     """Where the compiler keeps one of its libraries."""
-    return _run("g++", f"-print-file-name={library}").strip()
+    return run("g++", f"-print-file-name={library}").strip()
 
 
-def _python_includes() -> list[str]:
+def python_includes() -> list[str]:
     import pybind11
 
     return [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
 
 
-def _run(*command: str | Path) -> str:
+def run(*command: str | Path) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
@@ -162,13 +162,13 @@ def _symbols(path: Path) -> tuple[dict[int, str], list[tuple[int, int]]]:
     """The names of a library's functions by address, and (address, size) of each variable in shared memory."""
     in_kernels = set()
     for file in path.parent.parent.glob(f"*.cu.{path.parent.name}.o"):
-        in_kernels |= {line.split()[-1] for line in _run("nm", "--defined-only", file).splitlines() if line}
+        in_kernels |= {line.split()[-1] for line in run("nm", "--defined-only", file).splitlines() if line}
     functions, shared = {}, []
-    for line in _run("nm", "-C", "--defined-only", path).splitlines():
+    for line in run("nm", "-C", "--defined-only", path).splitlines():
         address, kind, name = line.split(maxsplit=2)
         if kind in "tTwW":
             functions[int(address, 16)] = name
-    for line in _run("nm", "-S", "--defined-only", path).splitlines():
+    for line in run("nm", "-S", "--defined-only", path).splitlines():
         match line.split():
             # Static in a function of a kernel file: there is no other way to write __shared__.
             case [address, size, "b" | "d", name] if name.startswith("_ZZ") and name in in_kernels:
