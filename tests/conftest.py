@@ -79,11 +79,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture(autouse=True)
-def everything_on_amx(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With --amx-on-cpu: also where a test asks for no level."""
-    with at_level(AMX_ON_CPU) if request.config.getoption("--amx-on-cpu") else nullcontext():
-        yield
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--amx-on-cpu"):
+        backends._cpu = amx_build.amx_on_cpu()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -186,7 +186,8 @@ def test_a_call_without_memory_leaves_the_next_one_whole(threads: int) -> None:
         # One row so long that no memory holds it packed; nothing of it is read.
         with pytest.raises(MemoryError):
             _cpu.lora_linear(
-                X.data_ptr(), 1, 1, 0, 0, 1 << 45, wide.data.data_ptr(), (1,), 0, [], [], [], (), 0, [0], threads
+                *(X.data_ptr(), 1, 1, 0, wide.layout, 6, 1 << 45, wide.data.data_ptr(), (1,), 0),
+                *([], [], [], (), 0, [0], threads),
             )
         close(call(X), by_hand(X, ONE))
     finally:
