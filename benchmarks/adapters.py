@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Candidate, Spread, measure, ratio
+from benchmarks.lora_case import Case, layer, tolerance
 from benchmarks.options import Run, Shape, label
-from benchmarks.projections import DTYPES, Case, geometric, layer
+from benchmarks.projections import geometric, name_of
 from benchmarks.report import Row, rows_of, table
 
 RANK, SAMPLES, KINDS = 16, 8, 4
@@ -18,21 +19,20 @@ TWO, SUMMED = f"two adapters of rank {RANK}", f"one of rank {2 * RANK}"
 EACH, SHARED = f"{KINDS} adapters over {SAMPLES} samples", "one adapter for all"
 
 
-def section(run: Run) -> list[Row]:
-    """Times both comparisons in every shape and dtype; with another adapter for each sample, `rows` rows a sample."""
+def section(run: Run, dtype: torch.dtype) -> list[Row]:
+    """Times both comparisons in every shape; with another adapter for each sample, `rows` rows a sample."""
     rows: list[Row] = []
-    for dtype in DTYPES:
-        found: dict[str, list[Spread]] = {TWO: [], EACH: []}
-        for shape in run.shapes:
-            for ours, baseline, candidates, case in (_at_once(run, shape, dtype), _each(run, shape, dtype)):
-                timings = measure(candidates, run.rounds, clock=run.clock)
-                made = rows_of(f"adapters {str(dtype)[6:]}", case, timings, {ours: baseline})
-                print(table(made), flush=True)
-                found[ours].append(ratio(timings[ours], timings[baseline]))
-                rows += made
-        for ours, baseline in ((TWO, SUMMED), (EACH, SHARED)):
-            low, middle, high = geometric(found[ours])
-            print(f"\n{dtype}: {ours} / {baseline}, geometric mean {middle:.3f} ({low:.3f} .. {high:.3f})", flush=True)
+    found: dict[str, list[Spread]] = {TWO: [], EACH: []}
+    for shape in run.shapes:
+        for ours, baseline, candidates, case in (_at_once(run, shape, dtype), _each(run, shape, dtype)):
+            timings = measure(candidates, run.rounds, clock=run.clock)
+            made = rows_of(f"adapters {name_of(dtype)}", case, timings, {ours: baseline})
+            print(table(made), flush=True)
+            found[ours].append(ratio(timings[ours], timings[baseline]))
+            rows += made
+    for ours, baseline in ((TWO, SUMMED), (EACH, SHARED)):
+        low, middle, high = geometric(found[ours])
+        print(f"\n{dtype}: {ours} / {baseline}, geometric mean {middle:.3f} ({low:.3f} .. {high:.3f})", flush=True)
     return rows
 
 
@@ -61,5 +61,5 @@ def _each(run: Run, shape: Shape, dtype: torch.dtype) -> tuple[str, str, list[Ca
 
 def _check(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
     for y, want in zip(outputs, wanted, strict=True):
-        tolerance = 1e-4 if y.dtype == torch.float32 else 0.04
-        torch.testing.assert_close(y, want, rtol=tolerance, atol=tolerance)
+        most = tolerance(y.dtype)
+        torch.testing.assert_close(y, want, rtol=most, atol=most)

@@ -1,7 +1,7 @@
 """LoRA on attention projections: what it costs beside the same linears without one, and whole UNets.
 
-Sections, each with a result file of its own:
-  projections  q, k and v of one input in float32 and bfloat16: three nn.Linear, PEFT, addmm, torch.compile, fastsample
+Sections, each with a result file for each dtype:
+  projections  q, k and v of one input: three nn.Linear, PEFT, addmm, torch.compile, OpenVINO where it is, fastsample
   adapters     two adapters at once, and four over the samples of a batch
   unet         a UNet of the size of Stable Diffusion 1.5 with random weights, with and without LoRA
 
@@ -10,45 +10,88 @@ Sections, each with a result file of its own:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
-from benchmarks import adapters, projections, unets
+from benchmarks import adapters, precision, projections, unets
+from benchmarks.fma import PEAK
 from benchmarks.options import Run, Shape, begin, parser, refuse
+from benchmarks.projections import name_of
 from benchmarks.report import Row, plot, write_csv
 
-Section = Callable[[Run], list[Row]]
-# Of each section also its shapes, the small ones of --quick, and how many axes a shape may have.
-SECTIONS: dict[str, tuple[Section, tuple[Shape, ...], tuple[Shape, ...], tuple[int, ...]]] = {
-    "projections": (projections.section, projections.SHAPES, projections.QUICK_SHAPES, (2, 3)),
-    "adapters": (adapters.section, projections.SHAPES, projections.QUICK_SHAPES, (2, 3)),
-    "unet": (unets.section, unets.SHAPES, unets.QUICK_SHAPES, (4,)),
+
+class Section(NamedTuple):
+    """What is measured, in which shapes, with how many axes, and in which dtypes."""
+
+    measured: Callable[[Run, torch.dtype], list[Row]]
+    shapes: tuple[Shape, ...]
+    quick_shapes: tuple[Shape, ...]
+    axes: tuple[int, ...]
+    dtypes: tuple[torch.dtype, ...]
+
+
+_OF_LINEARS = (projections.SHAPES, projections.QUICK_SHAPES, (2, 3), projections.DTYPES)
+SECTIONS: Mapping[str, Section] = {
+    "projections": Section(projections.section, *_OF_LINEARS),
+    "adapters": Section(adapters.section, *_OF_LINEARS),
+    "unet": Section(unets.section, unets.SHAPES, unets.QUICK_SHAPES, (4,), unets.DTYPES),
 }
+DTYPES = {name_of(dtype): dtype for dtype in projections.DTYPES}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the sections and writes their results."""
     flags = parser("benchmarks.lora", __doc__, gpus=True)
     flags.add_argument("--only", choices=SECTIONS, help="one section instead of all")
+    flags.add_argument("--dtypes", type=_dtypes, help=f"comma separated, of {', '.join(DTYPES)}")
+    flags.add_argument(
+        "--fp32-precision", choices=precision.CHOICES, help=f"{precision.SWITCH}; float32 alone, in files of its own"
+    )
     arguments = flags.parse_args(argv)
     run = begin(arguments)
+    chosen = {name: one for name, one in SECTIONS.items() if arguments.only in (None, name)}
+    _check(arguments, run, chosen)
+    variant = f"-precision-{arguments.fp32_precision}" if arguments.fp32_precision else ""
+    with torch.no_grad(), precision.switched(arguments.fp32_precision):
+        for name, one in chosen.items():
+            shapes = arguments.shapes or (one.quick_shapes if run.quick else one.shapes)
+            for dtype in (torch.float32,) if variant else arguments.dtypes or one.dtypes:
+                rows = one.measured(replace(run, shapes=shapes), dtype)
+                if rows:
+                    file = f"lora-{name}-{name_of(dtype)}{variant}"
+                    write_csv(run.path(file, ".csv"), rows, run.device)
+                    timed = [row for row in rows if row.provider != PEAK]
+                    title = f"benchmarks.lora, {name}, {name_of(dtype)}{variant.replace('-', ' ')}"
+                    plot(run.path(file, ".png"), timed, title, run.device)
+    return 0
+
+
+def _check(arguments: Namespace, run: Run, chosen: Mapping[str, Section]) -> None:
+    """Exits with status 2 where flags do not fit each other, before anything is measured."""
     if arguments.shapes and not arguments.only:
         refuse("--shapes: say with --only which section they are for")
-    with torch.no_grad():
-        for name, (section, shapes, quick_shapes, axes) in SECTIONS.items():
-            if arguments.only not in (None, name):
-                continue
-            if any(len(shape) not in axes for shape in arguments.shapes or ()):
-                refuse(f"--shapes: {name} takes shapes of {' or '.join(map(str, axes))} sizes")
-            own = arguments.shapes or (quick_shapes if run.quick else shapes)
-            rows = section(replace(run, shapes=own))
-            if rows:
-                write_csv(run.path(f"lora-{name}", ".csv"), rows, run.device)
-                timed = [row for row in rows if row.provider != projections.PEAK]
-                plot(run.path(f"lora-{name}", ".png"), timed, f"benchmarks.lora, {name}", run.device)
-    return 0
+    for name, one in chosen.items():
+        if any(len(shape) not in one.axes for shape in arguments.shapes or ()):
+            refuse(f"--shapes: {name} takes shapes of {' or '.join(map(str, one.axes))} sizes")
+        if any(dtype not in one.dtypes for dtype in arguments.dtypes or ()):
+            refuse(f"--dtypes: {name} takes {', '.join(map(name_of, one.dtypes))}; choose a section with --only")
+    if arguments.fp32_precision:
+        if run.device.type != "cpu" or arguments.dtypes not in (None, (torch.float32,)):
+            refuse("--fp32-precision: this switch is for float32 on CPUs")
+        if reason := precision.refusal(arguments.fp32_precision):
+            refuse(f"--fp32-precision: {reason}")
+
+
+def _dtypes(text: str) -> tuple[torch.dtype, ...]:
+    # A name that is not among them raises KeyError, of which argparse knows nothing.
+    names = text.split(",")
+    if any(name not in DTYPES for name in names):
+        raise ValueError
+    return tuple(DTYPES[name] for name in dict.fromkeys(names))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import NoReturn
 import torch
 
 import fastsample
-from benchmarks import gpu
+from benchmarks import cpu, gpu
 from benchmarks.harness import Clock, wall
 from fastsample.ops.backend import _cpu
 
@@ -35,7 +35,7 @@ class Run:
         shapes, rounds: as asked for.
         quick: a smoke run; its files are named so that they never replace measured ones.
         out: the folder of the results.
-        device: where the tensors lie; the files of a GPU's results are named after it.
+        device: where the tensors lie; results are named after the GPU, or the CPU's family.
     """
 
     shapes: tuple[Shape, ...]
@@ -46,8 +46,8 @@ class Run:
 
     def path(self, name: str, suffix: str) -> Path:
         """The result file of this name."""
-        where = "" if self.device.type == "cpu" else f"-{gpu.slug(self.device)}"
-        return self.out / f"{name}{where}{'-quick' if self.quick else ''}{suffix}"
+        where = cpu.slug(cpu.family()) if self.device.type == "cpu" else gpu.slug(self.device)
+        return self.out / f"{name}-{where}{'-quick' if self.quick else ''}{suffix}"
 
     @cached_property
     def clock(self) -> Clock:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 import fastsample
-from benchmarks import gpu
+from benchmarks import cpu, gpu
 from benchmarks.harness import Spread, Timing, ratio, spread
 
 OURS = "fastsample"
@@ -107,7 +106,8 @@ def machine(device: torch.device = CPU) -> dict[str, str | int]:
         own = {"device": gpu.name_of(device), "driver": gpu.driver(), "backend": backends}
     return {
         **own,
-        "cpu": _cpu_model(),
+        "cpu": cpu.model(),
+        "cpu_family": cpu.family(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "fastsample": fastsample.__version__,
@@ -160,7 +160,7 @@ def plot(path: Path, rows: Sequence[Row], title: str, device: torch.device = CPU
         _draw(panel, own)
         panel.set_title(name, fontsize=9, loc="left")
     here = machine(device)
-    where = here.get("device") or f"{here['cpu']}, threads {here['threads']}, {here['isa']}"
+    where = here.get("device") or f"{here['cpu_family']} ({here['cpu']}), threads {here['threads']}, {here['isa']}"
     figure.suptitle(f"{title}\n{where}, torch {here['torch']}", fontsize=9)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -192,15 +192,6 @@ def _draw(axes: Any, rows: Sequence[Row]) -> None:
 
 def _rounded(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def _revision() -> str:

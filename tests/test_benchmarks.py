@@ -12,11 +12,13 @@ import pytest
 import torch
 
 import fastsample
-from benchmarks import convergence, digits, harness, lora, noise, options, pairs, peers, report, sampler, step
+from benchmarks import convergence, cpu, digits, harness, lora, noise, options, pairs, peers, report, sampler, step
 from benchmarks.cases import NOISE_FREE, NOISY, Case
 from benchmarks.harness import Candidate, Spread, Timing, measure
 from benchmarks.mixture import Mixture
 from benchmarks.settling import settling
+
+FAMILY = cpu.slug(cpu.family())
 
 needs_cpu = pytest.mark.skipif(not fastsample.backends()["cpu"]["available"], reason="no CPU kernels")
 
@@ -124,6 +126,7 @@ def test_csv_carries_the_machine(tmp_path: Path) -> None:
     assert [row["provider"] for row in written] == ["ours", "peer", "same"]
     assert written[1]["ratio_p50"] == "3"
     assert all(row["cpu"] and row["torch"] and row["threads"] and row["date"] for row in written)
+    assert {row["cpu_family"] for row in written} == {cpu.family()}
 
 
 def test_csv_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,14 +250,14 @@ def test_step_script(has_diffusers: bool, quick: list[str], tmp_path: Path, caps
         ("noisy", step.BOUND, {"noise-free", "randn"}),
         ("dtypes", "triad", set()),
     ):
-        written = read(tmp_path / f"step-{name}-quick.csv")
+        written = read(tmp_path / f"step-{name}-{FAMILY}-quick.csv")
         assert {row["provider"] for row in written} == {"fastsample", bound, *others, *peers}
         assert {row["baseline"] for row in written if row["provider"] == "fastsample"} == {bound}
         if name != "dtypes":
             cases = NOISE_FREE if name == "noise-free" else NOISY
             assert {row["benchmark"] for row in written} == {f"step {case.name}" for case in cases}
     for name in ("noise-free", "noisy", "dtypes", "matmul"):
-        assert (tmp_path / f"step-{name}-quick.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"step-{name}-{FAMILY}-quick.png").read_bytes().startswith(b"\x89PNG")
 
 
 @needs_cpu
@@ -273,9 +276,9 @@ def test_sampler_script(
     assert ("diffusers is left out" in shown) != has_diffusers
     assert "fastsample: " in shown and "ms a run, the sampler's share" in shown
     for name in ("loop", "actions", "digits"):
-        assert (tmp_path / f"sampler-{name}-quick.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"sampler-{name}-{FAMILY}-quick.png").read_bytes().startswith(b"\x89PNG")
         assert (
-            "diffusers" in {row["provider"] for row in read(tmp_path / f"sampler-{name}-quick.csv")}
+            "diffusers" in {row["provider"] for row in read(tmp_path / f"sampler-{name}-{FAMILY}-quick.csv")}
         ) == has_diffusers
 
 
@@ -296,8 +299,8 @@ def test_the_mixture_knows_its_noise_and_its_flow() -> None:
 def test_convergence_script(quick: list[str], tmp_path: Path) -> None:
     """Errors fall with the order of the sampler already in these coarse runs, to a tenth of it."""
     assert convergence.main(quick) == 0
-    assert (tmp_path / "convergence-quick.png").read_bytes().startswith(b"\x89PNG")
-    written = read(tmp_path / "convergence-quick.csv")
+    assert (tmp_path / f"convergence-{FAMILY}-quick.png").read_bytes().startswith(b"\x89PNG")
+    written = read(tmp_path / f"convergence-{FAMILY}-quick.csv")
     slopes = {row["sampler"]: float(row["slope"]) for row in written if row["study"] == "order"}
     expected = {"DDIM": -1, "DPM-Solver++ 2M": -2, "Heun": -2}
     assert {name: slopes[name] for name in expected} == pytest.approx(expected, rel=0.1)
@@ -307,7 +310,7 @@ def test_convergence_script(quick: list[str], tmp_path: Path) -> None:
 @needs_cpu
 def test_noise_script(quick: list[str], tmp_path: Path) -> None:
     assert noise.main([*quick, "--shapes", "2x3x5"]) == 0
-    written = read(tmp_path / "noise-quick.csv")
+    written = read(tmp_path / f"noise-{FAMILY}-quick.csv")
     assert {row["case"] for row in written} == {"2x3x5 in a buffer", "2x3x5 fresh"}
 
 
@@ -315,7 +318,7 @@ def test_noise_script(quick: list[str], tmp_path: Path) -> None:
 def test_digits_script(quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert digits.main(quick) == 0
     assert "ms an image" in capsys.readouterr().out
-    assert {row["provider"] for row in read(tmp_path / "digits-quick.csv")} == {"forward", "step"}
+    assert {row["provider"] for row in read(tmp_path / f"digits-{FAMILY}-quick.csv")} == {"forward", "step"}
 
 
 @needs_cpu
@@ -324,4 +327,4 @@ def test_noise_quality(quick: list[str], tmp_path: Path, capsys: pytest.CaptureF
     assert noise.main([*quick, "--quality"]) == 0
     assert "smallest p" in capsys.readouterr().out
     # The seed is fixed, so this never fails by chance.
-    assert all(float(row["p"]) > 1e-3 for row in read(tmp_path / "noise-quality-quick.csv"))
+    assert all(float(row["p"]) > 1e-3 for row in read(tmp_path / f"noise-quality-{FAMILY}-quick.csv"))

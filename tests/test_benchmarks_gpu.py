@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastsample
-from benchmarks import convergence, digits, gpu, lora, noise, options, report, sampler, step
+from benchmarks import convergence, cpu, digits, gpu, lora, noise, options, report, sampler, step
 from benchmarks.harness import Candidate, measure
 
 CUDA = torch.device("cuda")
@@ -115,7 +115,7 @@ def test_the_harness_uses_the_clock_it_is_given() -> None:
 def test_results_carry_the_gpu_s_name(fake_gpu: list[str], tmp_path: Path) -> None:
     run = options.Run((), 30, False, tmp_path, CUDA)
     assert run.path("noise", ".csv").name == "noise-nvidia-h100-80gb-hbm3.csv"
-    assert options.Run((), 30, True, tmp_path).path("noise", ".csv").name == "noise-quick.csv"
+    assert options.Run((), 30, True, tmp_path).path("noise", ".csv").name == f"noise-{cpu.slug(cpu.family())}-quick.csv"
     here = report.machine(CUDA)
     assert (here["device"], here["driver"], here["backend"]) == ("NVIDIA H100 80GB HBM3", "580.1", "automatic")
     assert "device" not in report.machine()
