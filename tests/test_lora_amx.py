@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,6 +244,17 @@ def test_instructions_of_a_step(
     with torch_precision(precision):
         product(torch.ones(rows, 32 * steps, dtype=dtype), torch.ones(n, 32 * steps, dtype=dtype))
     assert amx.take_counts()[:3] == (products * steps, loads * steps, 4)
+
+
+def test_the_page_counts_what_the_model_counts() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "cpu.md").read_text()
+    rows = re.findall(
+        r"^\| (\w+)(?:, (\w+) products)?, (\d+) rows by (\d+) columns \| (\d+) \| (\d+) \| (\d+) \|$", page, re.M
+    )
+    precision = {"": "ieee", "six": "ieee", "three": "tf32"}
+    found = {(getattr(torch, dtype), precision[name], *map(int, sizes)) for dtype, name, *sizes in rows}
+    counted: set[tuple[object, ...]] = {(*case.values, 2 * case.values[4]) for case in COUNTS}  # type: ignore[operator]
+    assert len(found) == 6 and found <= counted
 
 
 @pytest.mark.parametrize(
