@@ -35,7 +35,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 # Of these compilers (GCC from 10 and 11 on) and assemblers may know nothing: a program that uses them tells.
 YOUNG = {
-    "avx512_bf16": "volatile __m512 v; v = _mm512_dpbf16_ps(v, (__m512bh)v, (__m512bh)v);",
+    "avx512_bf16": "volatile __m512 v = _mm512_setzero_ps(); v = _mm512_dpbf16_ps(v, (__m512bh)v, (__m512bh)v);",
     "amx": "_tile_zero(0); _tile_dpbf16ps(0, 1, 2); _tile_release();",
 }
 

@@ -50,6 +50,12 @@ FS_INLINE void add_outer(Lanes (&acc)[R][V], const uint32_t* x, const Lanes (&w)
     }
 }
 
+// A row's vectors one after the other.
+template <class A, int V>
+FS_INLINE void store_each(void* out, int i, const Lanes (&row)[V]) {
+    for (int v = 0; v < V; ++v) A::store(out, i + v * kLanes, row[v]);
+}
+
 // float32 and, converted as they are read, float16 weights.
 template <bool Half>
 struct FloatWords {
@@ -86,6 +92,10 @@ struct FloatWords {
     static inline FS_ALWAYS void store(void* out, int i, Lanes v) {
         Half ? put_half((uint16_t*)out + i, v) : leave((float*)out + i, v);
     }
+    template <int V>
+    static inline FS_ALWAYS void store(void* out, int i, const Lanes (&row)[V]) {
+        store_each<FloatWords>(out, i, row);
+    }
 };
 
 // bfloat16 weights in float arithmetic: two words of x a step, the lower and the upper half of a pair of weights.
@@ -112,6 +122,10 @@ struct BfloatAsFloat {
         add_outer<BfloatAsFloat, R, V>(acc, x + 1, columns);
     }
     static inline FS_ALWAYS void store(void* out, int i, Lanes v) { put_bfloat((uint16_t*)out + i, v); }
+    template <int V>
+    static inline FS_ALWAYS void store(void* out, int i, const Lanes (&row)[V]) {
+        store_each<BfloatAsFloat>(out, i, row);
+    }
 };
 
 #ifdef FASTSAMPLE_BF16
@@ -141,5 +155,10 @@ struct BfloatPairs {
         const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
         __builtin_memcpy((uint16_t*)out + i, &rounded, sizeof rounded);
     }
+    static inline FS_ALWAYS void store(void* out, int i, const Lanes (&v)[2]) {
+        const __m512bh rounded = _mm512_cvtne2ps_pbh((__m512)v[1], (__m512)v[0]);
+        __builtin_memcpy((uint16_t*)out + i, &rounded, sizeof rounded);
+    }
+    static inline FS_ALWAYS void store(void* out, int i, const Lanes (&v)[1]) { store(out, i, v[0]); }
 };
 #endif

@@ -170,7 +170,10 @@ struct PartWords {
         for (int v = 0; v < V; ++v) columns[v] = joined_lanes(part[v], [](LaneBits b) { return b & 0xffff0000u; });
         add_outer<PartWords, R, V>(acc, x + 1, columns);
     }
-    static inline FS_ALWAYS void store(void* out, int i, Lanes v) { Values::store(out, i, v); }
+    template <int V>
+    static inline FS_ALWAYS void store(void* out, int i, const Lanes (&row)[V]) {
+        Values::store(out, i, row);
+    }
 
 private:
     template <class Half>

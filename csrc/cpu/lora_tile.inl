@@ -35,10 +35,10 @@ FS_INLINE void leave_sums(const Target& target, int r, int column, const Lanes* 
                               : sums[v] + take<Lanes>(target.bias + column + v * kLanes);
     char* out = target.out + target.row[r] * target.row_bytes;
     if (target.valid == target.width) {
-        for (int v = 0; v < V; ++v) A::store(out, column + v * kLanes, row[v]);
+        A::store(out, column, row);
     } else {
         char whole[V * kLanes * 4];
-        for (int v = 0; v < V; ++v) A::store(whole, v * kLanes, row[v]);
+        A::store(whole, 0, row);
         const int count = target.valid - column < V * kLanes ? target.valid - column : V * kLanes;
         if (count > 0) memcpy(out + column * A::out_bytes, whole, (size_t)count * A::out_bytes);
     }
