@@ -85,7 +85,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" in metafunc.fixturenames:
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "backend" in metafunc.fixturenames and "backend" not in own:
         every: list[Any] = ["reference", *(f"cpu-{name}" for name in LEVELS)]
         if metafunc.module.__name__.startswith("test_lora"):
             every.append(pytest.param(f"cpu-{AMX_ON_CPU}", marks=_MODELLED))
