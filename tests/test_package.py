@@ -78,7 +78,7 @@ def encodings() -> dict[str, set[str]]:
 @needs_cpu
 def test_avx512_lies_in_its_own_functions(encodings: dict[str, set[str]]) -> None:
     using = {name for name, used in encodings.items() if "EVEX" in used}
-    own = ("_ZN10fastsample6avx512", "_ZN10fastsample11avx512_bf16")
+    own = ("_ZN10fastsample6avx512", "_ZN10fastsample11avx512_bf16", "_ZN10fastsample3amx")
     assert {name for name in using if not name.startswith(own)} == set()
     assert len(using) >= 5, "the AVX-512 kernels themselves"
 
@@ -86,14 +86,17 @@ def test_avx512_lies_in_its_own_functions(encodings: dict[str, set[str]]) -> Non
 @needs_cpu
 def test_avx_lies_in_its_own_functions(encodings: dict[str, set[str]]) -> None:
     using = {name for name, used in encodings.items() if "VEX" in used}
-    own = ("_ZN10fastsample4avx2", "_ZN10fastsample6avx512", "_ZN10fastsample11avx512_bf16")
+    own = ("_ZN10fastsample4avx2", "_ZN10fastsample6avx512", "_ZN10fastsample11avx512_bf16", "_ZN10fastsample3amx")
     assert {name for name in using if not name.startswith(own)} == set()
     assert sum(name.startswith(own[0]) for name in using) >= 5, "the AVX2 kernels themselves"
 
 
 @needs_cpu
-@pytest.mark.parametrize("level", ["6scalar", "4avx2", "6avx512"], ids=["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["6scalar", "4avx2", "6avx512", "3amx"], ids=["scalar", "avx2", "avx512", "amx"])
 def test_every_level_is_in_the_binary(encodings: dict[str, set[str]], level: str) -> None:
+    why_no_amx = importlib.import_module("fastsample._cpu").why_no_amx()
+    if level == "3amx" and "compiler" in why_no_amx:
+        pytest.skip(why_no_amx)
     assert any(name.startswith(f"_ZN10fastsample{level}") for name in encodings)
 
 
