@@ -1,44 +1,62 @@
-// Sixteen-bit floats to float and back, a last partial vector through a padded buffer.
+// The dtypes of a model's output and input: vectors of their elements as floats, and back. A last partial vector of 16-bit
+// floats goes through a padded buffer.
 
-template <F (*Load)(const uint16_t*)>
-static void from_16_bits(float* out, const uint16_t* in, int64_t n) {
-    each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS {
+struct Float {
+    FS_INLINE F load(const void* from, int64_t i, int64_t count) {
+        return FASTSAMPLE_ISA::load((const float*)from + i, count);
+    }
+    FS_INLINE void store(void* to, int64_t i, F v, int64_t count) {
+        FASTSAMPLE_ISA::store((float*)to + i, v, count);
+    }
+};
+
+template <F (*Load)(const uint16_t*), void (*Store)(uint16_t*, F), Pair (*Pack)(F, F)>
+struct SixteenBits {
+    FS_INLINE F load(const void* from, int64_t i, int64_t count) {
+        const uint16_t* const at = (const uint16_t*)from + i;
+        if (count == W) return Load(at);
         uint16_t part[W] = {0};
-        const uint16_t* from = in + i;
-        if (count != W) from = (const uint16_t*)memcpy(part, from, (size_t)count * 2);
-        store(out + i, Load(from), count);
-    });
+        return Load((const uint16_t*)memcpy(part, at, (size_t)count * 2));
+    }
+    FS_INLINE void store(void* to, int64_t i, F v, int64_t count) {
+        uint16_t* const at = (uint16_t*)to + i;
+        if (count == W) return Store(at, v);
+        uint16_t part[W];
+        Store(part, v);
+        memcpy(at, part, (size_t)count * 2);
+    }
+    FS_INLINE Pair pack(F a, F b) { return Pack(a, b); }
+};
+typedef SixteenBits<load_half, store_half, pack_half> Half;
+typedef SixteenBits<load_bits16, store_bfloat, pack_bfloat> Bfloat;
+
+// Calls body with an object of the dtype's type.
+template <class Body>
+FS_INLINE void with_dtype(int dtype, Body body) {
+    switch (dtype) {
+        case kFloat32: body(Float{}); break;
+        case kFloat16: body(Half{}); break;
+        default: body(Bfloat{}); break;
+    }
 }
 
-template <void (*Store)(uint16_t*, F)>
-static void to_16_bits(uint16_t* out, const float* in, float scale, int64_t n) {
-    each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS {
-        const F v = load(in + i, count) * scale;
-        if (count == W) {
-            Store(out + i, v);
-        } else {
-            uint16_t part[W];
-            Store(part, v);
-            memcpy(out + i, part, (size_t)count * 2);
-        }
-    });
+FS_INLINE const void* element(const void* in, int dtype, int64_t at) {
+    return (const char*)in + at * (dtype == kFloat32 ? 4 : 2);
 }
 
-// Elements [at, at + n) of `in` as floats: in place where they are floats already, else in `block`.
-FS_INLINE const float* as_floats(const void* in, int dtype, int64_t at, float* block, int64_t n) {
-    if (dtype == kFloat32) return (const float*)in + at;
-    dtype == kFloat16 ? from_16_bits<load_half>(block, (const uint16_t*)in + at, n)
-                      : from_16_bits<load_bits16>(block, (const uint16_t*)in + at, n);
+// n elements as floats: where they are if they are floats already, else in `block`.
+FS_INLINE const float* as_floats(const void* in, int dtype, float* block, int64_t n) {
+    if (dtype == kFloat32) return (const float*)in;
+    with_dtype(dtype, [=](auto type) FS_ALWAYS {
+        each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS { store(block + i, type.load(in, i, count), count); });
+    });
     return block;
 }
 
-static void write_scaled(void* out, int dtype, int64_t at, const float* in, float scale, int64_t n) {
-    if (dtype == kFloat16) {
-        to_16_bits<store_half>((uint16_t*)out + at, in, scale, n);
-    } else if (dtype == kBFloat16) {
-        to_16_bits<store_bfloat>((uint16_t*)out + at, in, scale, n);
-    } else {
-        float* to = (float*)out + at;
-        each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS { store(to + i, load(in + i, count) * scale, count); });
-    }
+static void write_scaled(void* out, int dtype, const float* in, float scale, int64_t n) {
+    with_dtype(dtype, [=](auto type) FS_ALWAYS {
+        each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS {
+            type.store(out, i, load(in + i, count) * scale, count);
+        });
+    });
 }

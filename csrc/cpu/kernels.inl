@@ -30,6 +30,14 @@ FS_INLINE void each_vector(int64_t n, Op op) {
     if (i < n) op(i, n - i);
 }
 
+// Two whole vectors at a time, pair(i) for i and i + W; what is left, less than two, is op's.
+template <class PairOp, class Op>
+FS_INLINE void each_pair(int64_t n, PairOp pair, Op op) {
+    int64_t i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) pair(i);
+    for (; i < n; i += W) op(i, n - i < W ? n - i : (int64_t)W);
+}
+
 FS_INLINE F load(const float* p, int64_t count) { return count == W ? load(p) : load_part(p, count); }
 FS_INLINE void store(float* p, F v, int64_t count) { count == W ? store(p, v) : store_part(p, v, count); }
 

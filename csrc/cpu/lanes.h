@@ -38,12 +38,31 @@ FS_INLINE F load_half(const uint16_t* p) { return (F)_mm512_cvtph_ps(_mm256_load
 FS_INLINE void store_half(uint16_t* p, F v) {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+typedef uint16_t H __attribute__((vector_size(64)));
+// One shuffle that widens and shifts: halfword k goes to the upper half of lane k.
 FS_INLINE F load_bits16(const uint16_t* p) {
-    return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+    const H to_upper = {0, 0, 1, 1, 2,  2,  3,  3,  4,  4,  5,  5,  6,  6,  7,  7,
+                        8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15};
+    const __m512i in = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)p));
+    return (F)_mm512_maskz_permutexvar_epi16(0xAAAAAAAAu, (__m512i)to_upper, in);
 }
 FS_INLINE void store_bits16(uint16_t* p, U v) {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)v));
 }
+// 2W halfwords, which fill a line of the cache at once.
+typedef __m512i Pair;
+FS_INLINE void store_pair(uint16_t* p, Pair v) { _mm512_storeu_si512(p, v); }
+FS_INLINE Pair pack_half(F a, F b) {
+    const __m256i low = _mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256i upper = _mm512_cvtps_ph((__m512)b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), upper, 1);
+}
+FS_INLINE Pair pack_upper(U a, U b) {
+    const H upper = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                     33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    return _mm512_permutex2var_epi16((__m512i)a, (__m512i)upper, (__m512i)b);
+}
+FS_INLINE bool any_nan(F a, F b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_UNORD_Q) != 0; }
 // Within each 128 bits: a 4x4 transposition of rows a, b, c, d.
 FS_INLINE void transpose_quads(F& a, F& b, F& c, F& d) {
     const __m512 ab_lo = _mm512_unpacklo_ps((__m512)a, (__m512)b), ab_hi = _mm512_unpackhi_ps((__m512)a, (__m512)b);
@@ -97,6 +116,20 @@ FS_INLINE F load_bits16(const uint16_t* p) {
 FS_INLINE void store_bits16(uint16_t* p, U v) {
     const __m256i packed = _mm256_packus_epi32((__m256i)v, (__m256i)v);
     _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+typedef __m256i Pair;
+FS_INLINE void store_pair(uint16_t* p, Pair v) { _mm256_storeu_si256((__m256i*)p, v); }
+FS_INLINE Pair pack_half(F a, F b) {
+    const __m128i low = _mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m128i upper = _mm256_cvtps_ph((__m256)b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), upper, 1);
+}
+FS_INLINE Pair pack_upper(U a, U b) {
+    const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32((__m256i)a, 16), _mm256_srli_epi32((__m256i)b, 16));
+    return _mm256_permute4x64_epi64(packed, 0xD8);
+}
+FS_INLINE bool any_nan(F a, F b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q)) != 0;
 }
 FS_INLINE void transpose_quads(F& a, F& b, F& c, F& d) {
     const __m256 ab_lo = _mm256_unpacklo_ps((__m256)a, (__m256)b), ab_hi = _mm256_unpackhi_ps((__m256)a, (__m256)b);
@@ -163,6 +196,21 @@ FS_INLINE void store_half(uint16_t* p, F v) {
 }
 FS_INLINE F load_bits16(const uint16_t* p) { return bits_as_float((uint32_t)*p << 16); }
 FS_INLINE void store_bits16(uint16_t* p, U v) { *p = (uint16_t)v; }
+struct Pair {
+    uint16_t low, upper;
+};
+FS_INLINE void store_pair(uint16_t* p, Pair v) {
+    p[0] = v.low;
+    p[1] = v.upper;
+}
+FS_INLINE Pair pack_half(F a, F b) {
+    Pair packed;
+    store_half(&packed.low, a);
+    store_half(&packed.upper, b);
+    return packed;
+}
+FS_INLINE Pair pack_upper(U a, U b) { return Pair{(uint16_t)(a >> 16), (uint16_t)(b >> 16)}; }
+FS_INLINE bool any_nan(F a, F b) { return a != a || b != b; }
 FS_INLINE void transpose_quads(F&, F&, F&, F&) {}
 FS_INLINE U lane_counters() { return 0; }
 
@@ -186,10 +234,19 @@ FS_INLINE void store_part(float*, F, int64_t) {}
 
 FS_INLINE F divide(F a, float by) { return a / by; }
 
-// Round to nearest even by carrying into the upper half; a NaN stays a (quiet) NaN.
-FS_INLINE void store_bfloat(uint16_t* p, F v) {
+// In the upper half of each lane: round to nearest even by carrying into it.
+FS_INLINE U rounded_upper(F v) {
     const U bits = as_bits(v);
-    const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+// The same, but a NaN stays a (quiet) NaN.
+FS_INLINE U rounded_or_nan(F v) {
+    const U bits = as_bits(v);
     const auto is_nan = (bits & 0x7fffffffu) > splat(0x7f800000u);
-    store_bits16(p, is_nan ? ((bits >> 16) | 0x40u) : rounded);
+    return is_nan ? (bits | 0x400000u) : rounded_upper(v);
+}
+FS_INLINE void store_bfloat(uint16_t* p, F v) { store_bits16(p, rounded_or_nan(v) >> 16); }
+FS_INLINE Pair pack_bfloat(F a, F b) {
+    if (__builtin_expect(any_nan(a, b), false)) return pack_upper(rounded_or_nan(a), rounded_or_nan(b));
+    return pack_upper(rounded_upper(a), rounded_upper(b));
 }

@@ -1,7 +1,7 @@
 // What a step needs to know of whole samples first: the guidance rescale's factor and the dynamic threshold. One thread
 // takes a sample from its first element to its last, so results do not depend on how many threads there are.
 
-// Calls body(block, first, n) with the operands of each block of the sample; p and q are those of the row.
+// Calls body(block, first, n) with the operands of each block of the sample, m as floats; p and q are those of the row.
 template <class Body>
 FS_INLINE void each_block(const StepArgs* args, int64_t sample, Body body) {
     alignas(64) float m_block[kBlock], uncond_block[kBlock];
@@ -12,8 +12,9 @@ FS_INLINE void each_block(const StepArgs* args, int64_t sample, Body body) {
         const int64_t left = args->size - first, n = left < kBlock ? left : kBlock;
         const int64_t m_at = sample * args->m_stride + first;
         block.x = args->x + sample * args->size + first;
-        block.m = as_floats(args->m, args->m_dtype, m_at, m_block, n);
-        if (args->uncond) block.uncond = as_floats(args->uncond, args->m_dtype, m_at, uncond_block, n);
+        block.m = as_floats(element(args->m, args->m_dtype, m_at), args->m_dtype, m_block, n);
+        if (args->uncond)
+            block.uncond = as_floats(element(args->uncond, args->m_dtype, m_at), args->m_dtype, uncond_block, n);
         body(block, first, n);
     }
 }
@@ -51,13 +52,13 @@ static float rescale_factor(const StepArgs* args, int64_t sample, float phi) {
     Moments conditional = {}, combined = {};
     each_block(args, sample, [&](const Block& block, int64_t first, int64_t n) FS_ALWAYS {
         each_vector(n, [&](int64_t i, int64_t count) FS_ALWAYS {
-            store(guided + i, output<true>(block, i, count), count);
+            store(guided + i, output<Float, true>(block, i, count), count);
         });
         if (first == 0) {
-            conditional.origin = block.m[0];
+            conditional.origin = *(const float*)block.m;
             combined.origin = guided[0];
         }
-        accumulate(&conditional, block.m, n);
+        accumulate(&conditional, (const float*)block.m, n);
         accumulate(&combined, guided, n);
     });
     const double of_m = deviations(combined, args->size), of_conditional = deviations(conditional, args->size);
@@ -101,7 +102,7 @@ static float threshold(const StepArgs* args, int64_t sample, float* scratch) {
     bool found_nan = false;
     each_block(args, sample, [&](const Block& block, int64_t first, int64_t n) FS_ALWAYS {
         each_vector(n, [&](int64_t i, int64_t count) FS_ALWAYS {
-            const F m = args->uncond ? output<true>(block, i, count) : output<false>(block, i, count);
+            const F m = args->uncond ? output<Float, true>(block, i, count) : output<Float, false>(block, i, count);
             const F x0 = estimate(block.k.p, block.k.q, load(block.x + i, count), m);
             store(scratch + first + i, as_float(as_bits(x0) & 0x7fffffffu), count);
         });

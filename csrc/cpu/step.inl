@@ -3,20 +3,24 @@
 // 0, h1 and h2 where c1 and c2 are not 0, given noise, x' and x0 where it is kept; and the next input's own size, once or
 // twice, where one is made.
 
-// One block's operands as floats, and its sample's coefficients.
+// One block's operands, and its sample's coefficients.
 struct Block {
-    const float *x, *m, *uncond;
+    const float* x;
+    const void *m, *uncond;  // of one dtype
     float guidance;
     Coefficients k;
     const float* extra[3];  // h1, h2 and noise, those of them whose coefficient is not 0
     float c[3];
+    int extras;
     float *out, *x0_out;
+    void* inputs[2];  // of m's dtype, where they are written in the same pass
+    float scale;      // of the inputs
 };
 
-template <bool kGuided>
+template <class M, bool kGuided>
 FS_INLINE F output(const Block& block, int64_t i, int64_t count) {
-    const F m = load(block.m + i, count);
-    return kGuided ? guide(block.guidance, m, load(block.uncond + i, count)) : m;
+    const F m = M::load(block.m, i, count);
+    return kGuided ? guide(block.guidance, m, M::load(block.uncond, i, count)) : m;
 }
 
 // What a pass does, known when its loop is compiled: without a test in the loop, steps in cache run at the speed of the cache.
@@ -24,7 +28,7 @@ template <int kReads, bool kGuided, bool kLimited, bool kKeepsX0, int kExtra>
 static void combine_block(const Block* from, int64_t n) {
     const Block block = *from;
     each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS {
-        const F x = load(block.x + i, count), m = output<kGuided>(block, i, count);
+        const F x = load(block.x + i, count), m = output<Float, kGuided>(block, i, count);
         F extra[kExtra + 1];
         for (int e = 0; e < kExtra; ++e) extra[e] = load(block.extra[e] + i, count);
         F x0;
@@ -37,8 +41,8 @@ static void combine_block(const Block* from, int64_t n) {
 }
 
 template <int kReads, bool... kFlags>
-FS_INLINE void combine_extras(const Block* block, int extras, int64_t n) {
-    switch (extras) {
+FS_INLINE void combine_extras(const Block* block, int64_t n) {
+    switch (block->extras) {
         case 0: combine_block<kReads, kFlags..., 0>(block, n); break;
         case 1: combine_block<kReads, kFlags..., 1>(block, n); break;
         case 2: combine_block<kReads, kFlags..., 2>(block, n); break;
@@ -46,21 +50,80 @@ FS_INLINE void combine_extras(const Block* block, int extras, int64_t n) {
     }
 }
 
+FS_INLINE int reads_of(const Coefficients& k) {
+    const bool usual = k.p != 0.0f && k.q != 0.0f && k.b != 0.0f && k.divisor == 1.0f;
+    return usual ? (k.a != 0.0f ? kX : kSome) | (k.d != 0.0f ? kM : kSome) : kSome;
+}
+
 // Turns flags known at run time into template arguments, one after the other.
 template <bool... kFlags>
-FS_INLINE void combine_flags(const Block* block, int extras, int64_t n) {
-    const Coefficients& k = block->k;
-    const bool usual = k.p != 0.0f && k.q != 0.0f && k.b != 0.0f && k.divisor == 1.0f;
-    const bool x = k.a != 0.0f, m = k.d != 0.0f;
-    if (usual && x && m) combine_extras<kXAndM, kFlags...>(block, extras, n);
-    else if (usual && x) combine_extras<kX, kFlags...>(block, extras, n);
-    else if (usual && m) combine_extras<kM, kFlags...>(block, extras, n);
-    else combine_extras<kSome, kFlags...>(block, extras, n);
+FS_INLINE void combine_flags(const Block* block, int64_t n) {
+    switch (reads_of(block->k)) {
+        case kXAndM: combine_extras<kXAndM, kFlags...>(block, n); break;
+        case kX: combine_extras<kX, kFlags...>(block, n); break;
+        case kM: combine_extras<kM, kFlags...>(block, n); break;
+        default: combine_extras<kSome, kFlags...>(block, n); break;
+    }
 }
 template <bool... kFlags, class... Rest>
-FS_INLINE void combine_flags(const Block* block, int extras, int64_t n, bool flag, Rest... rest) {
-    flag ? combine_flags<kFlags..., true>(block, extras, n, rest...)
-         : combine_flags<kFlags..., false>(block, extras, n, rest...);
+FS_INLINE void combine_flags(const Block* block, int64_t n, bool flag, Rest... rest) {
+    flag ? combine_flags<kFlags..., true>(block, n, rest...) : combine_flags<kFlags..., false>(block, n, rest...);
+}
+
+// The same where m, and the inputs that are written, are 16-bit floats. kUsual: no x0, nothing extra, and an input for each
+// half of m, known when the loop is compiled; else each is asked for in the loop, twice as slow in cache.
+template <class M, int kReads, bool kGuided, bool kLimited, bool kUsual>
+static void combine_16_bits(const Block* from, int64_t n) {
+    const Block block = *from;
+    uint16_t *const input = (uint16_t*)block.inputs[0], *const second = (uint16_t*)block.inputs[1];
+    const bool first_too = kUsual || input, second_too = kUsual ? kGuided : second != nullptr;
+    const bool scaled = block.scale != 1.0f;
+    const auto next = [=](int64_t i, int64_t count) FS_ALWAYS {
+        const F x = load(block.x + i, count), m = output<M, kGuided>(block, i, count);
+        F x0;
+        F sum = combine<kReads, kLimited, !kUsual>(block.k, x, m, x0);
+        if (!kUsual) {
+            for (int e = 0; e < block.extras; ++e) sum = fma(splat(block.c[e]), load(block.extra[e] + i, count), sum);
+            if (block.x0_out) store(block.x0_out + i, x0, count);
+        }
+        store(block.out + i, sum, count);
+        return scaled ? sum * block.scale : sum;
+    };
+    each_pair(
+        n,
+        [=](int64_t i) FS_ALWAYS {
+            const F a = next(i, W), b = next(i + W, W);
+            if (!first_too) return;
+            const Pair packed = M::pack(a, b);
+            store_pair(input + i, packed);
+            if (second_too) store_pair(second + i, packed);
+        },
+        [=](int64_t i, int64_t count) FS_ALWAYS {
+            const F v = next(i, count);
+            if (first_too) M::store(input, i, v, count);
+            if (second_too) M::store(second, i, v, count);
+        });
+}
+
+template <class M, int kReads, bool kGuided, bool kLimited>
+FS_INLINE void combine_16_bits(const Block* block, int64_t n) {
+    const bool inputs = block->inputs[0] && (block->inputs[1] != nullptr) == kGuided;
+    inputs && !block->x0_out && !block->extras ? combine_16_bits<M, kReads, kGuided, kLimited, true>(block, n)
+                                               : combine_16_bits<M, kReads, kGuided, kLimited, false>(block, n);
+}
+
+template <class M, bool kGuided, bool kLimited>
+FS_INLINE void combine_16_bits(const Block* block, int64_t n) {
+    const int reads = reads_of(block->k);
+    if (reads == kXAndM) combine_16_bits<M, kXAndM, kGuided, kLimited>(block, n);
+    else if (kLimited && reads == kX) combine_16_bits<M, kX, kGuided, kLimited>(block, n);
+    else combine_16_bits<M, kSome, kGuided, kLimited>(block, n);
+}
+
+template <class M>
+FS_INLINE void combine_16_bits(const Block* block, int64_t n, bool guided, bool limited) {
+    if (guided) limited ? combine_16_bits<M, true, true>(block, n) : combine_16_bits<M, true, false>(block, n);
+    else limited ? combine_16_bits<M, false, true>(block, n) : combine_16_bits<M, false, false>(block, n);
 }
 
 FS_INLINE const Row& row_of(const StepArgs* args, int64_t sample) {
@@ -83,23 +146,30 @@ static void draw(float* z, const StepArgs* args, int64_t sample, int64_t first, 
     });
 }
 
-static void scale_noise(float* z, float g1, const float* v, int64_t n) {
-    each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS {
-        store(z + i, scale_by_variance(load(z + i, count), g1, load(v + i, count)), count);
+static void scale_noise(float* z, float g1, const void* v, int dtype, int64_t n) {
+    with_dtype(dtype, [=](auto type) FS_ALWAYS {
+        each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS {
+            store(z + i, scale_by_variance(load(z + i, count), g1, type.load(v, i, count)), count);
+        });
     });
 }
 
+// Whether the inputs are written while x' is in registers.
+FS_INLINE bool writes_at_once(const StepArgs* args) {
+    return args->input_out && args->m_dtype != kFloat32 && args->input_dtype == args->m_dtype;
+}
+
 static void step_block(const StepArgs* args, int64_t sample, int64_t first, int64_t n) {
-    alignas(64) float m_block[kBlock], uncond_block[kBlock], v_block[kBlock], z_block[kBlock];
+    alignas(64) float z_block[kBlock];
     const Row row = row_of(args, sample);
     const int64_t at = sample * args->size + first, m_at = sample * args->m_stride + first;
+    const int dtype = args->m_dtype;
 
     Block block = {};
-    int extras = 0;
     const auto add = [&](float c, const float* operand) {
         if (c == 0.0f) return;
-        block.c[extras] = c;
-        block.extra[extras++] = operand;
+        block.c[block.extras] = c;
+        block.extra[block.extras++] = operand;
     };
     add(row.c1, args->h1 ? args->h1 + at : nullptr);
     add(row.c2, args->h2 ? args->h2 + at : nullptr);
@@ -109,34 +179,40 @@ static void step_block(const StepArgs* args, int64_t sample, int64_t first, int6
         if (!args->z) draw(z_block, args, sample, first, n);
         if (learned) {
             if (args->z) memcpy(z_block, z, (size_t)n * sizeof(float));
-            const float* v = as_floats(args->m, args->m_dtype, m_at + args->size, v_block, n);
-            scale_noise(z_block, row.g1, v, n);
+            scale_noise(z_block, row.g1, element(args->m, dtype, m_at + args->size), dtype, n);
             z = z_block;
         }
         add(row.s, z);
     }
 
     block.x = args->x + at;
-    block.m = as_floats(args->m, args->m_dtype, m_at, m_block, n);
+    block.m = element(args->m, dtype, m_at);
     block.k = coefficients(row, args->factors ? args->factors[sample] : 1.0f,
                            args->bounds ? args->bounds + sample : nullptr);
     block.out = args->out + at;
     block.x0_out = args->x0_out ? args->x0_out + at : nullptr;
     if (args->uncond) {
-        block.uncond = as_floats(args->uncond, args->m_dtype, m_at, uncond_block, n);
+        block.uncond = element(args->uncond, dtype, m_at);
         block.guidance = args->guidance[sample];
     }
-    combine_flags(&block, extras, n, args->uncond != nullptr, limits(row), block.x0_out != nullptr);
-
-    void* const inputs[2] = {args->input_out, args->second_input_out};
-    for (void* input : inputs) {
-        if (input) write_scaled(input, args->input_dtype, at, block.out, row.next_e, n);
+    void* inputs[2] = {};
+    for (int i = 0; i < 2; ++i) {
+        void* const input = i == 0 ? args->input_out : args->second_input_out;
+        if (input) inputs[i] = (void*)element(input, args->input_dtype, at);
     }
+    const bool at_once = writes_at_once(args), guided = args->uncond != nullptr;
+    block.scale = row.next_e;
+    if (at_once) memcpy(block.inputs, inputs, sizeof inputs);
+    if (dtype == kFloat16) combine_16_bits<Half>(&block, n, guided, limits(row));
+    else if (dtype == kBFloat16) combine_16_bits<Bfloat>(&block, n, guided, limits(row));
+    else combine_flags(&block, n, guided, limits(row), block.x0_out != nullptr);
+    for (void* input : inputs)
+        if (input && !at_once) write_scaled(input, args->input_dtype, block.out, row.next_e, n);
 }
 
 // How many blocks to take as one: many, where nothing is staged in L1 between memory and registers.
 FS_INLINE int64_t blocks_at_once(const StepArgs* args) {
-    if (args->m_dtype != kFloat32 || args->input_out || args->row_of) return 1;
+    if ((args->input_out && !writes_at_once(args)) || args->row_of) return 1;
     const Row& row = args->rows[args->row];
     const bool stages_noise = row.s != 0.0f && (args->seeds || args->z) && (!args->z || row.g1 != 0.0f);
     return stages_noise ? 1 : 64;
