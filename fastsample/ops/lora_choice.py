@@ -1,0 +1,199 @@
+"""Which arithmetic lora_linear uses on this CPU for a dtype: a level of the kernels, or torch's own product."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from fastsample.ops.backend import cpu_module
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+BY_TORCH = "torch"
+
+FACTOR = 1.5  # how many times faster another one must be to overrule the fixed order
+BUDGET = 2e-3  # seconds of the calls that count
+FEWEST_ROUNDS = 3
+K = N = 256
+RANK = 16
+WARM_UP_ROWS = 64
+ROWS = (512, 256, 128, 64, 32, 16)
+
+
+class Choice(NamedTuple):
+    """What was chosen for a dtype, and why.
+
+    Attributes:
+        name: a level, or "torch".
+        first: what the fixed order names.
+        seconds: of each candidate, its times in every round, in CPU time of one thread; empty where nothing was measured.
+        rows: of the problem they refer to.
+    """
+
+    name: str
+    first: str
+    seconds: Mapping[str, Sequence[float]]
+    rows: int
+
+
+_made: dict[torch.dtype, Choice] = {}
+_lock = threading.Lock()
+
+
+def chosen(dtype: torch.dtype) -> str:
+    """The name of the level that lora_linear uses for weights of this dtype, or "torch"; made at first need.
+
+    Where FASTSAMPLE_CPU_ISA or _cpu.set_isa named a level it is that one, and nothing is measured.
+    """
+    if cpu_module().isa_is_forced():
+        return str(cpu_module().lora_isa(DTYPES[dtype]))
+    return choice(dtype).name
+
+
+# Dynamo does not look inside (as in backend.choose): a frame that packs weights may be traced.
+chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def choice(dtype: torch.dtype) -> Choice:
+    """What `chosen` rests on: made once in a process, by the first thread that asks, and kept.
+
+    The fixed order (CPUID, vendor, permission) names a first candidate. A small lora_linear with rank 16 is then timed
+    on it, on the levels that might beat it and on torch's own product. Another one is taken where its best round is
+    more than 1.5 times faster than the first candidate's.
+
+    Every process on a machine shall choose alike, without a file that remembers. Four things see to it:
+
+    - Time is the CPU time of one thread, and each candidate runs on it alone. A busy machine takes the CPU away, which
+      this clock does not count; how many threads torch has makes no difference.
+    - Candidates take turns in rounds, and the best round of each counts: what slows one down for a while (caches, the
+      clock, a neighbour on the same core) slows all down, or is gone in another round.
+    - Without three rounds of all candidates the fixed order stands.
+    - The best rounds of two processes differ by some per cent, and no pair of candidates that is known lies near 1.5:
+      AVX512-BF16 against float32's multiply-adds is 2 or 1/2, AMX 5 and more.
+
+    A pair whose true ratio is within those per cent of 1.5 could fall on either side; either choice then costs at most
+    a factor of about 1.5 on that problem, which is what the fixed order may cost anyway.
+
+    The rounds take 2 ms at most. Beside them come once per dtype the packing, a thread's start and two warm-up calls of
+    each candidate (one more where the rounds run on another number of rows than the warm-up): torch compiles its
+    product in its first call, which took 10 to 30 ms on a Zen 4, and would take them at the model's first call instead.
+    """
+    with _lock:
+        if dtype not in _made:
+            _made[dtype] = made = _make(dtype)
+            if made.name not in (made.first, BY_TORCH):
+                cpu_module().set_lora_isa(DTYPES[dtype], made.name)
+        return _made[dtype]
+
+
+def choices() -> dict[str, str]:
+    """`chosen` for every dtype that has kernels, by its name."""
+    return {str(dtype).removeprefix("torch."): chosen(dtype) for dtype in DTYPES}
+
+
+def candidates(levels: Sequence[str]) -> list[str]:
+    """Of the levels, the fixed order's first one ahead, those that may be the fastest, and torch.
+
+    avx2 and scalar do what the others do with shorter registers: they are there where nothing else is.
+    """
+    return [levels[0], *(name for name in levels[1:] if name not in ("avx2", "scalar")), BY_TORCH]
+
+
+def decide(first: str, seconds: Mapping[str, Sequence[float]]) -> str:
+    """`first`, unless another candidate's least time, times FACTOR, is less than its least time."""
+    if min(map(len, seconds.values()), default=0) < FEWEST_ROUNDS:
+        return first
+    least = {name: min(times) for name, times in seconds.items()}
+    fastest = min(least, key=least.__getitem__)
+    return fastest if FACTOR * least[fastest] < least[first] else first
+
+
+def rounds(calls: Mapping[str, Callable[[], object]], clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Times all calls in turn, again and again, for as long as another round is sure to end within BUDGET."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    spent = longest = 0.0
+    while spent + longest <= BUDGET:
+        took = 0.0
+        for name, call in calls.items():
+            seconds[name].append(_time_of(call, clock))
+            took += seconds[name][-1]
+        spent, longest = spent + took, max(longest, took)
+    return seconds
+
+
+def _make(dtype: torch.dtype) -> Choice:
+    levels = cpu_module().lora_isas(DTYPES[dtype])
+    unmeasured = Choice(levels[0], levels[0], {}, 0)
+    # A thread of its own has no modes (fake tensors, functorch, autocast, gradients) that others have set.
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            measured = pool.submit(_measure, dtype, candidates(levels))
+        except RuntimeError:  # the system, or an interpreter that is about to end, starts no more threads
+            return unmeasured
+        return measured.result() or unmeasured
+
+
+@torch.inference_mode()
+def _measure(dtype: torch.dtype, names: Sequence[str]) -> Choice | None:
+    torch.get_num_threads()  # at its first use in a thread torch sets the number that the next line changes
+    if not cpu_module().keep_to_this_thread():
+        return None
+    clock = time.thread_time
+    runs = {name: _prepared(dtype, name) for name in names}
+    for run in runs.values():
+        run(WARM_UP_ROWS)
+    round_of_one_row = sum(_time_of(partial(run, WARM_UP_ROWS), clock) for run in runs.values()) / WARM_UP_ROWS
+    # As many as fit: on a fast unit the time around the product would hide how fast it is.
+    fitting = (rows for rows in ROWS if (FEWEST_ROUNDS + 1) * rows * round_of_one_row <= BUDGET)
+    rows = next(fitting, ROWS[-1])
+    if rows != WARM_UP_ROWS:
+        for run in runs.values():
+            run(rows)
+    seconds = rounds({name: partial(run, rows) for name, run in runs.items()}, clock)
+    return Choice(decide(names[0], seconds), names[0], seconds, rows)
+
+
+def _prepared(dtype: torch.dtype, name: str) -> Callable[[int], object]:
+    """The op itself by rows of x: one linear with an adapter, in this candidate's layout and on its level."""
+    from fastsample.ops.lora import _lora_linear
+    from fastsample.ops.lora_pack import TORCH, LowRank, PackedAdapters, PackedLinear, _pack, _packed_size
+
+    code = DTYPES[dtype]
+    values = torch.linspace(-1, 1, max(ROWS) * K, device="cpu", dtype=torch.float32).to(dtype).view(-1, K)
+    weight = values[:N]
+    with _on_level(code, name):
+        layout = TORCH if name == BY_TORCH else int(cpu_module().lora_layout(code))
+        data = weight.new_empty(_packed_size(N, K, layout))
+        _pack(weight, data, layout)
+        one = LowRank(weight[:RANK], weight[:, :RANK], torch.ones((), device="cpu"))
+        made = PackedAdapters(PackedLinear(data, None, K, (N,), (len(data),), layout), [[one]])
+
+    def run(rows: int) -> object:
+        with _on_level(code, name):
+            down, up, scale, ranks = made.down, made.up, made.scale, made.flat_ranks
+            return _lora_linear(values[:rows], data, None, (N,), down, up, scale, ranks, None, layout)
+
+    return run
+
+
+@contextmanager
+def _on_level(code: int, name: str) -> Iterator[None]:
+    cpu = cpu_module()
+    before = cpu.lora_isa(code)
+    cpu.set_lora_isa(code, before if name == BY_TORCH else name)
+    try:
+        yield
+    finally:
+        cpu.set_lora_isa(code, before)
+
+
+def _time_of(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    call()
+    return clock() - start
