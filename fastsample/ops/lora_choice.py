@@ -21,8 +21,7 @@ FACTOR = 1.5  # how many times faster another one must be to overrule the fixed 
 BUDGET = 2e-3  # seconds of the calls that count
 FEWEST_ROUNDS = 3
 K = N = 256
-RANK = 16
-WARM_UP_ROWS = 64
+WARM_UP_ROWS, WARM_UPS = 64, 3
 ROWS = (512, 256, 128, 64, 32, 16)
 
 
@@ -32,7 +31,7 @@ class Choice(NamedTuple):
     Attributes:
         name: a level, or "torch".
         first: what the fixed order names.
-        seconds: of each candidate, its times in every round, in CPU time of one thread; empty where nothing was measured.
+        seconds: of each candidate, its time in every round, CPU time of one thread; empty where nothing was measured.
         rows: of the problem they refer to.
     """
 
@@ -63,9 +62,10 @@ chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def choice(dtype: torch.dtype) -> Choice:
     """What `chosen` rests on: made once in a process, by the first thread that asks, and kept.
 
-    The fixed order (CPUID, vendor, permission) names a first candidate. A small lora_linear with rank 16 is then timed
-    on it, on the levels that might beat it and on torch's own product. Another one is taken where its best round is
-    more than 1.5 times faster than the first candidate's.
+    The fixed order (CPUID, vendor, permission) names a first candidate. A small product is then timed on it, on the
+    levels that might beat it and on torch. Another one is taken where its best round is more than 1.5 times
+    faster than the first candidate's. Products alone are timed, without adapters and without the op around them: on a
+    problem this small the time between torch's calls would hide how fast it multiplies.
 
     Every process on a machine shall choose alike, without a file that remembers. Four things see to it:
 
@@ -80,9 +80,9 @@ def choice(dtype: torch.dtype) -> Choice:
     A pair whose true ratio is within those per cent of 1.5 could fall on either side; either choice then costs at most
     a factor of about 1.5 on that problem, which is what the fixed order may cost anyway.
 
-    The rounds take 2 ms at most. Beside them come once per dtype the packing, a thread's start and two warm-up calls of
-    each candidate (one more where the rounds run on another number of rows than the warm-up): torch compiles its
-    product in its first call, which took 10 to 30 ms on a Zen 4, and would take them at the model's first call instead.
+    The rounds take 2 ms at most. Beside them come once per dtype the packing, a thread's start and three warm-up calls
+    of each candidate (one more where the rounds run on another number of rows than the warm-up). torch compiles its
+    product in its first call: on a Zen 4 that took most of the 5 to 25 ms that a choice takes in all.
     """
     with _lock:
         if dtype not in _made:
@@ -146,9 +146,8 @@ def _measure(dtype: torch.dtype, names: Sequence[str]) -> Choice | None:
         return None
     clock = time.thread_time
     runs = {name: _prepared(dtype, name) for name in names}
-    for run in runs.values():
-        run(WARM_UP_ROWS)
-    round_of_one_row = sum(_time_of(partial(run, WARM_UP_ROWS), clock) for run in runs.values()) / WARM_UP_ROWS
+    warm = {name: [_time_of(partial(run, WARM_UP_ROWS), clock) for _ in range(WARM_UPS)] for name, run in runs.items()}
+    round_of_one_row = sum(map(min, warm.values())) / WARM_UP_ROWS
     # As many as fit: on a fast unit the time around the product would hide how fast it is.
     fitting = (rows for rows in ROWS if (FEWEST_ROUNDS + 1) * rows * round_of_one_row <= BUDGET)
     rows = next(fitting, ROWS[-1])
@@ -160,24 +159,25 @@ def _measure(dtype: torch.dtype, names: Sequence[str]) -> Choice | None:
 
 
 def _prepared(dtype: torch.dtype, name: str) -> Callable[[int], object]:
-    """The op itself by rows of x: one linear with an adapter, in this candidate's layout and on its level."""
-    from fastsample.ops.lora import _lora_linear
-    from fastsample.ops.lora_pack import TORCH, LowRank, PackedAdapters, PackedLinear, _pack, _packed_size
+    """x W^T on this candidate by rows of x, with nothing around the product that can be done before."""
+    from fastsample.ops.lora import _products
+    from fastsample.ops.lora_pack import _pack, _packed_size
 
-    code = DTYPES[dtype]
-    values = torch.linspace(-1, 1, max(ROWS) * K, device="cpu", dtype=torch.float32).to(dtype).view(-1, K)
-    weight = values[:N]
+    cpu, code = cpu_module(), DTYPES[dtype]
+    x = torch.linspace(-1, 1, ROWS[0] * K, device="cpu", dtype=torch.float32).to(dtype).view(-1, K)
+    weight, y = x[:N], x.new_empty(ROWS[0], N)
+    if name == BY_TORCH:
+        return lambda rows: torch.mm(x[:rows], weight.T, out=y[:rows])
     with _on_level(code, name):
-        layout = TORCH if name == BY_TORCH else int(cpu_module().lora_layout(code))
-        data = weight.new_empty(_packed_size(N, K, layout))
-        _pack(weight, data, layout)
-        one = LowRank(weight[:RANK], weight[:, :RANK], torch.ones((), device="cpu"))
-        made = PackedAdapters(PackedLinear(data, None, K, (N,), (len(data),), layout), [[one]])
+        layout = int(cpu.lora_layout(code))
+        packed = x.new_empty(_packed_size(N, K, layout))
+        _pack(weight, packed, layout)
+    factors: tuple[object, ...] = ([], [], [], (), 0)  # no adapter
 
-    def run(rows: int) -> object:
+    def run(rows: int) -> None:
         with _on_level(code, name):
-            down, up, scale, ranks = made.down, made.up, made.scale, made.flat_ranks
-            return _lora_linear(values[:rows], data, None, (N,), down, up, scale, ranks, None, layout)
+            address, out = x.data_ptr(), [y.data_ptr()]
+            cpu.lora_linear(address, 1, rows, K, layout, _products(), K, packed.data_ptr(), (N,), 0, *factors, out, 1)
 
     return run
 
@@ -186,7 +186,7 @@ def _prepared(dtype: torch.dtype, name: str) -> Callable[[int], object]:
 def _on_level(code: int, name: str) -> Iterator[None]:
     cpu = cpu_module()
     before = cpu.lora_isa(code)
-    cpu.set_lora_isa(code, before if name == BY_TORCH else name)
+    cpu.set_lora_isa(code, name)
     try:
         yield
     finally:

@@ -39,8 +39,9 @@ Group = Sequence[LowRank | None]
 class PackedLinear:
     """The weights of one or several linears that read the same input, laid out for lora_linear.
 
-    On a CPU with compiled kernels they lie in panels of 32 columns, on one with AMX split into bfloat16 parts: a float32
-    weight then takes 6 bytes, a float16 one 4. Elsewhere, and where torch multiplies faster, they lie row by row.
+    On a CPU with compiled kernels they lie in panels of 32 columns, on one with AMX split into bfloat16 parts: a
+    float32 weight then takes 6 bytes, a float16 one 4. Elsewhere, and where torch multiplies faster, they lie row by
+    row.
 
     Attributes:
         data: all weights, one linear after the other.
@@ -126,9 +127,7 @@ class PackedAdapters:
         new, layout = packed.data.new_empty, packed.layout
         k, ns = packed.in_features, packed.out_features
         widths = [[rank + _missing(rank, layout) for rank in ranks] for ranks in self.ranks]
-        self._up_sizes = [
-            [_packed_size(n, r, layout) for n, r in zip(ns, own, strict=True)] for own in widths
-        ]
+        self._up_sizes = [[_packed_size(n, r, layout) for n, r in zip(ns, own, strict=True)] for own in widths]
         self.down = [new(_packed_size(sum(own), k, layout)) for own in widths]
         self.up = [new(sum(sizes)) for sizes in self._up_sizes]
         self.scale = [new(sum(own), dtype=torch.float32) for own in widths]
