@@ -46,7 +46,7 @@ class Row:
         candidate: a level, or "torch".
         chosen, processes: how many took it, and out of how many.
         measured: how many saw enough rounds to overrule the fixed order.
-        ratio_min, ratio_p50, ratio_max: its best time by that of the fixed order's first candidate, in one process each.
+        ratio_min, ratio_p50, ratio_max: its best time by that of the fixed order's first candidate, over the processes.
         probe_ms: the longest that all rounds took, in CPU time.
         wall_ms_p50, wall_ms_max: of the whole choice, as the process saw it.
     """
@@ -83,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in rows:
         print(
             f"  {row.dtype:<9} {row.candidate:<12} taken by {row.chosen:>3}, time by the first one's "
-            f"{row.ratio_p50:.2f} ({row.ratio_min:.2f} .. {row.ratio_max:.2f}); enough rounds in {row.measured}, probe up "
-            f"to {row.probe_ms:.2f} ms, whole choice {row.wall_ms_p50:.0f} ms, up to {row.wall_ms_max:.0f}"
+            f"{row.ratio_p50:.2f} ({row.ratio_min:.2f} .. {row.ratio_max:.2f}); enough rounds in {row.measured}, probe "
+            f"up to {row.probe_ms:.2f} ms, whole choice {row.wall_ms_p50:.0f} ms, up to {row.wall_ms_max:.0f}"
         )
     write_csv(given.out / "choice.csv", rows)
     differing = sorted({row.dtype for row in rows if 0 < row.chosen < row.processes})

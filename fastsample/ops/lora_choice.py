@@ -19,10 +19,9 @@ BY_TORCH = "torch"
 
 FACTOR = 1.5  # how many times faster another one must be to overrule the fixed order
 BUDGET = 2e-3  # seconds of the calls that count
-FEWEST_ROUNDS = 3
+FEWEST_ROUNDS, WANTED_ROUNDS = 3, 8
 K = N = 256
-WARM_UP_ROWS, WARM_UPS = 64, 3
-ROWS = (512, 256, 128, 64, 32, 16)
+ROWS, WARM_UPS = (64, 32, 16, 8), 3
 
 
 class Choice(NamedTuple):
@@ -80,9 +79,10 @@ def choice(dtype: torch.dtype) -> Choice:
     A pair whose true ratio is within those per cent of 1.5 could fall on either side; either choice then costs at most
     a factor of about 1.5 on that problem, which is what the fixed order may cost anyway.
 
-    The rounds take 2 ms at most. Beside them come once per dtype the packing, a thread's start and three warm-up calls
-    of each candidate (one more where the rounds run on another number of rows than the warm-up). torch compiles its
-    product in its first call: on a Zen 4 that took most of the 5 to 25 ms that a choice takes in all.
+    The rounds take 2 ms (no other is begun that would go beyond if it is as fast as the fastest). Beside them come once
+    per dtype the packing, a thread's start and three warm-up calls of each candidate, for up to four numbers of rows:
+    eight rounds of one of them shall fit. torch compiles its product in its first call. In all a choice took 5 to 25 ms
+    on a Zen 4, and 40 to 100 on busy cores.
     """
     with _lock:
         if dtype not in _made:
@@ -115,15 +115,15 @@ def decide(first: str, seconds: Mapping[str, Sequence[float]]) -> str:
 
 
 def rounds(calls: Mapping[str, Callable[[], object]], clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Times all calls in turn, again and again, for as long as another round is sure to end within BUDGET."""
+    """Times all calls in turn, again and again, until one as short as the shortest would not end within BUDGET."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    spent = longest = 0.0
-    while spent + longest <= BUDGET:
+    spent = shortest = 0.0
+    while spent + shortest <= BUDGET:
         took = 0.0
         for name, call in calls.items():
             seconds[name].append(_time_of(call, clock))
             took += seconds[name][-1]
-        spent, longest = spent + took, max(longest, took)
+        spent, shortest = spent + took, min(shortest or took, took)
     return seconds
 
 
@@ -146,14 +146,10 @@ def _measure(dtype: torch.dtype, names: Sequence[str]) -> Choice | None:
         return None
     clock = time.thread_time
     runs = {name: _prepared(dtype, name) for name in names}
-    warm = {name: [_time_of(partial(run, WARM_UP_ROWS), clock) for _ in range(WARM_UPS)] for name, run in runs.items()}
-    round_of_one_row = sum(map(min, warm.values())) / WARM_UP_ROWS
-    # As many as fit: on a fast unit the time around the product would hide how fast it is.
-    fitting = (rows for rows in ROWS if (FEWEST_ROUNDS + 1) * rows * round_of_one_row <= BUDGET)
-    rows = next(fitting, ROWS[-1])
-    if rows != WARM_UP_ROWS:
-        for run in runs.values():
-            run(rows)
+    for rows in ROWS:  # fewer where a unit is slow, so that enough rounds fit
+        warm = [[_time_of(partial(run, rows), clock) for _ in range(WARM_UPS)] for run in runs.values()]
+        if WANTED_ROUNDS * sum(map(min, warm)) <= BUDGET:
+            break
     seconds = rounds({name: partial(run, rows) for name, run in runs.items()}, clock)
     return Choice(decide(names[0], seconds), names[0], seconds, rows)
 
@@ -164,8 +160,9 @@ def _prepared(dtype: torch.dtype, name: str) -> Callable[[int], object]:
     from fastsample.ops.lora_pack import _pack, _packed_size
 
     cpu, code = cpu_module(), DTYPES[dtype]
-    x = torch.linspace(-1, 1, ROWS[0] * K, device="cpu", dtype=torch.float32).to(dtype).view(-1, K)
-    weight, y = x[:N], x.new_empty(ROWS[0], N)
+    values = torch.linspace(-1, 1, (ROWS[0] + N) * K, device="cpu", dtype=torch.float32).to(dtype).view(-1, K)
+    x, weight = values.split([ROWS[0], N])
+    y = x.new_empty(ROWS[0], N)
     if name == BY_TORCH:
         return lambda rows: torch.mm(x[:rows], weight.T, out=y[:rows])
     with _on_level(code, name):
