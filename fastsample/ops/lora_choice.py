@@ -73,11 +73,12 @@ def choice(dtype: torch.dtype) -> Choice:
     - Candidates take turns in rounds, and the best round of each counts: what slows one down for a while (caches, the
       clock, a neighbour on the same core) slows all down, or is gone in another round.
     - Without three rounds of all candidates the fixed order stands.
-    - The best rounds of two processes differ by some per cent, and no pair of candidates that is known lies near 1.5:
-      AVX512-BF16 against float32's multiply-adds is 2 or 1/2, AMX 5 and more.
+    - In 50 processes on loaded cores the ratio of two candidates lay within 0.75 to 1.4 times its median. On CPUs that are
+      known the fixed order's first one is the fastest or nearly so, far from losing by 1.5: that takes a unit that this
+      build or the fixed order does not know, and those differ by more (AMX is 5 times and more what else there is).
 
-    A pair whose true ratio is within those per cent of 1.5 could fall on either side; either choice then costs at most
-    a factor of about 1.5 on that problem, which is what the fixed order may cost anyway.
+    Where another candidate's true advantage is between 1.1 and 2, processes can differ, and either choice costs at most
+    that much. `python -m benchmarks.choice` shows whether a machine is such a one.
 
     The rounds take 2 ms (no other is begun that would go beyond if it is as fast as the fastest). Beside them come once
     per dtype the packing, a thread's start and three warm-up calls of each candidate, for up to four numbers of rows:
