@@ -212,6 +212,8 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("lora_isa", &lora_isa);
     module.def("lora_isas", &lora_isas);
     module.def("set_lora_isa", &set_lora_isa);
+    module.def("isa_is_forced", &isa_is_forced);
     module.def("why_no_amx", &why_no_amx);
     module.def("thread_runtime", &thread_runtime);
+    module.def("keep_to_this_thread", &keep_to_this_thread);
 }

@@ -282,7 +282,13 @@ def _heading(places: Sequence[Place], absent: Mapping[str, str]) -> str:
     for place in places:
         where = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else str(place.device)
         note = ", in Triton's interpreter: small shapes only, and no times" if place.interpreted else ""
-        isa = f", {backends()['cpu']['isa']}" if place.backend == "cpu" else ""
+        isa = f", {_cpu_levels()}" if place.backend == "cpu" else ""
         lines.append(f"  {place.backend:<10} on {where}{isa}{note}")
     lines += [f"  {name:<10} absent: {reason}" for name, reason in absent.items()]
     return "\n".join(lines)
+
+
+def _cpu_levels() -> str:
+    cpu = backends()["cpu"]
+    chosen = ", ".join(f"{dtype} {name}" for dtype, name in cpu["lora"].items())
+    return f"{cpu['isa']}; lora_linear: {chosen}{cpu['amx'] and '; no AMX: '}{cpu['amx']}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastsample
-from benchmarks import cpu, lora, openvino_peer, precision, projections, unets
+from benchmarks import choice, cpu, lora, openvino_peer, precision, projections, unets
 from benchmarks.harness import Spread
 from benchmarks.lora_case import Case, error
 from benchmarks.lora_peers import peft_if_there
@@ -236,3 +236,18 @@ def test_flags_that_do_not_fit_are_refused(
         lora.main([*quick, *flags])
     assert reason in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def _answer(name: str, first: float, other: float, rounds: int) -> dict[str, object]:
+    seconds = {"avx512": [first] * rounds, "torch": [other] * rounds}
+    return {"name": name, "first": "avx512", "rows": 64, "wall": 0.02, "seconds": seconds}
+
+
+def test_choices_of_many_processes_are_counted() -> None:
+    answers = [_answer("torch", 4e-5, 1e-5, 4), _answer("torch", 4e-5, 2e-5, 4), _answer("avx512", 4e-5, 1e-5, 2)]
+    rows = {row.candidate: row for row in choice.rows_of("float32", answers)}
+    assert {name: row.chosen for name, row in rows.items()} == {"torch": 2, "avx512": 1}
+    assert all((row.processes, row.measured) == (3, 2) for row in rows.values())
+    assert (rows["torch"].ratio_min, rows["torch"].ratio_max) == pytest.approx((0.25, 0.5))
+    assert (rows["avx512"].ratio_min, rows["avx512"].ratio_max) == (1, 1)
+    assert rows["torch"].probe_ms == pytest.approx(0.24) and rows["torch"].wall_ms_p50 == pytest.approx(20)

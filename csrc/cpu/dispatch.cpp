@@ -79,6 +79,7 @@ const Level* best_for(int dtype) {
 struct Choice {
     std::atomic<const Level*> isa{best()};
     std::atomic<const Level*> lora[3]{{best_for(kFloat32)}, {best_for(kFloat16)}, {best_for(kBFloat16)}};
+    std::atomic<bool> forced{false};
 };
 
 Choice& current() {
@@ -143,8 +144,11 @@ void set_isa(const std::string& name) {
     const Level* level = require(name);
     current().isa.store(level);
     for (auto& lora : current().lora) lora.store(level);
+    current().forced.store(true);
 }
 
 void set_lora_isa(int dtype, const std::string& name) { current().lora[dtype].store(require(name)); }
+
+bool isa_is_forced() { return current().forced.load(std::memory_order_relaxed); }
 
 }  // namespace fastsample

@@ -31,4 +31,7 @@ std::vector<std::string> lora_isas(int dtype);
 void set_isa(const std::string& name);
 void set_lora_isa(int dtype, const std::string& name);
 
+// Whether set_isa was called: then nobody measures which level is the fastest.
+bool isa_is_forced();
+
 }  // namespace fastsample

@@ -20,16 +20,19 @@ struct Team {
 
 // Looked up through libtorch_cpu's own dependencies: wheels rename their libgomp, and linking another one would start a
 // second team of threads.
+void* torch_library() {
+    for (const char* name : {"libtorch_cpu.so", "libtorch_cpu.dylib"})
+        if (void* torch = dlopen(name, RTLD_LAZY | RTLD_NOLOAD)) return torch;
+    return nullptr;
+}
+
 Team find_team() {
     Team team;
-    for (const char* name : {"libtorch_cpu.so", "libtorch_cpu.dylib"}) {
-        if (void* torch = dlopen(name, RTLD_LAZY | RTLD_NOLOAD)) {
-            team.run = reinterpret_cast<decltype(team.run)>(dlsym(torch, "GOMP_parallel"));
-            team.size = reinterpret_cast<decltype(team.size)>(dlsym(torch, "omp_get_num_threads"));
-            team.rank = reinterpret_cast<decltype(team.rank)>(dlsym(torch, "omp_get_thread_num"));
-            dlclose(torch);
-            break;
-        }
+    if (void* torch = torch_library()) {
+        team.run = reinterpret_cast<decltype(team.run)>(dlsym(torch, "GOMP_parallel"));
+        team.size = reinterpret_cast<decltype(team.size)>(dlsym(torch, "omp_get_num_threads"));
+        team.rank = reinterpret_cast<decltype(team.rank)>(dlsym(torch, "omp_get_thread_num"));
+        dlclose(torch);
     }
     return team;
 }
@@ -78,6 +81,18 @@ void parallel(int64_t units, int threads, void (*body)(const void*, int64_t, int
 
 int useful_threads(int threads, int64_t work, int64_t grain) {
     return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work / grain)));
+}
+
+bool keep_to_this_thread() {
+    void* torch = torch_library();
+    if (!torch) return false;
+    const auto openmp = reinterpret_cast<void (*)(int)>(dlsym(torch, "omp_set_num_threads"));
+    // MKL has a number of its own, which torch sets beside OpenMP's.
+    const auto mkl = reinterpret_cast<int (*)(int)>(dlsym(torch, "MKL_Set_Num_Threads_Local"));
+    if (openmp) openmp(1);
+    if (mkl) mkl(1);
+    dlclose(torch);
+    return openmp != nullptr;
 }
 
 const char* thread_runtime() { return team().found() ? "torch-openmp" : "std-thread"; }

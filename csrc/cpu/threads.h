@@ -11,6 +11,10 @@ void parallel(int64_t units, int threads, void (*body)(const void*, int64_t, int
 // How many threads this much work keeps busy, `grain` units each: at least 1, at most `threads`.
 int useful_threads(int threads, int64_t work, int64_t grain);
 
+// What torch computes from now on when the calling thread asks it to, it computes on that thread alone; other threads keep
+// what they have, which torch.set_num_threads would not leave to them. Whether it could be arranged.
+bool keep_to_this_thread();
+
 // "torch-openmp" or "std-thread".
 const char* thread_runtime();
 

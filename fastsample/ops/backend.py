@@ -59,9 +59,12 @@ def backends() -> dict[str, dict[str, Any]]:
 
     Returns:
         For each of "reference", "cpu", "triton" and "cuda" a dict with "available" (bool) and "reason" (empty where
-        available). "cpu" also tells "isa", the instruction set in use, "isas", those that this CPU and build have, and
-        "threads", the thread runtime; "triton" tells "interpreted", whether its kernels run in Triton's interpreter
-        (TRITON_INTERPRET=1), slowly and on CPU tensors too; "cuda" tells "architectures", what it was compiled for.
+        available). "cpu" also tells "isa", the instruction set in use, "isas", those that this CPU and build have,
+        "threads", the thread runtime, "lora", which of the isas lora_linear uses for each dtype, or "torch" where torch
+        multiplies faster than all of them (measured at the first question or the first weights, in 20 to 60 ms), and
+        "amx", the reason where AMX is not among the isas, else empty; "triton" tells "interpreted", whether its kernels
+        run in Triton's interpreter (TRITON_INTERPRET=1), slowly and on CPU tensors too; "cuda" tells "architectures",
+        what it was compiled for.
 
     Example:
         >>> backends()["reference"]["available"]
@@ -77,7 +80,10 @@ def backends() -> dict[str, dict[str, Any]]:
         name: {"available": not reason, "reason": reason} for name, reason in reasons.items()
     }
     if _cpu is not None:
+        from fastsample.ops.lora_choice import choices
+
         found["cpu"].update(isa=_cpu.isa(), isas=_cpu.available_isas(), threads=_cpu.thread_runtime())
+        found["cpu"].update(lora=choices(), amx=_cpu.why_no_amx())
     found["triton"]["interpreted"] = not reasons["triton"] and _interpreted()
     found["cuda"]["architectures"] = [] if _cuda is None else _cuda.architectures()
     return found

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.backend import choose, cpu_module, fresh, recorded
-from fastsample.ops.lora_pack import ROWS, Group, PackedAdapters, PackedLinear
+from fastsample.ops.lora_pack import ROWS, TORCH, Group, PackedAdapters, PackedLinear
+from fastsample.ops.lora_torch import multiply
 
 
 def lora_linear(
@@ -114,10 +115,15 @@ def _lora_linear(
     outputs = [fresh(torch.Size((*leading, n)), x.dtype, x.device) for n in out_features]
     samples = 1 if adapter_index is None else shape[0]
     index = None if adapter_index is None else adapter_index.contiguous()
-    if layout == ROWS:
+    if layout in (ROWS, TORCH):
+        rows = x.as_strided((count, features), (stride, 1))
+        if layout == TORCH:
+            if index is not None:
+                check_range(index, len(down))
+            multiply(rows, samples, weights, bias, down, up, scale, ranks, index, outputs)
+            return outputs
         from fastsample.kernels.lora_launch import launch
 
-        rows = x.as_strided((count, features), (stride, 1))
         launch(rows, samples, weights, bias, out_features, down, up, scale, ranks, index, outputs)
         return outputs
     cpu_module().lora_linear(

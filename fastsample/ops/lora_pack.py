@@ -11,8 +11,8 @@ from torch import Tensor
 from fastsample.kernels.lora_layout import RANK_STEP
 from fastsample.ops import backend as backends
 from fastsample.ops.backend import cpu_module, fresh
+from fastsample.ops.lora_choice import BY_TORCH, DTYPES, chosen
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 # How weights lie in memory: numbers from 0 on are the CPU kernels' own layouts; row by row they are read by Triton's
 # kernels, or by torch's own product.
 ROWS, TORCH = -1, -2
@@ -40,7 +40,8 @@ class PackedLinear:
     """The weights of one or several linears that read the same input, laid out for lora_linear.
 
     On a CPU with compiled kernels they lie in panels of 32 columns. Where it has AMX, float32 and float16 are split
-    into bfloat16 parts: a float32 weight then takes 6 bytes, a float16 one 4. Elsewhere they lie row by row.
+    into bfloat16 parts: a float32 weight then takes 6 bytes, a float16 one 4. Elsewhere, and where
+    torch multiplies faster, they lie row by row.
 
     Attributes:
         data: all weights, one linear after the other.
@@ -316,6 +317,8 @@ def _version(tensor: Tensor) -> int:
 def _layout(weight: Tensor) -> int:
     if cpu_module() is None or not weight.is_cpu or weight.dtype not in DTYPES:
         return ROWS
+    if chosen(weight.dtype) == BY_TORCH:
+        return TORCH
     return int(cpu_module().lora_layout(DTYPES[weight.dtype]))
 
 

@@ -22,6 +22,8 @@ int lora_layout(int dtype) { return dtype == kFloat32 ? kFloatParts : dtype == k
 
 PYBIND11_MODULE(_amx, module) {
     fastsample::bind_lora(module);
+    module.def("lora_isa", [](int) { return "amx"; });
+    module.def("isa_is_forced", [] { return true; });
     // One product on addresses: sums += x w, (16, 16) floats and (16, 32) and (16, 16, 2) bfloat16.
     module.def("tile_product", [](uintptr_t sums, uintptr_t x, uintptr_t w) {
         struct alignas(64) {
