@@ -75,8 +75,7 @@ def choice(dtype: torch.dtype) -> Choice:
     - Without three rounds of all candidates the fixed order stands.
     - In 50 processes on loaded cores the ratio of two candidates lay within 0.75 to 1.4 times its median. On CPUs that
       are known the fixed order's first one is the fastest or nearly so, far from losing by 1.5: that takes a unit that
-      this build or the fixed order does not know, and those differ by more (AMX is 5 times and more what else there
-      is).
+      this build or the fixed order does not know, and those differ by more (AMX is 5 times and more the others).
 
     Where another candidate's true advantage is between 1.1 and 2, processes can differ, and either choice costs at most
     that much. `python -m benchmarks.choice` shows whether a machine is such a one.
