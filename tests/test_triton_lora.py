@@ -279,7 +279,7 @@ def operands(*ranks: int) -> tuple[Any, ...]:
         ([], [], [], []) if adapters is None else (adapters.down, adapters.up, adapters.scale, adapters.flat_ranks)
     )
     index = torch.tensor([1, -1], device=DEVICE) if len(ranks) > 1 else None
-    return p.x.view(2, 6, 33).to(DEVICE), packed.data, packed.bias, packed.out_features, *factors, index, True
+    return p.x.view(2, 6, 33).to(DEVICE), packed.data, packed.bias, packed.out_features, *factors, index, packed.layout
 
 
 @pytest.mark.parametrize("ranks", [(), (3,), (3, 4)], ids=["bare", "one-group", "per-sample"])
