@@ -26,9 +26,11 @@ std::string find_out() {
     uint32_t low = 0, high = 0;
     if (has_xgetbv) asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     if ((low & kTileState) != kTileState) return "the operating system does not save AMX's tile registers";
-    if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0)
-        return std::string("the system refused the permission to use AMX (arch_prctl: ") + strerror(errno) + ")";
-    return "";
+    if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0) return "";
+    const std::string why = errno == ENOSPC                      ? "a thread's stack for signals is too small"
+                            : errno == EINVAL || errno == ENOSYS ? "Linux before 5.16 knows no such permission"
+                                                                 : strerror(errno);
+    return "the system refused the permission to use AMX: " + why;
 }
 #elif defined(__x86_64__) && defined(__linux__)
 std::string find_out() { return "the compiler that built fastsample does not know AMX"; }

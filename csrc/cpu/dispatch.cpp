@@ -107,6 +107,7 @@ const Level* require(const std::string& name) {
 const Kernels& kernels() { return *current().isa.load(std::memory_order_relaxed)->kernels; }
 
 const LoraKernels& lora_kernels(int layout) {
+    if (layout < 0 || layout >= kLayouts) throw std::invalid_argument("layout " + std::to_string(layout) + " is unknown");
     if (const LoraKernels* own = lora_level(dtype_of(layout)).lora[layout]) return *own;
     // Packed before another level was asked for: who made the parts reads them.
     if (const LoraKernels* maker = best()->lora[layout]) return *maker;

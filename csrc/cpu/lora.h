@@ -106,14 +106,6 @@ struct LoraArgs {
     void* const* out;  // (rows, N_i)
 };
 
-// Rows that share one reading of the weights are enough to pay for it, and few enough to stay in the second-level cache.
-constexpr int kBlockRows = 140;
-
-FS_ALWAYS inline int64_t tiles_in_block(int rows, int64_t tile_words, int64_t cache_words) {
-    const int64_t cached = cache_words / tile_words, most = kBlockRows / rows;
-    return cached < 1 ? 1 : cached < most ? cached : most;
-}
-
 // Rows of x that share a group.
 constexpr int kMostRows = 32;
 

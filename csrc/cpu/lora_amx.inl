@@ -1,10 +1,13 @@
 // The product on AMX's tiles: 32 rows of x by 32 columns of W in four tiles of sums, or 16 rows by up to 64 columns where
-// there are no more; then the low-rank part, on the same sums.
+// there are no more; then the low-rank part, in float32 on sums of its own.
 
-constexpr int kTileRowsOf = 16;  // of x in one tile; as many columns of W
+constexpr int kTileSide = 16;  // rows of x in one tile, columns of W
 constexpr int64_t kTileBytes = 1024;
 // Of float32 the sums of so many tiles along k are formed in the tiles and then added to the others'.
 constexpr int64_t kBlockTiles = 16;
+// Tile products use up weights faster than a core gets them from beyond its second-level cache, half of which so many rows
+// may fill that share one reading of the weights.
+constexpr int64_t kBlockTilesOfRows = 16, kBlockBytes = 1 << 20;
 
 FS_INLINE int64_t tiles_along(int64_t k) { return (k + kTileDepth - 1) / kTileDepth; }
 
@@ -22,8 +25,9 @@ struct TileRegisters {
         all.palette = 1;
         for (int i = 0; i < 8; ++i) {
             all.row_bytes[i] = 64;
-            all.rows[i] = kTileRowsOf;
+            all.rows[i] = kTileSide;
         }
+        asm volatile("" : : "m"(all) : "memory");  // GCC's own says that 8 of its 64 bytes are read
         _tile_loadconfig(&all);
     }
     ~TileRegisters() { _tile_release(); }
@@ -59,7 +63,7 @@ FS_INLINE Lanes leave_part(uint16_t* to, Lanes v) {
 struct Head {
     int32_t floats;   // how many rows need float arithmetic: the first of `order`
     int32_t packed;   // how many rows of `order` are there as floats: all, where a panel may need them
-    uint32_t needed;  // the first ones as bits
+    uint32_t needed;  // the same rows, a bit each
     uint8_t order[kMostRows];
 };
 constexpr int64_t kHeadWords = 16;
@@ -74,7 +78,8 @@ struct Packed {
     int64_t part, below;  // bytes from one part to the next, and to the lower rows
     Words words;
 
-    FS_ALWAYS Packed(const uint32_t* at, int64_t k) : part(tiles_along(k) * kTileBytes), below(part * Parts), words(k + (k & 1)) {
+    FS_ALWAYS Packed(const uint32_t* at, int64_t k)
+        : part(tiles_along(k) * kTileBytes), below(part * Parts), words(k + (k & 1)) {
         uint32_t* first = const_cast<uint32_t*>(at) + (Parts > 1 ? kHeadWords : 0);
         tiles = (char*)first;
         floats = first + below / 2;
@@ -84,12 +89,28 @@ struct Packed {
         constexpr int64_t blocks = (kMostRows + kVectorRows - 1) / kVectorRows;
         return Parts == 1 ? all : kHeadWords + all + blocks * Words(k + (k & 1)).size();
     }
-    FS_ALWAYS char* row(int r) const { return tiles + r / kTileRowsOf * below + r % kTileRowsOf * 64; }
+    FS_ALWAYS char* row(int r) const { return tiles + r / kTileSide * below + r % kTileSide * 64; }
 };
 
 template <int Parts>
 static int64_t tile_block(int64_t k) {
-    return tiles_in_block(kMostRows, tiles_along(k) * (2 * Parts * kTileBytes / 4), 320 << 10);
+    const int64_t fitting = kBlockBytes / (tiles_along(k) * 2 * Parts * kTileBytes);
+    return fitting < 1 ? 1 : fitting < kBlockTilesOfRows ? fitting : kBlockTilesOfRows;
+}
+
+// Fewer than 128 bytes, zeros behind them. In whole vectors: what is stored in pieces is slow to be loaded as one.
+FS_INLINE const char* take_padded(char (&padded)[kTileDepth * 4], const char* from, int64_t bytes) {
+#if FASTSAMPLE_LANES == 16
+    for (int64_t at = 0; at < (int64_t)sizeof padded; at += 64) {
+        const int64_t left = bytes - at;
+        const __mmask64 mask = left >= 64 ? ~(__mmask64)0 : left > 0 ? ((__mmask64)1 << left) - 1 : 0;
+        _mm512_store_si512(padded + at, _mm512_maskz_loadu_epi8(mask, from + at));
+    }
+    return padded;
+#else
+    memset(padded, 0, sizeof padded);
+    return (const char*)memcpy(padded, from, (size_t)bytes);
+#endif
 }
 
 // One row into tiles; whether it needs float arithmetic.
@@ -100,10 +121,7 @@ FS_INLINE bool pack_tile_row(char* to, int64_t part_bytes, const char* row, int6
         alignas(64) char padded[kTileDepth * 4];
         const int64_t bytes = Parts == 3 ? 4 : 2, left = k - first;
         const char* from = row + first * bytes;
-        if (left < kTileDepth) {
-            memset(padded, 0, sizeof padded);
-            from = (const char*)memcpy(padded, from, (size_t)(left * bytes));
-        }
+        if (left < kTileDepth) from = take_padded(padded, from, left * bytes);
         if (Parts == 1) {
             memcpy(to, from, kTileDepth * 2);
             continue;
@@ -241,12 +259,12 @@ FS_INLINE void zero_tiles() {
 
 template <int R, int C>
 FS_INLINE void store_tiles(float* to) {
-    constexpr int64_t row = C * kTileRowsOf * 4;
+    constexpr int64_t row = C * kTileSide * 4;
     _tile_stored(0, to, row);
     if constexpr (C > 1) _tile_stored(1, to + 16, row);
     if constexpr (R == 2) {
-        _tile_stored(2, to + 16 * C * kTileRowsOf, row);
-        if constexpr (C > 1) _tile_stored(3, to + 16 * C * kTileRowsOf + 16, row);
+        _tile_stored(2, to + 16 * C * kTileSide, row);
+        if constexpr (C > 1) _tile_stored(3, to + 16 * C * kTileSide + 16, row);
     } else if constexpr (C > 2) {
         _tile_stored(2, to + 32, row);
         _tile_stored(3, to + 48, row);
@@ -260,7 +278,13 @@ static void tile_sums(const TilePart (&parts)[2], float* sums) {
     constexpr int64_t count = R * C * 256;
     alignas(64) float block[blocked ? count : 1];
     bool begun = false;
-    asm volatile("" : : : "memory");  // tile loads do not say that they read memory
+    const auto add_sums = [&]() FS_ALWAYS {
+        store_tiles<R, C>(begun ? block : sums);
+        if constexpr (blocked)
+            for (int64_t at = 0; at < (begun ? count : 0); ++at) sums[at] += block[at];
+        begun = true;
+    };
+    asm volatile("" : : : "memory");  // tile loads do not say that they read memory: all has been packed before
     zero_tiles();
     for (int i = 0; i < 2; ++i) {
         const char *x = parts[i].x, *w[2] = {parts[i].w[0], parts[i].w[1]};
@@ -271,14 +295,11 @@ static void tile_sums(const TilePart (&parts)[2], float* sums) {
             for (const char*& one : w) one += kTileDepth / 2 * kPairBytes<Parts, C>;
             const bool last = k + 1 == parts[i].tiles;
             if (!blocked || (last ? i == 1 || parts[1].tiles == 0 : (k + 1) % kBlockTiles != 0)) continue;
-            store_tiles<R, C>(block);
-            for (int64_t at = 0; at < count; ++at) sums[at] = begun ? sums[at] + block[at] : block[at];
-            begun = true;
+            add_sums();
             zero_tiles();
         }
     }
-    store_tiles<R, C>(begun ? block : sums);
-    for (int64_t at = 0; begun && at < count; ++at) sums[at] += block[at];
+    add_sums();
 }
 
 // The rows of a panel that tiles give, from sums of `pitch` floats a row.
@@ -299,7 +320,7 @@ static void run_tiles(int rows, const TilePart (&parts)[2], const Target* target
     constexpr int one = kLanes == 16 ? 1 : 2;  // vectors of a half panel
     alignas(64) float sums[1024];
     const bool half = targets[0].width == kHalfPanel;
-    if (rows > kTileRowsOf) {
+    if (rows > kTileSide) {
         half ? tile_sums<Parts, Products, 2, 1>(parts, sums) : tile_sums<Parts, Products, 2, 2>(parts, sums);
     } else if (panels == 2) {
         tile_sums<Parts, Products, 1, 4>(parts, sums);

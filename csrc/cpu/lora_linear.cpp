@@ -20,6 +20,7 @@ struct PackJob {
     void* to;
     int64_t n, k;
     int layout;
+    const LoraKernels* kernels;  // of parts; found before threads start, since an exception may not leave one
 };
 
 // copy(place among the rows, place in the panels) of every value in panels [begin, end).
@@ -174,8 +175,7 @@ void over_panels(const PackJob& job, int threads, void (*body)(const void*, int6
 template <bool Packs>
 void convert_panels(const void* context, int64_t begin, int64_t end) {
     const PackJob& job = *static_cast<const PackJob*>(context);
-    const LoraKernels& kernels = lora_kernels(job.layout);
-    (Packs ? kernels.pack : kernels.unpack)(job.from, job.n, job.k, job.to, begin, end);
+    (Packs ? job.kernels->pack : job.kernels->unpack)(job.from, job.n, job.k, job.to, begin, end);
 }
 
 void count_marks(void* packed, int64_t n) {
@@ -189,8 +189,8 @@ void count_marks(void* packed, int64_t n) {
 void lora_pack(const void* weight, int64_t n, int64_t k, int layout, void* packed, int threads) {
     const int64_t size = packed_size(n, k, layout);
     if (size == 0) return;
+    const PackJob job{weight, packed, n, k, layout, &lora_kernels(layout)};
     memset(packed, 0, static_cast<size_t>(size * bytes_of(layout)));
-    const PackJob job{weight, packed, n, k, layout};
     if (parts_of(layout) > 1) {
         over_panels(job, threads, convert_panels<true>);
         count_marks(packed, n);
@@ -200,10 +200,9 @@ void lora_pack(const void* weight, int64_t n, int64_t k, int layout, void* packe
 }
 
 void lora_unpack(const void* packed, int64_t n, int64_t k, int layout, void* weight, int threads) {
-    over_panels({packed, weight, n, k, layout}, threads,
-                parts_of(layout) > 1   ? convert_panels<false>
-                : layout == kFloat32 ? copy_panels<uint32_t, false>
-                                     : copy_panels<uint16_t, false>);
+    const PackJob job{packed, weight, n, k, layout, &lora_kernels(layout)};
+    const auto copy = layout == kFloat32 ? copy_panels<uint32_t, false> : copy_panels<uint16_t, false>;
+    over_panels(job, threads, parts_of(layout) > 1 ? convert_panels<false> : copy);
 }
 
 void lora_linear(LoraArgs args, const std::vector<LoraAdapters>& adapters, int64_t samples, int64_t rows,

@@ -2,10 +2,11 @@
 // products of parts then give sums of floats. What they cannot give (infinities, NaN, magnitudes whose products leave
 // float's range) is marked here and goes through float arithmetic on the same memory.
 
-// Exponents, as they are biased, of the float32 values that are stored as sums. Smaller and larger ones are stored as
-// their bits: the upper 16, and two bytes as the sign and fraction of subnormals, which products take for 0.
-constexpr uint32_t kLeastExponent = 17, kMostExponent = 187;
-// Magnitudes of a row or a panel whose largest one lies outside are left to float arithmetic: 2^-50 and 2^60.
+// Exponents, as they are biased, of the float32 values that are stored as sums, of which no part is subnormal. Smaller and
+// larger ones are stored as their bits: the upper 16, and two bytes as the sign and fraction of subnormals, which products
+// take for 0.
+constexpr uint32_t kLeastExponent = 24, kMostExponent = 187;
+// Rows of x and columns of W whose largest magnitude lies outside are left to float arithmetic: 2^-50 and 2^60.
 constexpr uint32_t kLeastMagnitude = 0x26800000u, kMostMagnitude = 0x5d800000u, kInfinity = 0x7f800000u;
 
 template <int Parts>
@@ -55,7 +56,7 @@ FS_INLINE uint32_t split(uint32_t bits, uint16_t (&part)[3]) {
     }
     return bits & 0x7fffffffu;
 }
-// A NaN's ten bits go to both parts, an infinity to the first.
+// A NaN's ten bits go to both parts, so that they can be restored; an infinity is the first alone.
 FS_INLINE uint32_t split(uint16_t half, uint16_t (&part)[2]) {
     const uint32_t sign = half & 0x8000u, rest = half & 0x7fffu;
     if (rest >= 0x7c00u) {
@@ -102,13 +103,13 @@ FS_INLINE int64_t part_place(int64_t k, int column, int width) {
     return (k / 2 * width + column / 16 * 16) * 2 * Parts + column % 16 * 2 + k % 2;
 }
 
-// Both directions of one panel: visit(value among the rows, first part, whose next ones lie 32 values on).
+// Both directions of one panel: visit(value among the rows, first part, whose next ones lie 32 values on, column).
 template <int Parts, class Value, class Visit>
 FS_INLINE void each_split(Value* rows, int64_t n, int64_t k, uint16_t* panel, int64_t p, Visit visit) {
     const int width = width_of(n, p), valid = valid_of(n, p);
     for (int64_t i = 0; i < k; ++i)
         for (int c = 0; c < valid; ++c)
-            visit(rows[(p * kColumns + c) * k + i], panel + part_place<Parts>(i, c, width));
+            visit(rows[(p * kColumns + c) * k + i], panel + part_place<Parts>(i, c, width), c);
 }
 
 template <int Parts, class Value>
@@ -116,15 +117,17 @@ static void pack_parts(const void* rows, int64_t n, int64_t k, void* packed, int
     const PlainFloats plain;
     const int layout = Parts == 3 ? kFloatParts : kHalfParts;
     for (int64_t p = begin; p < end; ++p) {
-        uint32_t largest = 0;
+        uint32_t largest[kColumns] = {0};
         uint16_t* panel = (uint16_t*)((char*)packed + panel_offset(n, k, layout, p));
-        each_split<Parts>((const Value*)rows, n, k, panel, p, [&](Value value, uint16_t* to) FS_ALWAYS {
+        each_split<Parts>((const Value*)rows, n, k, panel, p, [&](Value value, uint16_t* to, int column) FS_ALWAYS {
             uint16_t part[Parts];
             const uint32_t magnitude = split(value, part);
-            largest = magnitude > largest ? magnitude : largest;
+            largest[column] = magnitude > largest[column] ? magnitude : largest[column];
             for (int i = 0; i < Parts; ++i) to[i * 32] = part[i];
         });
-        ((char*)packed)[kMarks + p] = needs_floats<Parts>(largest);
+        bool marked = false;
+        for (uint32_t one : largest) marked |= needs_floats<Parts>(one);
+        ((char*)packed)[kMarks + p] = marked;
     }
 }
 
@@ -134,7 +137,7 @@ static void unpack_parts(const void* packed, int64_t n, int64_t k, void* rows, i
     const int layout = Parts == 3 ? kFloatParts : kHalfParts;
     for (int64_t p = begin; p < end; ++p) {
         uint16_t* panel = (uint16_t*)((char*)packed + panel_offset(n, k, layout, p));
-        each_split<Parts>((Value*)rows, n, k, panel, p, [&](Value& value, const uint16_t* from) FS_ALWAYS {
+        each_split<Parts>((Value*)rows, n, k, panel, p, [&](Value& value, const uint16_t* from, int) FS_ALWAYS {
             uint16_t part[Parts];
             for (int i = 0; i < Parts; ++i) part[i] = from[i * 32];
             value = joined(part);
