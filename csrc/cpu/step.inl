@@ -1,20 +1,20 @@
-// The sampling step, what ops/step.py specifies: one pass over memory, a block at a time in L1. Moves 4 bytes an element for
-// each of: x, m (2 for 16-bit floats, as all of m), its unconditional half under guidance, its variance half where g1 is not
-// 0, h1 and h2 where c1 and c2 are not 0, given noise, x' and x0 where it is kept; and the next input's own size, once or
-// twice, where one is made.
+// The sampling step, what ops/step.py specifies: one pass over memory, in registers or a block at a time in L1. Moves 4
+// bytes an element for each of: x, m (2 for 16-bit floats, as all of m), its unconditional half under guidance, its
+// variance half where g1 is not 0, h1 and h2 where c1 and c2 are not 0, given noise, x' and x0 where it is kept; and the
+// next input's own size, once or twice, where one is made.
 
 // One block's operands, and its sample's coefficients.
 struct Block {
     const float* x;
-    const void *m, *uncond;  // of one dtype
+    const void *m, *uncond;  // of one dtype; floats, once they are staged
     float guidance;
     Coefficients k;
     const float* extra[3];  // h1, h2 and noise, those of them whose coefficient is not 0
     float c[3];
     int extras;
     float *out, *x0_out;
-    void* inputs[2];  // of m's dtype, where they are written in the same pass
-    float scale;      // of the inputs
+    void* inputs[2];
+    float scale;  // of the inputs
 };
 
 template <class M, bool kGuided>
