@@ -43,6 +43,7 @@ FS_INLINE void with_dtype(int dtype, Body body) {
 FS_INLINE const void* element(const void* in, int dtype, int64_t at) {
     return (const char*)in + at * (dtype == kFloat32 ? 4 : 2);
 }
+FS_INLINE void* element(void* in, int dtype, int64_t at) { return (char*)in + at * (dtype == kFloat32 ? 4 : 2); }
 
 // n elements as floats: where they are if they are floats already, else in `block`.
 FS_INLINE const float* as_floats(const void* in, int dtype, float* block, int64_t n) {

@@ -1,20 +1,20 @@
-// The sampling step, what ops/step.py specifies: one pass over memory, a block at a time in L1. Moves 4 bytes an element for
-// each of: x, m (2 for 16-bit floats, as all of m), its unconditional half under guidance, its variance half where g1 is not
-// 0, h1 and h2 where c1 and c2 are not 0, given noise, x' and x0 where it is kept; and the next input's own size, once or
-// twice, where one is made.
+// The sampling step, what ops/step.py specifies: one pass over memory, in registers or a block at a time in L1. Moves 4
+// bytes an element for each of: x, m (2 for 16-bit floats, as all of m), its unconditional half under guidance, its
+// variance half where g1 is not 0, h1 and h2 where c1 and c2 are not 0, given noise, x' and x0 where it is kept; and the
+// next input's own size, once or twice, where one is made.
 
 // One block's operands, and its sample's coefficients.
 struct Block {
     const float* x;
-    const void *m, *uncond;  // of one dtype
+    const void *m, *uncond;  // of one dtype; floats, once they are staged
     float guidance;
     Coefficients k;
     const float* extra[3];  // h1, h2 and noise, those of them whose coefficient is not 0
     float c[3];
     int extras;
     float *out, *x0_out;
-    void* inputs[2];  // of m's dtype, where they are written in the same pass
-    float scale;      // of the inputs
+    void* inputs[2];
+    float scale;  // of the inputs
 };
 
 template <class M, bool kGuided>
@@ -71,7 +71,7 @@ FS_INLINE void combine_flags(const Block* block, int64_t n, bool flag, Rest... r
 }
 
 // The same where m, and the inputs that are written, are 16-bit floats. kUsual: no x0, nothing extra, and an input for each
-// half of m, known when the loop is compiled; else each is asked for in the loop, twice as slow in cache.
+// half of m, known when the loop is compiled; else each is asked for in the loop, two vectors at a time.
 template <class M, int kReads, bool kGuided, bool kLimited, bool kUsual>
 static void combine_16_bits(const Block* from, int64_t n) {
     const Block block = *from;
@@ -105,25 +105,24 @@ static void combine_16_bits(const Block* from, int64_t n) {
         });
 }
 
-template <class M, int kReads, bool kGuided, bool kLimited>
-FS_INLINE void combine_16_bits(const Block* block, int64_t n) {
-    const bool inputs = block->inputs[0] && (block->inputs[1] != nullptr) == kGuided;
-    inputs && !block->x0_out && !block->extras ? combine_16_bits<M, kReads, kGuided, kLimited, true>(block, n)
-                                               : combine_16_bits<M, kReads, kGuided, kLimited, false>(block, n);
-}
-
-template <class M, bool kGuided, bool kLimited>
-FS_INLINE void combine_16_bits(const Block* block, int64_t n) {
+// False where no loop is compiled for what this pass does.
+template <class M, bool kGuided>
+FS_INLINE bool combine_16_bits(const Block* block, int64_t n, bool limited) {
     const int reads = reads_of(block->k);
-    if (reads == kXAndM) combine_16_bits<M, kXAndM, kGuided, kLimited>(block, n);
-    else if (kLimited && reads == kX) combine_16_bits<M, kX, kGuided, kLimited>(block, n);
-    else combine_16_bits<M, kSome, kGuided, kLimited>(block, n);
-}
-
-template <class M>
-FS_INLINE void combine_16_bits(const Block* block, int64_t n, bool guided, bool limited) {
-    if (guided) limited ? combine_16_bits<M, true, true>(block, n) : combine_16_bits<M, true, false>(block, n);
-    else limited ? combine_16_bits<M, false, true>(block, n) : combine_16_bits<M, false, false>(block, n);
+    const bool inputs = block->inputs[0] && (block->inputs[1] != nullptr) == kGuided;
+    const bool usual = inputs && !block->x0_out && !block->extras;
+    if (!limited && reads == kXAndM) {
+        usual ? combine_16_bits<M, kXAndM, kGuided, false, true>(block, n)
+              : combine_16_bits<M, kXAndM, kGuided, false, false>(block, n);
+        return true;
+    }
+    if (!limited || !usual) return false;
+    switch (reads) {
+        case kXAndM: combine_16_bits<M, kXAndM, kGuided, true, true>(block, n); return true;
+        case kX: combine_16_bits<M, kX, kGuided, true, true>(block, n); return true;
+        case kM: combine_16_bits<M, kM, kGuided, true, true>(block, n); return true;
+        default: return false;
+    }
 }
 
 FS_INLINE const Row& row_of(const StepArgs* args, int64_t sample) {
@@ -154,9 +153,36 @@ static void scale_noise(float* z, float g1, const void* v, int dtype, int64_t n)
     });
 }
 
-// Whether the inputs are written while x' is in registers.
-FS_INLINE bool writes_at_once(const StepArgs* args) {
-    return args->input_out && args->m_dtype != kFloat32 && args->input_dtype == args->m_dtype;
+// Noise that is not just read from memory lies in L1 for a while.
+FS_INLINE bool stages_noise(const StepArgs* args, const Row& row) {
+    return row.s != 0.0f && (args->z ? row.g1 != 0.0f : args->seeds != nullptr);
+}
+
+// Whether nothing but x, m and history is read, m and the inputs are of one 16-bit dtype, and vectors are registers. Noise
+// takes longer than m's way through L1, and loops of one lane are better left to the compiler, in stages.
+FS_INLINE bool may_convert_in_registers(const StepArgs* args, const Row& row) {
+    if (W == 1 || args->m_dtype == kFloat32 || (args->input_out && args->input_dtype != args->m_dtype)) return false;
+    return !args->factors && !args->bounds && !stages_noise(args, row);
+}
+
+// False where the pass has to go through L1.
+FS_INLINE bool combine_in_registers(const StepArgs* args, const Row& row, const Block* block, int64_t n) {
+    if (!may_convert_in_registers(args, row)) return false;
+    const bool limited = limits(row);
+    if (args->m_dtype == kFloat16)
+        return args->uncond ? combine_16_bits<Half, true>(block, n, limited)
+                            : combine_16_bits<Half, false>(block, n, limited);
+    return args->uncond ? combine_16_bits<Bfloat, true>(block, n, limited)
+                        : combine_16_bits<Bfloat, false>(block, n, limited);
+}
+
+static void combine_staged(const StepArgs* args, const Row& row, Block* block, int64_t n) {
+    alignas(64) float m_block[kBlock], uncond_block[kBlock];
+    block->m = as_floats(block->m, args->m_dtype, m_block, n);
+    if (args->uncond) block->uncond = as_floats(block->uncond, args->m_dtype, uncond_block, n);
+    combine_flags(block, n, args->uncond != nullptr, limits(row), block->x0_out != nullptr);
+    for (void* input : block->inputs)
+        if (input) write_scaled(input, args->input_dtype, block->out, block->scale, n);
 }
 
 static void step_block(const StepArgs* args, int64_t sample, int64_t first, int64_t n) {
@@ -195,27 +221,21 @@ static void step_block(const StepArgs* args, int64_t sample, int64_t first, int6
         block.uncond = element(args->uncond, dtype, m_at);
         block.guidance = args->guidance[sample];
     }
-    void* inputs[2] = {};
-    for (int i = 0; i < 2; ++i) {
-        void* const input = i == 0 ? args->input_out : args->second_input_out;
-        if (input) inputs[i] = (void*)element(input, args->input_dtype, at);
-    }
-    const bool at_once = writes_at_once(args), guided = args->uncond != nullptr;
+    if (args->input_out) block.inputs[0] = element(args->input_out, args->input_dtype, at);
+    if (args->second_input_out) block.inputs[1] = element(args->second_input_out, args->input_dtype, at);
     block.scale = row.next_e;
-    if (at_once) memcpy(block.inputs, inputs, sizeof inputs);
-    if (dtype == kFloat16) combine_16_bits<Half>(&block, n, guided, limits(row));
-    else if (dtype == kBFloat16) combine_16_bits<Bfloat>(&block, n, guided, limits(row));
-    else combine_flags(&block, n, guided, limits(row), block.x0_out != nullptr);
-    for (void* input : inputs)
-        if (input && !at_once) write_scaled(input, args->input_dtype, block.out, row.next_e, n);
+    if (combine_in_registers(args, row, &block, n)) return;
+    if (dtype == kFloat32 || n <= kBlock) return combine_staged(args, row, &block, n);
+    for (int64_t done = 0; done < n; done += kBlock)
+        step_block(args, sample, first + done, n - done < kBlock ? n - done : kBlock);
 }
 
 // How many blocks to take as one: many, where nothing is staged in L1 between memory and registers.
 FS_INLINE int64_t blocks_at_once(const StepArgs* args) {
-    if ((args->input_out && !writes_at_once(args)) || args->row_of) return 1;
+    if (args->row_of) return 1;
     const Row& row = args->rows[args->row];
-    const bool stages_noise = row.s != 0.0f && (args->seeds || args->z) && (!args->z || row.g1 != 0.0f);
-    return stages_noise ? 1 : 64;
+    const bool floats = args->m_dtype == kFloat32 && !args->input_out && !stages_noise(args, row);
+    return floats || may_convert_in_registers(args, row) ? 64 : 1;
 }
 
 static void step(const StepArgs* args, int64_t begin, int64_t end) {
