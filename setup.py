@@ -20,7 +20,7 @@ from setuptools.errors import CompileError
 from setuptools.modified import newer_group
 
 # GCC 12 finds its own intrinsics uninitialised.
-WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 # No contraction: every level must round where the source says so.
 COMMON = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", *WARNINGS]
 LEVELS = {"scalar": []}

@@ -14,13 +14,13 @@ template <F (*Load)(const uint16_t*), void (*Store)(uint16_t*, F), Pair (*Pack)(
 struct SixteenBits {
     FS_INLINE F load(const void* from, int64_t i, int64_t count) {
         const uint16_t* const at = (const uint16_t*)from + i;
-        if (count == W) return Load(at);
+        if (W == 1 || count == W) return Load(at);
         uint16_t part[W] = {0};
         return Load((const uint16_t*)memcpy(part, at, (size_t)count * 2));
     }
     FS_INLINE void store(void* to, int64_t i, F v, int64_t count) {
         uint16_t* const at = (uint16_t*)to + i;
-        if (count == W) return Store(at, v);
+        if (W == 1 || count == W) return Store(at, v);
         uint16_t part[W];
         Store(part, v);
         memcpy(at, part, (size_t)count * 2);
