@@ -44,6 +44,29 @@ FS_INLINE void leave_sums(const Target& target, int r, int column, const Lanes* 
     }
 }
 
+// The same of all rows. Most go from registers to where they belong: an index that is known only at run time would have
+// all sums stored first.
+template <class A, int R, int V>
+FS_INLINE void leave_rows(const Target& target, int column, const Lanes (&sums)[R][V]) {
+    if (!target.scale && target.valid == target.width) {
+        Lanes bias[V];
+        for (int v = 0; v < V; ++v) bias[v] = take<Lanes>(target.bias + column + v * kLanes);
+#pragma GCC unroll 14
+        for (int r = 0; r < R; ++r) {
+            Lanes row[V];
+            for (int v = 0; v < V; ++v) row[v] = sums[r][v] + bias[v];
+            A::store(target.out + target.row[r] * target.row_bytes, column, row);
+        }
+        return;
+    }
+    Lanes kept[R][V];
+#pragma GCC unroll 14
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) kept[r][v] = sums[r][v];
+    for (int r = 0; r < R; ++r) leave_sums<A, V>(target, r, column, kept[r]);
+}
+
 // Words [begin, end) of x by the panel's next rows.
 template <class A, int R, int V>
 FS_INLINE const char* add_steps(Lanes (&acc)[R][V], const uint32_t* x, const char* w, int64_t step_bytes, int64_t begin,
@@ -78,7 +101,9 @@ static void tile_product(const Product& product, int column) {
             }
             w = add_steps<A, R, V>(acc, x, w, step_bytes, k, count);
             if (first + words.each >= words.all && !(apart && part == 0)) continue;
+#pragma GCC unroll 14
             for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
                 for (int v = 0; v < V; ++v) {
                     float* sum = sums[r] + v * kLanes;
                     leave(sum, take<Lanes>(sum) + acc[r][v]);
@@ -87,9 +112,11 @@ static void tile_product(const Product& product, int column) {
         }
     }
     if (summed)
+#pragma GCC unroll 14
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
             for (int v = 0; v < V; ++v) acc[r][v] = acc[r][v] + take<Lanes>(sums[r] + v * kLanes);
-    for (int r = 0; r < R; ++r) leave_sums<A, V>(target, r, column, acc[r]);
+    leave_rows<A, R, V>(target, column, acc);
 }
 
 typedef void (*TileProduct)(const Product&, int);
