@@ -116,7 +116,7 @@ static int64_t tile_words(int64_t k) {
 // Rows that share one reading of the weights are enough to pay for it, and few enough to stay in the second-level cache.
 template <class A>
 static int64_t tile_block(int64_t k) {
-    constexpr int64_t most = 140 / kTileRows, cache_words = 208 << 10;
+    constexpr int64_t most = 280 / kTileRows, cache_words = 208 << 10;
     const int64_t fitting = cache_words / tile_words<A>(k);
     return fitting < 1 ? 1 : fitting < most ? fitting : most;
 }
