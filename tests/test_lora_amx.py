@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -259,6 +261,39 @@ def test_the_page_counts_what_the_model_counts() -> None:
     found = {(getattr(torch, dtype), precision[name], *map(int, sizes)) for dtype, name, *sizes in rows}
     counted: set[tuple[object, ...]] = {(*case.values, 2 * case.values[4]) for case in COUNTS}  # type: ignore[operator]
     assert len(found) == 6 and found <= counted
+
+
+@pytest.fixture(scope="module")
+def machine_code() -> str:
+    """Of the installed extension, whose tile instructions a compiler has placed."""
+    if _cpu is None or "compiler" in _cpu.why_no_amx() or shutil.which("objdump") is None:
+        pytest.skip("no kernels for AMX, or no objdump to look into them")
+    command = ["objdump", "-d", "--no-show-raw-insn", "-C", _cpu.__file__]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("parts", "products", "dots", "loads"),
+    [
+        pytest.param(1, 1, 4, 4, id="bfloat16"),
+        pytest.param(2, 4, 16, 10, id="float16"),
+        pytest.param(3, 6, 24, 14, id="float32"),
+        pytest.param(3, 3, 12, 8, id="tf32"),
+        pytest.param(3, 1, 4, 4, id="bf16"),
+    ],
+)
+def test_a_step_of_32_rows_compiles_to_tile_instructions_alone(
+    machine_code: str, parts: int, products: int, dots: int, loads: int
+) -> None:
+    """No vector register and no stack between the first load of a step along k and its last product."""
+    name = rf"fastsample::amx::tile_sums<{parts}, {products}, 2, 2>"
+    found = re.search(rf"^[0-9a-f]+ <[^\n]*{name}[^\n]*>:\n((?:.+\n)+)", machine_code, re.M)
+    assert found is not None
+    lines = found.group(1).splitlines()
+    tiles = [i for i, line in enumerate(lines) if "tileloadd" in line or "tdpbf16ps" in line]
+    step = lines[tiles[0] : tiles[-1] + 1]
+    assert sum("tdpbf16ps" in line for line in step) == dots and sum("tileloadd" in line for line in step) == loads
+    assert not [line for line in step if re.search(r"%[xyz]mm|%rsp", line)]
 
 
 @pytest.mark.parametrize(
