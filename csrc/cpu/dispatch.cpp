@@ -1,6 +1,5 @@
 #include "dispatch.h"
 
-#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <stdexcept>
@@ -94,6 +93,14 @@ int layout_on(const Level& level, int dtype) {
     return parts >= 0 && level.lora[parts] ? parts : dtype;
 }
 
+// The first level with this one's arithmetic for the dtype: avx512-bf16 multiplies floats as avx512 does.
+const Level* plainest(const Level* level, int dtype) {
+    const int layout = layout_on(*level, dtype);
+    for (const Level& other : levels())
+        if (other.present && layout_on(other, dtype) == layout && other.lora[layout] == level->lora[layout]) return &other;
+    return level;
+}
+
 const Level* require(const std::string& name) {
     if (const Level* level = find(name.c_str())) return level;
     std::string known;
@@ -118,7 +125,7 @@ int lora_layout(int dtype) { return layout_on(lora_level(dtype), dtype); }
 
 std::string isa() { return current().isa.load()->name; }
 
-std::string lora_isa(int dtype) { return lora_level(dtype).name; }
+std::string lora_isa(int dtype) { return plainest(&lora_level(dtype), dtype)->name; }
 
 std::vector<std::string> available_isas() {
     std::vector<std::string> names;
@@ -128,16 +135,9 @@ std::vector<std::string> available_isas() {
 }
 
 std::vector<std::string> lora_isas(int dtype) {
-    std::vector<const Level*> found{best_for(dtype)};
-    for (auto level = levels().rbegin(); level != levels().rend(); ++level) {
-        const auto same = [&](const Level* other) {
-            const int layout = layout_on(*level, dtype);
-            return layout == layout_on(*other, dtype) && level->lora[layout] == other->lora[layout];
-        };
-        if (level->present && std::none_of(found.begin(), found.end(), same)) found.push_back(&*level);
-    }
-    std::vector<std::string> names;
-    for (const Level* level : found) names.emplace_back(level->name);
+    std::vector<std::string> names{plainest(best_for(dtype), dtype)->name};
+    for (auto level = levels().rbegin(); level != levels().rend(); ++level)
+        if (level->present && plainest(&*level, dtype) == &*level && names[0] != level->name) names.emplace_back(level->name);
     return names;
 }
 
