@@ -105,8 +105,9 @@ const Level* require(const std::string& name) {
     if (const Level* level = find(name.c_str())) return level;
     std::string known;
     for (const std::string& one : available_isas()) known += (known.empty() ? "" : ", ") + one;
-    throw std::invalid_argument("instruction set '" + name + "' is unknown or absent here; this CPU and build have " +
-                                known);
+    const std::string why = name == "amx" ? " (" + why_no_amx() + ")" : "";
+    throw std::invalid_argument("instruction set '" + name + "' is unknown or absent here" + why +
+                                "; this CPU and build have " + known);
 }
 
 }  // namespace
