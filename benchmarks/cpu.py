@@ -1,7 +1,7 @@
 """The CPU's family. Figures of one family say little about another, so results are named after it.
 
-Models: bsp_init_amd (arch/x86/kernel/cpu/amd.c) and arch/x86/include/asm/intel-family.h of Linux. The steppings of
-model 0x55 are those of Intel's specification updates for Skylake, Cascade Lake and Cooper Lake servers.
+AMD's models are those of Linux's bsp_init_amd (arch/x86/kernel/cpu/amd.c). Intel's models, and the steppings of model
+0x55, were written down without a source at hand.
 """
 
 from __future__ import annotations
