@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import cpu, projections, unets
+from benchmarks.markers import replace_between
 from benchmarks.projections import BASELINE, LARGE_RANK, PEER_RANK, PEFT_FLOAT32, added_flops, name_of, provider
 from benchmarks.report import OURS
 
@@ -87,11 +88,7 @@ def table(results: Results) -> str:
 
 def replaced(document: str, text: str) -> str:
     """The document with this table between its markers."""
-    before, found, rest = document.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not found or not closed:
-        raise ValueError(f"the document lacks the marker {END if found else BEGIN}")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    return replace_between(document, BEGIN, END, text)
 
 
 def targets() -> list[Target]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from benchmarks.markers import replace_between
+
 BEGIN, END = "<!-- tables of benchmarks.gpu_static: begin -->", "<!-- end -->"
 _Row = Mapping[str, str]
 
 
 def replaced(document: str, tables: str) -> str:
     """The document with these tables between its markers."""
-    before, found, rest = document.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not found or not closed:
-        raise ValueError(f"the document lacks the marker {BEGIN if not found else END}")
-    return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
+    return replace_between(document, BEGIN, END, tables.removesuffix("\n"))
 
 
 def render(rows: Sequence[_Row]) -> str:

@@ -25,8 +25,9 @@ FS_ALWAYS inline int64_t packed_bytes(int layout) { return parts_of(layout) > 1 
 
 // A matrix (n, k) lies in panels of 32 of its rows ("columns" of the product), a last one of 16 where that is enough.
 // In a panel k runs slowest: 32 neighbouring values for every k, of bfloat16 32 pairs for every two k. Missing columns
-// and missing k, up to the 32 that a tile product takes of bfloat16, are 0. A panel of parts is a panel of bfloat16 for
-// each part, the largest first; before all panels a header tells which of them hold values that need float arithmetic.
+// and missing k, up to the 32 that a tile product takes of bfloat16, are 0. A panel of parts has, for every two k and
+// every 16 columns, 16 pairs of each part, the largest part first; before all panels a header tells which of them hold
+// values that need float arithmetic.
 constexpr int kColumns = 32;
 constexpr int kHalfPanel = 16;
 constexpr int kTileDepth = 32;
@@ -105,6 +106,11 @@ struct LoraArgs {
     const LoraGroup* groups;
     void* const* out;  // (rows, N_i)
 };
+
+// Tiles that share one reading of the weights: at most so many, and no more than fit where x shall stay, but one.
+FS_ALWAYS inline int64_t tiles_in_block(int64_t fitting, int64_t most) {
+    return fitting < 1 ? 1 : fitting < most ? fitting : most;
+}
 
 // Rows of x that share a group.
 constexpr int kMostRows = 32;

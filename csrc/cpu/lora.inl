@@ -117,8 +117,7 @@ static int64_t tile_words(int64_t k) {
 template <class A>
 static int64_t tile_block(int64_t k) {
     constexpr int64_t most = 280 / kTileRows, cache_words = 208 << 10;
-    const int64_t fitting = cache_words / tile_words<A>(k);
-    return fitting < 1 ? 1 : fitting < most ? fitting : most;
+    return tiles_in_block(cache_words / tile_words<A>(k), most);
 }
 
 template <class A>

@@ -46,17 +46,8 @@ struct Arithmetic<1> : BfloatAsFloat {};
 
 // What is rounded away, where the part is left.
 FS_INLINE Lanes leave_part(uint16_t* to, Lanes v) {
-#ifdef FASTSAMPLE_BF16
-    const __m256bh part = _mm512_cvtneps_pbh((__m512)v);
-    __builtin_memcpy(to, &part, sizeof part);
-#else
-    put_bfloat(to, v);
-#endif
-    uint16_t bits[kLanes];
-    __builtin_memcpy(bits, to, sizeof bits);
-    LaneBits wide;
-    for (int i = 0; i < kLanes; ++i) wide[i] = (uint32_t)bits[i] << 16;
-    return v - (Lanes)wide;
+    Arithmetic<1>::store(to, 0, v);
+    return v - load_bits16(to);
 }
 
 // A prepared tile of parts begins with this.
@@ -94,8 +85,7 @@ struct Packed {
 
 template <int Parts>
 static int64_t tile_block(int64_t k) {
-    const int64_t fitting = kBlockBytes / (tiles_along(k) * 2 * Parts * kTileBytes);
-    return fitting < 1 ? 1 : fitting < kBlockTilesOfRows ? fitting : kBlockTilesOfRows;
+    return tiles_in_block(kBlockBytes / (tiles_along(k) * 2 * Parts * kTileBytes), kBlockTilesOfRows);
 }
 
 // Fewer than 128 bytes, zeros behind them. In whole vectors: what is stored in pieces is slow to be loaded as one.

@@ -40,8 +40,8 @@ class PackedLinear:
     """The weights of one or several linears that read the same input, laid out for lora_linear.
 
     On a CPU with compiled kernels they lie in panels of 32 columns. Where it has AMX, float32 and float16 are split
-    into bfloat16 parts: a float32 weight then takes 6 bytes, a float16 one 4. Elsewhere, and where
-    torch multiplies faster, they lie row by row.
+    into bfloat16 parts: a float32 weight then takes 6 bytes, a float16 one 4. Elsewhere, and where torch multiplies
+    faster, they lie row by row.
 
     Attributes:
         data: all weights, one linear after the other.
