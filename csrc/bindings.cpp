@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "common/key.h"
 #include "cpu/amx.h"
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
@@ -29,7 +30,7 @@ constexpr int64_t kNoiseGrain = 16384;
 // The step with everything fixed that stays the same from row to row; the Python side keeps the tensors alive.
 class Step {
 public:
-    Step(Address rows, Address row_of, int64_t batch, int64_t size, Address x, Address seeds, Address guidance,
+    Step(Address rows, Address row_of, int64_t batch, int64_t size, Address x, Address keys, Address guidance,
          bool one_guidance, float rescale, bool thresholds, Address h1, Address h2, Address x0_out, Address input_out,
          Address second_input_out, int input_dtype)
         : one_guidance_(one_guidance), rescale_(rescale), thresholds_(thresholds) {
@@ -38,7 +39,7 @@ public:
         fixed_.batch = batch;
         fixed_.size = size;
         fixed_.x = at<const float>(x);
-        fixed_.seeds = at<const uint64_t>(seeds);
+        fixed_.keys = at<const uint64_t>(keys);
         fixed_.guidance = at<const float>(guidance);
         fixed_.h1 = at<const float>(h1);
         fixed_.h2 = at<const float>(h2);
@@ -79,7 +80,7 @@ private:
             });
             args->bounds = bounds_.data();
         }
-        const bool draws = !args->z && args->seeds && (args->row_of || args->rows[args->row].s != 0.0f);
+        const bool draws = !args->z && args->keys && (args->row_of || args->rows[args->row].s != 0.0f);
         const bool alike = !draws && !args->row_of && !rescales && !thresholds_ && (!guided || one_guidance_);
         if (alike && args->m_stride == args->size) {
             // Nothing tells the samples apart: one long sample has fewer partial vectors.
@@ -119,14 +120,14 @@ private:
 struct NormalsJob {
     float* out;
     int64_t size;
-    const uint64_t* seeds;
+    const uint64_t* keys;
     uint32_t step, stream;
 
     int64_t blocks() const { return (size + kBlock - 1) / kBlock; }
 };
 
-void randn(Address out, int64_t batch, int64_t size, Address seeds, uint32_t step, uint32_t stream, int threads) {
-    const NormalsJob job{at<float>(out), size, at<const uint64_t>(seeds), step, stream};
+void randn(Address out, int64_t batch, int64_t size, Address keys, uint32_t step, uint32_t stream, int threads) {
+    const NormalsJob job{at<float>(out), size, at<const uint64_t>(keys), step, stream};
     py::gil_scoped_release released;
     const auto body = [](const void* context, int64_t begin, int64_t end) {
         const auto& job = *static_cast<const NormalsJob*>(context);
@@ -134,15 +135,19 @@ void randn(Address out, int64_t batch, int64_t size, Address seeds, uint32_t ste
             const int64_t sample = k / job.blocks(), first = k % job.blocks() * kBlock;
             const int64_t left = job.size - first;
             kernels().normals(job.out + sample * job.size + first, first, left < kBlock ? left : kBlock,
-                              job.seeds[sample], job.step, job.stream);
+                              job.keys[sample], job.step, job.stream);
         }
     };
     parallel(batch * job.blocks(), useful_threads(threads, batch * size, kNoiseGrain), body, &job);
 }
 
-void normals(Address out, int64_t first, int64_t count, uint64_t seed, uint32_t step, uint32_t stream) {
+void normals(Address out, int64_t first, int64_t count, uint64_t key, uint32_t step, uint32_t stream) {
     py::gil_scoped_release released;
-    kernels().normals(at<float>(out), first, count, seed, step, stream);
+    kernels().normals(at<float>(out), first, count, key, step, stream);
+}
+
+void sample_keys(Address out, int64_t batch, uint64_t seed, uint64_t index) {
+    for (int64_t i = 0; i < batch; ++i) at<uint64_t>(out)[i] = sample_key(seed, index + (uint64_t)i);
 }
 
 std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
@@ -195,7 +200,7 @@ PYBIND11_MODULE(_cpu, module) {
         .def(py::init<Address, Address, int64_t, int64_t, Address, Address, Address, bool, float, bool, Address, Address,
                       Address, Address, Address, int>(),
              py::kw_only(), py::arg("rows"), py::arg("row_of"), py::arg("batch"), py::arg("size"), py::arg("x"),
-             py::arg("seeds"), py::arg("guidance"), py::arg("one_guidance"), py::arg("rescale"), py::arg("thresholds"),
+             py::arg("keys"), py::arg("guidance"), py::arg("one_guidance"), py::arg("rescale"), py::arg("thresholds"),
              py::arg("h1"), py::arg("h2"), py::arg("x0_out"), py::arg("input_out"), py::arg("second_input_out"),
              py::arg("input_dtype"))
         .def("__call__", &Step::operator());
@@ -203,6 +208,7 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("randn", &randn);
     module.def("normals", &normals);
     module.def("philox", &philox);
+    module.def("sample_keys", &sample_keys);
     module.def("copy", &copy);
     module.def("triad", &triad);
     bind_lora(module);

@@ -8,12 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.ops.noise import Seed, checked_shape, randn
+from fastsample.ops.keys import Index, Seed
+from fastsample.ops.noise import checked_shape, randn
 from fastsample.schedule import Schedule, checked_schedule
 
 
 def add_noise(
-    x0: Tensor, t: int | Tensor, *, schedule: Schedule, seed: Seed | None = None, noise: Tensor | None = None
+    x0: Tensor,
+    t: int | Tensor,
+    *,
+    schedule: Schedule,
+    seed: Seed | None = None,
+    index: Index = 0,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """sqrt(abar_t) x0 + sqrt(1 - abar_t) z: clean samples as they are at timestep t, as diffusers' add_noise.
 
@@ -25,15 +32,16 @@ def add_noise(
         x0: clean samples, shape (B, ...), floating point. Never modified.
         t: timesteps of the schedule, one int for all samples or an int64 tensor (B,).
         schedule: the forward process.
-        seed: z = fastsample.ops.randn(x0.shape, seed=seed), the noise that a sampler's x_T has for the same seed.
+        seed, index: z = fastsample.ops.randn(x0.shape, seed=seed, index=index), the noise that a sampler's x_T has for
+            the same seed and places. In training leave them out: every call then draws fresh noise, which
+            torch.manual_seed governs.
         noise: z itself, of x0's shape and on its device, instead of `seed`.
 
     Returns:
         Of x0's shape and dtype.
 
     Raises:
-        ValueError: for t outside the schedule and shapes that do not fit, and unless exactly one of seed and noise is
-            given.
+        ValueError: for t outside the schedule and shapes that do not fit, and where both seed and noise are given.
         TypeError: for what is no floating-point tensor, no integer timestep, no Schedule.
 
     Example:
@@ -42,12 +50,11 @@ def add_noise(
         torch.Size([2, 3, 8, 8])
     """
     alpha, sigma = _coefficients(x0, t, schedule)
-    if (seed is None) == (noise is None):
-        raise ValueError("give exactly one of seed= and noise=")
+    if seed is not None and noise is not None:
+        raise ValueError("give seed= or noise=, not both")
     if noise is None:
-        assert seed is not None
         # The fresh noise is where the result comes to lie.
-        scaled = randn(x0.shape, seed=seed, device=x0.device).to(alpha.dtype).mul_(sigma)
+        scaled = randn(x0.shape, seed=seed, index=index, device=x0.device).to(alpha.dtype).mul_(sigma)
     else:
         scaled = _checked("noise", noise, x0).to(alpha.dtype) * sigma
     return scaled.addcmul_(x0.to(alpha.dtype), alpha).to(x0.dtype)

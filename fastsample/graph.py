@@ -11,10 +11,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample.model import Model
-from fastsample.ops.noise import Seed
+from fastsample.ops.keys import Index, Seed
 from fastsample.samplers.guidance import guidance_of
-from fastsample.samplers.loop import Sampler
 from fastsample.samplers.run import Options
+from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.start import checked_start
 
 _NOT_CAPTURED = {
@@ -108,32 +108,41 @@ class Graph:
                 "a graph cannot be made inside torch.autocast with its cache, which is freed where that ends: "
                 'give torch.autocast("cuda", cache_enabled=False)'
             )
-        self._seed: Seed = _copied(given.get("seed", 0))
+        self._seed: Seed | None = _copied(given.get("seed"))
+        self._index: Index = _copied(given.get("index", 0))
         shape = checked_start(example)
         self._example = example.detach().to(loop.state.device, copy=True) if isinstance(example, Tensor) else shape
         self._capture()
 
-    def __call__(self, x: Tensor | None = None, *, seed: Seed | None = None, out: Tensor | None = None) -> Tensor:
-        """A sample: as sampler(model, x, seed=seed, **options) makes it.
+    def __call__(
+        self,
+        x: Tensor | None = None,
+        *,
+        seed: Seed | None = None,
+        index: Index | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """A sample: as sampler(model, x, seed=seed, index=index, **options) makes it.
 
         Args:
             x: as the sampler's, of the example's shape; a tensor that need not lie on the graph's device. Default the
                 example: a shape, so that x_T is drawn from the seed, or the tensor that was given.
-            seed: default that of the capture.
+            seed: default that of the capture; a fresh one at every call where it had none.
+            index: default that of the capture.
             out: tensor that receives the result.
 
         Returns:
             `out`, or a fresh tensor; later calls leave it alone.
 
         Raises:
-            ValueError, TypeError: for an x or out of another shape or dtype, and seeds that are none.
+            ValueError, TypeError: for an x or out of another shape or dtype, and seeds and places that are none.
         """
         loop = self._loop
         start = self._example if x is None else self._checked(x)
         if out is not None:
             loop.check_out(out)
         with torch.inference_mode(False), torch.no_grad():
-            loop.restart(start, self._seed if seed is None else seed)
+            loop.restart(start, self._seed if seed is None else seed, self._index if index is None else index)
             self._graph.replay()
             if out is None:
                 return loop.state.clone()

@@ -10,8 +10,8 @@ from typing_extensions import Unpack
 
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import DDIM
-from fastsample.samplers.loop import Sampler
 from fastsample.samplers.run import Options
+from fastsample.samplers.sampler import Sampler
 
 
 def slerp(a: Tensor, b: Tensor, weight: float | Sequence[float] | Tensor) -> Tensor:

@@ -109,14 +109,14 @@ def box_muller(x, y):
 
 
 @triton.jit
-def normals(first, seed, step, stream, QUADS: tl.constexpr):
+def normals(first, key, step, stream, QUADS: tl.constexpr):
     """Normals number first .. first + 4 QUADS - 1 of a sample's stream, [QUADS, 4]; first is a multiple of 4 QUADS."""
     quad = tl.cast(first, tl.int64) // 4
     # QUADS divides 2^32: the lower word never carries into the upper one inside a tile.
     low = quad.to(tl.uint32) + tl.arange(0, QUADS).to(tl.uint32)
     high = (quad >> 32).to(tl.uint32)
-    key0 = seed.to(tl.uint32)
-    key1 = (seed >> 32).to(tl.uint32)
+    key0 = key.to(tl.uint32)
+    key1 = (key >> 32).to(tl.uint32)
     w0, w1, w2, w3 = philox(low, high, step.to(tl.uint32), tl.cast(stream, tl.uint32), key0, key1)
     n0, n1 = box_muller(w0, w1)
     n2, n3 = box_muller(w2, w3)
@@ -127,7 +127,7 @@ def normals(first, seed, step, stream, QUADS: tl.constexpr):
 @triton.jit(do_not_specialize=["batch", "size", "parts", "step", "stream"])
 def randn_kernel(
     out,
-    seeds,
+    keys,
     batch: tl.int64,
     size: tl.int64,
     parts: tl.int64,
@@ -138,20 +138,20 @@ def randn_kernel(
 ):
     size = sample_size(size, ALIGNED)
     sample, first, end = own_part(batch, size, parts, QUADS)
-    seed = tl.load(seeds + sample)
+    key = tl.load(keys + sample)
     at = tile_offsets(QUADS)
     for begin in range(first, end, QUADS * 4):
-        z = normals(begin, seed, step, stream, QUADS)
+        z = normals(begin, key, step, stream, QUADS)
         tl.store(out + (sample * size + begin) + at, z, mask=at < size - begin)
 
 
-def randn(out: Tensor, seeds: Tensor, step: int, stream: int) -> None:
-    """Fills contiguous float32 `out` (batch, ...) with each sample's normals; `seeds` is int64 (batch,), beside it."""
+def randn(out: Tensor, keys: Tensor, step: int, stream: int) -> None:
+    """Fills contiguous float32 `out` (batch, ...) with each sample's normals; `keys` is int64 (batch,), beside it."""
     blocks = blocks_of(out.shape[0], out.numel() // out.shape[0])
     with on(out):
         randn_kernel[blocks.grid](
             out,
-            seeds,
+            keys,
             blocks.batch,
             blocks.size,
             blocks.parts,
@@ -167,7 +167,7 @@ def randn(out: Tensor, seeds: Tensor, step: int, stream: int) -> None:
 def variants() -> list[Variant]:
     """What the static checks compile."""
     integers = dict.fromkeys(("batch", "size", "parts", "step", "stream"), "i64")
-    signature = {"out": "*fp32", "seeds": "*i64", **integers, "QUADS": "constexpr", "ALIGNED": "constexpr"}
+    signature = {"out": "*fp32", "keys": "*i64", **integers, "QUADS": "constexpr", "ALIGNED": "constexpr"}
     return [
         Variant(
             "noise",
@@ -176,7 +176,7 @@ def variants() -> list[Variant]:
             randn_kernel,
             signature,
             {"QUADS": QUADS, "ALIGNED": aligned},
-            aligned=("out", "seeds"),
+            aligned=("out", "keys"),
             elements=4 * QUADS,
             bytes_per_element=4,
         )

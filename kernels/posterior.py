@@ -68,7 +68,7 @@ def posterior(
     with on(x):
         step_kernel[blocks.grid](
             *(rows, row_of, len(rows), row, x, m),
-            *(None, None, None, None, None, None, None),  # seeds, z, guidance, factors, bounds, h1, h2
+            *(None, None, None, None, None, None, None),  # keys, z, guidance, factors, bounds, h1, h2
             *(mean, None, None),
             *(blocks.batch, blocks.size, blocks.parts),
             **_MEAN,

@@ -61,7 +61,7 @@ def step_kernel(
     row: tl.int64,
     x,
     m,  # [batch or, guided, 2 batch, M_PARTS, size]
-    seeds,
+    keys,
     z,
     guidance,
     factors,
@@ -122,7 +122,7 @@ def step_kernel(
     if GUIDED:
         weight = tl.load(guidance + sample) - 1.0
     if S != NEVER and z is None:
-        seed = tl.load(seeds + sample)
+        key = tl.load(keys + sample)
     if INPUTS > 0:
         next_e = tl.load(k + 11)
 
@@ -154,7 +154,7 @@ def step_kernel(
         total = add(total, c1, read(h1, offset, at, left, c1, C1), C1)
         total = add(total, c2, read(h2, offset, at, left, c2, C2), C2)
         if S != NEVER:
-            noise = normals(begin, seed, row, 1, QUADS) if z is None else read(z, offset, at, left, s, S)
+            noise = normals(begin, key, row, 1, QUADS) if z is None else read(z, offset, at, left, s, S)
             if G1 != NEVER:
                 if M_PARTS == 2:
                     noise *= exp2_of(read(m, own_m + size, at, left, g1, G1) * g1)
@@ -209,7 +209,7 @@ class Step:
         rows: Table.packed on the device, float32 (N, 16).
         row_of: int64 (B,), the row of each sample, read at every call; a row outside the table gives NaN. Or None.
         x: float32 (B, ...), the state.
-        seeds: int64 (B,), of the noise that is drawn; None without.
+        keys: int64 (B,), of the noise that is drawn; None without.
         guidance: float32 (B,).
         rescale: phi of the guidance rescale.
         h1, h2: the x0 of the last two rows, like x.
@@ -225,7 +225,7 @@ class Step:
         rows: Tensor,
         row_of: Tensor | None,
         x: Tensor,
-        seeds: Tensor | None,
+        keys: Tensor | None,
         guidance: Tensor | None,
         rescale: float,
         h1: Tensor | None,
@@ -235,7 +235,7 @@ class Step:
         thresholds: bool,
         host_rows: NDArray[np.float32] | None = None,
     ) -> None:
-        self._rows, self._row_of, self._x, self._seeds, self._guidance = rows, row_of, x, seeds, guidance
+        self._rows, self._row_of, self._x, self._keys, self._guidance = rows, row_of, x, keys, guidance
         self._rescale, self._h1, self._h2, self._x0_out, self._input_out = rescale, h1, h2, x0_out, input_out
         batch, self._size = x.shape[0], x.numel() // x.shape[0]
         self._own, self._together = blocks_of(batch, self._size), blocks_of(1, x.numel())
@@ -299,7 +299,7 @@ class Step:
                 constants = self._constants[key] = constants_of(
                     self._host_rows[row : row + 1] if self._row_of is None else self._host_rows,
                     keeps_x0=x0_out is not None,
-                    noise=z is not None or self._seeds is not None,
+                    noise=z is not None or self._keys is not None,
                     rescaled=factors is not None,
                 )
             draws = constants["S"] and z is None
@@ -313,7 +313,7 @@ class Step:
                 row,
                 self._x,
                 m,
-                self._seeds if draws else None,
+                self._keys if draws else None,
                 z if constants["S"] else None,
                 guidance,
                 factors,
@@ -340,7 +340,7 @@ class Step:
 def _variant(name: str, dtype: str, used: str, present: str = "", **changed: Any) -> Variant:
     """A specialisation: the coefficients that every row uses and the tensors present, other than those of any step."""
     types = dict.fromkeys(("rows", "x", "z", "guidance", "factors", "bounds", "h1", "h2", "out", "x0_out"), "*fp32")
-    types |= {"row_of": "*i64", "seeds": "*i64", "m": f"*{DTYPES[dtype]}", "input_out": f"*{DTYPES[dtype]}"}
+    types |= {"row_of": "*i64", "keys": "*i64", "m": f"*{DTYPES[dtype]}", "input_out": f"*{DTYPES[dtype]}"}
     given = {"rows", "x", "m", "out", *present.split()}
     constants: dict[str, Any] = dict.fromkeys(("P", "Q", "A", "B", "C1", "C2", "D", "S", "G1", "LIMITED"), NEVER.value)
     constants |= dict.fromkeys(used.split(), ALWAYS.value)
@@ -362,15 +362,15 @@ def variants() -> list[Variant]:
         found += [
             _variant("noise-free", dtype, "A D"),
             _variant("clipped", dtype, "P Q A B LIMITED"),
-            _variant("noisy", dtype, "A D S", "seeds"),
-            _variant("noisy, clipped", dtype, "P Q A B S LIMITED", "seeds"),
-            _variant("noisy, learned variance", dtype, "P Q A B S G1 LIMITED", "seeds", M_PARTS=2),
+            _variant("noisy", dtype, "A D S", "keys"),
+            _variant("noisy, clipped", dtype, "P Q A B S LIMITED", "keys"),
+            _variant("noisy, learned variance", dtype, "P Q A B S G1 LIMITED", "keys", M_PARTS=2),
             _variant("guided", dtype, "A D", "guidance", GUIDED=True),
             _variant("two histories", dtype, "P Q A C1 C2 D", "h1 h2 x0_out"),
             _variant("next input twice", dtype, "A D", "input_out", INPUTS=2),
             _variant(
                 "guided, rescaled, dynamic threshold", dtype, "P A LIMITED Q B", "guidance factors bounds", GUIDED=True
             ),
-            _variant("rows of samples", dtype, "A D", "row_of seeds h1 x0_out", **mixed),
+            _variant("rows of samples", dtype, "A D", "row_of keys h1 x0_out", **mixed),
         ]
-    return [*found, _variant("noisy, odd size", "float32", "A D S", "seeds", ALIGNED=False)]
+    return [*found, _variant("noisy, odd size", "float32", "A D S", "keys", ALIGNED=False)]

@@ -264,9 +264,9 @@ class Kernels:
         return launch
 
     def randn(
-        self, out: int, batch: int, size: int, seeds: int, step: int, stream_id: int, stream: int, device: int
+        self, out: int, batch: int, size: int, keys: int, step: int, stream_id: int, stream: int, device: int
     ) -> None:
-        self._device.launch(lambda: _cpu.randn(out, batch, size, seeds, step, stream_id, 1), (out, seeds))
+        self._device.launch(lambda: _cpu.randn(out, batch, size, keys, step, stream_id, 1), (out, keys))
 
 
 @contextmanager

@@ -12,12 +12,12 @@ struct RoundKeys {
     uint32_t of[10][2];
 };
 
-// seed: the sample's own 64 bits.
-FS_INLINE RoundKeys round_keys(uint64_t seed) {
+// key: the sample's own, ops/keys.py.
+FS_INLINE RoundKeys round_keys(uint64_t key) {
     RoundKeys keys;
     for (uint32_t round = 0; round < 10; ++round) {
-        keys.of[round][0] = (uint32_t)seed + round * 0x9E3779B9u;
-        keys.of[round][1] = (uint32_t)(seed >> 32) + round * 0xBB67AE85u;
+        keys.of[round][0] = (uint32_t)key + round * 0x9E3779B9u;
+        keys.of[round][1] = (uint32_t)(key >> 32) + round * 0xBB67AE85u;
     }
     return keys;
 }

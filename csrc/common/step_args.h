@@ -23,7 +23,7 @@ struct StepArgs {
     const float* bounds;    // of |x0|, one per sample: dynamic thresholding
     const float *h1, *h2;
     const float* z;         // given noise, else
-    const uint64_t* seeds;  // one per sample: noise drawn in the pass; with neither there is none
+    const uint64_t* keys;  // one per sample: noise drawn in the pass; with neither there is none
     float* out;
     float* x0_out;
     void *input_out, *second_input_out;

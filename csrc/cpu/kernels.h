@@ -17,7 +17,7 @@ struct Kernels {
     // The bound of dynamic thresholding of one sample; scratch holds `size` floats.
     float (*threshold)(const StepArgs* args, int64_t sample, float* scratch);
     // Normals number [first, first + count) of one sample's stream; first is a multiple of 4.
-    void (*normals)(float* out, int64_t first, int64_t count, uint64_t seed, uint32_t step, uint32_t stream);
+    void (*normals)(float* out, int64_t first, int64_t count, uint64_t key, uint32_t step, uint32_t stream);
     void (*philox)(const uint32_t* counter, const uint32_t* key, uint32_t* out);
     // The lower bounds that benchmarks compare with.
     void (*copy)(float* out, const float* in, int64_t count);

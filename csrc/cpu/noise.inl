@@ -18,9 +18,9 @@ FS_INLINE void normal_group(float* out, uint64_t j, const RoundKeys& keys, uint3
 
 // between(i) runs before each group, which starts at out + i.
 template <class Between>
-FS_INLINE void normals_and(float* out, int64_t first, int64_t count, uint64_t seed, uint32_t step, uint32_t stream,
+FS_INLINE void normals_and(float* out, int64_t first, int64_t count, uint64_t key, uint32_t step, uint32_t stream,
                            Between between) {
-    const RoundKeys keys = round_keys(seed);
+    const RoundKeys keys = round_keys(key);
     const uint64_t j = (uint64_t)first / 4;
     int64_t i = 0;
     for (; i + 4 * W <= count; i += 4 * W) {
@@ -34,8 +34,8 @@ FS_INLINE void normals_and(float* out, int64_t first, int64_t count, uint64_t se
     }
 }
 
-static void normals(float* out, int64_t first, int64_t count, uint64_t seed, uint32_t step, uint32_t stream) {
-    normals_and(out, first, count, seed, step, stream, [](int64_t) FS_ALWAYS {});
+static void normals(float* out, int64_t first, int64_t count, uint64_t key, uint32_t step, uint32_t stream) {
+    normals_and(out, first, count, key, step, stream, [](int64_t) FS_ALWAYS {});
 }
 
 static void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t* out) {

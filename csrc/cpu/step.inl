@@ -136,7 +136,7 @@ static void draw(float* z, const StepArgs* args, int64_t sample, int64_t first, 
     const int64_t width = args->m_dtype == kFloat32 ? 4 : 2;
     const char* m = (const char*)args->m + (sample * args->m_stride + first) * width;
     const int64_t variance = row_of(args, sample).g1 != 0.0f ? args->size * width : 0;
-    normals_and(z, first, n, args->seeds[sample], step, 1, [=](int64_t i) FS_ALWAYS {
+    normals_and(z, first, n, args->keys[sample], step, 1, [=](int64_t i) FS_ALWAYS {
         for (int64_t ahead = i; ahead < i + 4 * W; ahead += 16) {
             __builtin_prefetch(x + ahead * 4);
             __builtin_prefetch(m + ahead * width);
@@ -155,7 +155,7 @@ static void scale_noise(float* z, float g1, const void* v, int dtype, int64_t n)
 
 // Noise that is not just read from memory lies in L1 for a while.
 FS_INLINE bool stages_noise(const StepArgs* args, const Row& row) {
-    return row.s != 0.0f && (args->z ? row.g1 != 0.0f : args->seeds != nullptr);
+    return row.s != 0.0f && (args->z ? row.g1 != 0.0f : args->keys != nullptr);
 }
 
 // Whether nothing but x, m and history is read, m and the inputs are of one 16-bit dtype, and vectors are registers. Noise
@@ -199,7 +199,7 @@ static void step_block(const StepArgs* args, int64_t sample, int64_t first, int6
     };
     add(row.c1, args->h1 ? args->h1 + at : nullptr);
     add(row.c2, args->h2 ? args->h2 + at : nullptr);
-    if (row.s != 0.0f && (args->z || args->seeds)) {
+    if (row.s != 0.0f && (args->z || args->keys)) {
         const bool learned = row.g1 != 0.0f;
         const float* z = args->z ? args->z + at : z_block;
         if (!args->z) draw(z_block, args, sample, first, n);

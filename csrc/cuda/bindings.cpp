@@ -55,7 +55,7 @@ private:
 // The step with everything fixed that stays the same from row to row; the Python side keeps the tensors alive.
 class Step {
 public:
-    Step(Address rows, int64_t row_count, Address row_of, int64_t batch, int64_t size, Address x, Address seeds,
+    Step(Address rows, int64_t row_count, Address row_of, int64_t batch, int64_t size, Address x, Address keys,
          Address guidance, float rescale, bool thresholds, Address h1, Address h2, Address x0_out, Address input_out,
          Address second_input_out, int input_dtype, Address workspace, int device)
         : workspace_(workspace, batch, size, rescale != 0, thresholds),
@@ -68,7 +68,7 @@ public:
         fixed_.batch = batch;
         fixed_.size = size;
         fixed_.x = at<const float>(x);
-        fixed_.seeds = at<const uint64_t>(seeds);
+        fixed_.keys = at<const uint64_t>(keys);
         fixed_.guidance = at<const float>(guidance);
         fixed_.h1 = at<const float>(h1);
         fixed_.h2 = at<const float>(h2);
@@ -103,11 +103,11 @@ private:
     int device_;
 };
 
-void randn(Address out, int64_t batch, int64_t size, Address seeds, uint32_t step, uint32_t stream_id, Address stream,
+void randn(Address out, int64_t batch, int64_t size, Address keys, uint32_t step, uint32_t stream_id, Address stream,
            int device) {
     const py::gil_scoped_release released;
     const cuda::DeviceGuard guard(device);
-    cuda::normals({at<float>(out), batch, size, at<const uint64_t>(seeds), step, stream_id}, at<void>(stream));
+    cuda::normals({at<float>(out), batch, size, at<const uint64_t>(keys), step, stream_id}, at<void>(stream));
 }
 
 void posterior(Address rows, int64_t row_count, Address row_of, int64_t row, int64_t batch, int64_t size, Address x,
@@ -160,7 +160,7 @@ PYBIND11_MODULE(_cuda, module) {
         .def(py::init<Address, int64_t, Address, int64_t, int64_t, Address, Address, Address, float, bool, Address,
                       Address, Address, Address, Address, int, Address, int>(),
              py::kw_only(), py::arg("rows"), py::arg("row_count"), py::arg("row_of"), py::arg("batch"), py::arg("size"),
-             py::arg("x"), py::arg("seeds"), py::arg("guidance"), py::arg("rescale"), py::arg("thresholds"),
+             py::arg("x"), py::arg("keys"), py::arg("guidance"), py::arg("rescale"), py::arg("thresholds"),
              py::arg("h1"), py::arg("h2"), py::arg("x0_out"), py::arg("input_out"), py::arg("second_input_out"),
              py::arg("input_dtype"), py::arg("workspace"), py::arg("device"))
         .def("__call__", &Step::operator());

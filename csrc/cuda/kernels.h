@@ -27,7 +27,7 @@ void posterior(const PosteriorArgs& args, Stream stream);
 struct NormalsArgs {
     float* out;
     int64_t batch, size;
-    const uint64_t* seeds;  // one per sample
+    const uint64_t* keys;  // one per sample
     uint32_t step, stream;
 };
 void normals(const NormalsArgs& args, Stream stream);

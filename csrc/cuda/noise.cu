@@ -9,7 +9,7 @@ template <int kCount>
 __global__ void __launch_bounds__(kBlockThreads, kBlocksResident) normals_kernel(const NormalsArgs args) {
     each_thread<kCount>(args.batch, args.size, [&](int64_t sample, int64_t first, int count) {
         F z[kCount];
-        draw<kCount>(z, first, args.seeds[sample], args.step, args.stream);
+        draw<kCount>(z, first, args.keys[sample], args.step, args.stream);
         store<kCount>(args.out + sample * args.size + first, count, z);
     });
 }

@@ -48,13 +48,13 @@ FS_INLINE void step_elements(const DeviceStepArgs& args, int64_t sample, int64_t
     // With bounds x comes late: its registers would be spilled while noise is drawn.
     if (!kBounds) load<kCount>(args.x + at, count, x);
     load_output<T, kCount>(args, sample, first, count, m);
-    const bool draws = kDraws && !args.z && args.seeds, noisy = row.s != 0.0f && (args.z || draws);
+    const bool draws = kDraws && !args.z && args.keys, noisy = row.s != 0.0f && (args.z || draws);
     if (noisy) {
         const float g1 = row.g1;
         const bool learned = kLearned && g1 != 0.0f && args.m_stride != args.size;
         F v[kCount];
         if (learned) load<kCount>((const T*)args.m + sample * args.m_stride + args.size + first, count, v);
-        if (draws) draw<kCount>(z, first, args.seeds[sample], (uint32_t)number, 1);
+        if (draws) draw<kCount>(z, first, args.keys[sample], (uint32_t)number, 1);
         else load<kCount>(args.z + at, count, z);
         if (learned)
             for (int i = 0; i < kCount; ++i) z[i] = scale_by_variance(z[i], g1, v[i]);

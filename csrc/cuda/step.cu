@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksResident) step_kernel(co
 
 template <class T>
 void launch_step(const DeviceStepArgs& args, cudaStream_t stream) {
-    const bool draws = args.seeds && !args.z, learned = args.m_stride != args.size;
+    const bool draws = args.keys && !args.z, learned = args.m_stride != args.size;
     auto kernel = step_kernel<T, kPart, true, true, true>;
     int per_thread = kPart;
     if (all_whole(args)) {
@@ -33,7 +33,7 @@ void launch_step(const DeviceStepArgs& args, cudaStream_t stream) {
 
 void step(const DeviceStepArgs& given, Stream to) {
     DeviceStepArgs args = given;
-    const bool alike = !args.row_of && !args.seeds && !args.uncond && !args.factors && !args.bounds;
+    const bool alike = !args.row_of && !args.keys && !args.uncond && !args.factors && !args.bounds;
     if (alike && args.m_stride == args.size) {
         // Nothing tells the samples apart: one long sample has fewer partial vectors.
         args.size = args.m_stride = args.batch * args.size;

@@ -1,17 +1,16 @@
-"""Standard normals that depend on seed, position, step and stream alone: Philox4x32-10 and Box-Muller."""
+"""Standard normals that depend on key, position, step and stream alone: Philox4x32-10 and Box-Muller."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
 from fastsample.ops.backend import choose, cpu_module, cuda_module, fresh, mark_written, place, recorded
-
-Seed = int | Sequence[int] | Tensor
+from fastsample.ops.keys import Index, Seed, sample_keys
 
 INITIAL, STEP = 0, 1  # streams: x_T, and the noise that samplers add; never shared
 
@@ -19,7 +18,8 @@ INITIAL, STEP = 0, 1  # streams: x_T, and the noise that samplers add; never sha
 def randn(
     shape: Sequence[int],
     *,
-    seed: Seed,
+    seed: Seed | None = None,
+    index: Index = 0,
     step: int = 0,
     stream: int = INITIAL,
     device: torch.device | str | None = None,
@@ -28,20 +28,26 @@ def randn(
 ) -> Tensor:
     """Standard normal float32 noise, the same bits for any batch size, thread count, instruction set and device.
 
-    The first axis holds samples. Element i of a sample (row-major) is number i % 4 of the four normals made from
+    The first axis holds samples. A seed names an endless set of them; sample i of the call is the one at place
+    index + i. Element i of a sample (row-major) is number i % 4 of the four normals made from
 
-        j = i // 4,  (w0, w1, w2, w3) = philox4x32_10(counter=(j mod 2^32, j div 2^32, step, stream), key=seed)
+        key(seed, place) = mix(mix(seed) + place),  mix the finaliser of splitmix64, modulo 2^64
+        j = i // 4,  (w0, w1, w2, w3) = philox4x32_10(counter=(j mod 2^32, j div 2^32, step, stream), key=key)
         u = (w0 >> 8) 2^-24 + 2^-25,  r = sqrt(-2 ln u),  a = 2 pi (w1 >> 8) 2^-24,  normals r cos(a) and r sin(a)
 
     and the same from w2, w3 (Salmon et al. 2011; Box & Muller 1958). |value| < 5.9. The error against these formulas is
-    below 3 ulp of float32; the reference backend equals the kernels within 1 ulp.
+    below 3 ulp of float32; the reference backend equals the kernels within 1 ulp. Two places of one seed never share a
+    key; two seeds share one as often as random 64-bit numbers are equal.
 
-    Under torch.compile it is one registered op, and `seed` and `step` may change without compiling again.
+    Under torch.compile it is one registered op, and `seed`, `index` and `step` may change without compiling again.
 
     Args:
         shape: (samples, ...), nothing zero.
-        seed: an int (sample i uses seed + i, so the next batch of B starts at seed + B), or one int per sample
-            (sequence or integer tensor); taken modulo 2^64.
+        seed: an int, modulo 2^64, which names the set; or one per sample (sequence or integer tensor), each the one at
+            place `index` of a set of its own. None takes a fresh one from torch's default generator, which
+            torch.manual_seed governs.
+        index: the place of the first sample in the set, at least 0: the next batch of B starts at index + B. Or the
+            place of every sample (sequence or integer tensor).
         step: 0 .. 2^32 - 1, the row of the table the noise belongs to.
         stream: 0 .. 2^32 - 1; 0 is initial noise, 1 the noise that samplers add.
         device: where a fresh result lies; default CPU.
@@ -52,12 +58,13 @@ def randn(
         `out`, or a fresh contiguous tensor.
 
     Raises:
-        ValueError: for an empty shape, a wrong number of seeds, step or stream out of range, `out` of another shape or
-            device. TypeError: for seeds that are not integers or an `out` that is not float32.
+        ValueError: for an empty shape, a wrong number of seeds or places, a place below 0, step or stream out of range,
+            `out` of another shape or device. TypeError: for seeds and places that are not integers or an `out` that is
+            not float32.
 
     Example:
         >>> a = randn((4, 3, 8, 8), seed=7)
-        >>> b = randn((1, 3, 8, 8), seed=9)
+        >>> b = randn((1, 3, 8, 8), seed=7, index=2)
         >>> torch.equal(a[2:3], b)
         True
     """
@@ -66,20 +73,26 @@ def randn(
         if not 0 <= as_int(value) < 2**32:
             raise ValueError(f"{name} must lie in [0, 2^32), got {value}")
     where = torch.device(device or "cpu") if out is None else _checked_out(out, shape, device)
-    if recorded(*(one for one in (out, seed) if isinstance(one, Tensor))):
-        seeds = recorded_seeds(seed, shape[0], where)
+    keys = sample_keys(seed, index, shape[0], where)
+    if recorded(keys, *(() if out is None else (out,))):
         if out is None:
-            return torch.ops.fastsample.randn(seeds, shape[1:], step, stream, where, backend)
-        torch.ops.fastsample.randn_out(out, seeds, step, stream, backend)
+            return torch.ops.fastsample.randn(keys, shape[1:], step, stream, where, backend)
+        torch.ops.fastsample.randn_out(out, keys, step, stream, backend)
         return out
-    seeds = sample_seeds(seed, shape[0], where)
     if out is None:
-        result = fresh(shape, torch.float32, where)
-        fill(result, seeds, step, stream, backend)
-        return result
-    _fill_any(out, seeds, step, stream, backend)
+        return normals(shape, keys, step, stream, where, backend)
+    _fill_any(out, keys, step, stream, backend)
     mark_written(out)
     return out
+
+
+def normals(
+    shape: torch.Size, keys: Tensor, step: int, stream: int, device: torch.device, backend: str | None = None
+) -> Tensor:
+    """`randn` of these keys in fresh memory, with everything checked beforehand."""
+    result = fresh(shape, torch.float32, device)
+    fill(result, keys, step, stream, backend)
+    return result
 
 
 def _checked_out(out: Tensor, shape: torch.Size, device: torch.device | str | None) -> torch.device:
@@ -92,54 +105,52 @@ def _checked_out(out: Tensor, shape: torch.Size, device: torch.device | str | No
     return out.device
 
 
-def _fill_any(out: Tensor, seeds: Tensor, step: int, stream: int, backend: str | None) -> None:
+def _fill_any(out: Tensor, keys: Tensor, step: int, stream: int, backend: str | None) -> None:
     """fill into memory of any strides."""
     if out.is_contiguous() and not out.is_neg():
-        fill(out, seeds, step, stream, backend)
+        fill(out, keys, step, stream, backend)
     else:
         result = torch.empty(out.shape, dtype=torch.float32, device=out.device)
-        fill(result, seeds, step, stream, backend)
+        fill(result, keys, step, stream, backend)
         out.copy_(result)
 
 
 @torch.library.custom_op("fastsample::randn", mutates_args=())
 def _randn(
-    seeds: Tensor, shape: Sequence[int], step: int, stream: int, device: torch.device, backend: str | None
+    keys: Tensor, shape: Sequence[int], step: int, stream: int, device: torch.device, backend: str | None
 ) -> Tensor:
-    result = fresh(torch.Size((len(seeds), *shape)), torch.float32, device)
-    fill(result, seeds, step, stream, backend)
-    return result
+    return normals(torch.Size((len(keys), *shape)), keys, step, stream, device, backend)
 
 
 @_randn.register_fake
-def _shape(seeds: Tensor, shape: Sequence[int], step: int, stream: int, device: torch.device, *_: object) -> Tensor:
-    return seeds.new_empty((seeds.shape[0], *shape), dtype=torch.float32, device=device)
+def _shape(keys: Tensor, shape: Sequence[int], step: int, stream: int, device: torch.device, *_: object) -> Tensor:
+    return keys.new_empty((keys.shape[0], *shape), dtype=torch.float32, device=device)
 
 
 @torch.library.custom_op("fastsample::randn_out", mutates_args=("out",))
-def _randn_out(out: Tensor, seeds: Tensor, step: int, stream: int, backend: str | None) -> None:
-    _fill_any(out, seeds, step, stream, backend)
+def _randn_out(out: Tensor, keys: Tensor, step: int, stream: int, backend: str | None) -> None:
+    _fill_any(out, keys, step, stream, backend)
 
 
-def fill(result: Tensor, seeds: Tensor, step: int, stream: int, backend: str | None = None) -> None:
-    """`randn` into contiguous memory, with everything checked beforehand; `seeds` as sample_seeds makes them."""
+def fill(result: Tensor, keys: Tensor, step: int, stream: int, backend: str | None = None) -> None:
+    """`randn` into contiguous memory, with everything checked beforehand; `keys` as sample_keys makes them."""
     chosen = choose(backend, result.device, native=True)
-    seeds = seeds if seeds.device == result.device else seeds.to(result.device)
+    keys = keys if keys.device == result.device else keys.to(result.device)
     batch = result.shape[0]
     size = result.numel() // batch
     if chosen == "cpu":
-        cpu_module().randn(result.data_ptr(), batch, size, seeds.data_ptr(), step, stream, torch.get_num_threads())
+        cpu_module().randn(result.data_ptr(), batch, size, keys.data_ptr(), step, stream, torch.get_num_threads())
     elif chosen == "cuda":
         index, current = place(result.device)
-        cuda_module().randn(result.data_ptr(), batch, size, seeds.data_ptr(), step, stream, current, index)
+        cuda_module().randn(result.data_ptr(), batch, size, keys.data_ptr(), step, stream, current, index)
     elif chosen == "triton":
         from fastsample.kernels import noise as kernel
 
-        kernel.randn(result, seeds, step, stream)
+        kernel.randn(result, keys, step, stream)
     else:
         # Apple's GPUs have no float64, in which the reference rounds.
         drawn_on = torch.device("cpu") if result.device.type == "mps" else result.device
-        result.copy_(randn_reference(result.shape, seeds.to(drawn_on), step, stream))
+        result.copy_(randn_reference(result.shape, keys.to(drawn_on), step, stream))
 
 
 def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
@@ -153,64 +164,17 @@ def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
     return size
 
 
-def sample_seeds(seed: Seed, batch: int, device: torch.device | None = None) -> Tensor:
-    """One seed per sample as an int64 tensor of shape (batch,), modulo 2^64 in two's complement.
-
-    On the CPU, or a GPU where that needs no waiting: an int is counted up on `device`, a tensor stays on its GPU.
-    """
-    if isinstance(seed, Tensor):
-        if seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool:
-            raise TypeError(f"seeds must be integers, got {seed.dtype}")
-        in_place = seed.is_cpu or (device is not None and seed.device.type == device.type)
-        if seed.ndim == 1 and seed.dtype == torch.int64 and in_place and seed.shape[0] == batch:
-            return seed.clone(memory_format=torch.contiguous_format)
-        seed = seed.tolist()
-    if isinstance(seed, int) and 0 <= seed < 2**63 - batch:
-        return torch.arange(seed, seed + batch, device=device or "cpu")
-    try:
-        if isinstance(seed, Iterable):
-            values = [operator.index(one) for one in seed]
-        else:
-            values = [operator.index(seed) + i for i in range(batch)]
-    except TypeError:
-        raise TypeError(f"seed must be an int or one int per sample, got {seed!r}") from None
-    if len(values) != batch:
-        raise ValueError(f"seed must be one int or {batch}, one per sample; got {len(values)}")
-    return torch.tensor([_wrapped(value) for value in values], dtype=torch.int64, device="cpu")
-
-
 def as_int(value: SupportsIndex) -> int:
     """The value as an int; one that Dynamo traces stays open, which operator.index would tie down."""
     return value if isinstance(value, int) else operator.index(value)
 
 
-def recorded_seeds(seed: Seed, batch: int, device: torch.device) -> Tensor:
-    """sample_seeds in torch operations alone, so that other seeds need no other graph; on `device`."""
-    if isinstance(seed, Tensor):
-        if seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool:
-            raise TypeError(f"seeds must be integers, got {seed.dtype}")
-        seeds = seed.to(device, torch.int64)
-        if seed.ndim == 0:
-            return torch.arange(batch, device=device) + seeds
-    elif isinstance(seed, Iterable):
-        seeds = torch.tensor([_wrapped(one) for one in seed], dtype=torch.int64, device=device)
-    else:
-        return torch.arange(batch, device=device) + _wrapped(seed)
-    if seeds.shape != (batch,):
-        raise ValueError(f"seed must be one int or {batch}, one per sample; got {tuple(seeds.shape)}")
-    return seeds
-
-
-def _wrapped(seed: int) -> int:
-    return seed if -(2**63) <= seed < 2**63 else (seed + 2**63) % 2**64 - 2**63
-
-
-def randn_reference(shape: Sequence[int], seeds: Tensor, step: int, stream: int) -> Tensor:
-    """`randn` in plain torch; `seeds` is an int64 tensor on the device of the result."""
+def randn_reference(shape: Sequence[int], keys: Tensor, step: int, stream: int) -> Tensor:
+    """`randn` in plain torch; `keys` is an int64 tensor on the device of the result."""
     batch, size = shape[0], torch.Size(shape[1:]).numel()
-    j = torch.arange(-(-size // 4), device=seeds.device)
+    j = torch.arange(-(-size // 4), device=keys.device)
     counter = [j & 0xFFFFFFFF, j >> 32, torch.full_like(j, step), torch.full_like(j, stream)]
-    words = philox_reference(counter, (seeds & 0xFFFFFFFF)[:, None], (seeds >> 32 & 0xFFFFFFFF)[:, None])
+    words = philox_reference(counter, (keys & 0xFFFFFFFF)[:, None], (keys >> 32 & 0xFFFFFFFF)[:, None])
     normals = [*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])]
     return torch.stack(normals, dim=-1).reshape(batch, -1)[:, :size].reshape(shape)
 

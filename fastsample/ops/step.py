@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastsample.ops.backend import recorded
 from fastsample.ops.checks import differentiable, no_compiled_gradients
-from fastsample.ops.noise import Seed
+from fastsample.ops.keys import Index, Seed
 from fastsample.ops.step_once import Options, step_once
 from fastsample.ops.step_recorded import step_recorded
 from fastsample.tables import Table
@@ -22,6 +22,7 @@ def step(
     *,
     noise: Tensor | None = None,
     seed: Seed | None = None,
+    index: Index = 0,
     guidance: float | Sequence[float] | Tensor | None = None,
     guidance_rescale: float = 0.0,
     history: Sequence[Tensor] = (),
@@ -56,7 +57,8 @@ def step(
             samples be at different rows. One on x's GPU, () or (B,), is not read by the host: what any row of the table
             needs must be given then, and a row that does not exist makes NaN of its sample.
         noise: z, of x's shape and dtype. Not read where s = 0.
-        seed: instead of `noise`, z = randn(x.shape, seed=seed, step=row, stream=1), drawn inside the pass.
+        seed, index: instead of `noise`, z = randn(x.shape, seed=seed, index=index, step=row, stream=1), drawn in the
+            pass. Without noise and seed, the seed is a fresh one from torch's default generator.
         guidance: w, a number or one per sample; None where the model was called without.
         guidance_rescale: phi in [0, 1].
         history: the x0 of the last row (h1) and of the one before (h2), of x's shape and dtype.
@@ -70,7 +72,7 @@ def step(
 
     Raises:
         ValueError: for a wrong shape, device or row, for history or a variance half that is needed and absent, and
-            where s > 0 unless exactly one of noise and seed is given. TypeError: for a dtype that does not fit. Nothing
+            where s > 0 and both noise and seed are given. TypeError: for a dtype that does not fit. Nothing
             is written before.
 
     Example:
@@ -83,7 +85,7 @@ def step(
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not isinstance(table, Table):
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
-    options = Options(noise, seed, guidance, guidance_rescale, history, out, x0_out, input_out, backend)
+    options = Options(noise, seed, index, guidance, guidance_rescale, history, out, x0_out, input_out, backend)
     if recorded(x, model_output):
         if not differentiable(x, model_output, noise, guidance, *history):
             return step_recorded(x, model_output, table, row, options)

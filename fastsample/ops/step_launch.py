@@ -25,7 +25,7 @@ class Operands(NamedTuple):
     table: Table
     rows: Tensor | None
     x: Tensor
-    seeds: Tensor | None
+    keys: Tensor | None
     guidance: Tensor | None
     rescale: float
     h1: Tensor | None
@@ -91,7 +91,7 @@ def _on_triton(o: Operands) -> Launch:
         rows=rows,
         row_of=o.rows,
         x=o.x,
-        seeds=o.seeds,
+        keys=o.keys,
         guidance=o.guidance,
         rescale=o.rescale,
         h1=o.h1,
@@ -114,7 +114,7 @@ def _addresses(o: Operands) -> dict[str, Any]:
         "batch": batch,
         "size": size,
         "x": o.x.data_ptr(),
-        "seeds": _address(o.seeds),
+        "keys": _address(o.keys),
         "guidance": _address(o.guidance),
         "rescale": o.rescale,
         "thresholds": o.table.thresholded,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastsample.ops.backend import choose, mark_written
 from fastsample.ops.checks import check_memory, check_state, checked_rows, differentiable, guidance_weights
-from fastsample.ops.noise import Seed, sample_seeds
+from fastsample.ops.keys import Index, Seed, sample_keys
 from fastsample.ops.step_plan import StepPlan, visited_rows
 from fastsample.tables import Table
 
@@ -20,6 +20,7 @@ class Options(NamedTuple):
 
     noise: Tensor | None
     seed: Seed | None
+    index: Index
     guidance: float | Sequence[float] | Tensor | None
     guidance_rescale: float
     history: Sequence[Tensor]
@@ -29,15 +30,17 @@ class Options(NamedTuple):
     backend: str | None
 
 
-def step_once(x: Tensor, model_output: Tensor, table: Table, row: int | Tensor, options: Options) -> Tensor:
-    """`step` on tensors that have values."""
-    noise, seed, guidance, guidance_rescale, history, out, x0_out, input_out, backend = options
+def step_once(
+    x: Tensor, model_output: Tensor, table: Table, row: int | Tensor, options: Options, keys: Tensor | None = None
+) -> Tensor:
+    """`step` on tensors that have values; with these keys where they are made already."""
+    noise, seed, index, guidance, guidance_rescale, history, out, x0_out, input_out, backend = options
     check_state(x)
     rows, row = checked_rows(row, table, x)
     visited = range(len(table)) if rows is not None and not rows.is_cpu else visited_rows(rows, row)
     noisy = [k for k in visited if table.stochastic[k]]
-    if noisy and (noise is None) == (seed is None):
-        raise ValueError(f"row {noisy[0]} adds noise: give exactly one of noise= and seed=")
+    if noisy and noise is not None and not (seed is None and keys is None):
+        raise ValueError(f"row {noisy[0]} adds noise once: give noise= or seed=, not both")
     if len(history) > 2:
         raise ValueError(f"history holds the x0 of at most 2 earlier rows, got {len(history)}")
     outputs = {"out": out, "x0_out": x0_out, "input_out": input_out}
@@ -53,10 +56,12 @@ def step_once(x: Tensor, model_output: Tensor, table: Table, row: int | Tensor, 
         raise ValueError("guidance_rescale needs guidance=")
     native = x.dtype is torch.float32 and not differentiable(x, model_output, noise, weights, *history)
     chosen = choose(backend, x.device, native=native)
+    if noisy and noise is None and keys is None:
+        keys = sample_keys(seed, index, x.shape[0], x.device)
     plan = StepPlan(
         x,
         table,
-        seeds=None if seed is None else sample_seeds(seed, x.shape[0], x.device),
+        keys=keys,
         guidance=weights,
         rescale=guidance_rescale,
         history=history,

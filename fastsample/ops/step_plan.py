@@ -17,13 +17,13 @@ from fastsample.tables import Table
 class StepPlan:
     """`step` with everything that stays the same from row to row fixed and checked once: what a loop calls.
 
-    Args are those of `step`; `seeds` is an int64 tensor with one seed per sample, `guidance` a float tensor with one
+    Args are those of `step`; `keys` is an int64 tensor with one key per sample, `guidance` a float tensor with one
     weight per sample, `rows` an int64 tensor that is read at every call or None, `backend` one that can run. Keeps the
     addresses of its tensors: their storage must not move, and an x or a history that is not contiguous is read as it
     was when the plan was made. That x is a state, that rows exist and what overlaps, the caller has checked.
 
     Kernels of a GPU read `rows` on x's device, and the host does not: what any row of the table needs must be there,
-    and a row that does not exist makes NaN of its sample. Rows from the CPU are uploaded at every call, seeds once.
+    and a row that does not exist makes NaN of its sample. Rows from the CPU are uploaded at every call, keys once.
 
     Attributes:
         x0_out: as given.
@@ -34,7 +34,7 @@ class StepPlan:
         x: Tensor,
         table: Table,
         *,
-        seeds: Tensor | None = None,
+        keys: Tensor | None = None,
         guidance: Tensor | None = None,
         rescale: float = 0.0,
         history: Sequence[Tensor] = (),
@@ -56,7 +56,7 @@ class StepPlan:
         if not 0 <= rescale <= 1:
             raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
         self.x0_out = x0_out
-        self._x, self._table, self._seeds, self._rows = x, table, seeds, rows
+        self._x, self._table, self._keys, self._rows = x, table, keys, rows
         self._guidance, self._rescale, self._history = guidance, rescale, tuple(history)
         self._out, self._input_out = out, input_out
         self._native = backend != "reference"
@@ -82,8 +82,8 @@ class StepPlan:
         if "x0" in self._stand_ins:
             target, stand_in = self._stand_ins["x0"]
             stand_in.copy_(target)
-        if self._seeds is not None:
-            self._seeds = self._seeds.to(x.device)
+        if self._keys is not None:
+            self._keys = self._keys.to(x.device)
         rows = self._rows
         self._upload: tuple[Tensor, Tensor, bool] | None = None
         if rows is not None and rows.device != x.device:
@@ -93,7 +93,7 @@ class StepPlan:
             self._table,
             rows if self._upload is None else self._upload[0],
             x,
-            self._seeds,
+            self._keys,
             self._guidance,
             self._rescale,
             h1=histories[0] if histories else None,
@@ -154,7 +154,7 @@ class StepPlan:
             m = self._stage(m)
             code = DTYPE_CODES[m.dtype]
         noise_address = 0
-        if stochastic and (noise is not None or self._seeds is None):
+        if stochastic and (noise is not None or self._keys is None):
             noise = checked_noise(noise, self._x).contiguous().resolve_neg()
             noise_address = noise.data_ptr()
         out, address = self._out, self._out_address
@@ -212,7 +212,7 @@ class StepPlan:
         rows = row if self._rows is None else self._rows
         z = noise if stochastic else None
         result, x0 = step_reference(
-            self._x, m, self._table, rows, z, self._seeds, self._guidance, self._rescale, self._history
+            self._x, m, self._table, rows, z, self._keys, self._guidance, self._rescale, self._history
         )
         if self.x0_out is not None and keep_x0:
             self.x0_out.copy_(x0)

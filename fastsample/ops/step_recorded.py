@@ -9,19 +9,22 @@ from torch import Tensor
 
 from fastsample.ops.backend import fresh
 from fastsample.ops.device_table import decoded, encoded
-from fastsample.ops.noise import as_int, recorded_seeds
+from fastsample.ops.keys import sample_keys
+from fastsample.ops.noise import as_int
 from fastsample.ops.step_once import Options, step_once
 from fastsample.tables import Table
 
 
 def step_recorded(x: Tensor, model_output: Tensor, table: Table, row: int | Tensor, options: Options) -> Tensor:
     """`step` through the registered op, what differs from row to row as tensors."""
-    noise, seed, guidance, guidance_rescale, history, out, x0_out, input_out, backend = options
+    noise, seed, index, guidance, guidance_rescale, history, out, x0_out, input_out, backend = options
     weights = None
     if isinstance(guidance, int | float):
         weights = torch.zeros((), dtype=x.dtype, device=x.device) + guidance
     elif guidance is not None:
         weights = torch.as_tensor(guidance, dtype=x.dtype).to(x.device)
+    # A table's flags, since which row runs may be known on the GPU alone.
+    draws = seed is not None or (noise is None and any(table.stochastic))
     arguments = (
         x,
         model_output,
@@ -29,7 +32,7 @@ def step_recorded(x: Tensor, model_output: Tensor, table: Table, row: int | Tens
         0 if isinstance(row, Tensor) else as_int(row),
         row if isinstance(row, Tensor) else None,
         noise,
-        None if seed is None else recorded_seeds(seed, x.shape[0], x.device),
+        sample_keys(seed, index, x.shape[0], x.device) if draws else None,
         weights,
         guidance_rescale,
         [*history],
@@ -51,7 +54,7 @@ def _step_out(
     row: int,
     rows: Tensor | None,
     noise: Tensor | None,
-    seeds: Tensor | None,
+    keys: Tensor | None,
     guidance: Tensor | None,
     guidance_rescale: float,
     history: Sequence[Tensor],
@@ -60,8 +63,8 @@ def _step_out(
     x0_out: Tensor | None,
     input_out: Tensor | None,
 ) -> None:
-    options = Options(noise, seeds, guidance, guidance_rescale, history, out, x0_out, input_out, backend)
-    step_once(x, model_output, decoded(table), row if rows is None else rows, options)
+    options = Options(noise, None, 0, guidance, guidance_rescale, history, out, x0_out, input_out, backend)
+    step_once(x, model_output, decoded(table), row if rows is None else rows, options, keys)
 
 
 torch.library.custom_op("fastsample::step_out", _step_out, mutates_args=("out", "x0_out", "input_out"))
@@ -76,14 +79,14 @@ def _step(
     row: int,
     rows: Tensor | None,
     noise: Tensor | None,
-    seeds: Tensor | None,
+    keys: Tensor | None,
     guidance: Tensor | None,
     guidance_rescale: float,
     history: Sequence[Tensor],
     backend: str | None,
 ) -> Tensor:
     out = fresh(x.shape, x.dtype, x.device)
-    operands = x, model_output, table, row, rows, noise, seeds, guidance, guidance_rescale, history
+    operands = x, model_output, table, row, rows, noise, keys, guidance, guidance_rescale, history
     _step_out(*operands, backend, out, None, None)
     return out
 

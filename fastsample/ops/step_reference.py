@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.checks import check_output, check_variance, checked_noise
-from fastsample.ops.noise import STEP, randn
+from fastsample.ops.noise import STEP, normals
 from fastsample.ops.reductions import limited, rescale_factor
 from fastsample.tables import Table
 
@@ -20,7 +20,7 @@ def step_reference(
     table: Table,
     row: int | Tensor,
     z: Tensor | None = None,
-    seeds: Tensor | None = None,
+    keys: Tensor | None = None,
     guidance: Tensor | None = None,
     rescale: float = 0.0,
     history: Sequence[Tensor] = (),
@@ -28,7 +28,7 @@ def step_reference(
     """(x', x0) of one row in plain torch: the specification. Differentiable; computes in x's dtype."""
     check_output(m, x, guided=guidance is not None)
     if isinstance(row, Tensor) and row.ndim > 0:
-        return _rows_reference(x, m, table, row.tolist(), z, seeds, guidance, rescale, history)
+        return _rows_reference(x, m, table, row.tolist(), z, keys, guidance, rescale, history)
     row = int(row)
     conditional = m[-len(x) :].to(x.dtype)
     if table.learned[row]:
@@ -46,8 +46,8 @@ def step_reference(
         if rescale != 0:
             combined = combined * rescale_factor(combined, conditional, rescale)
     if table.stochastic[row]:
-        if z is None and seeds is not None:
-            z = randn(x.shape, seed=seeds, step=row, stream=STEP, device=x.device).to(x.dtype)
+        if z is None and keys is not None:
+            z = normals(x.shape, keys, row, STEP, x.device).to(x.dtype)
         z = checked_noise(z, x)
         if table.learned[row]:
             z = z * torch.exp2((v * (float(table.g1[row]) / math.log(2))).clamp(-126, 127))
@@ -71,7 +71,7 @@ def _rows_reference(
     table: Table,
     rows: list[int],
     z: Tensor | None,
-    seeds: Tensor | None,
+    keys: Tensor | None,
     guidance: Tensor | None,
     rescale: float,
     history: Sequence[Tensor],
@@ -87,7 +87,7 @@ def _rows_reference(
             table,
             rows[i],
             None if z is None else z[own],
-            None if seeds is None else seeds[own],
+            None if keys is None else keys[own],
             None if guidance is None else guidance[own],
             rescale,
             [one[own] for one in history],

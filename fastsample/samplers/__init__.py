@@ -10,8 +10,8 @@ from fastsample.samplers.heun import Heun, heun
 from fastsample.samplers.inversion import DDIMInverse, ddim_invert
 from fastsample.samplers.lcm import LCM, guidance_scale_embedding, lcm
 from fastsample.samplers.limits import DynamicThreshold
-from fastsample.samplers.loop import Sampler
 from fastsample.samplers.run import Options, Step
+from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.tcd import TCD, tcd
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,19 +13,21 @@ from torch import Tensor
 
 from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose, fresh
-from fastsample.ops.noise import INITIAL, fill, sample_seeds
+from fastsample.ops.keys import sample_keys
+from fastsample.ops.noise import INITIAL, fill
 from fastsample.samplers.guidance import Guidance, guidance_of
 from fastsample.samplers.inputs import ModelInput
 from fastsample.samplers.limits import check_number
-from fastsample.samplers.loop import Sampler, plans_in_turn
+from fastsample.samplers.loop import plans_in_turn
+from fastsample.samplers.sampler import Sampler
 from fastsample.tables import Table
 
 
 class Request:
     """A sample that a Batcher is to make: what `Batcher.submit` returns."""
 
-    def __init__(self, batcher: Batcher, seed: int, cond: Mapping[str, Tensor]) -> None:
-        self._batcher, self._seed, self._cond = batcher, seed, cond
+    def __init__(self, batcher: Batcher, key: Tensor, cond: Mapping[str, Tensor]) -> None:
+        self._batcher, self._key, self._cond = batcher, key, cond
         self._sample: Tensor | None = None
 
     @property
@@ -47,10 +48,10 @@ class Batcher:
     A request that arrives while others are half-way joins the next model call, and one that is finished makes room: no
     one waits for a whole batch. Every model call has exactly `batch` samples; places that nobody has hold zeros.
 
-    A request's noise and the arithmetic of its steps depend on its seed alone. So its result has the same bits in any
-    company, where the model's output for a sample does not depend on its place in the batch, and those of
-    `sampler(model, (1, *shape), seed=seed)` where it does not depend on the size of the batch either. (Matrix products
-    may round differently in batches of another size, and some, between two threads, in another place.)
+    A request's noise and the arithmetic of its steps depend on its seed and index alone. So its result has the same
+    bits in any company, where the model's output for a sample does not depend on its place in the batch, and those of
+    `sampler(model, (1, *shape), seed=seed, index=index)` where it does not depend on the size of the batch either.
+    (Matrix products may round differently in batches of another size, and some, between two threads, in another place.)
 
     Not for several threads at once.
 
@@ -73,7 +74,7 @@ class Batcher:
         >>> first = batcher.submit((3, 8, 8), seed=0)
         >>> batcher.step()
         1
-        >>> second = batcher.submit((3, 8, 8), seed=1)
+        >>> second = batcher.submit((3, 8, 8), seed=0, index=1)
         >>> second.result().shape, first.done
         (torch.Size([3, 8, 8]), True)
     """
@@ -114,25 +115,23 @@ class Batcher:
         self._running: list[Request | None] = [None] * batch
         self._places: _Places | None = None
 
-    def submit(self, shape: Sequence[int], seed: int, **cond: Any) -> Request:
+    def submit(self, shape: Sequence[int], seed: int | None = None, index: int = 0, **cond: Any) -> Request:
         """Queues one sample.
 
         Args:
             shape: of the sample alone, without a batch axis; the same for all requests of a Batcher.
-            seed: of its noise, modulo 2^64.
+            seed, index: the sample is the one at place `index` of the set that `seed` names, as in
+                fastsample.Options; default a fresh seed.
             **cond: the model's keywords for this sample: tensors without a batch axis, or numbers. They are stacked to
                 (batch, ...). The first request decides on names, shapes and dtypes. Tensors of a model's GPU join
                 without making the host wait for it.
 
         Raises:
-            ValueError, TypeError: for an empty shape, a seed that is not an int, and a shape or keywords unlike those
-                of the first request (or of `uncond`). Nothing changes then.
+            ValueError, TypeError: for an empty shape, a seed or index that is not an int, and a shape or keywords
+                unlike those of the first request (or of `uncond`). Nothing changes then.
         """
         size = _sample_shape(shape)
-        try:
-            own_seed = int(sample_seeds(operator.index(seed), 1))
-        except TypeError:
-            raise TypeError(f"seed must be an int, got {seed!r}") from None
+        key = sample_keys(seed, index, 1, self._device)
         places = self._places
         if places is not None:
             if size != places.shape:
@@ -143,7 +142,7 @@ class Batcher:
         values = {name: _of_one_sample(name, value, self._device, like.get(name)) for name, value in cond.items()}
         if places is None:
             self._places = self._make_places(size, values)
-        request = Request(self, own_seed, values)
+        request = Request(self, key, values)
         self._waiting.append(request)
         return request
 
@@ -163,7 +162,7 @@ class Batcher:
         for i, request in enumerate(self._running):
             if request is None and self._waiting:
                 self._running[i] = entering = self._waiting.popleft()
-                places.enter(i, entering._seed, entering._cond)
+                places.enter(i, entering._key, entering._cond)
                 entering._cond = {}
         if not any(self._running):
             return 0
@@ -227,7 +226,7 @@ class _Places:
             # Beside the state, with a copy on the host: on a GPU, asking for a row would wait for all work before it.
             self._rows = torch.full((batch,), len(table) - 1, dtype=torch.int64, device=device)
             self._row_of = [len(table) - 1] * batch
-            self._seeds = torch.zeros(batch, dtype=torch.int64, device=device)
+            self._keys = torch.zeros(batch, dtype=torch.int64, device=device)
             self._times = torch.tensor(table.t, device=device)
             self._own_times = self._times[self._rows]
             self._time = torch.empty(len(self._input), dtype=self._times.dtype, device=device)
@@ -235,7 +234,7 @@ class _Places:
             self._plans = plans_in_turn(
                 self._state,
                 table,
-                seeds=self._seeds,
+                keys=self._keys,
                 guidance=guidance.weights,
                 rescale=guidance.rescale,
                 rows=self._rows,
@@ -243,12 +242,12 @@ class _Places:
                 backend=backend,
             )
 
-    def enter(self, i: int, seed: int, cond: Mapping[str, Tensor]) -> None:
+    def enter(self, i: int, key: Tensor, cond: Mapping[str, Tensor]) -> None:
         """Starts a sample in place i: its noise, the input made from it, its keywords, row 0."""
         own = slice(i, i + 1)
         state = self._state[own]
-        self._seeds[i] = seed
-        fill(state, self._seeds[own], 0, INITIAL, self._backend)
+        self._keys[own] = key
+        fill(state, self._keys[own], 0, INITIAL, self._backend)
         state.mul_(self._table.init_noise_sigma)
         for target in self._targets:
             torch.mul(state, float(self._table.e[0]), out=target[own])

@@ -12,8 +12,9 @@ from typing_extensions import Unpack
 
 from fastsample.model import Model
 from fastsample.samplers.limits import Clip, check_number, limit_columns
-from fastsample.samplers.loop import CorrectX0, Sampler
+from fastsample.samplers.loop import CorrectX0
 from fastsample.samplers.run import Options
+from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array
 from fastsample.tables import Table
 

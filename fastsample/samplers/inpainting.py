@@ -21,7 +21,7 @@ class Inpainting:
     """
 
     def __init__(
-        self, mask: Tensor | None, known: Tensor | None, state: Tensor, table: Table, seeds: Tensor, backend: str
+        self, mask: Tensor | None, known: Tensor | None, state: Tensor, table: Table, keys: Tensor, backend: str
     ) -> None:
         if not isinstance(mask, Tensor) or not isinstance(known, Tensor):
             got = f"{type(mask).__name__} and {type(known).__name__}"
@@ -48,12 +48,12 @@ class Inpainting:
         self._kept = torch.where(self._rest == 0, 0.0, self._rest * expanded["known"])
         # What is known is known in the end, also where the last row leaves some noise.
         self._table, self._levels = table, (*table.levels[:-1], (1.0, 0.0))
-        self._seeds, self._backend = seeds, backend
+        self._keys, self._backend = keys, backend
         self._noise = torch.empty(state.shape, dtype=torch.float32, device=state.device)
 
     def like(self, mask: Tensor, known: Tensor) -> Inpainting:
         """The same with another mask and known region."""
-        return Inpainting(mask, known, self._rest, self._table, self._seeds, self._backend)
+        return Inpainting(mask, known, self._rest, self._table, self._keys, self._backend)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,5 +65,5 @@ class Inpainting:
         alpha, sigma = self._levels[k]
         state.mul_(self._mask).add_(self._kept, alpha=alpha)
         if sigma > 0:
-            fill(self._noise, self._seeds, k, KNOWN, self._backend)
+            fill(self._noise, self._keys, k, KNOWN, self._backend)
             state.addcmul_(self._rest, self._noise.to(state.dtype), value=sigma)

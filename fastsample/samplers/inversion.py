@@ -14,8 +14,8 @@ from fastsample.levels import noise_levels
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import direction_table
 from fastsample.samplers.limits import Clip, check_number
-from fastsample.samplers.loop import Sampler
 from fastsample.samplers.run import Options
+from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Schedule
 from fastsample.tables import Table
 from fastsample.timesteps import Timesteps, spaced_timesteps

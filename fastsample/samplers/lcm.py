@@ -17,8 +17,9 @@ from fastsample.levels import noise_levels, x0_coefficients
 from fastsample.model import Model, Predictor, schedule_of
 from fastsample.ops.noise import checked_shape
 from fastsample.samplers.limits import Clip, check_number, limit_columns
-from fastsample.samplers.loop import CorrectX0, Sampler
+from fastsample.samplers.loop import CorrectX0
 from fastsample.samplers.run import Options, Step
+from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
 from fastsample.timesteps import Timesteps, spaced_timesteps

@@ -3,151 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from itertools import cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
-from fastsample.model import Model, Predictor, unwrapped
+from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose, fresh, mark_written
-from fastsample.ops.noise import INITIAL, Seed, fill, sample_seeds
+from fastsample.ops.keys import Index, Seed, sample_keys
+from fastsample.ops.noise import INITIAL, normals
 from fastsample.ops.reductions import limited
 from fastsample.ops.step_plan import StepPlan
 from fastsample.ops.step_reference import step_reference
 from fastsample.samplers.guidance import guidance_of
-from fastsample.samplers.hints import no_argument, warn_of_amplified_errors
 from fastsample.samplers.inpainting import Inpainting
 from fastsample.samplers.inputs import ModelInput
 from fastsample.samplers.noise_source import noise_source
-from fastsample.samplers.run import Noise, Options, Step
+from fastsample.samplers.run import Noise, Step
 from fastsample.samplers.start import checked_start, first_row
-from fastsample.schedule import checked_schedule
 from fastsample.tables import Table
-from fastsample.timesteps import Int64Array, Timesteps
+
+if TYPE_CHECKING:
+    from fastsample.samplers.sampler import Sampler
 
 CorrectX0 = Callable[[Tensor, Tensor], Tensor]
-_OPTIONS = frozenset(Options.__annotations__)
-
-
-class Sampler:
-    """A table and the loop around it: what every sampler inherits, and how a table of your own is sampled.
-
-    Immutable, so one sampler serves any number of models and threads at once.
-
-    Attributes:
-        table: the coefficients, a row per model call.
-
-    Example:
-        >>> table = Table([999, 0], p=[2.0, 1.0], q=[-1.7, 0.0], b=[0.9, 1.0], d=[0.4, 0.0])
-        >>> Sampler(table)(lambda x, t: 0.1 * x, (1, 3)).shape
-        torch.Size([1, 3])
-    """
-
-    table: Table
-    correct_x0: CorrectX0 | None = None
-
-    def __init__(self, table: Table) -> None:
-        if not isinstance(table, Table):
-            raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
-        self._set(table=table)
-
-    def __call__(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Any:
-        """Samples from the model.
-
-        Args:
-            model, x: see fastsample.ddim.
-            **options: see fastsample.Options.
-        """
-        given: dict[str, Any] = dict(options)
-        callback, progress = given.pop("callback", None), given.pop("progress", False)
-        decode, out = given.pop("decode", None), given.pop("out", None)
-        for name, function in (("callback", callback), ("decode", decode)):
-            if not (function is None or callable(function)):
-                raise TypeError(f"{name} must be callable, got {type(function).__name__}")
-        loop = self._loop(model, x, given)
-        if out is not None:
-            loop.check_out(out)
-        bar = _progress_bar(len(loop.schedule)) if progress else nullcontext()
-        with torch.set_grad_enabled(loop.differentiable), bar as shown:
-            for step in loop.rows(observed=callback is not None):
-                if callback is not None and step is not None:
-                    callback(step)
-                if shown is not None:
-                    shown.update()
-            result = loop.result()
-            if out is not None:
-                result = out.copy_(result)
-            return result if decode is None else unwrapped(decode(result))
-
-    def iterate(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Iterator[Step]:
-        """The same loop as a generator: yields a Step after each row; the last one's `x` is the sample.
-
-        Takes what a call takes but callback, progress, decode and out. Arguments are checked at the call, not at the
-        first step. `step.x` and `step.x0` are the loop's buffers: clone what you keep, as in
-        `previews = [step.x0.clone() for step in sampler.iterate(...)]`. Between steps the caller's own gradient mode is
-        in force.
-        """
-        return _outside_grad_mode(self._loop(model, x, dict(options)))
-
-    def table_from(self, row: int) -> Table:
-        """The table of a run that starts at this row, of the same length.
-
-        Raises:
-            ValueError: where the row, or the one after it, reads an x0 from before it.
-        """
-        table = self.table
-        if table.c1[row] != 0 or table.c2[row : row + 2].any():
-            raise ValueError(f"{type(self).__name__} cannot start at row {row}, which needs the x0 of earlier rows")
-        return table
-
-    def _own_options(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
-        """These options with what this sampler alone takes expressed in what all take."""
-        return options
-
-    def _loop(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> Loop:
-        return self._loop_of(model, x, self._own_options(model, x, options))
-
-    def _loop_of(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> Loop:
-        """A run with options that all samplers take."""
-        if unknown := sorted(set(options) - _OPTIONS):
-            raise TypeError(no_argument(type(self).__name__, unknown[0], vars(self)))
-        if misplaced := sorted({"callback", "progress", "decode", "out"} & set(options)):
-            raise TypeError(f"iterate takes no {', '.join(misplaced)}: do that between the steps it yields")
-        return Loop(self, model, x, **options)
-
-    def _set(self, **attributes: object) -> None:
-        # Samplers are frozen dataclasses: what __post_init__ works out goes past the lock.
-        self.__dict__.update(attributes)
-        if "table" in attributes:
-            warn_of_amplified_errors(self.table)
-
-    def _spaced(self: Any, spacing: Callable[[int, Timesteps, int | None], Int64Array]) -> Int64Array:
-        """The timesteps that `timesteps` and `steps` name; both are replaced by what they came to."""
-        t = spacing(checked_schedule(self.schedule).T, self.timesteps, self.steps)
-        if not isinstance(self.timesteps, str):
-            self._set(timesteps=tuple(t.tolist()))
-        self._set(steps=len(t))
-        return t
-
-
-def _progress_bar(total: int) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total)
-
-
-def _outside_grad_mode(loop: Loop) -> Iterator[Step]:
-    rows = loop.rows(observed=True)
-    while True:
-        with torch.set_grad_enabled(loop.differentiable):
-            step = next(rows, None)
-        if step is None:
-            return
-        yield step
 
 
 class Loop:
@@ -158,7 +39,7 @@ class Loop:
 
     Attributes:
         state: where the sample comes to be: the state before the first row, until rows run.
-        seeds: one per sample, beside the state.
+        keys: one per sample, beside the state.
         guidance, inpainting: what these options came to; None without inpainting.
         schedule: for each row that runs its index, the model's time, whether it and the next one are guided, and the
             noise level it leads to.
@@ -171,7 +52,8 @@ class Loop:
         model: Model,
         x: Tensor | Sequence[int],
         *,
-        seed: Seed = 0,
+        seed: Seed | None = None,
+        index: Index = 0,
         noise: Noise | None = None,
         model_dtype: torch.dtype | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -204,14 +86,14 @@ class Loop:
         with torch.inference_mode(False):
             shape = checked_start(x)
             batch = shape[0]
-            self.seeds = sample_seeds(seed, batch, where).to(where)
-            self.state = state = self.initial_state(shape if given is None else given, self.seeds)
+            self.keys = sample_keys(seed, index, batch, where)
+            self.state = state = self.initial_state(shape if given is None else given, self.keys)
             self.guidance = guidance_of(
                 state, guidance, guidance_rescale, guidance_interval, model_kwargs, cond, uncond
             )
             self.inpainting = None
             if mask is not None or known is not None:
-                self.inpainting = Inpainting(mask, known, state, table, self.seeds, self._backend)
+                self.inpainting = Inpainting(mask, known, state, table, self.keys, self._backend)
             guided = [False] * len(table)
             if self.guidance.weights is not None:
                 guided = [self.guidance.at(t) for t in table.times]
@@ -223,16 +105,16 @@ class Loop:
             time_dtype = torch.int64 if table.t.dtype == np.int64 else torch.float32
             self._time = torch.empty(2 * batch if any(guided) else batch, dtype=time_dtype, device=where)
         self._source = None if noise is None else noise_source(noise, state)
-        self._step_seeds = self.seeds if noise is None else None
+        self._step_keys = self.keys if noise is None else None
         self._input: ModelInput | None = None
         self._plans: list[StepPlan] = []
         rows = zip(range(len(table)), table.times, guided, [*guided[1:], False], table.levels, strict=True)
         self.schedule = list(rows)[start:]
 
-    def initial_state(self, x: Tensor | torch.Size, seeds: Tensor) -> Tensor:
-        """The state before the first row: x itself, with noise where it is clean, or x_T drawn from the seeds."""
+    def initial_state(self, x: Tensor | torch.Size, keys: Tensor) -> Tensor:
+        """The state before the first row: x itself, with noise where it is clean, or x_T drawn from the keys."""
         if not isinstance(x, Tensor):
-            drawn = self._initial_noise(x, seeds)
+            drawn = self._initial_noise(x, keys)
             return drawn if self._table.init_noise_sigma == 1 else drawn.mul_(self._table.init_noise_sigma)
         state = x.to(self._where, self._dtype, copy=True, memory_format=torch.contiguous_format)
         state = state if self.differentiable else state.detach()
@@ -241,13 +123,11 @@ class Loop:
         alpha, sigma = self._table.alpha, self._table.sigma
         if alpha is None or sigma is None:
             raise ValueError("strength needs a table with noise levels: Table(..., alpha=, sigma=)")
-        z = self._initial_noise(x.shape, seeds).to(state.dtype)
+        z = self._initial_noise(x.shape, keys).to(state.dtype)
         return state * float(alpha[self._noised_from]) + z * float(sigma[self._noised_from])
 
-    def _initial_noise(self, shape: torch.Size, seeds: Tensor) -> Tensor:
-        drawn = fresh(shape, torch.float32, self._where)
-        fill(drawn, seeds, 0, INITIAL, self._backend)
-        return drawn
+    def _initial_noise(self, shape: torch.Size, keys: Tensor) -> Tensor:
+        return normals(shape, keys, 0, INITIAL, self._where, self._backend)
 
     def check_out(self, out: Tensor) -> None:
         """Raises TypeError or ValueError where the result cannot be copied to `out`."""
@@ -259,11 +139,11 @@ class Loop:
                 f"out must have shape {tuple(state.shape)} on {state.device}, got {tuple(out.shape)} on {out.device}"
             )
 
-    def restart(self, x: Tensor | torch.Size, seed: Seed) -> None:
-        """Another run in the same memory: its seeds and its state before the first row."""
+    def restart(self, x: Tensor | torch.Size, seed: Seed | None, index: Index) -> None:
+        """Another run in the same memory: its keys and its state before the first row."""
         # What is not pinned has been read when this returns, so that the host need not wait for the copy.
-        self.seeds.copy_(sample_seeds(seed, len(self.seeds), self._where), non_blocking=True)
-        self.state.copy_(self.initial_state(x, self.seeds))
+        self.keys.copy_(sample_keys(seed, index, len(self.keys), self._where), non_blocking=True)
+        self.state.copy_(self.initial_state(x, self.keys))
 
     def rows(self, observed: bool) -> Iterator[Step | None]:
         """Runs every row; yields a Step after it where `observed`: x0 is looked at and x may be changed."""
@@ -293,7 +173,7 @@ class Loop:
                 self.state,
                 table if self._correct_x0 is None else without_x0(table),
                 keeps_x0=changes,
-                seeds=self._step_seeds,
+                keys=self._step_keys,
                 guidance=self.guidance.weights,
                 rescale=self.guidance.rescale,
                 input_out=None if changes else self._input.target,
@@ -361,7 +241,7 @@ class Loop:
             # Generators fill one buffer again and again, which autograd may have kept.
             z = self._source(k).clone() if self._source is not None and table.stochastic[k] else None
             self.state, x0 = step_reference(
-                state, m, applied, k, z, self._step_seeds, guidance.weights, guidance.rescale, history
+                state, m, applied, k, z, self._step_keys, guidance.weights, guidance.rescale, history
             )
             if correct is not None:
                 x0 = _corrected(correct, x0, time[: len(state)], table, k)

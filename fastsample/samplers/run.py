@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 from typing_extensions import TypedDict
 
-from fastsample.ops.noise import Seed
+from fastsample.ops.keys import Index, Seed
 
 Noise = Callable[[int], Tensor] | Generator | Sequence[Generator]
 
@@ -43,8 +43,12 @@ class Options(TypedDict, total=False):
     """What every sampler takes beside its own arguments.
 
     Attributes:
-        seed: default 0. An int (sample i uses seed + i, so the next batch of B starts at seed + B), or one per sample,
-            modulo 2^64. Sample i does not depend on the batch it is in, but for what the model itself makes of batches.
+        seed: names an endless set of samples: an int, modulo 2^64; or one per sample, each the one at place `index` of
+            a set of its own. Default a fresh one from torch's default generator: two calls differ, and
+            torch.manual_seed governs what they draw (processes that set the same one draw the same samples).
+        index: the place of the first sample in the set, default 0: sample i of the call is sample index + i of the set.
+            A sample does not depend on the batch it is in, but for what the model itself makes of batches, so parts of
+            a set may be drawn in any order and process: rank r of B samples each takes index=r * B. Or one per sample.
         noise: None draws z from `seed` inside the step. Or a function of the row (0 = the noisiest) that returns z, or
             a torch.Generator, or one per sample. Used only for rows that add noise; x_T comes from `seed` all the same,
             unless it is given as x.
@@ -73,7 +77,8 @@ class Options(TypedDict, total=False):
         device: of the result; default that of x, else of the model, else CPU.
     """
 
-    seed: Seed
+    seed: Seed | None
+    index: Index
     noise: Noise | None
     model_dtype: torch.dtype | None
     model_kwargs: Mapping[str, Any] | None

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from fastsample.levels import check_steps, descending_times, flow_levels, noise_levels, spaced_levels
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.limits import Clip, check_number
-from fastsample.samplers.loop import CorrectX0, Sampler
+from fastsample.samplers.loop import CorrectX0
+from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.timesteps import spaced_timesteps
 

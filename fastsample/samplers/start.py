@@ -13,7 +13,7 @@ from fastsample.ops.noise import checked_shape
 from fastsample.samplers.limits import check_number
 
 if TYPE_CHECKING:
-    from fastsample.samplers.loop import Sampler
+    from fastsample.samplers.sampler import Sampler
 
 
 def checked_start(x: Tensor | Sequence[int]) -> torch.Size:

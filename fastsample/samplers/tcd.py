@@ -13,8 +13,9 @@ from typing_extensions import Unpack
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import direction_table
 from fastsample.samplers.limits import Clip, check_number
-from fastsample.samplers.loop import CorrectX0, Sampler
+from fastsample.samplers.loop import CorrectX0
 from fastsample.samplers.run import Options
+from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
 from fastsample.timesteps import Timesteps, spaced_timesteps

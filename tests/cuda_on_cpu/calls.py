@@ -21,9 +21,9 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def randn(cuda: ModuleType, out: Tensor, seeds: Sequence[int], step: int, stream: int) -> Tensor:
+def randn(cuda: ModuleType, out: Tensor, keys: Sequence[int], step: int, stream: int) -> Tensor:
     batch = len(out)
-    keys = sample_seeds(seeds, batch)
+    keys = sample_seeds(keys, batch)
     cuda.randn(out.data_ptr(), batch, out.numel() // batch, keys.data_ptr(), step, stream, 0, 0)
     return out
 
@@ -67,7 +67,7 @@ def step(
         batch=batch,
         size=size,
         x=address(x),
-        seeds=address(keys),
+        keys=address(keys),
         guidance=address(weights),
         rescale=guidance_rescale,
         thresholds=table.thresholded,
