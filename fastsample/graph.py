@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from fastsample.model import Model
 from fastsample.ops.keys import Index, Seed
 from fastsample.samplers.guidance import guidance_of
+from fastsample.samplers.loop import Loop
 from fastsample.samplers.run import Options
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.start import checked_start
@@ -95,7 +96,9 @@ class Graph:
                 name: _copied(value) if name in _INPUTS and value is not None else value
                 for name, value in given.items()
             }
-            self._loop = loop = sampler._loop_of(model, example, dict(self._options))
+            captured = {name: value for name, value in self._options.items() if name not in ("seed", "index")}
+            sampler._check_options(captured)
+            self._loop = loop = Loop(sampler, model, example, **captured)
         if loop.differentiable:
             raise ValueError("example requires gradients, which a graph does not compute: give example.detach()")
         if loop.state.device.type != "cuda":
@@ -138,16 +141,17 @@ class Graph:
             ValueError, TypeError: for an x or out of another shape or dtype, and seeds and places that are none.
         """
         loop = self._loop
-        start = self._example if x is None else self._checked(x)
+        if x is not None:
+            if not isinstance(x, Tensor):
+                raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+            loop.check_x(x)
+        start = self._example if x is None else x
         if out is not None:
             loop.check_out(out)
-        with torch.inference_mode(False), torch.no_grad():
-            loop.restart(start, self._seed if seed is None else seed, self._index if index is None else index)
-            self._graph.replay()
-            if out is None:
-                return loop.state.clone()
         with torch.no_grad():
-            return out.copy_(loop.state)
+            loop.start(start, self._seed if seed is None else seed, self._index if index is None else index)
+            self._graph.replay()
+            return loop.result() if out is None else out.copy_(loop.state)
 
     def update(self, **inputs: Any) -> None:
         """Replaces what later calls are conditioned on.
@@ -194,23 +198,11 @@ class Graph:
             painted = loop.inpainting.like(now["mask"], now["known"])
             yield from zip(loop.inpainting.tensors, painted.tensors, strict=True)
 
-    def _checked(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-        state = self._loop.state
-        if checked_start(x) != state.shape:
-            raise ValueError(f"x must have the captured shape {tuple(state.shape)}, got {tuple(x.shape)}")
-        if (x.dtype == torch.float64) != (state.dtype == torch.float64):
-            raise ValueError(f"x is {x.dtype}, and the graph was captured to compute in {state.dtype}")
-        if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError("x requires gradients, which a graph does not compute: give x.detach()")
-        return x
-
     def _capture(self) -> None:
         device = self._loop.state.device
         with torch.cuda.device(device):
-            # Replays use these on the caller's stream, so they are not the other one's to allocate.
-            self._loop.prepare(observed=False)
+            with torch.no_grad():
+                self._loop.start(self._example, self._seed, self._index)
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream())
             # What the model compiles, tunes or allocates at first use comes before the capture.
@@ -233,7 +225,7 @@ class Graph:
     def _run(self) -> None:
         """All rows, from the state to the sample: what is captured."""
         with torch.no_grad():
-            for _ in self._loop.rows(observed=False):
+            for _ in self._loop.rows():
                 pass
 
 

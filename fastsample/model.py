@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,6 +57,9 @@ def unwrapped(output: Any) -> Any:
     return inner if isinstance(inner, Tensor) else output
 
 
+_assumed = functools.cache(Schedule.linear)
+
+
 def schedule_of(model: Model, schedule: Schedule | None) -> Schedule:
     """The given schedule, else `model.schedule`, else Schedule.linear(1000), with a warning for a torch module."""
     chosen = schedule if schedule is not None else getattr(model, "schedule", None)
@@ -66,7 +70,7 @@ def schedule_of(model: Model, schedule: Schedule | None) -> Schedule:
                 "Schedule.from_alphas_cumprod(scheduler.alphas_cumprod)",
                 stacklevel=3,
             )
-        return Schedule.linear()
+        return _assumed()
     if not isinstance(chosen, Schedule):
         name = "schedule" if schedule is not None else "model.schedule"
         raise TypeError(

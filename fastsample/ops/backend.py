@@ -7,6 +7,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,14 @@ def _in_huge_pages(tensor: Tensor) -> Tensor:
     if tensor.nbytes >= _LARGE and tensor.is_cpu and _cpu is not None:
         _cpu.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
+
+
+def ordinary_tensors() -> AbstractContextManager[object]:
+    """What is made here is no inference tensor, so that it can be written in any mode."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else _NOTHING
+
+
+_NOTHING = nullcontext()
 
 
 def mark_written(tensor: Tensor) -> None:

@@ -42,7 +42,7 @@ def sample_keys(seed: Seed | None, index: Index, batch: int, device: torch.devic
         cpu = cpu_module()
         if cpu is not None and device.type == "cpu" and isinstance(seed, int | None) and isinstance(index, int):
             keys = torch.empty(batch, dtype=torch.int64, device="cpu")
-            fill_keys(keys, seed, index)
+            renew_keys(keys, seed, index)
             return keys
     seeds, shared = _per_sample("seed", fresh_seed() if seed is None else seed, batch, device)
     first, counts_up = _per_sample("index", index, batch, device)
@@ -50,10 +50,14 @@ def sample_keys(seed: Seed | None, index: Index, batch: int, device: torch.devic
     return _mixed(_mixed(seeds) + places).expand(batch).contiguous()
 
 
-def fill_keys(keys: Tensor, seed: int | None, index: int) -> None:
-    """sample_keys of one seed into memory of the CPU."""
+def renew_keys(keys: Tensor, seed: Seed | None, index: Index) -> None:
+    """sample_keys into contiguous memory."""
+    cpu = cpu_module()
+    if cpu is None or not keys.is_cpu or not isinstance(seed, int | None) or not isinstance(index, int):
+        keys.copy_(sample_keys(seed, index, len(keys), keys.device))
+        return
     seed = _integer("seed", fresh_seed() if seed is None else seed)
-    cpu_module().sample_keys(keys.data_ptr(), keys.numel(), seed % _WRAP, _integer("index", index))
+    cpu.sample_keys(keys.data_ptr(), keys.numel(), seed % _WRAP, _integer("index", index))
 
 
 def fresh_seed() -> int | Tensor:

@@ -27,6 +27,7 @@ class Operands(NamedTuple):
     x: Tensor
     keys: Tensor | None
     guidance: Tensor | None
+    one_guidance: bool | None
     rescale: float
     h1: Tensor | None
     h2: Tensor | None
@@ -57,10 +58,13 @@ def launch(backend: str, operands: Operands) -> Launch:
 
 
 def _on_cpu(o: Operands) -> Launch:
+    one = o.one_guidance
+    if one is None:
+        one = o.guidance is not None and len(set(o.guidance.tolist())) == 1
     kernel = cpu_module().Step(
         rows=o.table.packed_address,
         row_of=_address(o.rows),
-        one_guidance=o.guidance is not None and len(set(o.guidance.tolist())) == 1,
+        one_guidance=one,
         **_addresses(o),
     )
     return Launch(kernel, torch.get_num_threads)

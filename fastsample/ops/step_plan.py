@@ -18,9 +18,10 @@ class StepPlan:
     """`step` with everything that stays the same from row to row fixed and checked once: what a loop calls.
 
     Args are those of `step`; `keys` is an int64 tensor with one key per sample, `guidance` a float tensor with one
-    weight per sample, `rows` an int64 tensor that is read at every call or None, `backend` one that can run. Keeps the
-    addresses of its tensors: their storage must not move, and an x or a history that is not contiguous is read as it
-    was when the plan was made. That x is a state, that rows exist and what overlaps, the caller has checked.
+    weight per sample, `one_guidance` whether they are and stay equal (None: whether they are now), `rows` an int64
+    tensor that is read at every call or None, `backend` one that can run. Keeps the addresses of its tensors: their
+    storage must not move, and an x or a history that is not contiguous is read as it was when the plan was made. That x
+    is a state, that rows exist and what overlaps, the caller has checked.
 
     Kernels of a GPU read `rows` on x's device, and the host does not: what any row of the table needs must be there,
     and a row that does not exist makes NaN of its sample. Rows from the CPU are uploaded at every call, keys once.
@@ -36,6 +37,7 @@ class StepPlan:
         *,
         keys: Tensor | None = None,
         guidance: Tensor | None = None,
+        one_guidance: bool | None = None,
         rescale: float = 0.0,
         history: Sequence[Tensor] = (),
         rows: Tensor | None = None,
@@ -66,9 +68,9 @@ class StepPlan:
         if self._blind:
             self._any_row = any(table.stochastic), any(table.learned)
         if self._native:
-            self._prepare(backend)
+            self._prepare(backend, one_guidance)
 
-    def _prepare(self, backend: str) -> None:
+    def _prepare(self, backend: str, one_guidance: bool | None) -> None:
         # The kernel writes packed memory of its own dtypes; any other target gets a stand-in that is copied over.
         self._stand_ins: dict[str, tuple[Tensor, Tensor]] = {}
         self._staging: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
@@ -95,6 +97,7 @@ class StepPlan:
             x,
             self._keys,
             self._guidance,
+            one_guidance,
             self._rescale,
             h1=histories[0] if histories else None,
             h2=histories[1] if len(histories) > 1 else None,

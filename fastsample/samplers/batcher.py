@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from fastsample.model import Model, Predictor
-from fastsample.ops.backend import choose, fresh
+from fastsample.ops.backend import choose
 from fastsample.ops.keys import sample_keys
 from fastsample.ops.noise import INITIAL, fill
 from fastsample.samplers.guidance import Guidance, guidance_of
 from fastsample.samplers.inputs import ModelInput
 from fastsample.samplers.limits import check_number
-from fastsample.samplers.loop import plans_in_turn
 from fastsample.samplers.sampler import Sampler
+from fastsample.samplers.workspace import plans_in_turn
 from fastsample.tables import Table
 
 
@@ -214,12 +214,13 @@ class _Places:
         self.shape, self._predict, self._table, self._backend = shape, predict, table, backend
         # Buffers must be ordinary tensors also where the caller is in inference mode.
         with torch.inference_mode(False):
-            state = fresh(torch.Size((batch, *shape)), torch.float32, device).zero_()
-            guidance = guide(state, cond=batched(cond), uncond=batched(uncond))
+            whole = torch.Size((batch, *shape))
+            guidance = guide(torch.empty(batch, device=device), cond=batched(cond), uncond=batched(uncond))
             guided = guidance.weights is not None
             self._keywords = guidance.both if guided else guidance.conditional
             self.cond = {name: self._keywords[name][-batch:] for name in cond}
-            model_input = ModelInput(state, predict.dtype, scaled=table.scaled, guided=guided)
+            model_input = ModelInput(whole, torch.float32, device, predict.dtype, scaled=table.scaled, guided=guided)
+            model_input.state.zero_()
             model_input.fill(1.0)
             self._input, self._state = model_input.views[guided], model_input.state
             self._targets = model_input.targets

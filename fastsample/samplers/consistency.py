@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample.model import Model
+from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, check_number, limit_columns
 from fastsample.samplers.loop import CorrectX0
 from fastsample.samplers.run import Options
@@ -129,5 +130,7 @@ def consistency(
         >>> consistency(lambda x, t: 0.1 * x, (2, 3, 8, 8), sigmas=sigmas, seed=0).shape
         torch.Size([2, 3, 8, 8])
     """
-    sampler = Consistency(sigmas=sigmas, sigma_min=sigma_min, sigma_data=sigma_data, clip=clip, correct_x0=correct_x0)
+    sampler = sampler_of(
+        Consistency, sigmas=sigmas, sigma_min=sigma_min, sigma_data=sigma_data, clip=clip, correct_x0=correct_x0
+    )
     return sampler(model, x, **options)

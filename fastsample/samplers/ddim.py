@@ -18,6 +18,7 @@ from fastsample.levels import (
     x0_coefficients,
 )
 from fastsample.model import Model, schedule_of
+from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, check_number, limit_columns
 from fastsample.samplers.loop import CorrectX0
 from fastsample.samplers.run import Options
@@ -205,7 +206,8 @@ def ddim(
         >>> ddim(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
     """
-    sampler = DDIM(
+    sampler = sampler_of(
+        DDIM,
         schedule_of(model, schedule),
         steps=steps,
         timesteps=timesteps,

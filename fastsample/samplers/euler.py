@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from fastsample.model import Model
 from fastsample.samplers.ddim import ddim_table
+from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip
 from fastsample.samplers.loop import CorrectX0
 from fastsample.samplers.run import Options
@@ -107,7 +108,8 @@ def euler(
         >>> euler(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=4, prediction="flow", shift=3.0).shape
         torch.Size([4, 3, 8, 8])
     """
-    sampler = Euler(
+    sampler = sampler_of(
+        Euler,
         schedule_for(prediction, model, schedule),
         steps=steps,
         timesteps=timesteps,
@@ -149,7 +151,8 @@ def euler_ancestral(
         >>> euler_ancestral(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
     """
-    sampler = EulerAncestral(
+    sampler = sampler_of(
+        EulerAncestral,
         schedule_for(prediction, model, schedule),
         steps=steps,
         timesteps=timesteps,

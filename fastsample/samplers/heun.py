@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from fastsample.levels import x0_coefficients
 from fastsample.model import Model
+from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, limit_columns
 from fastsample.samplers.loop import CorrectX0
 from fastsample.samplers.run import Options
@@ -110,7 +111,8 @@ def heun(
         >>> heun(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
     """
-    sampler = Heun(
+    sampler = sampler_of(
+        Heun,
         schedule_for(prediction, model, schedule),
         steps=steps,
         timesteps=timesteps,

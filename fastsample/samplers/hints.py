@@ -33,8 +33,8 @@ def no_argument(sampler: str, name: str, own: Mapping[str, Any]) -> str:
     return f"{sampler} has no argument {name}{meant} (fastsample.Options lists what a call takes)"
 
 
-def warn_of_amplified_errors(table: Table) -> None:
-    """Warns where a row would make something huge of a small error of the model."""
+def warn_of_amplified_errors(table: Table) -> bool:
+    """Warns where a row would make something huge of a small error of the model; whether it did."""
     # A limit keeps what the error does to x0 to the order of 1, but not what the row makes of that (a Heun corrector
     # next to pure noise).
     unlimited = np.isinf(table.limit) & (table.quantile == 0)
@@ -42,7 +42,7 @@ def warn_of_amplified_errors(table: Table) -> None:
     grows = np.where(unlimited, np.abs(table.b * table.q + table.d) / 20, limited / 5)
     worst = int(np.argmax(grows))
     if grows[worst] <= 1:
-        return
+        return False
     if unlimited[worst]:
         factor, remedy = 20 * grows[worst], "give clip= (1.0 for images in [-1, 1]), or leave that timestep out"
     else:
@@ -51,6 +51,7 @@ def warn_of_amplified_errors(table: Table) -> None:
         f"the row at t = {table.times[worst]} multiplies the model's error by {factor:.0f}: {remedy}",
         stacklevel=_outside(),
     )
+    return True
 
 
 def _outside() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from fastsample.ops.backend import fresh
 
@@ -15,25 +14,37 @@ class ModelInput:
     buffer for both, so that a step writes the other half only.
 
     Attributes:
-        state: the state, holding what it was made from.
+        state: the state, uninitialised, of this shape and dtype.
         target: what a step writes the next input to; None where the state is enough.
         targets: its halves under guidance, else itself or nothing.
         views: what the model is called with where a row is not guided, and where it is.
+        lends_state: whether the state is part of a larger buffer.
     """
 
-    def __init__(self, state: Tensor, dtype: torch.dtype, *, scaled: bool, guided: bool) -> None:
-        batch = len(state)
-        self._own = dtype == state.dtype and not scaled
-        shape = torch.Size((2 * batch, *state.shape[1:])) if guided else state.shape
-        self.state, self.target = state, None
-        self._whole = state
+    def __init__(
+        self,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        device: torch.device,
+        model_dtype: torch.dtype,
+        *,
+        scaled: bool,
+        guided: bool,
+    ) -> None:
+        batch = shape[0]
+        self._own = model_dtype == dtype and not scaled
+        self.lends_state = guided and self._own
+        self.target = None
         if guided or not self._own:
-            self._whole = fresh(shape, dtype, state.device)
-            self.target = self._whole
-        if guided and self._own:
-            self.target, self.state = self._whole.split(batch)
-            self.state.copy_(state)
-        self.views = self._whole[-batch:] if guided else self._whole, self._whole
+            whole = torch.Size((2 * batch, *shape[1:])) if guided else shape
+            self.target = fresh(whole, model_dtype, device)
+        buffer = self.target
+        if self.lends_state and buffer is not None:
+            self.target, self.state = buffer.split(batch)
+        else:
+            self.state = fresh(shape, dtype, device)
+        buffer = self.state if buffer is None else buffer
+        self.views = buffer[-batch:] if guided else buffer, buffer
         self.targets = () if self.target is None else self.target.split(batch)
 
     def fill(self, scale: float) -> None:
@@ -45,7 +56,3 @@ class ModelInput:
     def needed(self) -> tuple[bool, bool]:
         """Whether a step has to write `target` for a row that is not guided, and for one that is."""
         return self.target is not None and not self._own, self.target is not None
-
-    def result(self) -> Tensor:
-        """The state, in storage of its own."""
-        return self.state if self._whole is self.state or not self._own else self.state.clone()

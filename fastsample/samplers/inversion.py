@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from fastsample.levels import noise_levels
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import direction_table
+from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, check_number
 from fastsample.samplers.run import Options
 from fastsample.samplers.sampler import Sampler
@@ -160,7 +161,8 @@ def ddim_invert(
         >>> round(float(ddim(lambda x, t: 0.1 * x, noise, steps=100).mean()), 2)
         1.03
     """
-    sampler = DDIMInverse(
+    sampler = sampler_of(
+        DDIMInverse,
         schedule_of(model, schedule),
         steps=steps,
         timesteps=timesteps,

@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from fastsample.levels import noise_levels, x0_coefficients
 from fastsample.model import Model, Predictor, schedule_of
 from fastsample.ops.noise import checked_shape
+from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, check_number, limit_columns
 from fastsample.samplers.loop import CorrectX0
 from fastsample.samplers.run import Options, Step
@@ -234,7 +235,8 @@ def lcm(
         >>> lcm(lambda x, t: 0.1 * x, (2, 4, 8, 8), steps=4, schedule=Schedule.scaled_linear(), seed=0).shape
         torch.Size([2, 4, 8, 8])
     """
-    sampler = LCM(
+    sampler = sampler_of(
+        LCM,
         schedule_of(model, schedule),
         steps=steps,
         timesteps=timesteps,

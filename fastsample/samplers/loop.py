@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastsample.model import Model, Predictor
-from fastsample.ops.backend import choose, fresh, mark_written
-from fastsample.ops.keys import Index, Seed, sample_keys
-from fastsample.ops.noise import INITIAL, normals
+from fastsample.ops.backend import choose, fresh_like, mark_written, ordinary_tensors
+from fastsample.ops.keys import Index, Seed, renew_keys
+from fastsample.ops.noise import INITIAL, fill, normals
 from fastsample.ops.reductions import limited
-from fastsample.ops.step_plan import StepPlan
 from fastsample.ops.step_reference import step_reference
-from fastsample.samplers.guidance import guidance_of
+from fastsample.samplers.guidance import Guidance, guidance_of
 from fastsample.samplers.inpainting import Inpainting
-from fastsample.samplers.inputs import ModelInput
 from fastsample.samplers.noise_source import noise_source
 from fastsample.samplers.run import Noise, Step
-from fastsample.samplers.start import checked_start, first_row
+from fastsample.samplers.start import checked_start, first_row, noise_level
+from fastsample.samplers.workspace import Kind, Workspace, leave, taken, without_x0, worth_sharing
 from fastsample.tables import Table
 
 if TYPE_CHECKING:
     from fastsample.samplers.sampler import Sampler
 
 CorrectX0 = Callable[[Tensor, Tensor], Tensor]
+Rows = list[tuple[int, int | float, bool, bool, tuple[float, float]]]
 
 
 class Loop:
-    """One run: arguments checked and buffers made at construction, then `rows` runs it.
+    """A run: arguments are checked and memory found at construction; `start` and `rows` then run it, again and again.
 
     On a GPU the host waits for nothing while rows run and uploads nothing, so that they can be captured as a graph; but
     noise from a generator on the CPU, or from a function that makes it there, is uploaded in every row that adds some.
 
     Attributes:
         state: where the sample comes to be: the state before the first row, until rows run.
-        keys: one per sample, beside the state.
+        keys: of the noise, one per sample, beside the state.
         guidance, inpainting: what these options came to; None without inpainting.
-        schedule: for each row that runs its index, the model's time, whether it and the next one are guided, and the
-            noise level it leads to.
+        schedule: see scheduled_rows.
         differentiable: whether gradients go through the run.
     """
 
@@ -52,8 +51,8 @@ class Loop:
         model: Model,
         x: Tensor | Sequence[int],
         *,
-        seed: Seed | None = None,
-        index: Index = 0,
+        observed: bool = False,
+        borrows: bool = False,
         noise: Noise | None = None,
         model_dtype: torch.dtype | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -69,130 +68,158 @@ class Loop:
         backend: str | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        """The arguments are those of fastsample.Options, and
+
+        Args:
+            observed: whether someone looks at x0, and may change x, after a row.
+            borrows: whether another run may have the memory once this one is closed.
+        """
         self._predict = Predictor(model, model_dtype)
         given = x if isinstance(x, Tensor) else None
         where = torch.device(
             device if device is not None else self._predict.device or "cpu" if given is None else given.device
         )
+        shape = checked_start(x)
         self.differentiable = given is not None and given.requires_grad and torch.is_grad_enabled()
         double = given is not None and given.dtype == torch.float64
         self._backend = choose(backend, where, native=not (self.differentiable or double))
         start = first_row(sampler, given is not None, strength, start_step)
         self._table = table = sampler.table_from(start) if start else sampler.table
-        self._noised_from = None if strength is None else start
-        self._correct_x0 = sampler.correct_x0
-        self._where, self._dtype = where, torch.float64 if double else torch.float32
-        # Buffers must be ordinary tensors also where the caller is in inference mode.
-        with torch.inference_mode(False):
-            shape = checked_start(x)
-            batch = shape[0]
-            self.keys = sample_keys(seed, index, batch, where)
-            self.state = state = self.initial_state(shape if given is None else given, self.keys)
-            self.guidance = guidance_of(
-                state, guidance, guidance_rescale, guidance_interval, model_kwargs, cond, uncond
-            )
+        self._noised_to = None if strength is None else noise_level(table, start)
+        self._correct_x0, self._observed = sampler.correct_x0, observed
+        self._asked = guidance, guidance_rescale, guidance_interval
+        draws_in_rows = noise is None and any(table.stochastic[start:])
+        inpaints = mask is not None or known is not None
+        self._draws = draws_in_rows or inpaints or given is None or strength is not None
+        self._changes = observed or self._correct_x0 is not None or inpaints
+        self._shape, self._where, self._dtype = shape, where, torch.float64 if double else torch.float32
+        with ordinary_tensors():
+            self.guidance = self._guided(model_kwargs, cond, uncond)
+            self.schedule = scheduled_rows(table, self.guidance, start)
+            self._memory = memory = self._find_memory(noise is None, isinstance(guidance, int | float), borrows)
+            self.state, self.keys = memory.state, memory.keys
+            self._source = None if noise is None else noise_source(noise, self.state)
             self.inpainting = None
-            if mask is not None or known is not None:
-                self.inpainting = Inpainting(mask, known, state, table, self.keys, self._backend)
-            guided = [False] * len(table)
-            if self.guidance.weights is not None:
-                guided = [self.guidance.at(t) for t in table.times]
-                if not any(guided):
-                    raise ValueError(
-                        f"guidance_interval={guidance_interval} holds none of the times {table.times[0]} .. "
-                        f"{table.times[-1]} that the model is given"
-                    )
-            time_dtype = torch.int64 if table.t.dtype == np.int64 else torch.float32
-            self._time = torch.empty(2 * batch if any(guided) else batch, dtype=time_dtype, device=where)
-        self._source = None if noise is None else noise_source(noise, state)
-        self._step_keys = self.keys if noise is None else None
-        self._input: ModelInput | None = None
-        self._plans: list[StepPlan] = []
-        rows = zip(range(len(table)), table.times, guided, [*guided[1:], False], table.levels, strict=True)
-        self.schedule = list(rows)[start:]
+            if inpaints:
+                self.inpainting = Inpainting(mask, known, self.state, table, self.keys, self._backend)
 
-    def initial_state(self, x: Tensor | torch.Size, keys: Tensor) -> Tensor:
-        """The state before the first row: x itself, with noise where it is clean, or x_T drawn from the keys."""
+    def _guided(
+        self, model_kwargs: Mapping[str, Any] | None, cond: Mapping[str, Any] | None, uncond: Mapping[str, Any] | None
+    ) -> Guidance:
+        like = torch.empty(self._shape[0], dtype=self._dtype, device=self._where)
+        return guidance_of(like, *self._asked, model_kwargs, cond, uncond)
+
+    def _find_memory(self, draws: bool, one_weight: bool, borrows: bool) -> Workspace:
+        guidance = self.guidance
+        kind = Kind(
+            id(self._table),
+            self._shape,
+            self._dtype,
+            self._where,
+            self._predict.dtype,
+            guidance.weights is not None,
+            one_weight,
+            guidance.rescale,
+            draws,
+            self._changes,
+            self._correct_x0 is not None,
+            self._backend,
+        )
+        # What callbacks and correct_x0 were shown they may keep.
+        self._shares = borrows and not self._changes and worth_sharing(kind)
+        self._keeps = not borrows or self._shares
+        memory = taken(kind, self._table) if self._shares else Workspace(kind, self._table)
+        if guidance.weights is not None and memory.weights is not None:
+            memory.weights.copy_(guidance.weights)
+            self.guidance = replace(guidance, weights=memory.weights)
+        return memory
+
+    def start(self, x: Tensor | Sequence[int], seed: Seed | None, index: Index) -> None:
+        """The state before the first row: x itself, with noise where it is clean, or x_T drawn from the seed."""
+        if seed is not None or self._draws:
+            renew_keys(self.keys, seed, index)
+        if self.differentiable and isinstance(x, Tensor):
+            self.state = self._noised(x.to(self._where, self._dtype, copy=True, memory_format=torch.contiguous_format))
+            return
+        state = self.state
+        if isinstance(x, Tensor):
+            # What is not pinned has been read when this returns, so that the host need not wait for the copy.
+            self._noised(state.copy_(x.detach(), non_blocking=True))
+            return
+        fill(state, self.keys, 0, INITIAL, self._backend)
+        if self._table.init_noise_sigma != 1:
+            state.mul_(self._table.init_noise_sigma)
+
+    def _noised(self, x0: Tensor) -> Tensor:
+        """Clean samples at the level of the first row, in place; those that are noisy already as they are."""
+        if self._noised_to is None:
+            return x0
+        alpha, sigma = self._noised_to
+        z = normals(x0.shape, self.keys, 0, INITIAL, self._where, self._backend).to(x0.dtype)
+        return x0.mul_(alpha).add_(z.mul_(sigma))
+
+    def check_x(self, x: Tensor | Sequence[int]) -> None:
+        """Raises TypeError or ValueError where this run cannot start from x."""
+        if checked_start(x) != self._shape:
+            raise ValueError(f"x must have the shape {tuple(self._shape)} of the run, got {tuple(checked_start(x))}")
         if not isinstance(x, Tensor):
-            drawn = self._initial_noise(x, keys)
-            return drawn if self._table.init_noise_sigma == 1 else drawn.mul_(self._table.init_noise_sigma)
-        state = x.to(self._where, self._dtype, copy=True, memory_format=torch.contiguous_format)
-        state = state if self.differentiable else state.detach()
-        if self._noised_from is None:
-            return state
-        alpha, sigma = self._table.alpha, self._table.sigma
-        if alpha is None or sigma is None:
-            raise ValueError("strength needs a table with noise levels: Table(..., alpha=, sigma=)")
-        z = self._initial_noise(x.shape, keys).to(state.dtype)
-        return state * float(alpha[self._noised_from]) + z * float(sigma[self._noised_from])
-
-    def _initial_noise(self, shape: torch.Size, keys: Tensor) -> Tensor:
-        return normals(shape, keys, 0, INITIAL, self._where, self._backend)
+            return
+        if (x.dtype == torch.float64) != (self._dtype == torch.float64):
+            raise ValueError(f"x is {x.dtype}, and the run computes in {self._dtype}")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError("x requires gradients, which this run does not compute: give x.detach()")
 
     def check_out(self, out: Tensor) -> None:
         """Raises TypeError or ValueError where the result cannot be copied to `out`."""
-        state = self.state
-        if not isinstance(out, Tensor) or out.dtype != state.dtype:
-            raise TypeError(f"out must be a {state.dtype} tensor, got {getattr(out, 'dtype', type(out).__name__)}")
-        if out.shape != state.shape or out.device != state.device:
+        if not isinstance(out, Tensor) or out.dtype != self._dtype:
+            raise TypeError(f"out must be a {self._dtype} tensor, got {getattr(out, 'dtype', type(out).__name__)}")
+        place = self.state.device
+        if out.shape != self._shape or out.device != place:
             raise ValueError(
-                f"out must have shape {tuple(state.shape)} on {state.device}, got {tuple(out.shape)} on {out.device}"
+                f"out must have shape {tuple(self._shape)} on {place}, got {tuple(out.shape)} on {out.device}"
             )
+        if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
+            raise ValueError("out is expanded: several of its elements share memory")
+        if out.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError("out was made in inference mode, outside of which it cannot be written")
+        if out.requires_grad and out.is_leaf and self.differentiable:
+            raise ValueError("out requires gradients: it cannot be written in place")
 
-    def restart(self, x: Tensor | torch.Size, seed: Seed | None, index: Index) -> None:
-        """Another run in the same memory: its keys and its state before the first row."""
-        # What is not pinned has been read when this returns, so that the host need not wait for the copy.
-        self.keys.copy_(sample_keys(seed, index, len(self.keys), self._where), non_blocking=True)
-        self.state.copy_(self.initial_state(x, self.keys))
+    def ask(
+        self, model_kwargs: Mapping[str, Any] | None, cond: Mapping[str, Any] | None, uncond: Mapping[str, Any] | None
+    ) -> None:
+        """Other keywords for the model from now on; all else as it was asked for."""
+        found = self._guided(model_kwargs, cond, uncond)
+        self.guidance = replace(found, weights=self._memory.weights)
 
-    def rows(self, observed: bool) -> Iterator[Step | None]:
-        """Runs every row; yields a Step after it where `observed`: x0 is looked at and x may be changed."""
-        return self._differentiable_rows() if self.differentiable else self._in_place_rows(observed)
+    def rows(self) -> Iterator[Step | None]:
+        """Runs every row; yields a Step after it where someone looks at it."""
+        return self._differentiable_rows() if self.differentiable else self._in_place_rows()
 
     def result(self) -> Tensor:
         """The sample, once all rows have run, in storage of its own."""
-        return self.state if self._input is None else self._input.result()
+        if self.differentiable or not (self._keeps or self._memory.input.lends_state):
+            return self.state
+        with ordinary_tensors():
+            return fresh_like(self.state).copy_(self.state)
 
-    def prepare(self, observed: bool) -> tuple[ModelInput, list[StepPlan], bool]:
-        """Makes what rows read and write, once, on the current stream; `rows` does so too where nobody did.
+    def close(self) -> None:
+        """Once at the end: another run may have the memory."""
+        if self._shares:
+            leave(self._memory)
 
-        Returns:
-            The model's input, the plans, and whether someone may still change x after a step, so that the step does not
-            make the next input.
-        """
-        table = self._table
-        changes = observed or self._correct_x0 is not None or self.inpainting is not None
-        if self._input is not None:
-            return self._input, self._plans, changes
-        # Buffers must be ordinary tensors also where the caller is in inference mode.
-        with torch.inference_mode(False):
-            guided = len(self._time) > len(self.state)
-            self._input = ModelInput(self.state, self._predict.dtype, scaled=table.scaled, guided=guided)
-            self.state = self._input.state
-            self._plans = plans_in_turn(
-                self.state,
-                table if self._correct_x0 is None else without_x0(table),
-                keeps_x0=changes,
-                keys=self._step_keys,
-                guidance=self.guidance.weights,
-                rescale=self.guidance.rescale,
-                input_out=None if changes else self._input.target,
-                backend=self._backend,
-            )
-        return self._input, self._plans, changes
-
-    def _in_place_rows(self, observed: bool) -> Iterator[Step | None]:
-        table, predict, guidance = self._table, self._predict, self.guidance
-        # A graph runs the rows more than once, in the same memory and from the same turn.
-        model_input, plans, changes = self.prepare(observed)
-        state = self.state
+    def _in_place_rows(self) -> Iterator[Step | None]:
+        table, predict, state, memory, changes = self._table, self._predict, self.state, self._memory, self._changes
+        model_input, source, keeps_x0 = memory.input, self._source, table.keeps_x0
         model_input.fill(float(table.e[self.schedule[0][0]]))
-        stochastic, source, keeps_x0, needed = table.stochastic, self._source, table.keeps_x0, model_input.needed
-        times, inputs = (self._time[-len(state) :], self._time), model_input.views
-        keywords, last, turns_of = (guidance.conditional, guidance.both), len(table) - 1, cycle(plans)
+        inputs, times, needed = model_input.views, memory.times, model_input.needed
+        keywords, last = (self.guidance.conditional, self.guidance.both), len(table) - 1
+        # A graph runs the rows more than once, from the same turn.
+        turns_of = cycle(memory.plans)
         for k, t, guided, next_guided, level in self.schedule:
-            m = predict(inputs[guided], times[guided].fill_(t), keywords[guided])
-            z = source(k) if source is not None and stochastic[k] else None
+            time = times[guided][k]
+            m = predict(inputs[guided], time, keywords[guided])
+            z = source(k) if source is not None and table.stochastic[k] else None
             plan = next(turns_of)
             if not changes:
                 plan(m, k, z, keeps_x0[k], k < last and needed[next_guided])
@@ -201,9 +228,9 @@ class Loop:
             plan(m, k, z)
             x0 = plan.x0_out
             assert x0 is not None
-            self._change(state, x0, k, times[0])
-            if observed:
-                yield from self._observed(Step(k, t, state, x0, *level))
+            self._change(state, x0, k, times[False][k])
+            if self._observed:
+                yield from self._shown(Step(k, t, state, x0, *level))
             else:
                 yield None
             if k < last:
@@ -217,7 +244,7 @@ class Loop:
         if self.inpainting is not None:
             self.inpainting.apply(state, k)
 
-    def _observed(self, step: Step) -> Iterator[Step]:
+    def _shown(self, step: Step) -> Iterator[Step]:
         state, address, shape = step.x, step.x.data_ptr(), step.x.shape
         # Autograd cannot see kernels write: whoever uses these between rows shall not get stale gradients.
         mark_written(state)
@@ -233,7 +260,7 @@ class Loop:
         for k, t, guided, _, level in self.schedule:
             state = self.state
             model_input = (state * float(table.e[k])).to(self._predict.dtype)
-            time = torch.full_like(self._time, t)[: 2 * len(state) if guided else len(state)]
+            time = self._memory.times[guided][k].clone()
             if guided:
                 m = self._predict(torch.cat([model_input, model_input]), time, guidance.both)
             else:
@@ -241,7 +268,7 @@ class Loop:
             # Generators fill one buffer again and again, which autograd may have kept.
             z = self._source(k).clone() if self._source is not None and table.stochastic[k] else None
             self.state, x0 = step_reference(
-                state, m, applied, k, z, self._step_keys, guidance.weights, guidance.rescale, history
+                state, m, applied, k, z, self.keys, guidance.weights, guidance.rescale, history
             )
             if correct is not None:
                 x0 = _corrected(correct, x0, time[: len(state)], table, k)
@@ -256,29 +283,28 @@ class Loop:
                 raise ValueError("step.x was replaced: it may only be changed in place, step.x[...] = ...")
 
 
-def plans_in_turn(state: Tensor, table: Table, *, keeps_x0: bool = False, **fixed: Any) -> list[StepPlan]:
-    """The plan of a state that is stepped in place, or two that take turns where two earlier x0 are read.
+def scheduled_rows(table: Table, guidance: Guidance, start: int) -> Rows:
+    """(index, the model's time, whether it is guided, whether the next one is, the level that it leads to) of each row.
 
-    Each keeps x0 where a later row reads it, over the oldest one; `keeps_x0` where no row does but the caller.
+    Raises:
+        ValueError: where guidance is asked for and no row is guided.
     """
-    x0 = [fresh(state.shape, state.dtype, state.device) for _ in range(table.history or int(keeps_x0))]
-    turns = [x0, x0[::-1]] if len(x0) == 2 else [x0]
-    return [
-        StepPlan(
-            state,
-            table,
-            history=history if table.history else (),
-            out=state,
-            x0_out=history[-1] if history else None,
-            **fixed,
+    if guidance.weights is None and start == 0:
+        unguided: Rows | None = table._derived.get("rows")
+        if unguided is None:
+            unguided = table._derived["rows"] = _rows(table, [False] * len(table))
+        return unguided
+    guided = [guidance.at(t) for t in table.times]
+    if guidance.weights is not None and not any(guided):
+        raise ValueError(
+            f"guidance_interval={guidance.interval} holds none of the times {table.times[0]} .. {table.times[-1]} that "
+            "the model is given"
         )
-        for history in turns
-    ]
+    return _rows(table, guided)[start:]
 
 
-def without_x0(table: Table) -> Table:
-    """The table of a loop that adds b*x0 itself, after correcting x0 and then limiting it (improved-diffusion)."""
-    return table.replace(b=0.0, limit=np.inf, quantile=0.0)
+def _rows(table: Table, guided: list[bool]) -> Rows:
+    return list(zip(range(len(table)), table.times, guided, [*guided[1:], False], table.levels, strict=True))
 
 
 def _corrected(correct: CorrectX0, x0: Tensor, t: Tensor, table: Table, k: int) -> Tensor:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.model import Model, unwrapped
+from fastsample.model import Model
+from fastsample.samplers.drive import Hooks, drive, shown
 from fastsample.samplers.hints import no_argument, warn_of_amplified_errors
 from fastsample.samplers.loop import CorrectX0, Loop
+from fastsample.samplers.prepared import Prepared
 from fastsample.samplers.run import Options, Step
 from fastsample.schedule import checked_schedule
 from fastsample.tables import Table
 from fastsample.timesteps import Int64Array, Timesteps
 
 _OPTIONS = frozenset(Options.__annotations__)
+_HOOKS = frozenset({"callback", "progress", "decode"})
+_NO_HOOKS = Hooks()
 
 
 class Sampler:
@@ -37,6 +40,7 @@ class Sampler:
 
     table: Table
     correct_x0: CorrectX0 | None = None
+    _warns = False  # whether its construction did
 
     def __init__(self, table: Table) -> None:
         if not isinstance(table, Table):
@@ -51,25 +55,10 @@ class Sampler:
             **options: see fastsample.Options.
         """
         given: dict[str, Any] = dict(options)
-        callback, progress = given.pop("callback", None), given.pop("progress", False)
-        decode, out = given.pop("decode", None), given.pop("out", None)
-        for name, function in (("callback", callback), ("decode", decode)):
-            if not (function is None or callable(function)):
-                raise TypeError(f"{name} must be callable, got {type(function).__name__}")
-        loop = self._loop(model, x, given)
-        if out is not None:
-            loop.check_out(out)
-        bar = _progress_bar(len(loop.schedule)) if progress else nullcontext()
-        with torch.set_grad_enabled(loop.differentiable), bar as shown:
-            for step in loop.rows(observed=callback is not None):
-                if callback is not None and step is not None:
-                    callback(step)
-                if shown is not None:
-                    shown.update()
-            result = loop.result()
-            if out is not None:
-                result = out.copy_(result)
-            return result if decode is None else unwrapped(decode(result))
+        hooks, out = hooks_of(given), given.pop("out", None)
+        seed, index = given.pop("seed", None), given.pop("index", 0)
+        loop = self._loop(model, x, given, observed=hooks.callback is not None, borrows=True)
+        return drive(loop, x, seed, index, out, hooks)
 
     def iterate(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Iterator[Step]:
         """The same loop as a generator: yields a Step after each row; the last one's `x` is the sample.
@@ -79,7 +68,52 @@ class Sampler:
         `previews = [step.x0.clone() for step in sampler.iterate(...)]`. Between steps the caller's own gradient mode is
         in force.
         """
-        return _outside_grad_mode(self._loop(model, x, dict(options)))
+        given: dict[str, Any] = dict(options)
+        if misplaced := sorted({"callback", "progress", "decode", "out"} & set(given)):
+            raise TypeError(f"iterate takes no {', '.join(misplaced)}: do that between the steps it yields")
+        seed, index = given.pop("seed", None), given.pop("index", 0)
+        loop = self._loop(model, x, given, observed=True, borrows=True)
+        with torch.set_grad_enabled(loop.differentiable):
+            loop.start(x, seed, index)
+        return shown(loop)
+
+    def prepare(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Prepared:
+        """The same call with everything made beforehand, to be called again and again: for short runs.
+
+        What a call of the sampler sets up anew each time (buffers, plans, checks of arguments) is set up once.
+
+        Args:
+            model, x: see fastsample.ddim; x is a shape, or the tensor that runs start from where they are given none.
+            **options: see fastsample.Options; all but `out`, which goes to the call.
+
+        Returns:
+            A fastsample.Prepared, called as `prepared(x, seed=, index=, model_kwargs=, cond=, uncond=, out=)`, all of
+            them optional.
+
+        Raises:
+            ValueError, TypeError: for arguments that cannot work, and an x that requires gradients.
+
+        Example:
+            >>> act = Sampler(Table([500], p=2.0, q=-1.0, b=1.0)).prepare(lambda x, t, obs: obs * x, (1, 16, 7),
+            ...                                                           model_kwargs={"obs": torch.zeros(1, 1, 1)})
+            >>> act(model_kwargs={"obs": torch.ones(1, 1, 1)}).shape
+            torch.Size([1, 16, 7])
+        """
+        given: dict[str, Any] = dict(options)
+        if given.pop("out", None) is not None:
+            raise TypeError("prepare takes no out: give it to the call of what it returns")
+        hooks = hooks_of(given)
+        seed, index = given.pop("seed", None), given.pop("index", 0)
+        given = self._own_options(model, x, given)
+        self._check_options(given)
+        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+            raise ValueError("x requires gradients, which a prepared run does not compute: give x.detach()")
+        observed = hooks.callback is not None
+
+        def make() -> Loop:
+            return Loop(self, model, x, observed=observed, **given)
+
+        return Prepared(make, x, seed, index, given, hooks)
 
     def table_from(self, row: int) -> Table:
         """The table of a run that starts at this row, of the same length.
@@ -96,22 +130,28 @@ class Sampler:
         """These options with what this sampler alone takes expressed in what all take."""
         return options
 
-    def _loop(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> Loop:
-        return self._loop_of(model, x, self._own_options(model, x, options))
+    def _loop(
+        self,
+        model: Model,
+        x: Tensor | Sequence[int],
+        options: dict[str, Any],
+        *,
+        observed: bool = False,
+        borrows: bool = False,
+    ) -> Loop:
+        given = self._own_options(model, x, options)
+        self._check_options(given)
+        return Loop(self, model, x, observed=observed, borrows=borrows, **given)
 
-    def _loop_of(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> Loop:
-        """A run with options that all samplers take."""
-        if unknown := sorted(set(options) - _OPTIONS):
-            raise TypeError(no_argument(type(self).__name__, unknown[0], vars(self)))
-        if misplaced := sorted({"callback", "progress", "decode", "out"} & set(options)):
-            raise TypeError(f"iterate takes no {', '.join(misplaced)}: do that between the steps it yields")
-        return Loop(self, model, x, **options)
+    def _check_options(self, options: dict[str, Any]) -> None:
+        if not options.keys() <= _OPTIONS:
+            raise TypeError(no_argument(type(self).__name__, min(options.keys() - _OPTIONS), vars(self)))
 
     def _set(self, **attributes: object) -> None:
         # Samplers are frozen dataclasses: what __post_init__ works out goes past the lock.
         self.__dict__.update(attributes)
         if "table" in attributes:
-            warn_of_amplified_errors(self.table)
+            self.__dict__["_warns"] = warn_of_amplified_errors(self.table)
 
     def _spaced(self: Any, spacing: Callable[[int, Timesteps, int | None], Int64Array]) -> Int64Array:
         """The timesteps that `timesteps` and `steps` name; both are replaced by what they came to."""
@@ -122,17 +162,8 @@ class Sampler:
         return t
 
 
-def _progress_bar(total: int) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total)
-
-
-def _outside_grad_mode(loop: Loop) -> Iterator[Step]:
-    rows = loop.rows(observed=True)
-    while True:
-        with torch.set_grad_enabled(loop.differentiable):
-            step = next(rows, None)
-        if step is None:
-            return
-        yield step
+def hooks_of(options: dict[str, Any]) -> Hooks:
+    """The hooks among these options, which are taken out of them."""
+    if not _HOOKS & options.keys():
+        return _NO_HOOKS
+    return Hooks(**{name: options.pop(name) for name in _HOOKS & options.keys()})

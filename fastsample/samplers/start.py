@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastsample.ops.noise import checked_shape
 from fastsample.samplers.limits import check_number
+from fastsample.tables import Table
 
 if TYPE_CHECKING:
     from fastsample.samplers.sampler import Sampler
@@ -51,3 +52,14 @@ def first_row(sampler: Sampler, has_x: bool, strength: float | None, start_step:
     except ValueError:
         return start - 1  # between the two rows of a Heun step nothing can start
     return start
+
+
+def noise_level(table: Table, row: int) -> tuple[float, float]:
+    """(alpha, sigma) of the state before this row.
+
+    Raises:
+        ValueError: for a table that does not say.
+    """
+    if table.alpha is None or table.sigma is None:
+        raise ValueError("strength needs a table with noise levels: Table(..., alpha=, sigma=)")
+    return float(table.alpha[row]), float(table.sigma[row])

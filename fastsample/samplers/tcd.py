@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import direction_table
+from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, check_number
 from fastsample.samplers.loop import CorrectX0
 from fastsample.samplers.run import Options
@@ -143,7 +144,8 @@ def tcd(
         >>> tcd(lambda x, t: 0.1 * x, (2, 4, 8, 8), steps=4, schedule=Schedule.scaled_linear(), seed=0).shape
         torch.Size([2, 4, 8, 8])
     """
-    sampler = TCD(
+    sampler = sampler_of(
+        TCD,
         schedule_of(model, schedule),
         steps=steps,
         timesteps=timesteps,
