@@ -15,6 +15,7 @@
 #include "cpu/memory.h"
 #include "cpu/threads.h"
 #include "lora_bindings.h"
+#include "model_output.h"
 #include "step_operands.h"
 
 namespace py = pybind11;
@@ -26,6 +27,7 @@ namespace {
 // latent of 4x64x64 stays on the calling thread, where a busy machine cannot delay it.
 constexpr int64_t kStepGrain = 32768;
 constexpr int64_t kNoiseGrain = 16384;
+constexpr int64_t kLockedStep = 1024;
 
 // The step with everything fixed that stays the same from row to row; the Python side keeps the tensors alive.
 class Step {
@@ -58,8 +60,19 @@ public:
                     bool keeps_x0, bool writes_input, int threads) {
         StepArgs args = fixed_;
         set_row(args, row, m, m_stride, m_dtype, guided, z, out, keeps_x0, writes_input);
+        // Handing the lock over and back would take longer than a small step.
+        if (fixed_.batch * fixed_.size <= kLockedStep) return run(&args, guided, threads);
         py::gil_scoped_release released;
         run(&args, guided, threads);
+    }
+
+    // A row that needs nothing beside the model's output; false, and nothing done, where that is none of `outputs`.
+    bool plain(int64_t row, py::handle m, const PlainOutputs& outputs, Address out, bool keeps_x0, bool writes_input,
+               int threads) {
+        ModelOutput output;
+        if (!outputs.read(m, &output)) return false;
+        (*this)(row, output.address, output.stride, output.dtype, output.guided, 0, out, keeps_x0, writes_input, threads);
+        return true;
     }
 
 private:
@@ -203,7 +216,10 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("keys"), py::arg("guidance"), py::arg("one_guidance"), py::arg("rescale"), py::arg("thresholds"),
              py::arg("h1"), py::arg("h2"), py::arg("x0_out"), py::arg("input_out"), py::arg("second_input_out"),
              py::arg("input_dtype"))
-        .def("__call__", &Step::operator());
+        .def("__call__", &Step::operator())
+        .def("plain", &Step::plain);
+    py::class_<PlainOutputs>(module, "PlainOutputs")
+        .def(py::init<py::object, std::vector<std::tuple<py::object, int64_t, bool>>, std::array<py::object, 3>>());
     module.def("advise_huge_pages", [](Address address, int64_t bytes) { advise_huge_pages(at<void>(address), bytes); });
     module.def("randn", &randn);
     module.def("normals", &normals);

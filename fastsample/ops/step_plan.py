@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import fresh_like
+from fastsample.ops.backend import cpu_module, fresh_like
 from fastsample.ops.checks import check_like, check_output, check_variance, checked_noise
 from fastsample.ops.step_launch import DTYPE_CODES, Operands, launch
 from fastsample.ops.step_reference import next_scale, step_reference
@@ -67,6 +67,7 @@ class StepPlan:
         self._blind = rows is not None and (backend in ("cuda", "triton") or not rows.is_cpu)
         if self._blind:
             self._any_row = any(table.stochastic), any(table.learned)
+        self._plain_rows: Sequence[bool] = (False,) * len(table)
         if self._native:
             self._prepare(backend, one_guidance)
 
@@ -108,6 +109,16 @@ class StepPlan:
         self._out_address = 0 if self._target is None else self._target.data_ptr()
         self._launch = launch(backend, self._operands)
         self._kernel, self._last, self._takes_tensors, _ = self._launch
+        if self._out is not None and self._target is self._out and backend == "cpu" and rows is None:
+            self._plain_rows = tuple(self._is_plain(row) for row in range(len(self._table)))
+            layouts = [(shape, *layout) for shape, layout in self._layouts.items()]
+            self._plain_outputs = cpu_module().PlainOutputs(Tensor, layouts, list(DTYPE_CODES))
+            self._plain = self._kernel.plain  # type: ignore[attr-defined]
+
+    def _is_plain(self, row: int) -> bool:
+        """Whether nothing but the model's output is left to look at in this row."""
+        table, lacks_noise = self._table, self._table.stochastic[row] and self._keys is None
+        return not (lacks_noise or table.learned[row] or table.reads[row] > len(self._history) or self._stand_ins)
 
     def _accepted_layouts(self, size: int) -> dict[torch.Size, tuple[int, bool]]:
         """(elements from sample to sample, guided) of every shape that the model's output may have."""
@@ -133,6 +144,10 @@ class StepPlan:
         self, m: Tensor, row: int, noise: Tensor | None = None, keep_x0: bool = True, write_input: bool = True
     ) -> Tensor:
         """x' of this row; m with twice the batch where it is guided. x0_out and input_out can be left as they are."""
+        if noise is None and self._plain_rows[row]:
+            outputs, address, threads = self._plain_outputs, self._out_address, self._last()
+            if self._plain(row, m, outputs, address, keep_x0, write_input, threads):
+                return self._out  # type: ignore[return-value]
         table = self._table
         if self._rows is None:
             stochastic, learned = table.stochastic[row], table.learned[row]

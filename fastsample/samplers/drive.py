@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ def drive(
 
 def _run(loop: Loop, hooks: Hooks) -> None:
     callback = hooks.callback
+    if callback is None and not hooks.progress:
+        deque(loop.rows(), maxlen=0)  # runs them all, faster than a loop does
+        return
     with _progress_bar(len(loop.schedule)) if hooks.progress else nullcontext() as bar:
         for step in loop.rows():
             if callback is not None and step is not None:

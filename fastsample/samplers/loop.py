@@ -144,7 +144,7 @@ class Loop:
         state = self.state
         if isinstance(x, Tensor):
             # What is not pinned has been read when this returns, so that the host need not wait for the copy.
-            self._noised(state.copy_(x.detach(), non_blocking=True))
+            self._noised(state.copy_(x, non_blocking=not state.is_cpu))
             return
         fill(state, self.keys, 0, INITIAL, self._backend)
         if self._table.init_noise_sigma != 1:
@@ -201,7 +201,7 @@ class Loop:
         if self.differentiable or not (self._keeps or self._memory.input.lends_state):
             return self.state
         with ordinary_tensors():
-            return fresh_like(self.state).copy_(self.state)
+            return self.state.clone() if self._shares else fresh_like(self.state).copy_(self.state)
 
     def close(self) -> None:
         """Once at the end: another run may have the memory."""
