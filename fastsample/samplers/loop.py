@@ -218,13 +218,16 @@ class Loop:
             self.inpainting.apply(state, k)
 
     def _observed(self, step: Step) -> Iterator[Step]:
-        state, address, shape = step.x, step.x.data_ptr(), step.x.shape
+        state, x0 = step.x, step.x0
         # Autograd cannot see kernels write: whoever uses these between rows shall not get stale gradients.
         mark_written(state)
-        mark_written(step.x0)
+        mark_written(x0)
+        places = [plan.places() for plan in self._plans]
         yield step
-        if step.x is not state or state.data_ptr() != address or state.shape != shape:
-            raise ValueError("step.x was replaced or resized: it may only be changed in place, step.x[...] = ...")
+        if step.x is not state or step.x0 is not x0 or [plan.places() for plan in self._plans] != places:
+            moved = step.x is not state or any(plan.places()["x"] != was["x"] for plan, was in zip(self._plans, places))
+            name = "step.x" if moved else "step.x0"
+            raise ValueError(f"{name} was replaced or resized: it may only be changed in place, {name}[...] = ...")
 
     def _differentiable_rows(self) -> Iterator[Step | None]:
         table, correct, guidance = self._table, self._correct_x0, self.guidance
