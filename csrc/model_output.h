@@ -30,13 +30,21 @@ public:
 
     // False where the tensor is no such output: a subclass, of another shape or dtype, elsewhere, strided or without memory.
     bool read(py::handle m, ModelOutput* output) const {
+        try {
+            return is_plain(m, output);
+        } catch (py::error_already_set&) {  // tensors without memory, or without a shape, have no such attributes
+            return false;
+        }
+    }
+
+private:
+    bool is_plain(py::handle m, ModelOutput* output) const {
         if (reinterpret_cast<PyObject*>(Py_TYPE(m.ptr())) != tensor_type_.ptr()) return false;
         return attribute(m, is_cpu_).is(py::handle(Py_True)) && has_dtype(m, output) && has_layout(m, output) &&
                call(m, is_contiguous_).is(py::handle(Py_True)) && call(m, is_neg_).is(py::handle(Py_False)) &&
                has_address(m, output);
     }
 
-private:
     static py::object attribute(py::handle m, const py::str& name) {
         PyObject* found = PyObject_GetAttr(m.ptr(), name.ptr());
         if (!found) throw py::error_already_set();

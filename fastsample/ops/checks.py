@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastsample.ops.address import check_strided, check_written
 from fastsample.ops.noise import checked_shape
 from fastsample.tables import Table
 
@@ -15,6 +16,7 @@ _ANY_FLOAT = 3e38  # float32 holds it
 
 
 def check_state(x: Tensor) -> None:
+    check_strided("x", x)
     checked_shape("x", x.shape)
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x must be float32 (or float64 with the reference backend), got {x.dtype}")
@@ -22,6 +24,7 @@ def check_state(x: Tensor) -> None:
 
 def check_output(m: Tensor, x: Tensor, *, guided: bool) -> None:
     """Raises unless m is a model's output for x: of its shape, or twice axis 1, or twice the batch where guided."""
+    check_strided("model_output", m)
     batches = (x.shape[0], 2 * x.shape[0]) if guided else (x.shape[0],)
     shapes = [torch.Size((batch, *rest)) for batch in batches for rest in (x.shape[1:], _doubled(x.shape[1:]))]
     if m.shape not in shapes:
@@ -39,6 +42,7 @@ def check_like(name: str, tensor: Tensor | None, x: Tensor, *, dtype: torch.dtyp
     """Raises unless the tensor has x's shape (or up to `copies` batches of it), device and this dtype."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    check_strided(name, tensor)
     if not any(tensor.shape == (count * x.shape[0], *x.shape[1:]) for count in range(1, copies + 1)):
         or_twice = " or twice its batch" if copies > 1 else ""
         raise ValueError(f"{name} must have x's shape {tuple(x.shape)}{or_twice}, got {tuple(tensor.shape)}")
@@ -133,10 +137,7 @@ def check_memory(inputs: dict[str, Tensor | None], outputs: dict[str, Tensor | N
     for name, tensor in outputs.items():
         if not isinstance(tensor, Tensor):
             continue
-        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-            raise ValueError(f"{name} is expanded: several of its elements share memory")
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name} requires gradients: it cannot be written in place")
+        check_written(name, tensor)
         for other_name, other in others.items():
             may_coincide = name == "out" or (name == "x0_out" and other_name.startswith("history"))
             coincides = may_coincide and (tensor is other or _layout(tensor) == _layout(other))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastsample.ops.address import address
 from fastsample.ops.backend import cpu_module, cuda_module, place
 from fastsample.ops.device_table import packed_rows
 from fastsample.tables import Table
@@ -63,7 +64,7 @@ def _on_cpu(o: Operands) -> Launch:
         one = o.guidance is not None and len(set(o.guidance.tolist())) == 1
     kernel = cpu_module().Step(
         rows=o.table.packed_address,
-        row_of=_address(o.rows),
+        row_of=address("row", o.rows),
         one_guidance=one,
         **_addresses(o),
     )
@@ -77,10 +78,10 @@ def _on_cuda(o: Operands) -> Launch:
     count = cuda.step_workspace(batch, size, o.rescale != 0, o.table.thresholded)
     workspace = torch.empty(count, dtype=torch.uint8, device=device)
     kernel = cuda.Step(
-        rows=rows.data_ptr(),
+        rows=address("table", rows),
         row_count=len(o.table),
-        row_of=_address(o.rows),
-        workspace=workspace.data_ptr(),
+        row_of=address("row", o.rows),
+        workspace=address("workspace", workspace),
         device=place(device)[0],
         **_addresses(o),
     )
@@ -111,20 +112,20 @@ def _on_triton(o: Operands) -> Launch:
 def _addresses(o: Operands) -> dict[str, Any]:
     """The arguments that Step of `_cpu` and of `_cuda` share."""
     batch, size = _shape(o.x)
-    input_address = _address(o.input_out)
+    input_address = address("input_out", o.input_out)
     twice = o.input_out is not None and o.input_out.shape[0] > batch
     half = 0 if o.input_out is None else o.x.numel() * o.input_out.element_size()
     return {
         "batch": batch,
         "size": size,
-        "x": o.x.data_ptr(),
-        "keys": _address(o.keys),
-        "guidance": _address(o.guidance),
+        "x": address("x", o.x),
+        "keys": address("seed", o.keys),
+        "guidance": address("guidance", o.guidance),
         "rescale": o.rescale,
         "thresholds": o.table.thresholded,
-        "h1": _address(o.h1),
-        "h2": _address(o.h2),
-        "x0_out": _address(o.x0_out),
+        "h1": address("history[0]", o.h1),
+        "h2": address("history[1]", o.h2),
+        "x0_out": address("x0_out", o.x0_out),
         "input_out": input_address,
         "second_input_out": input_address + half if twice else 0,
         "input_dtype": 0 if o.input_out is None else DTYPE_CODES[o.input_out.dtype],
@@ -134,10 +135,6 @@ def _addresses(o: Operands) -> dict[str, Any]:
 def _shape(x: Tensor) -> tuple[int, int]:
     batch = x.shape[0]
     return batch, x.numel() // batch
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _stream_of(device: torch.device) -> Callable[[], int]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastsample.ops.address import address, check_dense, check_readable
 from fastsample.ops.backend import cpu_module, fresh_like
 from fastsample.ops.checks import check_like, check_output, check_variance, checked_noise
 from fastsample.ops.step_launch import DTYPE_CODES, Operands, launch
@@ -20,8 +21,8 @@ class StepPlan:
     Args are those of `step`; `keys` is an int64 tensor with one key per sample, `guidance` a float tensor with one
     weight per sample, `one_guidance` whether they are and stay equal (None: whether they are now), `rows` an int64
     tensor that is read at every call or None, `backend` one that can run. Keeps the addresses of its tensors: their
-    storage must not move, and an x or a history that is not contiguous is read as it was when the plan was made. That x
-    is a state, that rows exist and what overlaps, the caller has checked.
+    storage must not move, which `places` tells of, and an x or a history that is not contiguous is read as it was when
+    the plan was made. That x is a state, that rows exist and what overlaps, the caller has checked.
 
     Kernels of a GPU read `rows` on x's device, and the host does not: what any row of the table needs must be there,
     and a row that does not exist makes NaN of its sample. Rows from the CPU are uploaded at every call, keys once.
@@ -58,7 +59,7 @@ class StepPlan:
         if not 0 <= rescale <= 1:
             raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
         self.x0_out = x0_out
-        self._x, self._table, self._keys, self._rows = x, table, keys, rows
+        self._given, self._x, self._table, self._keys, self._rows = x, x, table, keys, rows
         self._guidance, self._rescale, self._history = guidance, rescale, tuple(history)
         self._out, self._input_out = out, input_out
         self._native = backend != "reference"
@@ -70,6 +71,17 @@ class StepPlan:
         self._plain_rows: Sequence[bool] = (False,) * len(table)
         if self._native:
             self._prepare(backend, one_guidance)
+
+    def places(self) -> dict[str, object]:
+        """Where the tensors lie that others may have seen, and in which order, by the names of their arguments.
+
+        A plan must not run on after these have changed: `tensor.data = ...`, `resize_`, `set_` and `transpose_` leave
+        it with the addresses of freed memory, or with another order. So whoever lets others have x, x0_out or history
+        compares before and after.
+        """
+        seen = {"x": self._given, "x0_out": self.x0_out, "out": self._out, "input_out": self._input_out}
+        seen.update((f"history[{i}]", one) for i, one in enumerate(self._history))
+        return {name: _place(one) for name, one in seen.items() if one is not None}
 
     def _prepare(self, backend: str, one_guidance: bool | None) -> None:
         # The kernel writes packed memory of its own dtypes; any other target gets a stand-in that is copied over.
@@ -106,7 +118,7 @@ class StepPlan:
             input_out=self._written("input", self._input_out),
         )
         self._target = self._written("out", self._out)
-        self._out_address = 0 if self._target is None else self._target.data_ptr()
+        self._out_address = address("out", self._target)
         self._launch = launch(backend, self._operands)
         self._kernel, self._last, self._takes_tensors, _ = self._launch
         if self._out is not None and self._target is self._out and backend == "cpu" and rows is None:
@@ -160,25 +172,32 @@ class StepPlan:
             self._check_history(row)
         if not self._native:
             return self._reference(m, row, noise, stochastic, keep_x0, write_input)
-        layout = self._layouts.get(m.shape)
-        if layout is None or not (m.is_cpu if self._is_cpu else m.get_device() == self._index):
-            check_output(m, self._x, guided=self._guidance is not None)
-            raise AssertionError("an output that passes the check has a layout")
-        stride, guided = layout
-        if learned:
-            check_variance(m, self._x)
-        code = DTYPE_CODES.get(m.dtype)
-        if code is None or not m.is_contiguous() or m.is_neg():
-            m = self._stage(m)
-            code = DTYPE_CODES[m.dtype]
+        try:
+            layout = self._layouts.get(m.shape)
+            if layout is None or not (m.is_cpu if self._is_cpu else m.get_device() == self._index):
+                check_output(m, self._x, guided=self._guidance is not None)
+                raise AssertionError("an output that passes the check has a layout")
+            stride, guided = layout
+            if learned:
+                check_variance(m, self._x)
+            code = DTYPE_CODES.get(m.dtype)
+            if code is None or not m.is_contiguous() or m.is_neg():
+                m = self._stage(m)
+                code = DTYPE_CODES[m.dtype]
+            m_address = m.data_ptr()
+        except RuntimeError:  # tensors without memory, or without a shape, have no such attributes
+            check_dense("model_output", m)
+            raise
+        if not m_address:
+            check_dense("model_output", m)
         noise_address = 0
         if stochastic and (noise is not None or self._keys is None):
             noise = checked_noise(noise, self._x).contiguous().resolve_neg()
-            noise_address = noise.data_ptr()
-        out, address = self._out, self._out_address
+            noise_address = address("noise", noise)
+        out, out_address = self._out, self._out_address
         if out is None:
             out = fresh_like(self._x)
-            address = out.data_ptr()
+            out_address = address("out", out)
         if self._upload is not None:
             target, source, at_once = self._upload
             target.copy_(source, non_blocking=at_once)
@@ -189,12 +208,12 @@ class StepPlan:
         else:
             self._kernel(
                 row,
-                m.data_ptr(),
+                m_address,
                 stride,
                 code,
                 guided,
                 noise_address,
-                address,
+                out_address,
                 keep_x0,
                 write_input,
                 self._last(),
@@ -218,6 +237,7 @@ class StepPlan:
         # Kept from row to row: a model with strided or float64 outputs must not cost an allocation each time. All live
         # as long as the plan: a CUDA graph that was captured over one shape outlives calls with another.
         check_output(m, self._x, guided=self._guidance is not None)
+        check_dense("model_output", m)
         dtype = m.dtype if m.dtype in DTYPE_CODES else torch.float32
         staging = self._staging.get((m.shape, dtype))
         if staging is None:
@@ -227,6 +247,7 @@ class StepPlan:
     def _reference(
         self, m: Tensor, row: int, noise: Tensor | None, stochastic: bool, keep_x0: bool, write_input: bool
     ) -> Tensor:
+        check_readable("model_output", m)
         rows = row if self._rows is None else self._rows
         z = noise if stochastic else None
         result, x0 = step_reference(
@@ -240,6 +261,11 @@ class StepPlan:
             for half in self._input_out.split(batch):
                 half.copy_(result * scale)
         return result if self._out is None else self._out.copy_(result)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Where the tensor lies, and in which order."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.untyped_storage().nbytes()
 
 
 def visited_rows(rows: Tensor | None, row: int) -> Sequence[int]:

@@ -245,13 +245,16 @@ class Loop:
             self.inpainting.apply(state, k)
 
     def _shown(self, step: Step) -> Iterator[Step]:
-        state, address, shape = step.x, step.x.data_ptr(), step.x.shape
+        state, x0, plans = step.x, step.x0, self._memory.plans
         # Autograd cannot see kernels write: whoever uses these between rows shall not get stale gradients.
         mark_written(state)
-        mark_written(step.x0)
+        mark_written(x0)
+        places = [plan.places() for plan in plans]
         yield step
-        if step.x is not state or state.data_ptr() != address or state.shape != shape:
-            raise ValueError("step.x was replaced or resized: it may only be changed in place, step.x[...] = ...")
+        if step.x is not state or step.x0 is not x0 or [plan.places() for plan in plans] != places:
+            moved = step.x is not state or plans[0].places()["x"] != places[0]["x"]
+            name = "step.x" if moved else "step.x0"
+            raise ValueError(f"{name} was replaced or resized: it may only be changed in place, {name}[...] = ...")
 
     def _differentiable_rows(self) -> Iterator[Step | None]:
         table, correct, guidance = self._table, self._correct_x0, self.guidance
