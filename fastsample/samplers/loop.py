@@ -57,6 +57,7 @@ class Loop:
         noise: Noise | None = None,
         model_dtype: torch.dtype | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        cast_kwargs: bool = True,
         guidance: float | Sequence[float] | Tensor | None = None,
         cond: Mapping[str, Any] | None = None,
         uncond: Mapping[str, Any] | None = None,
@@ -88,9 +89,11 @@ class Loop:
             batch = shape[0]
             self.keys = sample_keys(seed, index, batch, where)
             self.state = state = self.initial_state(shape if given is None else given, self.keys)
+            dtype = self._predict.known_dtype if cast_kwargs else None
             self.guidance = guidance_of(
-                state, guidance, guidance_rescale, guidance_interval, model_kwargs, cond, uncond
+                state, guidance, guidance_rescale, guidance_interval, model_kwargs, cond, uncond, dtype
             )
+            self._predict.guided = self.guidance.weights is not None
             self.inpainting = None
             if mask is not None or known is not None:
                 self.inpainting = Inpainting(mask, known, state, table, self.keys, self._backend)
