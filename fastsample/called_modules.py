@@ -75,7 +75,7 @@ def _gather(value: Any, found: dict[int, nn.Module], depth: int) -> None:
     elif isinstance(value, functools.partial):
         for part in (value.func, *value.args, *value.keywords.values()):
             _gather(part, found, depth - 1)
-    elif isinstance(call := getattr(type(value), "__call__", None), FunctionType):
+    elif callable(value) and isinstance(call := type(value).__call__, FunctionType):
         _gather_from_function(call, value, found, depth)
 
 

@@ -16,8 +16,7 @@ from fastsample.schedule import Schedule
 
 Model = Callable[..., Any]
 
-_BatchNorm = nn.modules.batchnorm._BatchNorm
-_Dropout = nn.modules.dropout._DropoutNd
+_MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)  # behave otherwise in training
 # By id: models may define equality. What is gone leaves the dict, so that a new model of the same id is new.
 _warned_of_training: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
 
@@ -153,7 +152,7 @@ def _in_training(module: nn.Module) -> nn.Module | None:
     """The module itself where it is in training mode, else the first one in it that is and behaves otherwise then."""
     if module.training:
         return module
-    for _, one in parts_of(module):
-        if one.training and isinstance(one, _Dropout | _BatchNorm):
+    for one in parts_of(module):
+        if one.training and isinstance(one, _MODAL):
             return one
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from fastsample.called_modules import only_children
 
-Parts = Sequence[tuple[str, nn.Module]]
-
 _COMPUTED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _OF_TIME = re.compile(r"time|temb|t_emb", re.IGNORECASE)
 # Of torch's layers, its recurrent ones, and those under weight normalisation and other parametrisations; not the scales
 # that quantised layers keep beside their weights.
@@ -38,8 +37,9 @@ def placement(modules: Iterable[nn.Module]) -> tuple[torch.dtype | None, torch.d
     dtypes, devices = set(), []
     for module in modules:
         parts = parts_of(module)
-        dtypes.add(_dtype_of(module, parts))
-        devices.append(_device_of(parts))
+        hooked = [one for one in parts if "_hf_hook" in one.__dict__ or "_diffusers_hook" in one.__dict__]
+        dtypes.add(_dtype_of(module, parts, hooked))
+        devices.append(_device_of(parts, hooked))
     dtypes.discard(None)
     return dtypes.pop() if len(dtypes) == 1 else None, next((one for one in devices if one is not None), None)
 
@@ -55,34 +55,34 @@ def stated_dtype(model: Any) -> torch.dtype | None:
     return dtype if isinstance(dtype, torch.dtype) and dtype in _COMPUTED_IN else None
 
 
-def parts_of(root: nn.Module) -> Parts:
-    """The root and every module below it, once, in the order of registration, each with its path."""
-    waiting, seen, parts = [("", root)], set(), []
+def parts_of(root: nn.Module) -> list[nn.Module]:
+    """The root and every module below it, once, in the order of registration."""
+    waiting, seen, parts = [root], set(), []
     while waiting:
-        name, module = waiting.pop()
+        module = waiting.pop()
         if id(module) in seen:
             continue
         seen.add(id(module))
-        parts.append((name, module))
+        parts.append(module)
         if children := module._modules:
-            waiting += [(f"{name}.{key}", child) for key, child in reversed(children.items()) if child is not None]
+            waiting += [child for child in reversed(children.values()) if child is not None]
     return parts
 
 
-def _dtype_of(module: nn.Module, parts: Parts) -> torch.dtype | None:
-    for _, one in parts:
+def _dtype_of(module: nn.Module, parts: list[nn.Module], hooked: list[nn.Module]) -> torch.dtype | None:
+    for one in hooked:
         cast = _diffusers_hook(one, "layerwise_casting")
         if cast is not None and cast.compute_dtype in _COMPUTED_IN:
             return cast.compute_dtype
-    layers = [(name, weight) for name, one in parts if one._parameters and (weight := _weight(one)) is not None]
+    weights = [(one, weight) for one in parts if one._parameters and (weight := _weight(one)) is not None]
     for one in only_children(module):
         stated = stated_dtype(one)
-        if stated is not None and (not _guessed(one) or any(weight.dtype == stated for _, weight in layers)):
+        if stated is not None and (not _guessed(one) or any(weight.dtype == stated for _, weight in weights)):
             return stated
-    if layers:
-        return _dtype_of_layers(layers)
+    if weights:
+        return _dtype_of_layers(module, weights)
     for kind in ("_parameters", "_buffers"):
-        tensors = [value for _, one in parts for value in getattr(one, kind).values() if value is not None]
+        tensors = [value for one in parts for value in getattr(one, kind).values() if value is not None]
         if (most := _most(value for value in tensors if value.dtype in _COMPUTED_IN)) is not None:
             return most
     return None
@@ -94,15 +94,16 @@ def _guessed(module: nn.Module) -> bool:
     return owner is not None and owner.__module__.partition(".")[0] in ("diffusers", "transformers")
 
 
-def _dtype_of_layers(layers: list[tuple[str, Tensor]]) -> torch.dtype | None:
-    convolution = next((weight.dtype for _, weight in layers if weight.ndim > 2), None)
+def _dtype_of_layers(root: nn.Module, weights: list[tuple[nn.Module, Tensor]]) -> torch.dtype | None:
+    first = weights[0][1].dtype
+    if all(weight.dtype == first for _, weight in weights):
+        return first
+    convolution = next((weight.dtype for _, weight in weights if weight.ndim > 2), None)
     if convolution is not None:
         return convolution
-    first = layers[0][1].dtype
-    if all(weight.dtype == first for _, weight in layers):
-        return first
-    not_of_time = [layer for layer in layers if not _OF_TIME.search(layer[0])]
-    return _most(weight for _, weight in not_of_time or layers)
+    of_time = {id(one) for name, one in root.named_modules() if _OF_TIME.search(name)}
+    others = [weight for one, weight in weights if id(one) not in of_time]
+    return _most(others or (weight for _, weight in weights))
 
 
 def _most(tensors: Iterable[Tensor]) -> torch.dtype | None:
@@ -115,7 +116,7 @@ def _most(tensors: Iterable[Tensor]) -> torch.dtype | None:
 
 def _weight(module: nn.Module) -> Tensor | None:
     """The weight of a layer that multiplies its input by one, where torch computes in its dtype."""
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+    if isinstance(module, _EMBEDDINGS):
         return None
     for name, value in module._parameters.items():
         if value is not None and value.ndim > 1 and value.dtype in _COMPUTED_IN and _WEIGHT.fullmatch(name):
@@ -123,12 +124,12 @@ def _weight(module: nn.Module) -> Tensor | None:
     return None
 
 
-def _device_of(parts: Parts) -> torch.device | None:
-    for _, one in parts:
+def _device_of(parts: list[nn.Module], hooked: list[nn.Module]) -> torch.device | None:
+    for one in hooked:
         if (brought := _offloaded_to(one)) is not None:
             return brought
     for kind in ("_parameters", "_buffers"):
-        for _, one in parts:
+        for one in parts:
             for value in getattr(one, kind).values():
                 if value is not None and value.device.type != "meta":
                     return value.device
