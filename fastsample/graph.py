@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from fastsample.model import Model
 from fastsample.ops.keys import Index, Seed
-from fastsample.samplers.guidance import guidance_of
+from fastsample.samplers.guidance import Shared, guidance_of
 from fastsample.samplers.loop import Loop
 from fastsample.samplers.run import Options
 from fastsample.samplers.sampler import Sampler
@@ -184,7 +184,7 @@ class Graph:
         now = {**known, **inputs}
         if {*inputs} - {"mask", "known"}:
             arguments = (now.get(name) for name in ("guidance_interval", *_KEYWORDS))
-            found = guidance_of(loop.state, now.get("guidance"), loop.guidance.rescale, *arguments)
+            found = guidance_of(loop.state, now.get("guidance"), loop.guidance.rescale, *arguments, loop.guidance.dtype)
             if (found.weights is None) != (loop.guidance.weights is None):
                 raise ValueError(
                     "guidance other than 1 needs both halves of the model's batch, 1 only one, and which they are is "
@@ -233,6 +233,8 @@ def _copied(value: Any) -> Any:
     """The same with copies of its tensors, which the graph may write to."""
     if isinstance(value, Tensor):
         return value.detach().clone()
+    if isinstance(value, Shared):
+        return Shared(_copied(value.value))
     if isinstance(value, Mapping):
         return {name: _copied(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -249,6 +251,8 @@ def _pairs(old: Any, new: Any, path: str) -> Iterator[tuple[Tensor, Tensor]]:
             raise ValueError(f"{path} must be {was}, as at capture; got {got}")
         if old is not new:
             yield old, new
+    elif isinstance(old, Shared) and isinstance(new, Shared):
+        yield from _pairs(old.value, new.value, path)
     elif isinstance(old, Mapping) and isinstance(new, Mapping):
         if unlike := sorted(set(old) ^ set(new)):
             raise ValueError(f"the model's keywords are captured; only one call has {', '.join(unlike)}")

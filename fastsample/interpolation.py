@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
@@ -30,7 +31,8 @@ def slerp(a: Tensor, b: Tensor, weight: float | Sequence[float] | Tensor) -> Ten
         Shape (B, ...), or (n, ...) for B = 1.
 
     Raises:
-        ValueError: for shapes that do not fit. TypeError: where a or b is not a floating-point tensor.
+        ValueError: for shapes that do not fit, and devices that differ. TypeError: where a or b is not a floating-point
+            tensor, the dtypes differ, or the weight is no number.
 
     Example:
         >>> slerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), [0.0, 0.5])
@@ -42,7 +44,14 @@ def slerp(a: Tensor, b: Tensor, weight: float | Sequence[float] | Tensor) -> Ten
             raise TypeError(f"{name} must be a floating-point tensor, got {getattr(tensor, 'dtype', type(tensor))}")
     if a.shape != b.shape or a.ndim == 0:
         raise ValueError(f"a and b must have one shape (B, ...), got {tuple(a.shape)} and {tuple(b.shape)}")
-    w = torch.as_tensor(weight, dtype=torch.float64, device=a.device)
+    if a.dtype != b.dtype:
+        raise TypeError(f"a and b must have one dtype, got {a.dtype} and {b.dtype}")
+    if a.device != b.device:
+        raise ValueError(f"a and b must lie on one device, got {a.device} and {b.device}")
+    try:
+        w = torch.as_tensor(weight, dtype=torch.float64, device=a.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"weight must be a number or one per sample, got {weight!r}") from None
     if w.ndim > 1 or (w.ndim == 1 and len(a) not in (1, len(w))):
         raise ValueError(f"weight must be a number or {len(a)} of them, one per sample; got shape {tuple(w.shape)}")
     # In float64: near 1 the cosine tells a small angle with half its digits only.
@@ -66,9 +75,8 @@ def interpolate(
 
     Args:
         model: as for `ddim`.
-        a, b: noise of one sample each, (1, C, H, W) or (C, H, W), or other axes behind C. A first axis of 1 is taken
-            for the batch: with a single channel, give the batch axis too.
-        n: at least 2. They are sampled in one batch.
+        a, b: noise of one sample each, with its batch axis: (1, C, H, W), or other axes behind the first.
+        n: an int, at least 2. They are sampled in one batch.
         sampler: any; default DDIM of 50 steps on `model.schedule`. Only where it adds no noise do samples change
             smoothly: give the rest one `seed` per sample, all equal.
         **options: the arguments of every sampler, documented in fastsample.Options.
@@ -81,11 +89,20 @@ def interpolate(
 
     Example:
         >>> noise = torch.randn(2, 3, 8, 8)
-        >>> interpolate(lambda x, t: 0.1 * x, noise[0], noise[1], 5).shape
+        >>> interpolate(lambda x, t: 0.1 * x, noise[:1], noise[1:], 5).shape
         torch.Size([5, 3, 8, 8])
     """
-    if not isinstance(n, int) or n < 2:
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 2:
         raise ValueError(f"n must be an int of at least 2, got {n!r}")
-    first, last = (one if isinstance(one, Tensor) and one.shape[:1] == (1,) else one[None] for one in (a, b))
+    for name, one in (("a", a), ("b", b)):
+        if isinstance(one, Tensor) and one.shape[:1] != (1,):
+            raise ValueError(
+                f"{name} must be one sample with its batch axis, (1, ...), got {tuple(one.shape)}: give {name}[None] "
+                "for one without that axis, an interpolate call of its own for each of several"
+            )
+    if not isinstance(sampler, Sampler | None):
+        raise TypeError(f"sampler must be one of fastsample's, such as fastsample.DDIM, got {sampler!r}")
+    weights = torch.linspace(0, 1, int(n), dtype=torch.float64, device="cpu")
+    between = slerp(a, b, weights)
     chosen = sampler if sampler is not None else DDIM(schedule_of(model, None), steps=50)
-    return chosen(model, slerp(first, last, torch.linspace(0, 1, n, dtype=torch.float64)), **options)
+    return chosen(model, between, **options)

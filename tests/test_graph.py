@@ -116,13 +116,13 @@ def test_a_start_from_the_cpu(device: Device) -> None:
 
 
 def nested(x: Tensor, t: Tensor, parts: dict[str, Any], scale: float) -> Tensor:
-    return model(x, t, parts["list"][0]) + scale * parts["c"] * x
+    return model(x, t, parts["pair"][0]) + scale * parts["c"] * x
 
 
 @pytest.mark.parametrize("guided", [False, True], ids=["", "guided"])
 def test_conditions_are_replaced(device: Device, guided: bool) -> None:
     def keywords(a: Tensor, b: Tensor) -> dict[str, Any]:
-        return {"parts": {"list": [a], "c": b}, "scale": 0.5}
+        return {"parts": {"pair": (a, 1.0), "c": b}, "scale": 0.5}
 
     first, second = keywords(COND, UNCOND + 0.1), keywords(COND * -0.3, COND * 0.7)
     third = keywords(UNCOND - 0.2, COND)
@@ -140,10 +140,10 @@ def test_conditions_are_replaced(device: Device, guided: bool) -> None:
 
 
 def moved_all(value: Any) -> Any:
-    """`moved`, through lists too."""
+    """`moved`, through tuples too."""
     if isinstance(value, dict):
         return {name: moved_all(one) for name, one in value.items()}
-    return [moved_all(one) for one in value] if isinstance(value, list) else moved(value, "cuda")
+    return tuple(map(moved_all, value)) if isinstance(value, tuple) else moved(value, "cuda")
 
 
 def test_model_kwargs_are_replaced(device: Device) -> None:

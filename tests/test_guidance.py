@@ -12,7 +12,7 @@ import torch
 from formula import UNIT
 from torch import Tensor, nn
 
-from fastsample import DDIM, DynamicThreshold, Schedule, ddim, ops
+from fastsample import DDIM, DynamicThreshold, Schedule, Shared, ddim, ops
 
 SHAPE = (3, 2, 5, 4)
 COND = {"c": torch.tensor([0.4, -0.3, 0.2]).reshape(3, 1, 1, 1)}
@@ -50,9 +50,13 @@ def guided_by_hand(
 
 
 class Calls:
-    """The model, and the sizes of the batches and the times that it was called with."""
+    """The model, and the sizes of the batches and the times that it was called with.
 
-    def __init__(self) -> None:
+    Its keywords come in the dtype that its input was asked to have; where nobody asked, as they were given.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype or torch.float32
         self.batches: list[int] = []
         self.times: list[int] = []
 
@@ -63,9 +67,9 @@ class Calls:
         if len(x) == 2 * SHAPE[0]:
             unconditional, conditional = x.chunk(2)
             assert torch.equal(unconditional, conditional), "both halves see one state"
-            assert torch.equal(c, torch.cat([UNCOND["c"], COND["c"]])), "[unconditional, conditional]"
+            assert torch.equal(c, torch.cat([UNCOND["c"], COND["c"]]).to(self.dtype)), "[unconditional, conditional]"
         else:
-            assert torch.equal(c, COND["c"])
+            assert torch.equal(c, COND["c"].to(self.dtype))
         return model(x, t, c)
 
 
@@ -83,7 +87,7 @@ OPTIONS = [
 def test_equals_a_model_that_guides_itself(
     backend: str, weights: object, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    calls = Calls()
+    calls = Calls(dtype)
     common = dict(steps=5, seed=3, model_dtype=dtype, backend=backend, **options)
     got = ddim(calls, X, guidance=weights, cond=COND, uncond=UNCOND, **common)  # type: ignore[arg-type]
     assert torch.equal(got, ddim(guided_by_hand(weights), X, **common))  # type: ignore[arg-type]
@@ -108,7 +112,7 @@ def test_equals_a_model_that_guides_itself(
 def test_outside_the_interval_only_the_conditional_half_is_called(
     backend: str, interval: tuple[float, float], guided: list[int], dtype: torch.dtype
 ) -> None:
-    calls = Calls()
+    calls = Calls(dtype)
     common = dict(steps=5, eta=1.0, seed=3, model_dtype=dtype, backend=backend)
     options = dict(guidance=3.0, cond=COND, uncond=UNCOND, guidance_interval=interval)
     got = ddim(calls, X, **options, **common)  # type: ignore[arg-type]
@@ -256,7 +260,7 @@ def test_keywords_are_batched_by_their_kind() -> None:
         seen.append(keywords)
         return 0.5 * x
 
-    shared, marker = torch.arange(7.0), object()
+    shared, marker, words = torch.arange(7.0), object(), ["a", "b", "c"]
     ddim(
         spy,
         X,
@@ -266,19 +270,23 @@ def test_keywords_are_batched_by_their_kind() -> None:
         model_kwargs={
             "mask": torch.ones(3, 4),
             "scale": 2.0,
-            "table": shared,
+            "table": Shared(shared),
             "marker": marker,
             "text": torch.zeros(3, 5),
         },
         cond={
             "text": torch.ones(3, 5),
             "more": {"pooled": torch.full((3, 2), 7.0), "size": (64, 64), "n": {"k": None}},
-            "residuals": [torch.ones(3, 1), (torch.full((3, 1), 2.0), "a")],
+            "residuals": (torch.ones(3, 1), (torch.full((3, 1), 2.0), "a")),
+            "words": words,
+            "level": torch.tensor(0.5),
             "array": np.arange(3),
         },
         uncond={
             "more": {"pooled": torch.zeros(3, 2), "size": (64, 64), "n": {"k": None}},
-            "residuals": [torch.zeros(3, 1), (torch.zeros(3, 1), "a")],
+            "residuals": (torch.zeros(3, 1), (torch.zeros(3, 1), "a")),
+            "words": ["", "", ""],
+            "level": torch.tensor(0.5),
             "array": np.arange(3),
         },
     )
@@ -286,13 +294,15 @@ def test_keywords_are_batched_by_their_kind() -> None:
     assert torch.equal(both["text"], torch.cat([torch.zeros(3, 5), torch.ones(3, 5)])), "uncond keeps model_kwargs' own"
     assert torch.equal(both["mask"], torch.ones(6, 4)), "what model_kwargs give is batched for both"
     assert torch.equal(both["more"]["pooled"], torch.tensor([0.0] * 3 + [7.0] * 3)[:, None].expand(6, 2))
-    assert both["scale"] == 2.0 and both["marker"] is marker and torch.equal(both["table"], shared)
+    assert both["scale"] == 2.0 and both["marker"] is marker and both["table"] is shared
+    assert both["words"] == ["", "", "", *words] and both["level"] == 0.5
     first, (second, text) = both["residuals"]
     assert first.flatten().tolist() == [0, 0, 0, 1, 1, 1] and second.flatten().tolist() == [0, 0, 0, 2, 2, 2]
-    assert text == "a" and type(both["residuals"]) is list and both["array"].tolist() == [0, 1, 2]
+    assert text == "a" and type(both["residuals"]) is tuple and both["array"].tolist() == [0, 1, 2]
     assert both["more"]["size"] == (64, 64) and both["more"]["n"] == {"k": None}
     assert torch.equal(conditional["text"], torch.ones(3, 5)) and torch.equal(conditional["mask"], torch.ones(3, 4))
     assert torch.equal(conditional["more"]["pooled"], torch.full((3, 2), 7.0)) and conditional["marker"] is marker
+    assert conditional["words"] is words and conditional["table"] is shared
 
 
 def test_the_callers_keywords_are_left_alone() -> None:
@@ -315,17 +325,37 @@ C, U = COND["c"], UNCOND["c"]
             {"cond": {"c": {"k": C}}, "uncond": {"c": {"l": U}}}, ValueError, r"has c\.k, c\.l", id="nested-keywords"
         ),
         pytest.param({"cond": {"c": C[:, 0]}}, ValueError, "c must have one shape in cond and uncond", id="shapes"),
-        pytest.param({"cond": {"c": C[:2]}, "uncond": {"c": U[:2]}}, ValueError, "c differs between", id="wrong-batch"),
-        pytest.param({"cond": {"c": C[:2]}}, ValueError, "c differs between", id="one-wrong-batch"),
-        pytest.param({"cond": {"c": torch.tensor(1.0)}}, ValueError, "c differs between", id="0-d-and-batch"),
+        pytest.param({"cond": {"c": C[:2]}, "uncond": {"c": U[:2]}}, ValueError, r"c is a tensor.*Shared", id="batch"),
+        pytest.param({"cond": {"c": C[:2]}}, ValueError, r"c is a tensor.*: 3 in", id="one-wrong-batch"),
+        pytest.param({"cond": {"c": torch.tensor(1.0)}}, ValueError, r"c is a tensor.*\(\) and", id="0-d-and-batch"),
+        pytest.param(
+            {"cond": {"c": torch.tensor(1.0)}, "uncond": {"c": torch.tensor(2.0)}},
+            ValueError,
+            "c differs between",
+            id="0-d",
+        ),
+        pytest.param(
+            {"model_kwargs": {"k": torch.arange(7.0)}}, ValueError, r"k is a tensor.*Shared", id="of-no-sample"
+        ),
+        pytest.param({"model_kwargs": {"k": torch.ones(1, 3)}}, ValueError, r"k is a tensor.*Shared", id="batch-of-1"),
+        pytest.param(
+            {"cond": {"c": Shared(C)}, "uncond": {"c": Shared(U)}}, ValueError, "c differs between", id="two-shared"
+        ),
+        pytest.param({"cond": {"c": Shared(C)}}, ValueError, "c differs between", id="shared-in-one"),
         pytest.param({"cond": {"c": 2.0}, "uncond": {"c": 3.0}}, ValueError, "c differs between", id="numbers"),
         pytest.param({"cond": {"c": 2}, "uncond": {"c": 2.0}}, ValueError, "c differs between", id="types"),
         pytest.param({"cond": {"c": C}, "uncond": {"c": None}}, ValueError, "c differs between", id="none"),
         pytest.param(
             {"cond": {"c": {"k": "a"}}, "uncond": {"c": {"k": "b"}}}, ValueError, r"c\.k differs", id="nested"
         ),
-        pytest.param({"cond": {"c": [C, 1]}, "uncond": {"c": [U, 2]}}, ValueError, r"c\[1\] differs", id="in-a-list"),
-        pytest.param({"cond": {"c": [C]}, "uncond": {"c": [U, U]}}, ValueError, "c differs", id="lists-of-two-lengths"),
+        pytest.param({"cond": {"c": (C, 1)}, "uncond": {"c": (U, 2)}}, ValueError, r"c\[1\] differs", id="in-a-tuple"),
+        pytest.param(
+            {"cond": {"c": (C,)}, "uncond": {"c": (U, U)}}, ValueError, "c differs", id="tuples-of-two-lengths"
+        ),
+        pytest.param(
+            {"cond": {"c": [C]}, "uncond": {"c": [U, U]}}, ValueError, "c is a list.*tuple", id="list-lengths"
+        ),
+        pytest.param({"model_kwargs": {"k": [1, 2]}}, ValueError, "k is a list.*: 3 in cond", id="list-of-2"),
         pytest.param({"cond": {"c": np.ones(2)}, "uncond": {"c": np.zeros(2)}}, ValueError, "c differs", id="arrays"),
         pytest.param({"cond": {"c": {"k": C}}}, ValueError, "c differs between", id="mapping-and-tensor"),
         pytest.param({"cond": [C]}, TypeError, "cond must be a mapping", id="cond-list"),

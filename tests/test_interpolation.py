@@ -77,6 +77,10 @@ def test_the_dtype_stays(dtype: torch.dtype) -> None:
         pytest.param(torch.ones(1, 3), torch.ones(1, 3), torch.ones(2, 2), ValueError, "weight", id="weight-shape"),
         pytest.param(torch.ones(1, 3).int(), torch.ones(1, 3), 0.5, TypeError, "a must be a floating", id="dtype"),
         pytest.param(torch.ones(1, 3), [1.0], 0.5, TypeError, "b must be a floating", id="list"),
+        pytest.param(torch.ones(1, 3), torch.ones(1, 3).half(), 0.5, TypeError, "a and b must have one", id="dtypes"),
+        pytest.param(torch.ones(1, 3), torch.ones(1, 3, device="meta"), 0.5, ValueError, "one device", id="devices"),
+        pytest.param(torch.ones(1, 3), torch.ones(1, 3), "half", TypeError, "weight must be a number", id="text"),
+        pytest.param(torch.ones(1, 3), torch.ones(1, 3), None, TypeError, "weight must be a number", id="none"),
     ],
 )
 def test_slerp_refuses(a: Any, b: Any, weight: Any, error: type[Exception], message: str) -> None:
@@ -94,9 +98,22 @@ def test_interpolation_starts_and_ends_at_the_two_samples(backend: str) -> None:
     assert between.max() < 2 * between.min(), "the way is smooth"
 
 
-def test_samples_without_a_batch_axis() -> None:
-    a, b = ops.randn((3, 4, 5), seed=1), ops.randn((3, 4, 5), seed=2)
-    assert torch.equal(interpolate(toy_model, a, b, 3), interpolate(toy_model, a[None], b[None], 3))
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 4, 5), (5,), ()], ids=str)
+def test_what_lacks_its_batch_axis_is_refused(shape: tuple[int, ...]) -> None:
+    one, other = torch.zeros(1, *shape), torch.ones(shape)
+    for name, pair in (("a", (other, one)), ("b", (one, other))):
+        with pytest.raises(ValueError, match=rf"{name} must be one sample with its batch axis.*{name}\[None\]"):
+            interpolate(toy_model, *pair, 3)
+
+
+def test_a_single_channel_keeps_its_axis() -> None:
+    """Whatever the sizes, the first axis is the batch."""
+    a, b = ops.randn((1, 1, 4, 1), seed=1), ops.randn((1, 1, 4, 1), seed=2)
+    got = interpolate(toy_model, a, b, 3)
+    assert got.shape == (3, 1, 4, 1)
+    wide = [one.expand(1, 2, 4, 1) for one in (a, b)]
+    # The angle between repeated samples is the same, and the model works element by element.
+    assert (interpolate(toy_model, *wide, 3)[:, :1] - got).abs().max() <= 1e-5
 
 
 def test_any_sampler(backend: str) -> None:
@@ -109,7 +126,13 @@ def test_any_sampler(backend: str) -> None:
     assert between.max() < 3 * between.min(), "one noise for all keeps the way smooth"
 
 
-@pytest.mark.parametrize("n", [1, 0, -3, 2.0, "3"])
+@pytest.mark.parametrize("n", [np.int64(3), np.int32(3), np.uint8(3)], ids=lambda n: type(n).__name__)
+def test_numbers_of_numpy(n: Any) -> None:
+    a, b = ops.randn((1, 3), seed=1), ops.randn((1, 3), seed=2)
+    assert torch.equal(interpolate(toy_model, a, b, n), interpolate(toy_model, a, b, 3))
+
+
+@pytest.mark.parametrize("n", [1, 0, -3, 2.0, "3", True, np.int64(1), None])
 def test_how_many(n: Any) -> None:
     with pytest.raises(ValueError, match="n must be an int of at least 2"):
         interpolate(toy_model, torch.zeros(1, 3), torch.ones(1, 3), n)

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastsample
-from fastsample import DDIM, DPMSolver, Schedule, Table
-from fastsample.ops import pack_linear, posterior, randn, step
-from fastsample.ops.step_plan import StepPlan
+from fastsample import DPMSolver, Schedule, Table
+from fastsample.ops import step
 
 SHAPE = (2, 4, 4)
 TABLE = Table([9, 4], p=1.0, q=-0.5, a=0.5, b=0.25, c1=[0.0, 0.5], s=0.5)

@@ -103,12 +103,12 @@ def test_intervals_of_numpy_numbers_and_such_without_a_row() -> None:
         ddim(model, SHAPE, guidance_interval=(0.2, 0.8), **given)
 
 
-def test_keywords_in_lists_are_doubled_too(backend: str) -> None:
-    def residual(x: Tensor, t: Tensor, extra: list[Tensor]) -> Tensor:
+def test_keywords_in_tuples_are_doubled_too(backend: str) -> None:
+    def residual(x: Tensor, t: Tensor, extra: tuple[Tensor, Tensor]) -> Tensor:
         return extra[0] * extra[1]
 
-    extra = [torch.ones(SHAPE), torch.full(SHAPE, 0.5)]
-    cond, uncond = {"extra": extra}, {"extra": [0 * extra[0], extra[1]]}
+    extra = (torch.ones(SHAPE), torch.full(SHAPE, 0.5))
+    cond, uncond = {"extra": extra}, {"extra": (0 * extra[0], extra[1])}
     got = ddim(residual, SHAPE, guidance=2.0, cond=cond, uncond=uncond, steps=3, backend=backend)
     # 0 + 2 (1/2 - 0), exactly.
     assert torch.equal(got, ddim(lambda x, t: torch.ones_like(x), SHAPE, steps=3, backend=backend))

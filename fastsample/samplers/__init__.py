@@ -6,6 +6,7 @@ from fastsample.samplers.ddim import DDIM, ddim
 from fastsample.samplers.ddpm import DDPM, ddpm
 from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver, solver_timesteps
 from fastsample.samplers.euler import Euler, EulerAncestral, euler, euler_ancestral
+from fastsample.samplers.guidance import Shared
 from fastsample.samplers.heun import Heun, heun
 from fastsample.samplers.inversion import DDIMInverse, ddim_invert
 from fastsample.samplers.lcm import LCM, guidance_scale_embedding, lcm
@@ -30,6 +31,7 @@ __all__ = [
     "Options",
     "Request",
     "Sampler",
+    "Shared",
     "Step",
     "consistency",
     "ddim",

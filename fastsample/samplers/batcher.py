@@ -15,7 +15,7 @@ from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose
 from fastsample.ops.keys import sample_keys
 from fastsample.ops.noise import INITIAL, fill
-from fastsample.samplers.guidance import Guidance, guidance_of
+from fastsample.samplers.guidance import Guidance, Shared, guidance_of
 from fastsample.samplers.inputs import ModelInput
 from fastsample.samplers.limits import check_number
 from fastsample.samplers.sampler import Sampler
@@ -63,7 +63,8 @@ class Batcher:
         guidance: w of classifier-free guidance, the same for all requests; None or 1 calls the conditional half only.
         uncond: with guidance, the keywords of the unconditional half, as those of `submit`.
         guidance_rescale, model_dtype, backend: as in fastsample.Options.
-        model_kwargs: passed to every model call; under guidance tensors whose first axis is `batch` are doubled.
+        model_kwargs: passed to every model call; under guidance as in fastsample.Options, for samples by their place.
+        cast_kwargs: as in fastsample.Options, for `model_kwargs`, `uncond` and what requests bring.
 
     Raises:
         ValueError, TypeError: for arguments that cannot work.
@@ -89,6 +90,7 @@ class Batcher:
         uncond: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
         model_kwargs: Mapping[str, Any] | None = None,
+        cast_kwargs: bool = True,
         model_dtype: torch.dtype | None = None,
         backend: str | None = None,
     ) -> None:
@@ -106,9 +108,16 @@ class Batcher:
         self._predict = Predictor(model, model_dtype)
         device = self._predict.device or torch.device("cpu")
         self._guide = functools.partial(
-            guidance_of, guidance=guidance, rescale=guidance_rescale, interval=None, model_kwargs=model_kwargs
+            guidance_of,
+            guidance=guidance,
+            rescale=guidance_rescale,
+            interval=None,
+            model_kwargs=model_kwargs,
+            dtype=self._predict.known_dtype if cast_kwargs else None,
         )
-        self._guide(torch.empty(batch, device=device), cond=uncond, uncond=uncond)  # refuses what cannot work
+        # Refuses what cannot work; these keywords are those of one sample.
+        of_one = {name: Shared(value) for name, value in uncond.items()} if isinstance(uncond, Mapping) else uncond
+        self._guide(torch.empty(batch, dtype=torch.float32, device=device), cond=of_one, uncond=of_one)
         self._table, self._uncond = _with_idle_row(sampler.table), dict(uncond or {})
         self._device, self._backend = device, choose(backend, device, native=True)
         self._waiting: deque[Request] = deque()
@@ -216,7 +225,7 @@ class _Places:
         with torch.inference_mode(False):
             whole = torch.Size((batch, *shape))
             guidance = guide(torch.empty(batch, device=device), cond=batched(cond), uncond=batched(uncond))
-            guided = guidance.weights is not None
+            guided = predict.guided = guidance.weights is not None
             self._keywords = guidance.both if guided else guidance.conditional
             self.cond = {name: self._keywords[name][-batch:] for name in cond}
             model_input = ModelInput(whole, torch.float32, device, predict.dtype, scaled=table.scaled, guided=guided)

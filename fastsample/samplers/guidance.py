@@ -13,6 +13,32 @@ from torch import Tensor
 from fastsample.ops.checks import guidance_weights
 
 
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A value among the model's keywords that all samples share: the model is given the value itself.
+
+    Under guidance one model call serves both halves of a batch, so tensors and lists among its keywords are taken to
+    have an entry per sample, and are doubled. What is wrapped in this is not.
+
+    Attributes:
+        value: anything; floating-point tensors in it are cast like all keywords (see fastsample.Options).
+
+    Example:
+        >>> import fastsample
+        >>> def model(x, t, c, table):
+        ...     assert len(c) == len(x) and table.shape == (7,)
+        ...     return 0.1 * x
+        >>> table = fastsample.Shared(torch.arange(7.0))
+        >>> cond, uncond = {"c": torch.ones(2, 1)}, {"c": torch.zeros(2, 1)}
+        >>> fastsample.ddim(
+        ...     model, (2, 3), steps=2, guidance=2.0, cond=cond, uncond=uncond, model_kwargs={"table": table}
+        ... ).shape
+        torch.Size([2, 3])
+    """
+
+    value: Any
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Which rows are guided, how strongly, and the keywords of their model calls.
@@ -23,6 +49,7 @@ class Guidance:
         interval: the times, inclusive, between which rows are guided; None for all.
         conditional: the model's keywords where only the conditional half is evaluated.
         both: those of a batch [unconditional, conditional].
+        dtype: what floating-point tensors among these keywords were cast to; None where they were left as they are.
     """
 
     weights: Tensor | None
@@ -30,6 +57,7 @@ class Guidance:
     interval: tuple[float, float] | None
     conditional: Mapping[str, Any]
     both: Mapping[str, Any]
+    dtype: torch.dtype | None = None
 
     def at(self, t: float) -> bool:
         """Whether a row whose model time is t is guided."""
@@ -49,6 +77,7 @@ def guidance_of(
     model_kwargs: Mapping[str, Any] | None,
     cond: Mapping[str, Any] | None,
     uncond: Mapping[str, Any] | None,
+    dtype: torch.dtype | None = None,
 ) -> Guidance:
     """The guidance that these arguments of a run ask for.
 
@@ -64,20 +93,21 @@ def guidance_of(
     if not 0 <= rescale <= 1:
         raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
     common = dict(model_kwargs or {})
-    conditional = {**common, **(cond or {})}
+    given = {**common, **(cond or {})}
+    conditional = _mapped(given, dtype)
     if guidance is None:
         idle = {"uncond": uncond or None, "guidance_interval": interval, "guidance_rescale": rescale or None}
         if useless := [name for name, value in idle.items() if value is not None]:
             raise ValueError(f"{' and '.join(useless)} without guidance=, the weight")
-        return Guidance(None, 0.0, None, conditional, {})
+        return Guidance(None, 0.0, None, conditional, {}, dtype)
     interval = None if interval is None else _checked_interval(interval)
     weights = guidance_weights(guidance, state)
     if _is_one(guidance, weights):
-        return Guidance(None, rescale, interval, conditional, {})
+        return Guidance(None, rescale, interval, conditional, {}, dtype)
     if uncond is None:
         raise ValueError("guidance needs uncond=: the model's keywords for the unconditional half")
-    both = _batched({**common, **uncond}, conditional, len(state), "")
-    return Guidance(weights, rescale, interval, conditional, both)
+    both = _batched({**common, **uncond}, given, len(state), "")
+    return Guidance(weights, rescale, interval, conditional, _mapped(both, dtype), dtype)
 
 
 def _is_one(guidance: float | Sequence[float] | Tensor, weights: Tensor) -> bool:
@@ -108,25 +138,80 @@ def _batched(uncond: Mapping[str, Any], cond: Mapping[str, Any], batch: int, pat
 
 
 def _joined(uncond: Any, cond: Any, batch: int, name: str) -> Any:
+    """What serves both halves, by the types of the values alone."""
     if isinstance(cond, Mapping) and isinstance(uncond, Mapping):
         return _batched(uncond, cond, batch, f"{name}.")
-    if isinstance(cond, list | tuple) and isinstance(uncond, list | tuple) and len(cond) == len(uncond):
+    if isinstance(cond, list) and isinstance(uncond, list):
+        if not len(cond) == len(uncond) == batch:
+            raise ValueError(
+                f"{name} is a list, so one entry per sample: {batch} in cond and in uncond, got {len(cond)} and "
+                f"{len(uncond)}. A tuple is gone through entry by entry instead, fastsample.Shared(...) goes to both "
+                "halves as it is"
+            )
+        return [*uncond, *cond]
+    if isinstance(cond, tuple) and isinstance(uncond, tuple) and len(cond) == len(uncond):
         joined = (_joined(u, c, batch, f"{name}[{i}]") for i, (u, c) in enumerate(zip(uncond, cond, strict=True)))
         return type(cond)(*joined) if hasattr(cond, "_fields") else type(cond)(joined)
-    if isinstance(cond, Tensor) and isinstance(uncond, Tensor):
-        if cond.ndim and uncond.ndim and len(cond) == len(uncond) == batch:
-            if cond.shape[1:] != uncond.shape[1:]:
-                raise ValueError(
-                    f"{name} must have one shape in cond and uncond (pad the shorter), got {tuple(cond.shape)} and "
-                    f"{tuple(uncond.shape)}"
-                )
-            return torch.cat([uncond, cond])
-        same = torch.equal(cond, uncond) if cond.shape == uncond.shape else False
-    else:
-        same = cond is uncond or (type(cond) is type(uncond) and bool(np.all(cond == uncond)))
-    if not same:
+    if isinstance(cond, Tensor) and isinstance(uncond, Tensor) and (cond.ndim or uncond.ndim):
+        return _joined_tensors(uncond, cond, batch, name)
+    if not _same(uncond, cond):
         raise ValueError(
-            f"{name} differs between cond and uncond and is no tensor whose first axis is the batch of {batch} (expand "
-            "it to that): one model call cannot serve both"
+            f"{name} differs between cond and uncond and is neither a tensor nor a list with an entry per sample: one "
+            "model call cannot serve both"
         )
     return cond
+
+
+def _joined_tensors(uncond: Tensor, cond: Tensor, batch: int, name: str) -> Tensor:
+    if not (cond.ndim and uncond.ndim and len(cond) == len(uncond) == batch):
+        raise ValueError(
+            f"{name} is a tensor, so its first axis counts the samples: {batch} in cond and in uncond, got shapes "
+            f"{tuple(cond.shape)} and {tuple(uncond.shape)}. Expand it to that, or wrap what all samples share: "
+            "fastsample.Shared(tensor)"
+        )
+    if cond.shape[1:] != uncond.shape[1:]:
+        raise ValueError(
+            f"{name} must have one shape in cond and uncond (pad the shorter), got {tuple(cond.shape)} and "
+            f"{tuple(uncond.shape)}"
+        )
+    return torch.cat([uncond, cond])
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, Shared) and isinstance(other, Shared):
+        return _same(one.value, other.value)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return one.shape == other.shape and one.device == other.device and torch.equal(one, other)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    try:
+        return bool(np.all(one == other))
+    except (RuntimeError, ValueError, TypeError):  # of objects that hold tensors
+        return False
+
+
+def _as_given(value: Any, dtype: torch.dtype | None) -> Any:
+    """What the model is given for a keyword: out of its Shared, floating-point tensors in this dtype if it is one."""
+    if isinstance(value, Shared):
+        return _as_given(value.value, dtype)
+    if isinstance(value, Tensor):
+        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return _mapped(value, dtype)
+    if type(value) is list or isinstance(value, tuple):
+        entries = [_as_given(one, dtype) for one in value]
+        if all(entry is one for entry, one in zip(entries, value, strict=True)):
+            return value
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+    return value
+
+
+def _mapped(keywords: Mapping[str, Any], dtype: torch.dtype | None) -> Mapping[str, Any]:
+    entries = {name: _as_given(value, dtype) for name, value in keywords.items()}
+    return keywords if all(entries[name] is value for name, value in keywords.items()) else entries

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import sys
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from fastsample.caller import warn
 from fastsample.samplers.run import Options
 from fastsample.tables import Table
 
@@ -47,16 +46,5 @@ def warn_of_amplified_errors(table: Table) -> bool:
         factor, remedy = 20 * grows[worst], "give clip= (1.0 for images in [-1, 1]), or leave that timestep out"
     else:
         factor, remedy = 5 * grows[worst], "leave that timestep out, or for heun take timesteps='karras'"
-    warnings.warn(
-        f"the row at t = {table.times[worst]} multiplies the model's error by {factor:.0f}: {remedy}",
-        stacklevel=_outside(),
-    )
+    warn(f"the row at t = {table.times[worst]} multiplies the model's error by {factor:.0f}: {remedy}")
     return True
-
-
-def _outside() -> int:
-    """The stacklevel, seen from the caller of this, of the first frame that is not the package's own."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fastsample"):
-        frame, level = frame.f_back, level + 1
-    return level

@@ -16,8 +16,8 @@ class Inpainting:
     """x becomes mask*x + (1 - mask)*(alpha*known + sigma*z) after every row, at the level that the row leads to.
 
     Raises:
-        TypeError, ValueError: where only one of mask and known is given, for values that are no tensors or do not
-            broadcast to the state, for a mask outside [0, 1] and for a table without noise levels.
+        TypeError, ValueError: where only one of mask and known is given, for values that are no tensors or whose axes
+            do not fit the state's, for a mask outside [0, 1] and for a table without noise levels.
     """
 
     def __init__(
@@ -34,12 +34,7 @@ class Inpainting:
             values = given.to(state.device, state.dtype, copy=name == "mask")
             if name == "mask":
                 self._given_mask = values
-            try:
-                expanded[name] = values.expand(state.shape)
-            except RuntimeError:
-                raise ValueError(
-                    f"{name} must broadcast to x's shape {tuple(state.shape)}, got {tuple(values.shape)}"
-                ) from None
+            expanded[name] = _expanded(name, values, state.shape)
         self._mask = expanded["mask"]
         if not ((self._mask >= 0) & (self._mask <= 1)).all():
             raise ValueError("mask must lie in [0, 1]: 1 where x is to be filled in, 0 where it is known")
@@ -67,3 +62,34 @@ class Inpainting:
         if sigma > 0:
             fill(self._noise, self._keys, k, KNOWN, self._backend)
             state.addcmul_(self._rest, self._noise.to(state.dtype), value=sigma)
+
+
+def _expanded(name: str, values: Tensor, shape: torch.Size) -> Tensor:
+    """The values for every element of x. How many axes they have says which ones: sizes could fit two ways."""
+    lacks_one = 0 < values.ndim == len(shape) - 1
+    per_sample = lacks_one and name == "mask" and len(shape) > 2
+    try:
+        if per_sample:
+            return values.unsqueeze(1).expand(shape)
+        if not lacks_one:
+            return values.expand(shape)
+    except RuntimeError:
+        pass
+    raise ValueError(_misfit(name, lacks_one, per_sample, values.shape, shape))
+
+
+def _misfit(name: str, lacks_one: bool, per_sample: bool, got: torch.Size, shape: torch.Size) -> str:
+    batch, *rest = shape
+    wanted = f"{name} must broadcast to x's shape {tuple(shape)}, with as many axes"
+    if per_sample:
+        return (
+            f"{wanted}, or without that of channels to {(batch, *rest[1:])}, got {tuple(got)}; for one value per channel "
+            f"give {(1, *rest)}"
+        )
+    if lacks_one and len(shape) > 2:
+        return (
+            f"{wanted}, got {tuple(got)}, which may lack the batch (then give {name}[None]) or the channels (then give "
+            f"{name}[:, None])"
+        )
+    spatial = f", or without batch and channels to {tuple(rest[1:])}" if len(shape) > 2 else ""
+    return f"{wanted}{spatial}, got {tuple(got)}"

@@ -95,7 +95,9 @@ def guidance_scale_embedding(w: float | Sequence[float] | Tensor, dim: int) -> T
     if dim < 4 or dim % 2:
         raise ValueError(f"dim must be even and at least 4, got {dim}")
     # In float32, as the models were trained: at these angles float64 would differ in the fourth digit.
-    frequency = torch.exp(torch.arange(dim // 2) * -(math.log(10000.0) / (dim // 2 - 1)))
+    frequency = torch.exp(
+        torch.arange(dim // 2, dtype=torch.float32, device="cpu") * -(math.log(10000.0) / (dim // 2 - 1))
+    )
     angle = (scale.reshape(-1, 1) - 1) * 1000 * frequency
     return torch.cat((angle.sin(), angle.cos()), dim=1)
 

@@ -56,6 +56,7 @@ class Loop:
         noise: Noise | None = None,
         model_dtype: torch.dtype | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        cast_kwargs: bool = True,
         guidance: float | Sequence[float] | Tensor | None = None,
         cond: Mapping[str, Any] | None = None,
         uncond: Mapping[str, Any] | None = None,
@@ -88,6 +89,7 @@ class Loop:
         self._noised_to = None if strength is None else noise_level(table, start)
         self._correct_x0, self._observed = sampler.correct_x0, observed
         self._asked = guidance, guidance_rescale, guidance_interval
+        self._keywords_dtype = self._predict.known_dtype if cast_kwargs else None
         draws_in_rows = noise is None and any(table.stochastic[start:])
         inpaints = mask is not None or known is not None
         self._draws = draws_in_rows or inpaints or given is None or strength is not None
@@ -95,6 +97,7 @@ class Loop:
         self._shape, self._where, self._dtype = shape, where, torch.float64 if double else torch.float32
         with ordinary_tensors():
             self.guidance = self._guided(model_kwargs, cond, uncond)
+            self._predict.guided = self.guidance.weights is not None
             self.schedule = scheduled_rows(table, self.guidance, start)
             self._memory = memory = self._find_memory(noise is None, isinstance(guidance, int | float), borrows)
             self.state, self.keys = memory.state, memory.keys
@@ -107,7 +110,7 @@ class Loop:
         self, model_kwargs: Mapping[str, Any] | None, cond: Mapping[str, Any] | None, uncond: Mapping[str, Any] | None
     ) -> Guidance:
         like = torch.empty(self._shape[0], dtype=self._dtype, device=self._where)
-        return guidance_of(like, *self._asked, model_kwargs, cond, uncond)
+        return guidance_of(like, *self._asked, model_kwargs, cond, uncond, self._keywords_dtype)
 
     def _find_memory(self, draws: bool, one_weight: bool, borrows: bool) -> Workspace:
         guidance = self.guidance

@@ -82,6 +82,7 @@ class Options(TypedDict, total=False):
     noise: Noise | None
     model_dtype: torch.dtype | None
     model_kwargs: Mapping[str, Any] | None
+    cast_kwargs: bool
     guidance: float | Sequence[float] | Tensor | None
     cond: Mapping[str, Any] | None
     uncond: Mapping[str, Any] | None

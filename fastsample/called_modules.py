@@ -1,0 +1,132 @@
+"""Which torch modules a model calls: those behind wrappers, partial applications, methods, closures and lambdas."""
+
+from __future__ import annotations
+
+import dis
+import functools
+from collections.abc import Iterator
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from torch import nn
+
+_DEPTH = 3  # functions that call functions, and attributes of attributes
+
+
+def called_modules(model: Any) -> tuple[nn.Module, ...]:
+    """The outermost torch modules that a callable is seen to call, without the wrappers that hide their attributes.
+
+    A function is seen to call what its closure, its defaults and the globals it names hold, and what these hold under
+    an attribute that it names, as in `lambda x, t: pipe.unet(x, t).sample`. Nothing is run and no property is read.
+    """
+    found: dict[int, nn.Module] = {}
+    _gather(model, found, _DEPTH)
+    return tuple(found.values())
+
+
+def attribute(model: Any, name: str, kind: type) -> Any:
+    """The attribute of a model, else the one of this kind that all modules it calls agree on, None where there is none.
+
+    A module without it may hold a single one, of which it is then asked.
+    """
+    own = getattr(model, name, None)
+    if own is not None:
+        return own
+    parts = (part for module in called_modules(model) for part in only_children(module))
+    held = [value for part in parts if isinstance(value := getattr(part, name, None), kind)]
+    return held[0] if held and all(value is held[0] for value in held) else None
+
+
+def unwrapped_module(module: nn.Module) -> nn.Module:
+    """The module that torch.compile, DataParallel and DistributedDataParallel wrap."""
+    while True:
+        compiled = module._modules.get("_orig_mod")
+        # Of DataParallel, DistributedDataParallel and FSDP it is the only child; models of one child have other names.
+        inner = compiled if compiled is not None else module._modules.get("module")
+        if inner is None or len(module._modules) != 1 or module._parameters:
+            return module
+        module = inner
+
+
+def only_children(module: nn.Module) -> Iterator[nn.Module]:
+    """The module, and the one it holds where that is all that it holds, and so on."""
+    yield module
+    while len(module._modules) == 1 and not module._parameters:
+        (child,) = module._modules.values()
+        if child is None:
+            return
+        module = child
+        yield module
+
+
+def _gather(value: Any, found: dict[int, nn.Module], depth: int) -> None:
+    if isinstance(value, nn.Module):
+        inner = unwrapped_module(value)
+        found[id(inner)] = inner
+    elif depth <= 0:
+        return
+    elif isinstance(value, FunctionType):
+        _gather_from_function(value, None, found, depth)
+    elif isinstance(value, MethodType):
+        if isinstance(value.__self__, nn.Module):
+            _gather(value.__self__, found, depth)
+        elif isinstance(value.__func__, FunctionType):
+            _gather_from_function(value.__func__, value.__self__, found, depth)
+    elif isinstance(value, functools.partial):
+        for part in (value.func, *value.args, *value.keywords.values()):
+            _gather(part, found, depth - 1)
+    elif callable(value) and isinstance(call := type(value).__call__, FunctionType):
+        _gather_from_function(call, value, found, depth)
+
+
+def _gather_from_function(function: FunctionType, owner: Any, found: dict[int, nn.Module], depth: int) -> None:
+    """What a function is seen to call, where it is a method with what its owner holds."""
+    global_names, attribute_names = _names(function.__code__)
+    held = [owner, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # not bound yet
+            continue
+    for name in global_names:
+        value = function.__globals__.get(name)
+        # Functions of other files belong to libraries.
+        if not isinstance(value, FunctionType) or value.__globals__ is function.__globals__:
+            held.append(value)
+    for value in held:
+        _gather_from_holder(value, attribute_names, found, depth - 1, is_owner=value is owner)
+
+
+def _gather_from_holder(
+    value: Any, names: frozenset[str], found: dict[int, nn.Module], depth: int, is_owner: bool = False
+) -> None:
+    if value is None or isinstance(value, type):
+        return
+    if not is_owner:
+        _gather(value, found, depth)
+    attributes = getattr(value, "__dict__", None)
+    if depth < 0 or isinstance(value, nn.Module | FunctionType) or not isinstance(attributes, dict):
+        return
+    for name in names & attributes.keys():
+        inner = attributes[name]
+        if isinstance(inner, nn.Module):
+            _gather(inner, found, depth)
+        elif not isinstance(value, ModuleType):
+            _gather_from_holder(inner, names, found, depth - 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _names(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """The globals and the attributes that a function, or one written inside it, names."""
+    global_names, attribute_names = set(), set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            global_names.add(instruction.argval)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            attribute_names.add(instruction.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            inner = _names(constant)
+            global_names |= inner[0]
+            attribute_names |= inner[1]
+    return frozenset(global_names), frozenset(attribute_names)
