@@ -59,6 +59,8 @@ LEVELS = _cpu.available_isas() if _cpu is not None else []
 @pytest.fixture(autouse=True)
 def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh tensors start as NaN, so that an output that is not written does not pass by luck."""
+    # torch looks up once what follows its default device: not what stands here instead.
+    torch.utils._device._device_constructors()
     empty, empty_like = torch.empty, torch.empty_like
 
     def poison(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from whole_runs import COND, RUNS, SHAPE, X, Run
+from whole_runs import COND, RUNS, SHAPE, Run, X
 
 import fastsample
 from fastsample import DDIM, DDPM, Batcher, Schedule, lora, ops, zoo
