@@ -179,6 +179,12 @@ def test_a_library_that_guesses_a_dtype_is_not_asked() -> None:
     assert dtype_of(Mixin()) == BF16
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.complex64, "float16"], ids=str)
+def test_a_dtype_that_nothing_computes_in_cannot_be_asked_for(dtype: Any) -> None:
+    with pytest.raises(TypeError, match=r"model_dtype must be a floating-point torch\.dtype"):
+        ddim(Net(), X, steps=1, model_dtype=dtype, schedule=Schedule.linear())
+
+
 # What hides the model
 
 NET = Net()
