@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _DEPTH = 3  # functions that call functions, and attributes of attributes
+_PLAIN = (type(None), Tensor, int, float, str, type)
 
 
 def called_modules(model: Any) -> tuple[nn.Module, ...]:
@@ -82,37 +83,43 @@ def _gather(value: Any, found: dict[int, nn.Module], depth: int) -> None:
 def _gather_from_function(function: FunctionType, owner: Any, found: dict[int, nn.Module], depth: int) -> None:
     """What a function is seen to call, where it is a method with what its owner holds."""
     global_names, attribute_names = _names(function.__code__)
-    held = [owner, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    held = []
     for cell in function.__closure__ or ():
         try:
             held.append(cell.cell_contents)
         except ValueError:  # not bound yet
             continue
+    if function.__defaults__ is not None:
+        held += function.__defaults__
+    if function.__kwdefaults__ is not None:
+        held += function.__kwdefaults__.values()
     for name in global_names:
         value = function.__globals__.get(name)
         # Functions of other files belong to libraries.
         if not isinstance(value, FunctionType) or value.__globals__ is function.__globals__:
             held.append(value)
     for value in held:
-        _gather_from_holder(value, attribute_names, found, depth - 1, is_owner=value is owner)
+        if not isinstance(value, _PLAIN):
+            _gather(value, found, depth - 1)
+            _gather_attributes(value, attribute_names, found, depth - 1)
+    if owner is not None:
+        _gather_attributes(owner, attribute_names, found, depth - 1)
+        for name in attribute_names & vars(type(owner)).keys() if depth > 1 else ():
+            if isinstance(method := vars(type(owner))[name], FunctionType):
+                _gather_from_function(method, owner, found, depth - 1)
 
 
-def _gather_from_holder(
-    value: Any, names: frozenset[str], found: dict[int, nn.Module], depth: int, is_owner: bool = False
-) -> None:
-    if value is None or isinstance(value, type):
-        return
-    if not is_owner:
-        _gather(value, found, depth)
+def _gather_attributes(value: Any, names: frozenset[str], found: dict[int, nn.Module], depth: int) -> None:
+    """What a function that names these attributes is seen to call of an object's own."""
     attributes = getattr(value, "__dict__", None)
-    if depth < 0 or isinstance(value, nn.Module | FunctionType) or not isinstance(attributes, dict):
+    if depth < 0 or isinstance(value, nn.Module | FunctionType) or type(attributes) is not dict:
         return
     for name in names & attributes.keys():
         inner = attributes[name]
-        if isinstance(inner, nn.Module):
-            _gather(inner, found, depth)
-        elif not isinstance(value, ModuleType):
-            _gather_from_holder(inner, names, found, depth - 1)
+        if isinstance(inner, _PLAIN) or (isinstance(value, ModuleType) and not isinstance(inner, nn.Module)):
+            continue
+        _gather(inner, found, depth)
+        _gather_attributes(inner, names, found, depth - 1)
 
 
 @functools.lru_cache(maxsize=256)

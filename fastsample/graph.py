@@ -183,8 +183,16 @@ class Graph:
             yield from _pairs(known[name], inputs[name], name)
         now = {**known, **inputs}
         if {*inputs} - {"mask", "known"}:
-            arguments = (now.get(name) for name in ("guidance_interval", *_KEYWORDS))
-            found = guidance_of(loop.state, now.get("guidance"), loop.guidance.rescale, *arguments, loop.guidance.dtype)
+            found = guidance_of(
+                loop.state,
+                now.get("guidance"),
+                loop.guidance.rescale,
+                now.get("guidance_interval"),
+                now.get("model_kwargs"),
+                now.get("cond"),
+                now.get("uncond"),
+                loop.guidance.dtype,
+            )
             if (found.weights is None) != (loop.guidance.weights is None):
                 raise ValueError(
                     "guidance other than 1 needs both halves of the model's batch, 1 only one, and which they are is "

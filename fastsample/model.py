@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from fastsample.called_modules import attribute, called_modules
 from fastsample.caller import warn
-from fastsample.placement import parts_of, placement, stated_dtype
+from fastsample.placement import COMPUTED_IN, parts_of, placement, stated_dtype
 from fastsample.schedule import Schedule
 
 Model = Callable[..., Any]
 
 _MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)  # behave otherwise in training
+_NAMES = ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTED_IN)
 # By id: models may define equality. What is gone leaves the dict, so that a new model of the same id is new.
 _warned_of_training: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
 
@@ -40,8 +41,10 @@ class Predictor:
     def __init__(self, model: Model, dtype: torch.dtype | None = None) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable as model(x, t, **model_kwargs), got {type(model).__name__}")
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"model_dtype must be a floating-point torch.dtype, got {dtype!r}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in COMPUTED_IN):
+            raise TypeError(
+                f"model_dtype must be a floating-point torch.dtype that torch computes in ({_NAMES}), got {dtype!r}"
+            )
         modules = called_modules(model)
         wanted, self.device = placement(modules) if modules else (None, None)
         self.known_dtype = dtype or _stated_outside(model) or wanted

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastsample.called_modules import only_children
 
-_COMPUTED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COMPUTED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _OF_TIME = re.compile(r"time|temb|t_emb", re.IGNORECASE)
 # Of torch's layers, its recurrent ones, and those under weight normalisation and other parametrisations; not the scales
@@ -52,7 +52,7 @@ def stated_dtype(model: Any) -> torch.dtype | None:
         dtype = model.dtype
     except (StopIteration, AttributeError, RuntimeError):  # of a property that looks for a parameter
         return None
-    return dtype if isinstance(dtype, torch.dtype) and dtype in _COMPUTED_IN else None
+    return dtype if isinstance(dtype, torch.dtype) and dtype in COMPUTED_IN else None
 
 
 def parts_of(root: nn.Module) -> list[nn.Module]:
@@ -72,7 +72,7 @@ def parts_of(root: nn.Module) -> list[nn.Module]:
 def _dtype_of(module: nn.Module, parts: list[nn.Module], hooked: list[nn.Module]) -> torch.dtype | None:
     for one in hooked:
         cast = _diffusers_hook(one, "layerwise_casting")
-        if cast is not None and cast.compute_dtype in _COMPUTED_IN:
+        if cast is not None and cast.compute_dtype in COMPUTED_IN:
             return cast.compute_dtype
     weights = [(one, weight) for one in parts if one._parameters and (weight := _weight(one)) is not None]
     for one in only_children(module):
@@ -83,7 +83,7 @@ def _dtype_of(module: nn.Module, parts: list[nn.Module], hooked: list[nn.Module]
         return _dtype_of_layers(module, weights)
     for kind in ("_parameters", "_buffers"):
         tensors = [value for one in parts for value in getattr(one, kind).values() if value is not None]
-        if (most := _most(value for value in tensors if value.dtype in _COMPUTED_IN)) is not None:
+        if (most := _most(value for value in tensors if value.dtype in COMPUTED_IN)) is not None:
             return most
     return None
 
@@ -119,7 +119,7 @@ def _weight(module: nn.Module) -> Tensor | None:
     if isinstance(module, _EMBEDDINGS):
         return None
     for name, value in module._parameters.items():
-        if value is not None and value.ndim > 1 and value.dtype in _COMPUTED_IN and _WEIGHT.fullmatch(name):
+        if value is not None and value.ndim > 1 and value.dtype in COMPUTED_IN and _WEIGHT.fullmatch(name):
             return value
     return None
 

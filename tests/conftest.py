@@ -14,6 +14,7 @@ import pytest
 import torch
 from peers import lock, outside
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -59,6 +60,8 @@ LEVELS = _cpu.available_isas() if _cpu is not None else []
 @pytest.fixture(autouse=True)
 def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh tensors start as NaN, so that an output that is not written does not pass by luck."""
+    # torch looks up once what follows its default device: not what stands here instead.
+    _device_constructors()
     empty, empty_like = torch.empty, torch.empty_like
 
     def poison(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pretend_device import Device, pretended
 from torch import Tensor
 from whole_runs import COND, GUIDED, PAINTED, RUNS, SCHEDULE, SHAPE, UNCOND, X, model, moved
 
-from fastsample import DDIM, LCM, DDIMInverse, DPMSolver, Graph, graph
+from fastsample import DDIM, LCM, DDIMInverse, DPMSolver, Graph, Shared, graph
 from fastsample.samplers import loop
 
 OTHER = X.flip(0).mul(0.7).contiguous()
@@ -150,6 +150,37 @@ def test_model_kwargs_are_replaced(device: Device) -> None:
     captured = graph(NOISY, model, SHAPE, device="cuda", model_kwargs={"c": COND.to("cuda")})
     captured.update(model_kwargs={"c": (COND * 2).to("cuda")})
     assert torch.equal(host(captured()), NOISY(model, SHAPE, model_kwargs={"c": COND * 2}))
+
+
+def test_shared_values_are_replaced(device: Device) -> None:
+    def looked_up(x: Tensor, t: Tensor, c: Tensor, table: Tensor) -> Tensor:
+        assert table.shape == (3,)
+        return model(x, t, c) + 0.1 * table[1] * x
+
+    def keywords(a: Tensor, table: Tensor) -> dict[str, Any]:
+        return {"c": a.to("cuda"), "table": Shared(table.to("cuda"))}
+
+    def on_cpu(a: Tensor, table: Tensor) -> dict[str, Any]:
+        return {"c": a, "table": Shared(table)}
+
+    first, second = torch.arange(3.0), torch.arange(3.0) * -2
+    options: dict[str, Any] = {"guidance": 2.0}
+    captured = graph(
+        NOISY, looked_up, SHAPE, device="cuda", cond=keywords(COND, first), uncond=keywords(UNCOND, first), **options
+    )
+    want = NOISY(looked_up, SHAPE, seed=1, cond=on_cpu(COND, first), uncond=on_cpu(UNCOND, first), **options)
+    assert torch.equal(host(captured(seed=1)), want)
+    captured.update(cond=keywords(COND, second), uncond=keywords(UNCOND, second))
+    want = NOISY(looked_up, SHAPE, seed=1, cond=on_cpu(COND, second), uncond=on_cpu(UNCOND, second), **options)
+    assert torch.equal(host(captured(seed=1)), want)
+
+
+def test_keywords_of_another_dtype_are_replaced(device: Device) -> None:
+    options: dict[str, Any] = {"device": "cuda", "model_dtype": torch.float16}
+    captured = graph(NOISY, model, SHAPE, model_kwargs={"c": COND.to("cuda")}, **options)
+    captured.update(model_kwargs={"c": (COND * 2).to("cuda")})
+    want = NOISY(model, SHAPE, seed=3, model_kwargs={"c": COND * 2}, model_dtype=torch.float16)
+    assert torch.equal(host(captured(seed=3)), want)
 
 
 def test_what_is_known_is_replaced(device: Device) -> None:

@@ -125,6 +125,62 @@ def test_both_broadcast_and_are_converted(backend: str, mask: Tensor, known: Ten
     assert torch.equal(mask, kept[0]) and torch.equal(known, kept[1])
 
 
+SQUARE = (4, 4, 4, 4)  # every size fits every axis
+
+
+@pytest.mark.parametrize(
+    ("mask", "as_whole"),
+    [
+        pytest.param((4, 4, 4), (4, 1, 4, 4), id="without-channels"),
+        pytest.param((1, 4, 4), (1, 1, 4, 4), id="without-channels-for-all"),
+        pytest.param((4, 4), (1, 1, 4, 4), id="space-alone"),
+        pytest.param((4,), (1, 1, 1, 4), id="last-axis-alone"),
+        pytest.param((), (1, 1, 1, 1), id="one-value"),
+        pytest.param((1, 4, 1, 1), (1, 4, 1, 1), id="channels"),
+        pytest.param((4, 1, 1, 1), (4, 1, 1, 1), id="samples"),
+    ],
+)
+def test_how_many_axes_a_mask_has_says_which_they_are(
+    backend: str, mask: tuple[int, ...], as_whole: tuple[int, ...]
+) -> None:
+    values = torch.linspace(0.1, 0.9, math.prod(mask)).reshape(mask)
+    known = 0.5 * ops.randn(SQUARE, seed=78)
+    common: dict[str, Any] = dict(known=known, steps=2, seed=3, backend=backend)
+    whole = values.reshape(as_whole).expand(SQUARE).contiguous()
+    assert torch.equal(ddim(model, SQUARE, mask=values, **common), ddim(model, SQUARE, mask=whole, **common))
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 7), (2, 3, 4, 5, 6)], ids=len)
+def test_states_with_other_axes(shape: tuple[int, ...]) -> None:
+    known, common = ops.randn(shape, seed=1), {"steps": 2, "seed": 3}
+    values = torch.linspace(0, 1, math.prod(shape) // shape[1]).reshape(shape[0], *shape[2:])
+    got = ddim(model, shape, mask=values, known=known, **common)  # type: ignore[arg-type]
+    assert torch.equal(got, ddim(model, shape, mask=values[:, None], known=known, **common))  # type: ignore[arg-type]
+    got = ddim(model, shape, mask=values[0], known=known, **common)  # type: ignore[arg-type]
+    assert torch.equal(got, ddim(model, shape, mask=values[:1, None], known=known, **common))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask", "known", "message"),
+    [
+        pytest.param(
+            (2, 4, 5, 5), (4, 5, 5), None, r"to \(2, 5, 5\), got \(4, 5, 5\).*give \(1, 4, 5, 5\)", id="channels"
+        ),
+        pytest.param(SQUARE, None, (4, 4, 4), r"known\[None\].*known\[:, None\]", id="known-either-way"),
+        pytest.param((4, 4), (4,), None, "mask must broadcast to x's shape", id="vectors"),
+        pytest.param((4, 4), None, (4,), "known must broadcast to x's shape", id="known-of-vectors"),
+        pytest.param((2, 4, 5, 5), (1, 2, 4, 5, 5), None, "mask must broadcast to x's shape", id="too-many"),
+        pytest.param((2, 4, 5, 6), (6, 5), None, r"channels to \(5, 6\), got \(6, 5\)", id="space"),
+    ],
+)
+def test_what_could_be_read_two_ways_is_refused(shape: Any, mask: Any, known: Any, message: str) -> None:
+    def never(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("called")
+
+    with pytest.raises(ValueError, match=message):
+        ddim(never, shape, steps=2, mask=torch.ones(mask or shape), known=torch.zeros(known or shape))
+
+
 def test_samples_do_not_depend_on_their_batch(backend: str) -> None:
     got = ddim(model, SHAPE, steps=4, eta=1.0, seed=20, mask=SOFT, known=KNOWN, backend=backend)
     for i in range(3):

@@ -259,7 +259,8 @@ def state_dict(module: nn.Module, name: str | None = None) -> dict[str, Tensor]:
         silent = part.factor == 0
         state[f"{stem}.lora_A.weight"] = part.down.detach()
         state[f"{stem}.lora_B.weight"] = torch.zeros_like(part.up) if silent else part.up.detach()
-        state[f"{stem}.alpha"] = torch.tensor(float(rank) if silent else part.factor * rank, dtype=torch.float64)
+        alpha = float(rank) if silent else part.factor * rank
+        state[f"{stem}.alpha"] = torch.tensor(alpha, dtype=torch.float64, device="cpu")
     return state
 
 

@@ -242,7 +242,7 @@ def _round(value: Tensor) -> Tensor:
 
 
 def _float32(*values: float) -> tuple[float, ...]:
-    return tuple(torch.tensor(values, dtype=torch.float32).tolist())
+    return tuple(torch.tensor(values, dtype=torch.float32, device="cpu").tolist())
 
 
 # The constants of csrc/common/normal.h, highest power first.

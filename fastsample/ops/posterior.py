@@ -151,7 +151,7 @@ def _at(rows: Tensor, table: Table, x: Tensor) -> tuple[Tensor, Tensor]:
     if both is None:
         # An ordinary tensor, whatever mode its first user is in: it serves all later ones.
         with torch.inference_mode(False):
-            numbers = torch.tensor(_of_rows(table)[:2], dtype=torch.float64)
+            numbers = torch.tensor(_of_rows(table)[:2], dtype=torch.float64, device="cpu")
             both = table._derived[key] = numbers.to(x.device, x.dtype)
     own = rows.to(x.device)
     constant, slope = both[:, own % len(table)].unbind()

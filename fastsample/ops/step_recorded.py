@@ -22,7 +22,8 @@ def step_recorded(x: Tensor, model_output: Tensor, table: Table, row: int | Tens
     if isinstance(guidance, int | float):
         weights = torch.zeros((), dtype=x.dtype, device=x.device) + guidance
     elif guidance is not None:
-        weights = torch.as_tensor(guidance, dtype=x.dtype).to(x.device)
+        where = guidance.device if isinstance(guidance, Tensor) else "cpu"
+        weights = torch.as_tensor(guidance, dtype=x.dtype, device=where).to(x.device)
     # A table's flags, since which row runs may be known on the GPU alone.
     draws = seed is not None or (noise is None and any(table.stochastic))
     arguments = (

@@ -309,7 +309,7 @@ def _sample_shape(shape: Sequence[int]) -> torch.Size:
 def _of_one_sample(name: str, value: Any, device: torch.device, like: Tensor | None) -> Tensor:
     """A keyword's value as a tensor of its own, of the shape and dtype of `like`."""
     try:
-        tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
+        tensor = value.detach() if isinstance(value, Tensor) else _of_numbers(value)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"{name} must be a tensor or a number of one sample, got {type(value).__name__}; what all requests share "
@@ -326,3 +326,10 @@ def _of_one_sample(name: str, value: Any, device: torch.device, like: Tensor | N
             # An upload to a GPU would wait for all work before it.
             return torch.full((), tensor.item(), dtype=dtype, device=device)
         return tensor.to(device, dtype, copy=True)
+
+
+def _of_numbers(value: Any) -> Tensor:
+    """Integers and bools as torch has them, floats in float32 whatever torch's default dtype is."""
+    array = np.asarray(value)
+    dtype = torch.float32 if array.dtype == np.float64 and not hasattr(value, "dtype") else None
+    return torch.tensor(value, dtype=dtype, device="cpu")

@@ -171,14 +171,15 @@ def ddim(
     Args:
         model: called as model(x, t, **model_kwargs), t int64 of shape (B,); returns a tensor, a tuple that starts with
             one, or an object with `.sample`. Where axis 1 of the output is twice that of x, the second half (a learned
-            variance) is ignored. Its x and t are the loop's own buffers: not to be modified, overwritten afterwards.
-            It is used as it is: call .eval() first where it has dropout.
+            variance) is ignored. Its x and t are the loop's own buffers: not to be modified, which raises ValueError,
+            and overwritten afterwards. It is used as it is: call .eval() first. A module in training mode, where
+            dropout and batch norm disturb samples, is warned of once.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored.
         eta: 0 is deterministic, 1 is ancestral sampling; larger values as far as 1 - a' >= s^2.
-        schedule: the one the model was trained with; default `model.schedule`, else Schedule.linear(1000). A lambda
-            around a model has no schedule of its own.
+        schedule: the one the model was trained with; default `model.schedule`, also that of
+            the one model which a wrapper, function or lambda calls, else Schedule.linear(1000), with a warning.
         timesteps: which timesteps to visit, see fastsample.spaced_timesteps. Stable Diffusion's own are
             spaced_timesteps(1000, steps=steps, steps_offset=1), with final_alpha_cumprod as below.
         prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
@@ -190,8 +191,8 @@ def ddim(
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` as in Stable Diffusion.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, noise, model_dtype,
-            model_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask, known, strength,
-            start_step, callback, progress, decode, out, backend, device.
+            model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask, known,
+            strength, start_step, callback, progress, decode, out, backend, device.
 
     The table is made anew at every call, which takes some 0.3 ms: where that counts, keep a fastsample.DDIM.
 

@@ -83,7 +83,7 @@ def _misfit(name: str, lacks_one: bool, per_sample: bool, got: torch.Size, shape
     wanted = f"{name} must broadcast to x's shape {tuple(shape)}, with as many axes"
     if per_sample:
         return (
-            f"{wanted}, or without that of channels to {(batch, *rest[1:])}, got {tuple(got)}; for one value per channel "
+            f"{wanted}, or without that of channels to {(batch, *rest[1:])}, got {tuple(got)}; for values per channel "
             f"give {(1, *rest)}"
         )
     if lacks_one and len(shape) > 2:

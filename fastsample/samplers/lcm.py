@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.called_modules import attribute
 from fastsample.levels import noise_levels, x0_coefficients
 from fastsample.model import Model, Predictor, schedule_of
 from fastsample.ops.noise import checked_shape
@@ -169,7 +170,7 @@ def _told_guidance(
     """The options with the embedding of w among the model's keywords."""
     if w is None:
         return options
-    dim = getattr(getattr(model, "config", None), "time_cond_proj_dim", None)
+    dim = getattr(attribute(model, "config", object), "time_cond_proj_dim", None)
     if not isinstance(dim, int):
         raise ValueError(
             "guidance_embedding needs a model with config.time_cond_proj_dim; for another pass model_kwargs="

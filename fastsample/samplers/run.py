@@ -52,26 +52,43 @@ class Options(TypedDict, total=False):
         noise: None draws z from `seed` inside the step. Or a function of the row (0 = the noisiest) that returns z, or
             a torch.Generator, or one per sample. Used only for rows that add noise; x_T comes from `seed` all the same,
             unless it is given as x.
-        model_dtype: dtype of the model's input; default that of its first floating-point parameter, else float32.
-        model_kwargs: passed to every model call as they are: `model_dtype` does not cast them.
+        model_dtype: dtype of the model's input. Default what the model wants: the compute dtype of layerwise casting,
+            its attribute `dtype`, else what its first convolution or most of its linears hold; never float8 or
+            integers. Wrappers are looked through: torch.compile, DataParallel, partial applications, methods, functions
+            and lambdas that call one module, or several of one dtype. float32 for a function that is not seen to call
+            any, and for modules that differ.
+        model_kwargs: the model's keywords, passed to every call.
+        cast_kwargs: default True: floating-point tensors among all keywords, in mappings, lists and tuples too, are
+            cast to the dtype of the model's input, like x, once a run. Not where that dtype is unknown (a function that
+            is not seen to call a module, without model_dtype). Integers, bools and all else stay as they are, and
+            nothing is moved to another device. False passes everything as it is, such as rotary tables that are to
+            stay float32 beside words that you cast yourself.
         guidance: classifier-free guidance m = m_u + w (m_c - m_u): w as a number, or one per sample. The model is
             called once for both, with the batch [unconditional, conditional]. Without it, and where every w is 1, only
             the conditional half is evaluated.
-        cond, uncond: with `guidance`, the keywords of the two halves, over those of `model_kwargs`. Tensors whose first
-            axis is the batch are concatenated, mappings and lists are gone through, all else must be equal in both.
+        cond, uncond: with `guidance`, the keywords of the two halves, over those of `model_kwargs`. What they are is
+            told by their types, never by sizes. A tensor has an entry per sample along its first axis, B of them, and
+            so does a list: both are concatenated, [unconditional, conditional]. Mappings and tuples are gone through.
+            Tensors without axes, numbers, texts and all else must be equal in both. fastsample.Shared(value) stands for
+            a tensor or list that all samples share, and the model is given the value.
         guidance_rescale: phi in [0, 1], default 0: the guided output is scaled by phi std(m_c) / std(m) + 1 - phi, per
             sample (Lin et al. 2023).
         guidance_interval: (t_lo, t_hi): guide only where t_lo <= t <= t_hi (Kynkaanniemi et al. 2024), in the model's
             own times; elsewhere only the conditional half is evaluated.
         mask, known: inpainting. After every row x becomes mask*x + (1 - mask)*(alpha known + sigma z), with noise of
-            stream 2, and after the last one mask*x + (1 - mask)*known; both broadcast to the shape of x. 1 in `mask` is
-            what is to be filled in.
+            stream 2, and after the last one mask*x + (1 - mask)*known. 1 in `mask` is what is to be filled in. For x of
+            shape (B, C, H, W) a mask is (B or 1, C or 1, H, W); with three axes it is (B or 1, H, W), for all channels;
+            with fewer (H, W), for all samples too, or a single value. `known` is the same but for three axes, which
+            could be those of one sample: give known[None]. The same holds for x with other axes behind C; for x without
+            any, (B, D), give both of them. Axes of size 1 are repeated.
         strength: in (0, 1]: x is a clean sample; noise is added to it and the last `strength` of the rows are run.
         start_step: x is the state before this row; the rows before it are left out.
         callback: called with a fastsample.Step after every row; may change `step.x` in place.
         progress: show a tqdm bar.
         decode: called with the result; what it returns is returned (its `.sample`, where that is a tensor), as with
-            `decode=lambda x: vae.decode(x / vae.config.scaling_factor)`.
+            `decode=lambda x: vae.decode(x / vae.config.scaling_factor)`. It is given the result in the dtype that the
+            module wants which it is or is seen to call, as for `model_dtype`, so that this line serves a VAE in half
+            precision; else in the result's own.
         out: tensor that receives the result, written only when sampling is complete.
         backend: see fastsample.backends().
         device: of the result; default that of x, else of the model, else CPU.

@@ -144,13 +144,13 @@ class _Run:
     def _draw(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x0, t, y and noise of step i."""
         seed = int(np.random.SeedSequence((self.settings.seed, i)).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         size, none = self.settings.batch_size, self.data.num_classes
-        index = torch.randint(len(self.data.images), (size,), generator=generator)
-        t = torch.randint(self.settings.timesteps, (size,), generator=generator)
-        dropped = torch.rand(size, generator=generator) < self.settings.label_dropout
+        index = torch.randint(len(self.data.images), (size,), generator=generator, device="cpu")
+        t = torch.randint(self.settings.timesteps, (size,), generator=generator, device="cpu")
+        dropped = torch.rand(size, generator=generator, dtype=torch.float32, device="cpu") < self.settings.label_dropout
         x0 = self.data.scaled(index)
-        noise = torch.randn(x0.shape, generator=generator)
+        noise = torch.randn(x0.shape, generator=generator, dtype=torch.float32, device="cpu")
         y = torch.full_like(t, none) if self.data.labels is None else self.data.labels[index].masked_fill(dropped, none)
         return x0, t, y, noise
 

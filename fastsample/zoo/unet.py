@@ -177,6 +177,6 @@ def _zeroed(layer: nn.Module) -> nn.Module:
 
 def _sinusoids(t: Tensor, dim: int) -> Tensor:
     """cos and sin of t / 10000^(2i / dim), (B, dim) float32."""
-    frequencies = torch.exp(torch.arange(dim // 2, device=t.device) * (-2 * math.log(10000) / dim))
+    frequencies = torch.exp(torch.arange(dim // 2, dtype=torch.float32, device=t.device) * (-2 * math.log(10000) / dim))
     angles = t.float()[:, None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=1)
