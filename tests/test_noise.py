@@ -9,7 +9,8 @@ from conftest import LEVELS
 
 from fastsample.ops import randn
 from fastsample.ops.backend import _cpu
-from fastsample.ops.noise import philox_reference, sample_seeds
+from fastsample.ops.keys import sample_keys
+from fastsample.ops.noise import philox_reference
 
 # Random123's tests/kat_vectors: counter, key, output.
 KNOWN_ANSWERS = [
