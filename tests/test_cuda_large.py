@@ -9,6 +9,7 @@ import torch
 from cuda_on_cpu import calls
 from cuda_on_cpu.build import CudaOnCpu
 from formula import normal
+from splitmix import key, signed
 from torch import Tensor
 
 from fastsample import Table, ops
@@ -134,7 +135,8 @@ def test_many_samples(on_cpu: CudaOnCpu, size: int, dtype: torch.dtype) -> None:
     across, _, high = large.grid(on_cpu, keys, guidance)
     first = (batch - 20) // high * high
     samples = slice(first, batch)
-    keys[samples], guidance[samples] = signed(key(100, place) for place in range(batch - first)), torch.linspace(0, 9, batch - first)
+    keys[samples] = signed(key(100, place) for place in range(batch - first))
+    guidance[samples] = torch.linspace(0, 9, batch - first)
     call = large.fill(samples, slice(0, size))
     with on_cpu.window(first // high * across, -(-batch // high) * across - 1):
         large.run(on_cpu, keys, guidance)
