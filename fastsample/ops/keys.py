@@ -60,7 +60,7 @@ def fill_keys(keys: Tensor, seed: int | None, index: int) -> None:
 
 def fresh_seed() -> int | Tensor:
     """A seed from torch's default generator on the CPU, so that torch.manual_seed governs it; a tensor where traced."""
-    return torch.ops.fastsample.fresh_seed(torch.empty(0, device="cpu")) if recorded() else int(_drawn())
+    return torch.ops.fastsample.fresh_seed(torch.ops.aten.empty([0], device="cpu")) if recorded() else int(_drawn())
 
 
 def _drawn() -> Tensor:
