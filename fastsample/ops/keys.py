@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -100,7 +99,11 @@ def _per_sample(name: str, given: Seed, batch: int, device: torch.device) -> Ten
     """The integers as int64 on `device`, modulo 2^64: one for all samples, of shape (), or one each."""
     if isinstance(given, Tensor):
         values = _of_tensor(name, given, device)
-    elif isinstance(given, np.ndarray | Sequence) and getattr(given, "ndim", 1) and not isinstance(given, str | bytes):
+    elif (
+        isinstance(given, np.ndarray | Sequence)
+        and not isinstance(given, str | bytes)
+        and getattr(given, "ndim", None) != 0
+    ):
         if any(isinstance(one, Tensor) for one in given):
             values = torch.stack([_per_sample(name, one, 1, device).reshape(()) for one in given])
         else:
@@ -144,7 +147,7 @@ def _wrapped(value: int) -> int:
     return value if -(2**63) <= value < 2**63 else _signed(operator.index(value) % _WRAP)
 
 
-def _integer(name: str, value: SupportsIndex) -> int:
+def _integer(name: str, value: object) -> int:
     # One that Dynamo traces stays open, which operator.index would tie down.
     if not isinstance(value, int) or isinstance(value, bool):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 import threading
 from collections import deque
@@ -134,9 +135,9 @@ class Batcher:
         self._table, self._uncond = sampler.table, dict(uncond or {})
         self._device, self._backend = device, choose(backend, device, native=True)
         self._now = _Now(0, (None,) * count, (len(sampler.table),) * count)
-        # From the first request on: its places and who waits for one, made by one assignment.
-        self._opened: tuple[Places, deque[Request]] | None = None
-        self._stepping, self._submitting = threading.RLock(), threading.RLock()
+        # Of the first request on, under 0: its places and who waits for one.
+        self._opened: dict[int, tuple[Places, deque[Request]]] = {}
+        self._stepping = threading.RLock()
 
     def submit(self, shape: Sequence[int], seed: int | None = None, index: int = 0, **cond: Any) -> Request:
         """Queues one sample.
@@ -159,24 +160,22 @@ class Batcher:
         for name, one in (("seed", seed), ("index", index)):
             if getattr(one, "ndim", 0) or isinstance(one, Sequence):
                 raise TypeError(f"{name} must be an int, since a request is one sample; got {one!r}")
-        with self._submitting:
-            places = None if self._opened is None else self._opened[0]
-            if places is not None:
-                if size != places.shape:
-                    raise ValueError(
-                        f"shape must be that of the first request, {tuple(places.shape)}, got {tuple(size)}"
-                    )
-                if unlike := sorted(set(cond) ^ set(places.cond)):
-                    raise ValueError(
-                        f"every request must give the keywords of the first; only one has {', '.join(unlike)}"
-                    )
-            like = {} if places is None else {name: batched[0] for name, batched in places.cond.items()}
-            values = {name: _of_one_sample(name, value, self._device, like.get(name)) for name, value in cond.items()}
-            request = Request(self, sample_keys(seed, index, 1, self._device), values)
-            if self._opened is None:
-                self._opened = self._make_places(size, values), deque([request])
-            else:
-                self._opened[1].append(request)
+        places, waiting = self._opened.get(0, (None, None))
+        if places is not None:
+            if size != places.shape:
+                raise ValueError(f"shape must be that of the first request, {tuple(places.shape)}, got {tuple(size)}")
+            if unlike := sorted(set(cond) ^ set(places.cond)):
+                raise ValueError(f"every request must give the keywords of the first; only one has {', '.join(unlike)}")
+        like = {} if places is None else {name: batched[0] for name, batched in places.cond.items()}
+        values = {name: _of_one_sample(name, value, self._device, like.get(name)) for name, value in cond.items()}
+        request = Request(self, sample_keys(seed, index, 1, self._device), values)
+        if waiting is None:
+            # Places and request at once: of several threads one is first, and the others are told to fit in.
+            opened = self._make_places(size, values), deque([request])
+            if self._opened.setdefault(0, opened) is not opened:
+                return self.submit(shape, seed, index, **cond)
+        else:
+            waiting.append(request)
         return request
 
     @torch.no_grad()
@@ -194,10 +193,13 @@ class Batcher:
             RuntimeError: where the model calls it.
         """
         self._refuse_the_model("step")
+        return self._step_alone()
+
+    def _step_alone(self) -> int:
         with self._stepping:
-            if self._opened is None:
+            if not self._opened:
                 return 0
-            places, waiting = self._opened
+            places, waiting = self._opened[0]
             self._finish(places)
             self._let_in(places, waiting)
             if not any(self._now.held):
@@ -207,8 +209,14 @@ class Batcher:
             return len(waiting) + sum(request is not None for request in self._now.held)
 
     def _refuse_the_model(self, method: str) -> None:
-        if self._stepping._is_owned():  # type: ignore[attr-defined]
-            raise RuntimeError(f"{method} was called inside a step of this Batcher: its model cannot use it")
+        """Raises inside of a step of this thread; without one a lock it holds is left from an interruption."""
+        while self._stepping._is_owned():  # type: ignore[attr-defined]
+            frame = inspect.currentframe()
+            while frame is not None:
+                if frame.f_code is Batcher._step_alone.__code__ and frame.f_locals["self"] is self:
+                    raise RuntimeError(f"{method} was called inside a step of this Batcher: its model cannot use it")
+                frame = frame.f_back
+            self._stepping.release()
 
     # What follows leaves self._now and what it stands for true after every statement, and can be done again.
 
