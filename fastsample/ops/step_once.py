@@ -20,7 +20,7 @@ class Options(NamedTuple):
 
     noise: Tensor | None
     seed: Seed | None
-    index: Index
+    place: Index  # a tuple has an index of its own
     guidance: float | Sequence[float] | Tensor | None
     guidance_rescale: float
     history: Sequence[Tensor]
