@@ -16,7 +16,7 @@ from benchmarks import pairs, plain
 from benchmarks.options import CPU, Shape
 from benchmarks.pairs import Pair
 from fastsample import Schedule, Table
-from fastsample.ops.noise import sample_seeds
+from fastsample.ops.keys import sample_keys
 from fastsample.ops.step_plan import StepPlan
 
 SCHEDULE = Schedule.linear(1000)
@@ -79,7 +79,7 @@ class Case:
         return StepPlan(
             x,
             table,
-            seeds=sample_seeds(0, len(x)) if any(table.stochastic) else None,
+            keys=sample_keys(0, 0, len(x), x.device) if any(table.stochastic) else None,
             guidance=None if self.guidance is None else x.new_full((len(x),), self.guidance),
             history=history,
             out=out,

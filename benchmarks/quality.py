@@ -38,7 +38,7 @@ class Finding:
 
 
 def study(shape: Shape) -> list[Finding]:
-    """All tests on the initial noise of a batch of this shape, one seed per sample."""
+    """All tests on the initial noise of a batch of this shape, the first places of one seed."""
     try:
         from scipy.stats import kstest
     except ImportError as error:
@@ -61,8 +61,8 @@ def table(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def _draw(shape: Shape, step: int = 0, stream: int = 0) -> NDArray[np.float64]:
-    return ops.randn(shape, seed=SEED, step=step, stream=stream, backend="cpu").double().numpy().reshape(shape[0], -1)
+def _draw(shape: Shape, step: int = 0, stream: int = 0, seed: int = SEED) -> NDArray[np.float64]:
+    return ops.randn(shape, seed=seed, step=step, stream=stream, backend="cpu").double().numpy().reshape(shape[0], -1)
 
 
 def _moments(x: NDArray[np.float64]) -> Iterator[Finding]:
@@ -92,7 +92,8 @@ def _correlations(x: NDArray[np.float64], shape: Shape) -> Iterator[Finding]:
         yield _correlation(f"neighbours, lag {lag}", x[:, :-lag], x[:, lag:])
     # The two normals of one Box-Muller pair share their radius, which products of the values would not show.
     yield _correlation("squares, lag 1", (x[:, :-1] ** 2 - 1) / math.sqrt(2), (x[:, 1:] ** 2 - 1) / math.sqrt(2))
-    yield _correlation("neighbouring seeds", x[:-1], x[1:])
+    yield _correlation("neighbouring places", x[:-1], x[1:])
+    yield _correlation("neighbouring seeds", x, _draw(shape, seed=SEED + 1))
     yield _correlation("neighbouring steps", x, _draw(shape, step=1))
     yield _correlation("neighbouring streams", x, _draw(shape, stream=1))
     yield _correlation("step noise, neighbouring steps", _draw(shape, step=7, stream=1), _draw(shape, step=8, stream=1))

@@ -78,7 +78,7 @@ def interpolate(
         a, b: noise of one sample each, with its batch axis: (1, C, H, W), or other axes behind the first.
         n: an int, at least 2. They are sampled in one batch.
         sampler: any; default DDIM of 50 steps on `model.schedule`. Only where it adds no noise do samples change
-            smoothly: give the rest one `seed` per sample, all equal.
+            smoothly: give the rest `seed=[s] * n`, the same noise for all.
         **options: the arguments of every sampler, documented in fastsample.Options.
 
     Returns:

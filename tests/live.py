@@ -14,7 +14,7 @@ from fastsample import ops
 
 
 def step_noise(k: int, shape: torch.Size, seed: int = 5) -> Tensor:
-    """z of row k, one sample per seed from `seed` on: what fastsample draws itself for that seed."""
+    """z of row k: what fastsample draws itself for that seed."""
     return ops.randn(shape, seed=seed, step=k, stream=1)
 
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastsample.ops import backend as backends
-from fastsample.ops import noise, step_launch
+from fastsample.ops import keys, noise, step_launch
 from fastsample.ops.backend import _cpu
 from fastsample.tables import Table
 
@@ -292,6 +292,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, kernels: bool) -> Iterator[Device
     for owner, name in ((torch.Tensor, "to"), (torch, "as_tensor")):
         monkeypatch.setattr(owner, name, _to_meta(getattr(owner, name)))
     # The registered ops are for those who look at a program; this mode is a device that runs one.
-    monkeypatch.setattr(noise, "recorded", lambda *tensors: False)
+    for one in (keys, noise):
+        monkeypatch.setattr(one, "recorded", lambda *tensors: False)
     with device:
         yield device

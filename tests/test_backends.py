@@ -20,7 +20,7 @@ import fastsample
 from fastsample import DDIM, DDPM, Batcher, DPMSolver, DynamicThreshold, Schedule, Table, ops
 from fastsample.ops import backend as hub
 from fastsample.ops.checks import guidance_weights
-from fastsample.ops.noise import sample_seeds
+from fastsample.ops.keys import sample_keys
 from fastsample.ops.step_plan import StepPlan
 from fastsample.ops.step_reference import step_reference
 
@@ -257,8 +257,8 @@ GPU_KERNELS = pytest.mark.parametrize("any_backend", ["triton", "cuda"], indirec
 def test_rows_are_read_by_the_kernel_at_every_call(any_backend: Floor) -> None:
     backend, device = any_backend
     x, m, rows = X.to(device), M.to(device), torch.tensor([0, 1], device=device)
-    seeds = torch.tensor([5, 6], device=device)
-    plan = StepPlan(x, PLAIN, seeds=seeds, rows=rows, backend=backend)
+    keys = sample_keys([5, 6], 0, 2, x.device)
+    plan = StepPlan(x, PLAIN, keys=keys, rows=rows, backend=backend)
     for now in ([0, 1], [3, -1], [2, 2]):
         rows.copy_(torch.tensor(now))
         want = ops.step(X, M, PLAIN, torch.tensor(now), seed=[5, 6], backend="reference")
@@ -290,7 +290,7 @@ def test_what_any_row_needs_must_be_there(any_backend: Floor) -> None:
     with pytest.raises(ValueError, match="needs the x0 of 1 earlier row"):
         StepPlan(x, solver, rows=torch.zeros_like(last), backend=backend)(M.to(device), 0)
     with pytest.raises(ValueError, match="reads a learned variance"):
-        StepPlan(x, LEARNED, seeds=last, rows=last, backend=backend)(M.to(device), 0)
+        StepPlan(x, LEARNED, keys=last, rows=last, backend=backend)(M.to(device), 0)
 
 
 @GPU_KERNELS
@@ -366,7 +366,7 @@ def test_every_triton_op_guards_its_device(monkeypatch: pytest.MonkeyPatch, name
 def test_seeds_on_a_gpu_stay_there_whatever_its_name() -> None:
     seeds = torch.empty(2, dtype=torch.int64, device="meta")  # a device whose values cannot be read
     for device in (torch.device("meta", 0), torch.device("meta")):
-        assert sample_seeds(seeds, 2, device).device == seeds.device
+        assert sample_keys(seeds, 0, 2, device).device == seeds.device
 
 
 @pytest.mark.parametrize("guidance", [7.5, 2, -1.0, True, 0.1])

@@ -389,4 +389,4 @@ def test_no_tensor_is_allocated_by_a_step() -> None:
         while batcher.step():
             pass
     in_loop = {operation for step in operations[2:-1] for operation in step}
-    assert in_loop == {"aten.index_select.out", "aten.copy_.default", "aten.add_.Tensor", "aten.clamp_.default"}
+    assert in_loop == {"aten.index_select.out", "aten.copy_.default"}

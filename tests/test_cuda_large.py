@@ -9,6 +9,7 @@ import torch
 from cuda_on_cpu import calls
 from cuda_on_cpu.build import CudaOnCpu
 from formula import normal
+from splitmix import key, signed
 from torch import Tensor
 
 from fastsample import Table, ops
@@ -35,8 +36,8 @@ class Large:
         self.m = calls.sparse((2 * batch, 2, size), dtype)
         self.model_input = calls.sparse((2 * batch, 1, size), torch.float16)
 
-    def run(self, on_cpu: CudaOnCpu, seeds: Tensor, guidance: Tensor) -> None:
-        """One launch; seeds and guidance lie where the sample asked for finds its own."""
+    def run(self, on_cpu: CudaOnCpu, keys: Tensor, guidance: Tensor) -> None:
+        """One launch; keys and guidance lie where the sample asked for finds its own."""
         kernel = on_cpu.module.Step(
             rows=TABLE.packed_address,
             row_count=len(TABLE),
@@ -44,7 +45,7 @@ class Large:
             batch=self.batch,
             size=self.size,
             x=self.x.data_ptr(),
-            seeds=seeds.data_ptr(),
+            keys=keys.data_ptr(),
             guidance=guidance.data_ptr(),
             rescale=0.0,
             thresholds=False,
@@ -60,11 +61,11 @@ class Large:
         code = calls.CODES[self.dtype]
         kernel(ROW, self.m.data_ptr(), 2 * self.size, code, True, 0, self.out.data_ptr(), True, True, 0)
 
-    def grid(self, on_cpu: CudaOnCpu, seeds: Tensor, guidance: Tensor) -> tuple[int, int, int]:
+    def grid(self, on_cpu: CudaOnCpu, keys: Tensor, guidance: Tensor) -> tuple[int, int, int]:
         """Blocks across a sample, and the threads of one, across and down."""
         on_cpu.launches()
         with on_cpu.window(2**63, 2**63):
-            self.run(on_cpu, seeds, guidance)
+            self.run(on_cpu, keys, guidance)
         (launch,) = on_cpu.launches()
         return launch.grid[0], launch.block[0], launch.block[1]
 
@@ -110,16 +111,16 @@ class Large:
     ids=["whole-2^31", "whole-2^30", "odd-2^31", "odd-end"],
 )
 def test_one_sample(on_cpu: CudaOnCpu, size: int, near: int | None, dtype: torch.dtype) -> None:
-    seeds, guidance = torch.tensor([2**40 + 1]), torch.tensor([7.5])
+    keys, guidance = torch.tensor([2**40 + 1]), torch.tensor([7.5])
     large = Large(1, size, dtype)
-    across, wide, _ = large.grid(on_cpu, seeds, guidance)
+    across, wide, _ = large.grid(on_cpu, keys, guidance)
     (per_thread,) = (n for n in (1, 2, 4, 8, 16) if -(-size // (wide * n)) == across)
     per_block = wide * per_thread
     block = across - 1 if near is None else near // per_block
     elements = slice((block - 1) * per_block, min((block + 1) * per_block, size))
     call = large.fill(slice(0, 1), elements)
     with on_cpu.window(block - 1, block):
-        large.run(on_cpu, seeds, guidance)
+        large.run(on_cpu, keys, guidance)
     z = torch.empty(1, 1, elements.stop - elements.start)
     _cpu.normals(z.data_ptr(), elements.start, z.numel(), 2**40 + 1, ROW, 1)
     large.check(slice(0, 1), elements, call, [7.5], z)
@@ -129,14 +130,15 @@ def test_one_sample(on_cpu: CudaOnCpu, size: int, near: int | None, dtype: torch
 @pytest.mark.parametrize("size", [7, 8, 1032, 1029])
 def test_many_samples(on_cpu: CudaOnCpu, size: int, dtype: torch.dtype) -> None:
     batch = BOUNDARY // size + 9
-    seeds, guidance = calls.sparse((batch,), torch.int64), calls.sparse((batch,))
+    keys, guidance = calls.sparse((batch,), torch.int64), calls.sparse((batch,))
     large = Large(batch, size, dtype)
-    across, _, high = large.grid(on_cpu, seeds, guidance)
+    across, _, high = large.grid(on_cpu, keys, guidance)
     first = (batch - 20) // high * high
     samples = slice(first, batch)
-    seeds[samples], guidance[samples] = torch.arange(batch - first) + 100, torch.linspace(0, 9, batch - first)
+    keys[samples] = signed(key(100, place) for place in range(batch - first))
+    guidance[samples] = torch.linspace(0, 9, batch - first)
     call = large.fill(samples, slice(0, size))
     with on_cpu.window(first // high * across, -(-batch // high) * across - 1):
-        large.run(on_cpu, seeds, guidance)
+        large.run(on_cpu, keys, guidance)
     z = ops.randn((batch - first, 1, size), seed=100, step=ROW, stream=1, backend="cpu")
     large.check(samples, slice(0, size), call, guidance[samples].tolist(), z)

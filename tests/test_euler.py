@@ -99,7 +99,7 @@ def test_diffusers_ancestral_chains(backend: str, prediction: str, spacing: str)
         noise = [live.step_noise(k, start().shape) for k in range(steps)]
         got = sampler(toy_model, start(), noise=noise.__getitem__, backend=backend)
         assert (got - want).abs().max() <= 1e-4 * want.abs().max(), steps
-        assert torch.equal(sampler(toy_model, start(), seed=[5, 6], backend=backend), got), "seed 5 is what was given"
+        assert torch.equal(sampler(toy_model, start(), seed=5, backend=backend), got), "seed 5 is what was given"
 
 
 @functools.cache

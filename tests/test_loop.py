@@ -37,8 +37,9 @@ def sampler(**arguments: object) -> DDIM:
     ],
 )
 def test_what_a_model_may_return(backend: str, wrap: object) -> None:
-    want = ddim(model, SHAPE, steps=4, backend=backend)
-    assert torch.equal(ddim(lambda x, t: wrap(model(x, t)), SHAPE, steps=4, backend=backend), want)  # type: ignore[operator]
+    want = ddim(model, SHAPE, seed=0, steps=4, backend=backend)
+    got = ddim(lambda x, t: wrap(model(x, t)), SHAPE, seed=0, steps=4, backend=backend)  # type: ignore[operator]
+    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +89,11 @@ def test_model_dtype_is_asked_for_or_that_of_the_parameters(backend: str, dtype:
         assert x.dtype == dtype
         return x * 0.5
 
-    by_parameter = ddim(Half(), SHAPE, steps=5, eta=0.5, backend=backend)
-    asked = ddim(function, SHAPE, steps=5, eta=0.5, model_dtype=dtype, backend=backend)
+    by_parameter = ddim(Half(), SHAPE, seed=0, steps=5, eta=0.5, backend=backend)
+    asked = ddim(function, SHAPE, seed=0, steps=5, eta=0.5, model_dtype=dtype, backend=backend)
     assert torch.equal(by_parameter, asked) and asked.dtype == torch.float32
-    *_, last = sampler_steps = list(DDIM(Schedule.linear(), steps=5, eta=0.5).iterate(Half(), SHAPE, backend=backend))
+    walked = DDIM(Schedule.linear(), steps=5, eta=0.5).iterate(Half(), SHAPE, seed=0, backend=backend)
+    *_, last = sampler_steps = list(walked)
     assert torch.equal(last.x, asked) and len(sampler_steps) == 5, "the input made in the pass and after it must agree"
 
 
@@ -113,9 +115,9 @@ def test_strided_x() -> None:
 
 def test_float64_runs_on_the_reference() -> None:
     x = ops.randn(SHAPE, seed=5).double()
-    got = ddim(model, x, steps=4, eta=0.5, model_dtype=torch.float64)
+    got = ddim(model, x, seed=0, steps=4, eta=0.5, model_dtype=torch.float64)
     assert got.dtype == torch.float64
-    assert (got - ddim(model, x.float(), steps=4, eta=0.5)).abs().max() < 1e-5
+    assert (got - ddim(model, x.float(), seed=0, steps=4, eta=0.5)).abs().max() < 1e-5
     with pytest.raises(ValueError, match=r"reference|cannot run"):
         ddim(model, x, steps=4, backend="cpu")
 
@@ -140,8 +142,8 @@ def test_bad_x(x: object, error: type[Exception]) -> None:
 
 def test_out_receives_the_result_and_only_a_whole_one() -> None:
     out = torch.full(SHAPE, 7.0)
-    assert ddim(model, SHAPE, steps=4, out=out) is out
-    assert torch.equal(out, ddim(model, SHAPE, steps=4))
+    assert ddim(model, SHAPE, seed=0, steps=4, out=out) is out
+    assert torch.equal(out, ddim(model, SHAPE, seed=0, steps=4))
 
     def fails_late(x: Tensor, t: Tensor) -> Tensor:
         if t[0] == 0:
@@ -150,11 +152,11 @@ def test_out_receives_the_result_and_only_a_whole_one() -> None:
 
     out = torch.full(SHAPE, 7.0)
     with pytest.raises(RuntimeError, match="late"):
-        ddim(fails_late, SHAPE, steps=4, out=out)
+        ddim(fails_late, SHAPE, seed=0, steps=4, out=out)
     assert (out == 7).all()
     for wrong in (torch.zeros(2, 3), torch.zeros(SHAPE, dtype=torch.float64), torch.zeros(SHAPE, device="meta"), [1.0]):
         with pytest.raises((TypeError, ValueError), match="out must"):
-            ddim(model, SHAPE, steps=4, out=wrong)  # type: ignore[arg-type]
+            ddim(model, SHAPE, seed=0, steps=4, out=wrong)  # type: ignore[arg-type]
 
 
 def test_callback_sees_every_row_and_x0(backend: str) -> None:
@@ -163,11 +165,13 @@ def test_callback_sees_every_row_and_x0(backend: str) -> None:
     def look(step: Step) -> None:
         seen.append((step.index, step.t, step.x.clone(), step.x0.clone()))
 
-    got = ddim(model, SHAPE, steps=4, eta=1.0, clip=0.5, callback=look, backend=backend)
+    got = ddim(model, SHAPE, seed=0, steps=4, eta=1.0, clip=0.5, callback=look, backend=backend)
     assert [(index, t) for index, t, _, _ in seen] == [(0, 750), (1, 500), (2, 250), (3, 0)]
     assert torch.equal(seen[-1][2], got) and torch.equal(seen[-1][3], got)
     assert all(x0.abs().max() <= 0.5 for *_, x0 in seen)
-    assert torch.equal(got, ddim(model, SHAPE, steps=4, eta=1.0, clip=0.5, backend=backend)), "looking changes nothing"
+    assert torch.equal(got, ddim(model, SHAPE, seed=0, steps=4, eta=1.0, clip=0.5, backend=backend)), (
+        "looking changes nothing"
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
@@ -265,7 +269,7 @@ def test_the_result_owns_its_memory(backend: str, dtype: torch.dtype, x: Tensor 
         shown.append(x)
         return x
 
-    runs = [ddim(keep, x, steps=3, model_dtype=dtype, backend=backend) for _ in range(2)]
+    runs = [ddim(keep, x, seed=0, steps=3, model_dtype=dtype, backend=backend) for _ in range(2)]
     assert runs[0].untyped_storage().nbytes() == 4 * runs[0].numel() and torch.equal(*runs)
     runs[0].fill_(7.0)
     assert not (runs[1] == 7).any() and not (isinstance(x, Tensor) and (x == 7).any())
@@ -281,15 +285,15 @@ def test_gradients_where_x_requires_them(correct: object) -> None:
     x = ops.randn((2, 3, 2, 2), seed=2).double().requires_grad_()
 
     def run(x: Tensor) -> Tensor:
-        return ddim(model, x, steps=3, eta=0.5, correct_x0=correct, model_dtype=torch.float64)  # type: ignore[arg-type]
+        return ddim(model, x, seed=0, steps=3, eta=0.5, correct_x0=correct, model_dtype=torch.float64)  # type: ignore[arg-type]
 
     assert torch.autograd.gradcheck(run, (x,), eps=1e-6, atol=1e-6)
     single = x.detach().float().requires_grad_()
-    got = ddim(model, single, steps=3, eta=0.5, correct_x0=correct)  # type: ignore[arg-type]
+    got = ddim(model, single, seed=0, steps=3, eta=0.5, correct_x0=correct)  # type: ignore[arg-type]
     assert got.requires_grad and got.dtype == torch.float32
     with torch.no_grad():
         assert not ddim(model, single, steps=3).requires_grad
-        plain = ddim(model, single, steps=3, eta=0.5, correct_x0=correct)  # type: ignore[arg-type]
+        plain = ddim(model, single, seed=0, steps=3, eta=0.5, correct_x0=correct)  # type: ignore[arg-type]
     assert (plain - got).abs().max() < 1e-5
 
 
@@ -398,8 +402,8 @@ def test_schedule_and_device_of_the_model() -> None:
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             return model(x, t)
 
-    got = ddim(Own(), SHAPE, steps=10)
-    assert torch.equal(got, ddim(model, SHAPE, schedule=Schedule.cosine(50), steps=10))
+    got = ddim(Own(), SHAPE, seed=0, steps=10)
+    assert torch.equal(got, ddim(model, SHAPE, seed=0, schedule=Schedule.cosine(50), steps=10))
     Own.schedule = "linear"  # type: ignore[assignment]
     with pytest.raises(TypeError, match=r"model\.schedule"):
         ddim(Own(), SHAPE)

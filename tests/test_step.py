@@ -76,7 +76,7 @@ def test_noise_in_the_pass_is_randn_of_the_row_on_stream_1(backend: str, size: i
         x, m, table, 2, noise=ops.randn(x.shape, seed=40, step=2, stream=1, backend=backend), backend=backend
     )
     assert torch.equal(drawn, given)
-    alone = ops.step(x[1:2], m[1:2], table, -1, seed=41, backend=backend)
+    alone = ops.step(x[1:2], m[1:2], table, -1, seed=40, index=1, backend=backend)
     assert torch.equal(drawn[1:2], alone), "a sample must not depend on its batch"
 
 
@@ -335,11 +335,13 @@ LEARNED, RECALLS = Table([1, 0], a=1.0, s=1.0, g1=1.0), Table([1, 0], c1=[0.0, 1
         pytest.param({"x": X.half()}, TypeError, "float32", id="x-half"),
         pytest.param({"x": torch.zeros(0, 3)}, ValueError, "no zero", id="x-empty"),
         pytest.param({"x": torch.tensor(1.0), "model_output": torch.tensor(1.0)}, ValueError, "axis", id="x-0d"),
-        pytest.param({"table": NOISY}, ValueError, "exactly one", id="no-noise"),
-        pytest.param({"table": NOISY, "noise": X, "seed": 1}, ValueError, "exactly one", id="two-noises"),
+        pytest.param({"table": NOISY, "noise": X, "seed": 1}, ValueError, "noise= or seed=, not both", id="two-noises"),
         pytest.param({"table": NOISY, "noise": torch.zeros(2, 3)}, ValueError, "noise", id="noise-shape"),
         pytest.param({"table": NOISY, "noise": X.double()}, TypeError, "noise", id="noise-dtype"),
-        pytest.param({"table": NOISY, "seed": [1, 2, 3]}, ValueError, "one per sample", id="seeds"),
+        pytest.param({"table": NOISY, "seed": [1, 2, 3]}, ValueError, "seed must be .* one per sample", id="seeds"),
+        pytest.param({"table": NOISY, "index": [1, 2, 3]}, ValueError, "index must be .* one per sample", id="places"),
+        pytest.param({"seed": 1.5}, TypeError, "seed must be", id="seed-that-no-row-reads"),
+        pytest.param({"index": -1}, ValueError, "index must", id="place-that-no-row-reads"),
         pytest.param({"out": torch.zeros(2, 3)}, ValueError, "out", id="out-shape"),
         pytest.param({"out": X.half()}, TypeError, "out", id="out-dtype"),
         pytest.param({"x0_out": X.double()}, TypeError, "x0_out", id="x0-dtype"),
@@ -353,7 +355,6 @@ LEARNED, RECALLS = Table([1, 0], a=1.0, s=1.0, g1=1.0), Table([1, 0], c1=[0.0, 1
         pytest.param({"row": torch.tensor([0.0, 1.0])}, TypeError, "int64", id="rows-float"),
         pytest.param({"row": torch.tensor([0, 1]).int()}, TypeError, "int64", id="rows-int32"),
         pytest.param({"row": torch.zeros(2, dtype=torch.int64, device="meta")}, TypeError, "CPU", id="rows-device"),
-        pytest.param({"row": torch.tensor([0, 1]), "table": NOISY}, ValueError, "exactly one", id="rows-no-noise"),
         pytest.param({"model_output": TWICE}, ValueError, "model_output must have x's shape", id="unasked-guidance"),
         pytest.param({"guidance": 2.0, "model_output": torch.zeros(6, 3, 4)}, ValueError, "4 samples", id="guided-3B"),
         pytest.param({"guidance": 2.0}, ValueError, "unconditional and the conditional half, 4 samples", id="guided-B"),

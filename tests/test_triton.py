@@ -15,7 +15,7 @@ from test_noise import KNOWN_ANSWERS
 from fastsample import Table
 from fastsample.ops import randn
 from fastsample.ops.backend import _cpu
-from fastsample.ops.noise import sample_seeds
+from fastsample.ops.keys import sample_keys
 from fastsample.ops.step_plan import StepPlan
 
 pytest.importorskip("triton")
@@ -41,8 +41,8 @@ def words_kernel(counters, keys, out, N: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["first", "seed", "step", "stream"])
-def normals_kernel(out, first: tl.int64, seed: tl.int64, step: tl.int64, stream: tl.int64, QUADS: tl.constexpr):
-    z = noise.normals(first, tl.cast(seed, tl.int64), step, stream, QUADS)
+def normals_kernel(out, first: tl.int64, key: tl.int64, step: tl.int64, stream: tl.int64, QUADS: tl.constexpr):
+    z = noise.normals(first, tl.cast(key, tl.int64), step, stream, QUADS)
     tl.store(out + blocks.tile_offsets(QUADS), z)
 
 
@@ -93,14 +93,14 @@ def test_philox_words_are_those_of_the_cpu_kernel() -> None:
         pytest.param((1, 1), 0, 0, 0, id="1 element"),
         pytest.param((2, 3), 5, 1, 0, id="less than a quad"),
         pytest.param((1, 16, 7), -1, 2, 1, id="actions, seed 2^64 - 1"),
-        pytest.param((3, 5, 7, 3), 2**63 - 1, 999, 1, id="105 elements, seeds around 2^63"),
+        pytest.param((3, 5, 7, 3), 2**63 - 1, 999, 1, id="105 elements, seed 2^63 - 1"),
         pytest.param((2, 4100), 2**40 + 7, 2**31, 2, id="4100 elements, step 2^31"),
         pytest.param((1, 4099), 3, 2**32 - 1, 2**32 - 1, id="4099 elements, last step and stream"),
     ],
 )
 def test_normals_have_the_cpu_kernels_bits(level: str, shape: tuple, seed: int, step: int, stream: int) -> None:
     framed = Framed(shape)
-    noise.randn(framed.output, sample_seeds(seed, shape[0]).to(DEVICE), step, stream)
+    noise.randn(framed.output, sample_keys(seed, 0, shape[0], DEVICE), step, stream)
     expected = randn(shape, seed=seed, step=step, stream=stream, backend="cpu")
     assert torch.equal(framed.written().view(torch.int32), expected.view(torch.int32))
 
@@ -110,7 +110,7 @@ def test_normals_have_the_cpu_kernels_bits(level: str, shape: tuple, seed: int, 
 def test_a_sample_may_take_several_tiles_and_programs(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     small_launches(monkeypatch, noise)
     framed = Framed((3, size))
-    noise.randn(framed.output, sample_seeds(7, 3).to(DEVICE), 3, 1)
+    noise.randn(framed.output, sample_keys(7, 0, 3, DEVICE), 3, 1)
     assert torch.equal(framed.written(), randn((3, size), seed=7, step=3, stream=1, backend="cpu"))
 
 

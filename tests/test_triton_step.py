@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.usefixtures("level"),
 ]
 
-SEEDS = torch.tensor([3, -1, 2**62, 17, 5])
+KEYS = torch.tensor([3, -1, 2**62, 17, 5])
 INF = float("inf")
 # One row each; what a row does not name is 0, e is that of the row after.
 ROWS: dict[str, dict[str, float]] = {
@@ -101,9 +101,9 @@ def on_cpu(c: Case) -> tuple[Tensor, Tensor, Tensor]:
     out, x0 = torch.empty_like(c.x), torch.empty_like(c.x)
     inputs = torch.empty((2 * len(c.x), *c.x.shape[1:]), dtype=c.inputs or torch.float32)
     rows = c.row if isinstance(c.row, Tensor) else None
-    seeds = None if c.z is not None else SEEDS[: len(c.x)]
+    keys = None if c.z is not None else KEYS[: len(c.x)]
     plan = StepPlan(
-        c.x, c.table, seeds=seeds, guidance=c.guidance, rescale=c.rescale, history=c.histories, rows=rows, out=out,
+        c.x, c.table, keys=keys, guidance=c.guidance, rescale=c.rescale, history=c.histories, rows=rows, out=out,
         x0_out=x0, input_out=inputs, backend="cpu",
     )  # fmt: skip
     plan(c.m, 0 if rows is not None else int(c.row), c.z)
@@ -128,7 +128,7 @@ def on_triton(c: Case, *, keeps_x0: bool = True, in_place: bool = False) -> tupl
         rows=torch.from_numpy(c.table.packed.copy()).to(DEVICE),
         row_of=moved(c.row) if isinstance(c.row, Tensor) else None,
         x=x,
-        seeds=None if c.z is not None else moved(SEEDS[: len(c.x)]),
+        keys=None if c.z is not None else moved(KEYS[: len(c.x)]),
         guidance=moved(c.guidance),
         rescale=c.rescale,
         h1=h1,
@@ -200,7 +200,7 @@ def test_given_noise(name: str) -> None:
 
 def test_drawn_noise_is_that_of_stream_1_and_the_row() -> None:
     c = case("nothing", "noisy", row=3, shape=(2, 4, 9), inputs=None)
-    z = randn_reference(c.x.shape, SEEDS[:2], step=3, stream=1)
+    z = randn_reference(c.x.shape, KEYS[:2], step=3, stream=1)
     torch.testing.assert_close(on_triton(c)[0], on_triton(c._replace(z=z))[0], rtol=0, atol=1e-6)
 
 

@@ -67,7 +67,7 @@ GUIDED: dict[str, Any] = {"guidance": 3.0, "cond": {"c": COND}, "uncond": {"c": 
 HALF = {"model_dtype": torch.float16}
 PAINTED: dict[str, Any] = {"mask": MASK, "known": X}
 
-RUNS = {
+_RUNS = {
     "ddim": Run(lambda: DDIM(SCHEDULE, steps=3)),
     "ddim-noise": Run(lambda: DDIM(SCHEDULE, steps=3, eta=1.0), {"seed": [5, 2**64 - 1]}),
     "ddim-clip": Run(lambda: DDIM(SCHEDULE, steps=3, clip=1.0)),
@@ -100,6 +100,7 @@ RUNS = {
     "strength": Run(lambda: DDIM(SCHEDULE, steps=5, eta=1.0), {"strength": 0.6}, x=X),
     "start-step": Run(lambda: DDIM(SCHEDULE, steps=5, eta=1.0), {"start_step": 2}, x=X),
 }
+RUNS = {name: run._replace(options={"seed": 7, **run.options}) for name, run in _RUNS.items()}
 
 
 def moved(value: Any, device: torch.device | str) -> Any:

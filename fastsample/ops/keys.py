@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
-from typing import SupportsIndex
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,25 +29,25 @@ def sample_keys(seed: Seed | None, index: Index, batch: int, device: torch.devic
         seed: an int, which names the set of samples that all of these are of; or one per sample, a sequence or an
             integer tensor; taken modulo 2^64. None draws one from torch's default generator.
         index: the place of the first sample, or of every sample where the seeds are one per sample; or one per sample.
-            At least 0.
+            At least 0; places that lie on a GPU are not read and count modulo 2^64, as do those beyond the last.
 
     On a GPU nothing waits: seeds and places that lie there are hashed there, and so are ints.
 
     Raises:
-        ValueError: for another number of seeds or places than of samples, and for an index below 0. TypeError: for what
-            is no integer.
+        ValueError: for another number of seeds or places than of samples, and for an index outside [0, 2^64).
+            TypeError: for what is no integer.
     """
     tensors = [one for one in (seed, index) if isinstance(one, Tensor)]
-    if not recorded(*tensors):
+    seen = recorded(*tensors)
+    if not seen:
         cpu = cpu_module()
         if cpu is not None and device.type == "cpu" and isinstance(seed, int | None) and isinstance(index, int):
             keys = torch.empty(batch, dtype=torch.int64, device="cpu")
             renew_keys(keys, seed, index)
             return keys
-    seeds, shared = _per_sample("seed", fresh_seed() if seed is None else seed, batch, device)
-    first, counts_up = _per_sample("index", index, batch, device)
-    places = first + torch.arange(batch, device=device) if shared and counts_up else first
-    return _mixed(_mixed(seeds) + places).expand(batch).contiguous()
+    places = _per_sample("index", index, batch, device)
+    seeds = _per_sample("seed", fresh_seed() if seed is None else seed, batch, device)
+    return torch.ops.fastsample.sample_keys(seeds, places, batch) if seen else _keys(seeds, places, batch)
 
 
 def renew_keys(keys: Tensor, seed: Seed | None, index: Index) -> None:
@@ -56,32 +56,79 @@ def renew_keys(keys: Tensor, seed: Seed | None, index: Index) -> None:
     if cpu is None or not keys.is_cpu or not isinstance(seed, int | None) or not isinstance(index, int):
         keys.copy_(sample_keys(seed, index, len(keys), keys.device))
         return
-    seed = _integer("seed", fresh_seed() if seed is None else seed)
-    cpu.sample_keys(keys.data_ptr(), keys.numel(), seed % _WRAP, _integer("index", index))
+    first = _integer("index", index)
+    name = _integer("seed", fresh_seed() if seed is None else seed)
+    cpu.sample_keys(keys.data_ptr(), keys.numel(), name % _WRAP, first)
 
 
 def fresh_seed() -> int | Tensor:
     """A seed from torch's default generator on the CPU, so that torch.manual_seed governs it; a tensor where traced."""
-    drawn = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")
-    return drawn if recorded(drawn) else int(drawn)
+    return torch.ops.fastsample.fresh_seed(torch.ops.aten.empty([0], device="cpu")) if recorded() else int(_drawn())
 
 
-def _per_sample(name: str, given: Seed, batch: int, device: torch.device) -> tuple[Tensor, bool]:
-    """The integers as int64 on `device`, modulo 2^64, and whether they are one for all samples."""
+def _drawn() -> Tensor:
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")
+
+
+# Registered: Inductor's own integers are others, and of this range all the same. Of calls with equal arguments a graph
+# keeps one, so that each has an empty tensor of its own.
+@torch.library.custom_op("fastsample::fresh_seed", mutates_args=())
+def _fresh_seed(unshared: Tensor) -> Tensor:
+    return _drawn()
+
+
+@_fresh_seed.register_fake
+def _one_integer(unshared: Tensor) -> Tensor:
+    return unshared.new_empty((), dtype=torch.int64)
+
+
+def _keys(seeds: Tensor, places: Tensor, batch: int) -> Tensor:
+    if seeds.ndim == 0 and places.ndim == 0:
+        places = places + torch.arange(batch, device=places.device)
+    return _mixed(_mixed(seeds) + places).expand(batch).contiguous()
+
+
+# Registered: compiled, sums and products that wrap would be undefined in C++.
+@torch.library.custom_op("fastsample::sample_keys", mutates_args=())
+def _sample_keys(seeds: Tensor, places: Tensor, batch: int) -> Tensor:
+    return _keys(seeds, places, batch)
+
+
+@_sample_keys.register_fake
+def _one_each(seeds: Tensor, places: Tensor, batch: int) -> Tensor:
+    return seeds.new_empty((batch,))
+
+
+def _per_sample(name: str, given: Seed, batch: int, device: torch.device) -> Tensor:
+    """The integers as int64 on `device`, modulo 2^64: one for all samples, of shape (), or one each."""
     if isinstance(given, Tensor):
-        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-            raise TypeError(f"{name} must be an int or one per sample, integers all of them; got {given.dtype}")
-        values = given.to(device, torch.int64)
-    elif isinstance(given, Iterable) and getattr(given, "ndim", 1):
-        listed = [_wrapped(_integer(name, one)) for one in given]
-        values = torch.tensor(listed, dtype=torch.int64, device=device)
+        values = _of_tensor(name, given, device)
+    elif (
+        isinstance(given, np.ndarray | Sequence)
+        and not isinstance(given, str | bytes)
+        and getattr(given, "ndim", None) != 0
+    ):
+        if any(isinstance(one, Tensor) for one in given):
+            values = torch.stack([_per_sample(name, one, 1, device).reshape(()) for one in given])
+        else:
+            listed = [_wrapped(_integer(name, one)) for one in given]
+            values = torch.tensor(listed, dtype=torch.int64, device=device)
     else:
         values = torch.zeros((), dtype=torch.int64, device=device) + _wrapped(_integer(name, given))
     if values.shape not in ((), (batch,)):
         raise ValueError(f"{name} must be one int or {batch}, one per sample; got shape {tuple(values.shape)}")
-    if name == "index" and isinstance(given, Tensor) and given.is_cpu and not recorded(given) and (given < 0).any():
-        raise ValueError(f"index must be at least 0, got {given.min()}")
-    return values, values.ndim == 0
+    return values
+
+
+def _of_tensor(name: str, given: Tensor, device: torch.device) -> Tensor:
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise TypeError(f"{name} must be an int or one per sample, integers all of them; got {given.dtype}")
+    if not recorded(given):
+        if given.is_meta and device.type != "meta":
+            raise ValueError(f"{name} lies on meta, where there are no values")
+        if name == "index" and given.is_cpu and given.dtype.is_signed and (given < 0).any():
+            raise ValueError(f"index must be at least 0, got {given.min()}")
+    return given.to(device, torch.int64)
 
 
 def _mixed(value: Tensor) -> Tensor:
@@ -100,10 +147,11 @@ def _signed(value: int) -> int:
 
 
 def _wrapped(value: int) -> int:
-    return value if -(2**63) <= value < 2**63 else _signed(value % _WRAP)
+    # Traced, one beyond int64 is tied down: graphs hold no such number.
+    return value if -(2**63) <= value < 2**63 else _signed(operator.index(value) % _WRAP)
 
 
-def _integer(name: str, value: SupportsIndex) -> int:
+def _integer(name: str, value: object) -> int:
     # One that Dynamo traces stays open, which operator.index would tie down.
     if not isinstance(value, int) or isinstance(value, bool):
         try:

@@ -20,7 +20,7 @@ class Options(NamedTuple):
 
     noise: Tensor | None
     seed: Seed | None
-    index: Index
+    place: Index  # a tuple has an index of its own
     guidance: float | Sequence[float] | Tensor | None
     guidance_rescale: float
     history: Sequence[Tensor]
@@ -56,8 +56,10 @@ def step_once(
         raise ValueError("guidance_rescale needs guidance=")
     native = x.dtype is torch.float32 and not differentiable(x, model_output, noise, weights, *history)
     chosen = choose(backend, x.device, native=native)
-    if noisy and noise is None and keys is None:
-        keys = sample_keys(seed, index, x.shape[0], x.device)
+    draws = bool(noisy) and noise is None
+    if keys is None and (draws or seed is not None or type(index) is not int or index != 0):
+        # Also where no row reads them, so that what is no seed or place is refused; but nothing is drawn for that.
+        keys = sample_keys(seed if draws or seed is not None else 0, index, x.shape[0], x.device)
     plan = StepPlan(
         x,
         table,

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import operator
+import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, SupportsIndex
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose
 from fastsample.ops.keys import sample_keys
-from fastsample.ops.noise import INITIAL, fill
-from fastsample.samplers.guidance import Guidance, Shared, guidance_of
-from fastsample.samplers.inputs import ModelInput
+from fastsample.samplers.guidance import Shared, guidance_of
 from fastsample.samplers.limits import check_number
+from fastsample.samplers.places import Places
 from fastsample.samplers.sampler import Sampler
-from fastsample.samplers.workspace import plans_in_turn
-from fastsample.tables import Table
+
+_ENTERING = -1  # the row of a place whose sample has yet to be begun
 
 
 class Request:
@@ -36,10 +37,32 @@ class Request:
         return self._sample is not None
 
     def result(self) -> Tensor:
-        """The sample, float32 of the shape that was submitted; the batcher runs until it is finished."""
+        """The sample, float32 of the shape that was submitted; the batcher runs until it is finished.
+
+        Where the model raises or Ctrl-C comes, as in `step`; another call goes on from there.
+        """
         while self._sample is None:
             self._batcher.step()
         return self._sample
+
+
+class _Now(NamedTuple):
+    """Who is where. It is replaced as a whole, by one assignment, so that no interruption leaves half of a change.
+
+    Attributes:
+        turn: of the places' buffers.
+        held: the request in each place.
+        rows: the row each place is at.
+    """
+
+    turn: int
+    held: tuple[Request | None, ...]
+    rows: tuple[int, ...]
+
+    def at(self, i: int, request: Request | None, row: int) -> _Now:
+        """The same but for place i."""
+        held, rows = ((*old[:i], new, *old[i + 1 :]) for old, new in ((self.held, request), (self.rows, row)))
+        return _Now(self.turn, held, rows)
 
 
 class Batcher:
@@ -53,7 +76,8 @@ class Batcher:
     `sampler(model, (1, *shape), seed=seed, index=index)` where it does not depend on the size of the batch either.
     (Matrix products may round differently in batches of another size, and some, between two threads, in another place.)
 
-    Not for several threads at once.
+    Any number of threads may submit, step and wait for results: one at a time steps, and requests are taken while it
+    does. (On a GPU all of them must be on one stream.) The model itself cannot call the Batcher that calls it.
 
     Args:
         model: called as model(x, t, **keywords), x of shape (batch, *shape) (under guidance twice the batch, the first
@@ -101,8 +125,7 @@ class Batcher:
         sigma = sampler.table.sigma
         if sigma is not None and sigma[0] < sigma[-1]:
             raise ValueError(f"a Batcher starts from noise, {type(sampler).__name__} from clean samples")
-        if not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"batch must be an int of at least 1, got {batch!r}")
+        count = _batch_size(batch)
         if guidance is not None:
             check_number("guidance", guidance)
         self._predict = Predictor(model, model_dtype)
@@ -117,12 +140,13 @@ class Batcher:
         )
         # Refuses what cannot work; these keywords are those of one sample.
         of_one = {name: Shared(value) for name, value in uncond.items()} if isinstance(uncond, Mapping) else uncond
-        self._guide(torch.empty(batch, dtype=torch.float32, device=device), cond=of_one, uncond=of_one)
-        self._table, self._uncond = _with_idle_row(sampler.table), dict(uncond or {})
+        self._guide(torch.empty(count, dtype=torch.float32, device=device), cond=of_one, uncond=of_one)
+        self._table, self._uncond = sampler.table, dict(uncond or {})
         self._device, self._backend = device, choose(backend, device, native=True)
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request | None] = [None] * batch
-        self._places: _Places | None = None
+        self._now = _Now(0, (None,) * count, (len(sampler.table),) * count)
+        # Of the first request on, under 0: its places and who waits for one.
+        self._opened: dict[int, tuple[Places, deque[Request]]] = {}
+        self._stepping = threading.RLock()
 
     def submit(self, shape: Sequence[int], seed: int | None = None, index: int = 0, **cond: Any) -> Request:
         """Queues one sample.
@@ -130,18 +154,22 @@ class Batcher:
         Args:
             shape: of the sample alone, without a batch axis; the same for all requests of a Batcher.
             seed, index: the sample is the one at place `index` of the set that `seed` names, as in
-                fastsample.Options; default a fresh seed.
+                fastsample.Options; ints, or integer tensors without an axis. Default a fresh seed.
             **cond: the model's keywords for this sample: tensors without a batch axis, or numbers. They are stacked to
                 (batch, ...). The first request decides on names, shapes and dtypes. Tensors of a model's GPU join
                 without making the host wait for it.
 
         Raises:
             ValueError, TypeError: for an empty shape, a seed or index that is not an int, and a shape or keywords
-                unlike those of the first request (or of `uncond`). Nothing changes then.
+                unlike those of the first request (or of `uncond`). RuntimeError: where the model calls it. Nothing
+                changes then.
         """
+        self._refuse_the_model("submit")
         size = _sample_shape(shape)
-        key = sample_keys(seed, index, 1, self._device)
-        places = self._places
+        for name, one in (("seed", seed), ("index", index)):
+            if getattr(one, "ndim", 0) or isinstance(one, Sequence):
+                raise TypeError(f"{name} must be an int, since a request is one sample; got {one!r}")
+        places, waiting = self._opened.get(0, (None, None))
         if places is not None:
             if size != places.shape:
                 raise ValueError(f"shape must be that of the first request, {tuple(places.shape)}, got {tuple(size)}")
@@ -149,49 +177,105 @@ class Batcher:
                 raise ValueError(f"every request must give the keywords of the first; only one has {', '.join(unlike)}")
         like = {} if places is None else {name: batched[0] for name, batched in places.cond.items()}
         values = {name: _of_one_sample(name, value, self._device, like.get(name)) for name, value in cond.items()}
-        if places is None:
-            self._places = self._make_places(size, values)
-        request = Request(self, key, values)
-        self._waiting.append(request)
+        request = Request(self, sample_keys(seed, index, 1, self._device), values)
+        if waiting is None:
+            # Places and request at once: of several threads one is first, and the others are told to fit in.
+            opened = self._make_places(size, values), deque([request])
+            if self._opened.setdefault(0, opened) is not opened:
+                return self.submit(shape, seed, index, **cond)
+        else:
+            waiting.append(request)
         return request
 
     @torch.no_grad()
     def step(self) -> int:
         """Lets waiting requests in, calls the model once, and takes everyone one row further.
 
-        Where the model raises, every request stays where it was.
+        All or nothing: where the model raises, a request cannot enter or Ctrl-C comes, every request stays where it
+        was, and the next step tries again. But requests whose input the model has written to begin again.
 
         Returns:
             How many requests are not finished, so that `while batcher.step(): ...` runs until all are. Where there are
             none the model is not called.
-        """
-        places = self._places
-        if places is None:
-            return 0
-        for i, request in enumerate(self._running):
-            if request is None and self._waiting:
-                self._running[i] = entering = self._waiting.popleft()
-                places.enter(i, entering._key, entering._cond)
-                entering._cond = {}
-        if not any(self._running):
-            return 0
-        places.advance()
-        for i in places.idle():
-            if (finished := self._running[i]) is not None:
-                finished._sample = places.leave(i)
-                self._running[i] = None
-        return len(self._waiting) + sum(request is not None for request in self._running)
 
-    def _make_places(self, shape: torch.Size, cond: Mapping[str, Tensor]) -> _Places:
+        Raises:
+            RuntimeError: where the model calls it.
+        """
+        self._refuse_the_model("step")
+        return self._step_alone()
+
+    def _step_alone(self) -> int:
+        with self._stepping:
+            if not self._opened:
+                return 0
+            places, waiting = self._opened[0]
+            self._finish(places)
+            self._let_in(places, waiting)
+            if not any(self._now.held):
+                return 0
+            self._advance(places)
+            self._finish(places)
+            return len(waiting) + sum(request is not None for request in self._now.held)
+
+    def _refuse_the_model(self, method: str) -> None:
+        """Raises inside of a step of this thread; without one a lock it holds is left from an interruption."""
+        while self._stepping._is_owned():  # type: ignore[attr-defined]
+            frame = inspect.currentframe()
+            while frame is not None:
+                if frame.f_code is Batcher._step_alone.__code__ and frame.f_locals["self"] is self:
+                    raise RuntimeError(f"{method} was called inside a step of this Batcher: its model cannot use it")
+                frame = frame.f_back
+            self._stepping.release()
+
+    # What follows leaves self._now and what it stands for true after every statement, and can be done again.
+
+    def _let_in(self, places: Places, waiting: deque[Request]) -> None:
+        """Gives free places to those who wait, and begins the samples that have not been begun."""
+        if waiting and any(waiting[0] is request for request in self._now.held):
+            waiting.popleft()  # interrupted in between
+        for i, request in enumerate(self._now.held):
+            if request is None and waiting:
+                self._now = self._now.at(i, waiting[0], _ENTERING)
+                waiting.popleft()
+        turn, held, rows = self._now
+        for i, (request, row) in enumerate(zip(held, rows, strict=True)):
+            if request is not None and row == _ENTERING:
+                places.enter(turn, i, request._key, request._cond)
+                self._now = self._now.at(i, request, 0)
+
+    def _advance(self, places: Places) -> None:
+        """One model call and one row for everyone."""
+        turn, held, rows = self._now
+        writes = places.writes(turn)
+        try:
+            following = places.advance(turn)
+        except BaseException:
+            if places.writes(turn) != writes:
+                self._now = _Now(turn, held, tuple(row if row == places.idle_row else _ENTERING for row in rows))
+            raise
+        self._now = _Now(following, held, tuple(min(row + 1, places.idle_row) for row in rows))
+
+    def _finish(self, places: Places) -> None:
+        """Hands over the samples that have become finished; zeros take their places."""
+        turn, held, rows = self._now
+        for i, (request, row) in enumerate(zip(held, rows, strict=True)):
+            if request is not None and row == places.idle_row:
+                if request._sample is None:
+                    request._sample = places.sample(turn, i)
+                places.empty(turn, i)
+                self._now = self._now.at(i, None, row)
+                request._cond = {}
+
+    def _make_places(self, shape: torch.Size, cond: Mapping[str, Tensor]) -> Places:
         uncond = {
             name: _of_one_sample(f"uncond's {name}", value, self._device, cond.get(name))
             for name, value in self._uncond.items()
         }
-        return _Places(
+        return Places(
             shape,
             cond,
             uncond,
-            batch=len(self._running),
+            batch=len(self._now.held),
             predict=self._predict,
             table=self._table,
             guide=self._guide,
@@ -200,100 +284,14 @@ class Batcher:
         )
 
 
-class _Places:
-    """The buffers of a batch, and the model call that takes every sample in it to its next row."""
-
-    def __init__(
-        self,
-        shape: torch.Size,
-        cond: Mapping[str, Tensor],
-        uncond: Mapping[str, Tensor],
-        *,
-        batch: int,
-        predict: Predictor,
-        table: Table,
-        guide: Callable[..., Guidance],
-        device: torch.device,
-        backend: str,
-    ) -> None:
-        def batched(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            # Also where nobody is, the model is given what it can work with.
-            return {name: value.expand(batch, *value.shape).clone() for name, value in values.items()}
-
-        self.shape, self._predict, self._table, self._backend = shape, predict, table, backend
-        # Buffers must be ordinary tensors also where the caller is in inference mode.
-        with torch.inference_mode(False):
-            whole = torch.Size((batch, *shape))
-            guidance = guide(torch.empty(batch, device=device), cond=batched(cond), uncond=batched(uncond))
-            guided = predict.guided = guidance.weights is not None
-            self._keywords = guidance.both if guided else guidance.conditional
-            self.cond = {name: self._keywords[name][-batch:] for name in cond}
-            model_input = ModelInput(whole, torch.float32, device, predict.dtype, scaled=table.scaled, guided=guided)
-            model_input.state.zero_()
-            model_input.fill(1.0)
-            self._input, self._state = model_input.views[guided], model_input.state
-            self._targets = model_input.targets
-            # Beside the state, with a copy on the host: on a GPU, asking for a row would wait for all work before it.
-            self._rows = torch.full((batch,), len(table) - 1, dtype=torch.int64, device=device)
-            self._row_of = [len(table) - 1] * batch
-            self._keys = torch.zeros(batch, dtype=torch.int64, device=device)
-            self._times = torch.tensor(table.t, device=device)
-            self._own_times = self._times[self._rows]
-            self._time = torch.empty(len(self._input), dtype=self._times.dtype, device=device)
-            self._time_halves = self._time.view(-1, batch)
-            self._plans = plans_in_turn(
-                self._state,
-                table,
-                keys=self._keys,
-                guidance=guidance.weights,
-                rescale=guidance.rescale,
-                rows=self._rows,
-                input_out=model_input.target,
-                backend=backend,
-            )
-
-    def enter(self, i: int, key: Tensor, cond: Mapping[str, Tensor]) -> None:
-        """Starts a sample in place i: its noise, the input made from it, its keywords, row 0."""
-        own = slice(i, i + 1)
-        state = self._state[own]
-        self._keys[own] = key
-        fill(state, self._keys[own], 0, INITIAL, self._backend)
-        state.mul_(self._table.init_noise_sigma)
-        for target in self._targets:
-            torch.mul(state, float(self._table.e[0]), out=target[own])
-        for name, value in cond.items():
-            self.cond[name][i] = value
-        self._rows[i] = self._row_of[i] = 0
-
-    def advance(self) -> None:
-        """One model call and one row for every place."""
-        self._time_halves.copy_(torch.index_select(self._times, 0, self._rows, out=self._own_times))
-        m = self._predict(self._input, self._time, self._keywords)
-        self._plans[0](m, 0)
-        self._plans.reverse()  # where two x0 are kept, each pass writes over the older one
-        idle = len(self._table) - 1
-        self._rows.add_(1).clamp_(max=idle)
-        self._row_of = [min(row + 1, idle) for row in self._row_of]
-
-    def idle(self) -> list[int]:
-        """The places at the idle row: empty, or with a sample that has just become finished."""
-        return [i for i, row in enumerate(self._row_of) if row == len(self._table) - 1]
-
-    def leave(self, i: int) -> Tensor:
-        """The sample in place i, which then holds zeros."""
-        with torch.inference_mode(False):
-            sample = self._state[i].clone()
-        for buffer in (self._state, *self._targets):
-            buffer[i].zero_()
-        return sample
-
-
-def _with_idle_row(table: Table) -> Table:
-    """The table with one more row for places that nobody has: it reads nothing and writes zeros."""
-    rows = list(table)
-    rows.append({**dict.fromkeys(rows[0], 0.0), "t": rows[-1]["t"], "limit": np.inf, "e": 1.0})
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return Table(**columns, init_noise_sigma=table.init_noise_sigma)
+def _batch_size(batch: SupportsIndex) -> int:
+    try:
+        size = 0 if isinstance(batch, bool) else operator.index(batch)
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise ValueError(f"batch must be an int of at least 1, got {batch!r}")
+    return size
 
 
 def _sample_shape(shape: Sequence[int]) -> torch.Size:
@@ -315,6 +313,8 @@ def _of_one_sample(name: str, value: Any, device: torch.device, like: Tensor | N
             f"{name} must be a tensor or a number of one sample, got {type(value).__name__}; what all requests share "
             "goes into model_kwargs"
         ) from None
+    if tensor.layout != torch.strided or (tensor.is_meta and device.type != "meta"):
+        raise TypeError(f"{name} must be a dense tensor that has values, got {tensor.layout} on {tensor.device}")
     if like is not None and (tensor.shape != like.shape or not torch.can_cast(tensor.dtype, like.dtype)):
         raise ValueError(
             f"{name} must be {like.dtype} of shape {tuple(like.shape)}, as in the first request; got {tensor.dtype} of "
@@ -325,7 +325,8 @@ def _of_one_sample(name: str, value: Any, device: torch.device, like: Tensor | N
         if tensor.is_cpu and tensor.ndim == 0:
             # An upload to a GPU would wait for all work before it.
             return torch.full((), tensor.item(), dtype=dtype, device=device)
-        return tensor.to(device, dtype, copy=True)
+        # An ordinary tensor, whatever the caller's own kind does when it is copied.
+        return torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
 
 
 def _of_numbers(value: Any) -> Tensor:

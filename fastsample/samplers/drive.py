@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.model import unwrapped
+from fastsample.model import decoder_dtype, unwrapped
 from fastsample.ops.keys import Index, Seed
 from fastsample.samplers.loop import Loop
 from fastsample.samplers.run import Step
@@ -43,12 +43,17 @@ def drive(
         try:
             _run(loop, hooks)
             result = loop.result() if out is None else out.copy_(loop.state)
-            return result if hooks.decode is None else unwrapped(hooks.decode(result))
+            return result if hooks.decode is None else _decoded(hooks.decode, result)
         except BaseException as error:
             carry_sample(error, loop)
             raise
         finally:
             loop.close()
+
+
+def _decoded(decode: Callable[[Tensor], Any], result: Tensor) -> Any:
+    dtype = decoder_dtype(decode)
+    return unwrapped(decode(result if dtype is None else result.to(dtype)))
 
 
 def _run(loop: Loop, hooks: Hooks) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsample import Table
-from fastsample.ops.noise import sample_seeds
+from fastsample.ops.keys import Seed, sample_keys
 
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
@@ -21,9 +21,9 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def randn(cuda: ModuleType, out: Tensor, keys: Sequence[int], step: int, stream: int) -> Tensor:
+def randn(cuda: ModuleType, out: Tensor, seed: Seed, step: int, stream: int) -> Tensor:
     batch = len(out)
-    keys = sample_seeds(keys, batch)
+    keys = sample_keys(seed, 0, batch, out.device)
     cuda.randn(out.data_ptr(), batch, out.numel() // batch, keys.data_ptr(), step, stream, 0, 0)
     return out
 
@@ -51,7 +51,7 @@ def step(
     weights = None
     if guidance is not None:
         weights = torch.tensor(guidance if isinstance(guidance, Sequence) else [guidance] * batch, dtype=torch.float32)
-    keys = None if seed is None else sample_seeds(seed, batch)
+    keys = None if seed is None else sample_keys(seed, 0, batch, x.device)
     h1, h2 = (*history, None, None)[:2]
     rows = row if isinstance(row, Tensor) else None
     second = 0
