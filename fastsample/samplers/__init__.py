@@ -7,7 +7,7 @@ from fastsample.samplers.ddpm import DDPM, ddpm
 from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver, solver_timesteps
 from fastsample.samplers.euler import Euler, EulerAncestral, euler, euler_ancestral
 from fastsample.samplers.heun import Heun, heun
-from fastsample.samplers.inversion import DDIMInverse, ddim_invert
+from fastsample.samplers.inversion import DDIMInverse, EulerInverse, ddim_invert, euler_invert
 from fastsample.samplers.lcm import LCM, guidance_scale_embedding, lcm
 from fastsample.samplers.limits import DynamicThreshold
 from fastsample.samplers.run import Options, Step
@@ -26,6 +26,7 @@ __all__ = [
     "DynamicThreshold",
     "Euler",
     "EulerAncestral",
+    "EulerInverse",
     "Heun",
     "Options",
     "Request",
@@ -38,6 +39,7 @@ __all__ = [
     "dpm_solver",
     "euler",
     "euler_ancestral",
+    "euler_invert",
     "guidance_scale_embedding",
     "heun",
     "lcm",

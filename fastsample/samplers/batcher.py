@@ -20,6 +20,7 @@ from fastsample.samplers.inputs import ModelInput
 from fastsample.samplers.limits import check_number
 from fastsample.samplers.loop import plans_in_turn
 from fastsample.samplers.sampler import Sampler
+from fastsample.samplers.start import warn_of_far_noise
 from fastsample.tables import Table
 
 
@@ -99,6 +100,7 @@ class Batcher:
         sigma = sampler.table.sigma
         if sigma is not None and sigma[0] < sigma[-1]:
             raise ValueError(f"a Batcher starts from noise, {type(sampler).__name__} from clean samples")
+        warn_of_far_noise(sampler.table)
         if not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch must be an int of at least 1, got {batch!r}")
         if guidance is not None:

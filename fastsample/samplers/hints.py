@@ -49,11 +49,11 @@ def warn_of_amplified_errors(table: Table) -> None:
         factor, remedy = 5 * grows[worst], "leave that timestep out, or for heun take timesteps='karras'"
     warnings.warn(
         f"the row at t = {table.times[worst]} multiplies the model's error by {factor:.0f}: {remedy}",
-        stacklevel=_outside(),
+        stacklevel=outside(),
     )
 
 
-def _outside() -> int:
+def outside() -> int:
     """The stacklevel, seen from the caller of this, of the first frame that is not the package's own."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fastsample"):

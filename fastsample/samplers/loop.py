@@ -22,7 +22,7 @@ from fastsample.samplers.inpainting import Inpainting
 from fastsample.samplers.inputs import ModelInput
 from fastsample.samplers.noise_source import noise_source
 from fastsample.samplers.run import Noise, Step
-from fastsample.samplers.start import checked_start, first_row
+from fastsample.samplers.start import checked_start, start_of
 from fastsample.tables import Table
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class Loop:
         self.differentiable = given is not None and given.requires_grad and torch.is_grad_enabled()
         double = given is not None and given.dtype == torch.float64
         self._backend = choose(backend, where, native=not (self.differentiable or double))
-        start = first_row(sampler, given is not None, strength, start_step)
-        self._table = table = sampler.table_from(start) if start else sampler.table
+        table, start = start_of(sampler, given is not None, strength, start_step)
+        self._table = table
         self._noised_from = None if strength is None else start
         self._correct_x0 = sampler.correct_x0
         self._where, self._dtype = where, torch.float64 if double else torch.float32
