@@ -115,8 +115,8 @@ def _coefficients(
         raise TypeError(f"x0 must be a floating-point tensor, got {getattr(x0, 'dtype', type(x0).__name__)}")
     checked_shape("x0", x0.shape)
     if schedule is None:
-        sigma = _flow_times(t, len(x0)) / 1000
-        levels = (1 - sigma, sigma)
+        times = _flow_times(t, len(x0))
+        levels = (1 - times / 1000, times / 1000)
     else:
         visited = _timesteps(t, len(x0))
         if (outside := (visited < 0) | (visited >= schedule.T)).any():

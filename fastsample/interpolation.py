@@ -69,7 +69,8 @@ def interpolate(
         a, b: noise of one sample each, (1, C, H, W) or (C, H, W), or other axes behind C. A first axis of 1 is taken
             for the batch: with a single channel, give the batch axis too.
         n: at least 2. They are sampled in one batch.
-        sampler: any; default DDIM of 50 steps on `model.schedule`. Only where it adds no noise do samples change
+        sampler: any; default DDIM of 50 steps on `model.schedule`. A flow takes Euler(prediction="flow"), and its
+            samples' noise comes from `euler_invert`. Only where it adds no noise do samples change
             smoothly: give the rest one `seed` per sample, all equal.
         **options: the arguments of every sampler, documented in fastsample.Options.
 

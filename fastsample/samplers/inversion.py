@@ -94,9 +94,7 @@ class DDIMInverse(Sampler):
             raise ValueError("prediction='flow' has levels of its own: use fastsample.euler_invert")
         levels = noise_levels(self.schedule, t, self.final_alpha_cumprod if self.convention == "mirror" else 1.0)
         self._set(
-            table=inversion_table(
-                t, *levels, convention=self.convention, prediction=self.prediction, clip=self.clip
-            )
+            table=inversion_table(t, *levels, convention=self.convention, prediction=self.prediction, clip=self.clip)
         )
 
     def _own_options(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> dict[str, Any]:

@@ -236,7 +236,8 @@ def lcm(
         prediction: what the model predicts: "epsilon", "v" or "x0".
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping.
-        **options: the arguments of every sampler, documented in fastsample.Options.
+        **options: the arguments of every sampler, documented in fastsample.Options. With `strength` and timesteps "lcm"
+            all `steps` are made, from timestep k floor(original_steps strength) - 1 on, k = T // original_steps.
 
     Returns:
         The sample, float32 (float64 for a float64 x).

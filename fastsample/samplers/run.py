@@ -66,7 +66,9 @@ class Options(TypedDict, total=False):
         mask, known: inpainting. After every row x becomes mask*x + (1 - mask)*(alpha known + sigma z), with noise of
             stream 2, and after the last one mask*x + (1 - mask)*known; both broadcast to the shape of x. 1 in `mask` is
             what is to be filled in.
-        strength: in (0, 1]: x is a clean sample; noise is added to it and the last `strength` of the rows are run.
+        strength: in (0, 1]: x is a clean sample; noise is added to it and the last floor(steps strength) steps are run
+            (for heun, two rows each). A flow runs a step that only a part is left of too. `lcm` makes all its steps,
+            among the first `strength` of the distillation's timesteps. All of it as in diffusers' pipelines.
         start_step: x is the state before this row; the rows before it are left out.
         callback: called with a fastsample.Step after every row; may change `step.x` in place.
         progress: show a tqdm bar.

@@ -67,9 +67,7 @@ def steps_left_out(steps: int, strength: float, *, kept_part: bool = False, unit
     """
     left_out = int(steps - steps * strength) if kept_part else steps - int(steps * strength)
     if left_out == steps:
-        raise ValueError(
-            f"strength must lie in (0, 1] and leave at least one of {steps} {unit}, got {strength}"
-        )
+        raise ValueError(f"strength must lie in (0, 1] and leave at least one of {steps} {unit}, got {strength}")
     return left_out
 
 
@@ -93,7 +91,9 @@ def warn_of_far_noise(table: Table) -> None:
     if table.alpha is None or table.sigma is None:
         return
     alpha, sigma, drawn = float(table.alpha[0]), float(table.sigma[0]), table.init_noise_sigma
-    level = f"the first row (t = {table.times[0]:g}) takes a state at the level alpha = {alpha:.3g}, sigma = {sigma:.3g}"
+    level = (
+        f"the first row (t = {table.times[0]:g}) takes a state at the level alpha = {alpha:.3g}, sigma = {sigma:.3g}"
+    )
     if sigma < alpha:
         warnings.warn(
             f"x_T is drawn as pure noise, but {level}, which is more sample than noise: begin with a noisier timestep, "
