@@ -8,21 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.levels import PREDICTIONS
 from fastsample.ops.keys import Index, Seed
 from fastsample.ops.noise import checked_shape, randn
-from fastsample.schedule import Schedule, checked_schedule
+from fastsample.samplers.limits import check_number
+from fastsample.schedule import Float64Array, Schedule, checked_schedule
 
 
 def add_noise(
     x0: Tensor,
-    t: int | Tensor,
+    t: int | float | Tensor,
     *,
-    schedule: Schedule,
+    schedule: Schedule | None = None,
+    prediction: str = "epsilon",
     seed: Seed | None = None,
     index: Index = 0,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """sqrt(abar_t) x0 + sqrt(1 - abar_t) z: clean samples as they are at timestep t, as diffusers' add_noise.
+    """Clean samples as they are at time t: sqrt(abar_t) x0 + sqrt(1 - abar_t) z, as diffusers' add_noise.
+
+    For a flow (prediction "flow") it is (1 - s) x0 + s z with s = t / 1000, as diffusers' scale_noise.
 
     For training, and to begin sampling from a partly noised image (for which see also `strength` in
     fastsample.Options). The coefficients are taken in float64; half-precision x0 are computed in float32 and rounded
@@ -30,8 +35,11 @@ def add_noise(
 
     Args:
         x0: clean samples, shape (B, ...), floating point. Never modified.
-        t: timesteps of the schedule, one int for all samples or an int64 tensor (B,).
-        schedule: the forward process.
+        t: timesteps of the schedule, one int for all samples or an int64 tensor (B,). For a flow the times that the
+            model is given, 1000 s in [0, 1000], whole or fractional: a number or a tensor (B,). They are taken as they
+            are: where the flow is shifted, shift them first.
+        schedule: the forward process; None for a flow.
+        prediction: "flow" for flow matching. The other names, as for `ddim`, mean the schedule's process alike.
         seed, index: z = fastsample.ops.randn(x0.shape, seed=seed, index=index), the noise that a sampler's x_T has for
             the same seed and places. In training leave them out: every call then draws fresh noise, which
             torch.manual_seed governs.
@@ -41,15 +49,18 @@ def add_noise(
         Of x0's shape and dtype.
 
     Raises:
-        ValueError: for t outside the schedule and shapes that do not fit, and where both seed and noise are given.
-        TypeError: for what is no floating-point tensor, no integer timestep, no Schedule.
+        ValueError: for t outside the schedule (or [0, 1000]) and shapes that do not fit, for an unknown prediction, for
+            a schedule beside a flow, and where both seed and noise are given.
+        TypeError: for what is no floating-point tensor, no timestep, no Schedule.
 
     Example:
         >>> x0 = torch.ones(2, 3, 8, 8)
         >>> add_noise(x0, torch.tensor([10, 900]), schedule=Schedule.linear(), seed=0).shape
         torch.Size([2, 3, 8, 8])
+        >>> add_noise(torch.ones(1, 2), 250.0, prediction="flow", noise=torch.zeros(1, 2))
+        tensor([[0.7500, 0.7500]])
     """
-    alpha, sigma = _coefficients(x0, t, schedule)
+    alpha, sigma = _coefficients(x0, t, schedule, prediction)
     if seed is not None and noise is not None:
         raise ValueError("give seed= or noise=, not both")
     if noise is None:
@@ -60,46 +71,93 @@ def add_noise(
     return scaled.addcmul_(x0.to(alpha.dtype), alpha).to(x0.dtype)
 
 
-def velocity(x0: Tensor, noise: Tensor, t: int | Tensor, *, schedule: Schedule) -> Tensor:
+def velocity(
+    x0: Tensor,
+    noise: Tensor,
+    t: int | float | Tensor,
+    *,
+    schedule: Schedule | None = None,
+    prediction: str = "v",
+) -> Tensor:
     """sqrt(abar_t) noise - sqrt(1 - abar_t) x0: what a model of prediction "v" learns (Salimans & Ho 2022).
 
-    As diffusers' get_velocity. Arguments, dtypes and errors are those of `add_noise`.
+    As diffusers' get_velocity. With prediction="flow" it is noise - x0, what a flow-matching model learns at every t.
+    Arguments, dtypes and errors are those of `add_noise`; prediction must be "v" or "flow".
 
     Example:
         >>> velocity(torch.ones(1, 2), torch.zeros(1, 2), 999, schedule=Schedule.linear())
         tensor([[-1.0000, -1.0000]])
+        >>> x0, noise, t = torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([250.0, 900.0])
+        >>> x = add_noise(x0, t, prediction="flow", noise=noise)  # a training step's input, and its target
+        >>> velocity(x0, noise, t, prediction="flow")[0]
+        tensor([-1., -1., -1.])
     """
-    alpha, sigma = _coefficients(x0, t, schedule)
+    if prediction not in ("v", "flow"):
+        raise ValueError(f"prediction must be v or flow, the models that learn a velocity, got {prediction!r}")
+    alpha, sigma = _coefficients(x0, t, schedule, prediction)
+    if prediction == "flow":
+        alpha, sigma = torch.ones_like(alpha), torch.ones_like(sigma)
     scaled = _checked("noise", noise, x0).to(alpha.dtype) * alpha
     return scaled.addcmul_(x0.to(alpha.dtype), sigma, value=-1).to(x0.dtype)
 
 
-def _coefficients(x0: Tensor, t: int | Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """sqrt(abar_t) and sqrt(1 - abar_t) per sample, in the dtype that is computed in; they broadcast with x0."""
-    checked_schedule(schedule)
+def _coefficients(
+    x0: Tensor, t: int | float | Tensor, schedule: Schedule | None, prediction: str
+) -> tuple[Tensor, Tensor]:
+    """alpha and sigma at t per sample, in the dtype that is computed in; they broadcast with x0."""
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+    if prediction != "flow":
+        checked_schedule(schedule)
+    elif schedule is not None:
+        raise ValueError("prediction='flow' takes no schedule: its levels are alpha = 1 - t / 1000, sigma = t / 1000")
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         raise TypeError(f"x0 must be a floating-point tensor, got {getattr(x0, 'dtype', type(x0).__name__)}")
     checked_shape("x0", x0.shape)
-    visited = _timesteps(t, len(x0))
-    if (outside := (visited < 0) | (visited >= schedule.T)).any():
-        raise ValueError(f"t must lie in [0, {schedule.T}), got {visited[outside.argmax()]}")
-    abar = schedule.alphas_cumprod[visited].reshape(-1, *(1,) * (x0.ndim - 1))
+    if schedule is None:
+        times = _flow_times(t, len(x0))
+        levels = (1 - times / 1000, times / 1000)
+    else:
+        visited = _timesteps(t, len(x0))
+        if (outside := (visited < 0) | (visited >= schedule.T)).any():
+            raise ValueError(f"t must lie in [0, {schedule.T}), got {visited[outside.argmax()]}")
+        abar = schedule.alphas_cumprod[visited]
+        levels = (np.sqrt(abar), np.sqrt(1 - abar))
     dtype = torch.float64 if x0.dtype == torch.float64 else torch.float32
-    alpha, sigma = (torch.from_numpy(np.sqrt(one)).to(x0.device, dtype) for one in (abar, 1 - abar))
+    along = (-1, *(1,) * (x0.ndim - 1))
+    alpha, sigma = (torch.from_numpy(level.reshape(along)).to(x0.device, dtype) for level in levels)
     return alpha, sigma
 
 
-def _timesteps(t: int | Tensor, batch: int) -> np.ndarray:
+def _timesteps(t: int | float | Tensor, batch: int) -> np.ndarray:
     if not isinstance(t, Tensor):
         try:
-            return np.array([operator.index(t)])
+            return np.array([operator.index(t)])  # type: ignore[arg-type]
         except TypeError:
             raise TypeError(f"t must be an int or an int64 tensor, got {type(t).__name__}") from None
     if t.dtype != torch.int64:
         raise TypeError(f"t must be an int or an int64 tensor, got {t.dtype}")
+    return _one_or_each(t, batch).numpy()
+
+
+def _flow_times(t: int | float | Tensor, batch: int) -> Float64Array:
+    if isinstance(t, Tensor):
+        if t.dtype == torch.bool or t.is_complex():
+            raise TypeError(f"t must be a number or a tensor of real numbers, got {t.dtype}")
+        times = _one_or_each(t, batch).double().numpy()
+    else:
+        check_number("t", t)
+        times = np.array([float(t)])
+    if (outside := ~((times >= 0) & (times <= 1000))).any():
+        raise ValueError(f"t of a flow is 1000 sigma and must lie in [0, 1000], got {times[outside.argmax()]}")
+    return times
+
+
+def _one_or_each(t: Tensor, batch: int) -> Tensor:
+    """t on the CPU, of one axis."""
     if t.shape not in ((), (batch,)):
         raise ValueError(f"t must be one timestep or {batch}, one per sample; got shape {tuple(t.shape)}")
-    return t.cpu().numpy().reshape(-1)
+    return t.detach().cpu().reshape(-1)
 
 
 def _checked(name: str, tensor: Tensor, x0: Tensor) -> Tensor:

@@ -76,6 +76,15 @@ def spaced_timesteps(
     return chosen
 
 
+def one_step_from_the_noisiest(T: int, spec: str | Iterable[float], t: NDArray) -> NDArray:
+    """What a sampler makes of the timesteps t that spec came to: a single step of a spacing by name is that from T - 1.
+
+    A peer's formula may give 0 there ("leading", "linspace", "quad", "respaced"), next to clean data, or the middle;
+    but one step leads from noise to the end. Sets with their own count ("1", "ddim1") and given timesteps stay.
+    """
+    return np.full_like(t, T - 1) if len(t) == 1 and isinstance(spec, str) and not spec[-1:].isdigit() else t
+
+
 def _leading(T: int, steps: int) -> Int64Array:
     return np.arange(steps, dtype=np.int64) * (T // steps)
 

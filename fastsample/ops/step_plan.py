@@ -157,8 +157,8 @@ class StepPlan:
     ) -> Tensor:
         """x' of this row; m with twice the batch where it is guided. x0_out and input_out can be left as they are."""
         if noise is None and self._plain_rows[row]:
-            outputs, address, threads = self._plain_outputs, self._out_address, self._last()
-            if self._plain(row, m, outputs, address, keep_x0, write_input, threads):
+            outputs, into, threads = self._plain_outputs, self._out_address, self._last()
+            if self._plain(row, m, outputs, into, keep_x0, write_input, threads):
                 return self._out  # type: ignore[return-value]
         table = self._table
         if self._rows is None:

@@ -8,7 +8,7 @@ from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver, solver_timeste
 from fastsample.samplers.euler import Euler, EulerAncestral, euler, euler_ancestral
 from fastsample.samplers.guidance import Shared
 from fastsample.samplers.heun import Heun, heun
-from fastsample.samplers.inversion import DDIMInverse, ddim_invert
+from fastsample.samplers.inversion import DDIMInverse, EulerInverse, ddim_invert, euler_invert
 from fastsample.samplers.lcm import LCM, guidance_scale_embedding, lcm
 from fastsample.samplers.limits import DynamicThreshold
 from fastsample.samplers.run import Options, Step
@@ -27,6 +27,7 @@ __all__ = [
     "DynamicThreshold",
     "Euler",
     "EulerAncestral",
+    "EulerInverse",
     "Heun",
     "Options",
     "Request",
@@ -40,6 +41,7 @@ __all__ = [
     "dpm_solver",
     "euler",
     "euler_ancestral",
+    "euler_invert",
     "guidance_scale_embedding",
     "heun",
     "lcm",

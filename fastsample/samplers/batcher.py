@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from fastsample.samplers.guidance import Shared, guidance_of
 from fastsample.samplers.limits import check_number
 from fastsample.samplers.places import Places
 from fastsample.samplers.sampler import Sampler
+from fastsample.samplers.start import warn_of_far_noise
 
 _ENTERING = -1  # the row of a place whose sample has yet to be begun
 
@@ -125,6 +127,7 @@ class Batcher:
         sigma = sampler.table.sigma
         if sigma is not None and sigma[0] < sigma[-1]:
             raise ValueError(f"a Batcher starts from noise, {type(sampler).__name__} from clean samples")
+        warn_of_far_noise(sampler.table)
         count = _batch_size(batch)
         if guidance is not None:
             check_number("guidance", guidance)

@@ -175,8 +175,10 @@ def ddim(
             and overwritten afterwards. It is used as it is: call .eval() first. A module in training mode, where
             dropout and batch norm disturb samples, is warned of once.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
-            float64 for the reference backend. Never modified.
-        steps: model calls, where `timesteps` names a spacing; otherwise ignored.
+            float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
+            timestep (more sample than noise) is warned of.
+        steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
+            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
         eta: 0 is deterministic, 1 is ancestral sampling; larger values as far as 1 - a' >= s^2.
         schedule: the one the model was trained with; default `model.schedule`, also that of
             the one model which a wrapper, function or lambda calls, else Schedule.linear(1000), with a warning.

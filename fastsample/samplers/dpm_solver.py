@@ -128,6 +128,7 @@ class DPMSolver(Solver):
     steps: int = field(default=20, kw_only=True)
     order: int = field(default=2, kw_only=True)
     lower_order_final: bool = field(default=True, kw_only=True)
+    correct_x0: CorrectX0 | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         t, alpha, sigma = self._levels(solver_timesteps)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -30,7 +31,9 @@ class Euler(Solver):
         [1000.0, 858.0, 602.0, 9.0]
     """
 
-    _eta = 0.0
+    correct_x0: CorrectX0 | None = field(default=None, kw_only=True)
+
+    _eta: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         t, alpha, sigma = self._levels(fractional_timesteps)
@@ -57,7 +60,7 @@ class EulerAncestral(Euler):
         torch.Size([2, 3, 8, 8])
     """
 
-    _eta = 1.0
+    _eta: ClassVar[float] = 1.0
 
 
 def euler(

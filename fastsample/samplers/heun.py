@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,9 @@ class Heun(Solver):
     """
 
     steps: int = field(default=25, kw_only=True)
+    correct_x0: CorrectX0 | None = field(default=None, kw_only=True)
+
+    _rows_a_step: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         levels = self._levels(fractional_timesteps)

@@ -1,4 +1,4 @@
-"""DDIM inversion: the deterministic way from a clean sample to the noise that DDIM makes it from."""
+"""Inversion: the deterministic way from a clean sample to the noise that DDIM, or Euler's method, makes it from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, check_number
 from fastsample.samplers.run import Options
 from fastsample.samplers.sampler import Sampler
-from fastsample.schedule import Schedule
+from fastsample.samplers.solver import Solver, Times, fractional_timesteps, schedule_for
+from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
 from fastsample.timesteps import Timesteps, spaced_timesteps
 
@@ -25,15 +26,20 @@ CONVENTIONS = ("mirror", "improved")
 
 
 def inversion_table(
-    schedule: Schedule,
     t: np.ndarray,
+    alpha: Float64Array,
+    sigma: Float64Array,
     *,
     convention: str = "mirror",
     prediction: str = "epsilon",
     clip: Clip = None,
-    final_alpha_cumprod: float = 1.0,
 ) -> Table:
-    """The rows x' = alpha' x0 + sigma' epsilon from clean data to noise; see `ddim_invert`. t descends all the same.
+    """The rows x' = alpha' x0 + sigma' epsilon from clean data to noise; see `ddim_invert` and `euler_invert`.
+
+    Args:
+        t: the decoder's times for the model, shape (N,), which descend.
+        alpha, sigma: the decoder's noise levels, shape (N + 1,), from the noisiest to the one after the last row.
+        convention, prediction, clip: as for `ddim_invert`.
 
     Raises:
         ValueError: for an unknown convention, and for a prediction that cannot work at one of the levels.
@@ -41,24 +47,26 @@ def inversion_table(
     if convention not in CONVENTIONS:
         raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
     mirror = convention == "mirror"
-    if mirror and prediction == "x0" and final_alpha_cumprod == 1:
+    if mirror and prediction == "x0" and sigma[-1] == 0:
         raise ValueError(
             "prediction='x0' does not tell the noise in clean data, where 'mirror' starts: give "
             "final_alpha_cumprod=schedule.alphas_cumprod[0], or convention='improved'"
         )
-    alpha, sigma = (level[::-1] for level in noise_levels(schedule, t, final_alpha_cumprod if mirror else 1.0))
-    if not mirror:
+    t, alpha, sigma = t[::-1], alpha[::-1], sigma[::-1]
+    if not mirror and prediction == "flow":
+        t = 1000 * sigma[:-1]
+    elif not mirror:
         alpha, sigma = np.append(alpha[1:], 0.0), np.append(sigma[1:], 1.0)
     return direction_table(
-        t[::-1],
+        t,
         alpha,
         sigma,
         direction=sigma[1:],
         s=0.0,
         prediction=prediction,
         clip=clip,
-        # Clean data, where the mirror starts, do not tell the noise.
-        rederive_epsilon=clip is not None and not mirror,
+        # Clean data, where the mirror and a flow start, do not tell the noise.
+        rederive_epsilon=clip is not None and not mirror and prediction != "flow",
     )
 
 
@@ -83,15 +91,34 @@ class DDIMInverse(Sampler):
     def __post_init__(self) -> None:
         t = self._spaced(spaced_timesteps)
         check_number("final_alpha_cumprod", self.final_alpha_cumprod)
+        if self.prediction == "flow":
+            raise ValueError("prediction='flow' has levels of its own: use fastsample.euler_invert")
+        levels = noise_levels(self.schedule, t, self.final_alpha_cumprod if self.convention == "mirror" else 1.0)
         self._set(
-            table=inversion_table(
-                self.schedule,
-                t,
-                convention=self.convention,
-                prediction=self.prediction,
-                clip=self.clip,
-                final_alpha_cumprod=self.final_alpha_cumprod,
-            )
+            table=inversion_table(t, *levels, convention=self.convention, prediction=self.prediction, clip=self.clip)
+        )
+
+    def _own_options(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
+        _check_clean(x, options)
+        return options
+
+
+@dataclass(frozen=True)
+class EulerInverse(Solver):
+    """Euler's method backwards: the arguments of `euler_invert` that shape the table. Immutable and reusable.
+
+    Example:
+        >>> inverse = EulerInverse(prediction="flow", steps=4, timesteps="trailing", shift=3.0)
+        >>> inverse.table.t.tolist()
+        [500.0, 750.0, 900.0, 1000.0]
+    """
+
+    convention: str = field(default="mirror", kw_only=True)
+
+    def __post_init__(self) -> None:
+        levels = self._levels(fractional_timesteps)
+        self._set(
+            table=inversion_table(*levels, convention=self.convention, prediction=self.prediction, clip=self.clip)
         )
 
     def _own_options(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +169,7 @@ def ddim_invert(
         schedule: the one the model was trained with; default `model.schedule`, else Schedule.linear(1000).
         timesteps: see fastsample.spaced_timesteps.
         prediction: what the model predicts: "epsilon", "v" or "x0"; "mirror" needs final_alpha_cumprod < 1 for "x0".
+            A flow is inverted by `euler_invert`.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither. "mirror" keeps the model's
             epsilon then, "improved" takes it from the new x0, as the code that they follow.
         final_alpha_cumprod: that of the decoder; unused by "improved".
@@ -168,6 +196,61 @@ def ddim_invert(
         timesteps=timesteps,
         convention=convention,
         prediction=prediction,
+        clip=clip,
+        final_alpha_cumprod=final_alpha_cumprod,
+    )
+    return sampler(model, x0, **options)
+
+
+def euler_invert(
+    model: Model,
+    x0: Tensor,
+    *,
+    convention: str = "mirror",
+    steps: int = 50,
+    schedule: Schedule | None = None,
+    timesteps: Times = "linspace",
+    prediction: str = "epsilon",
+    shift: float = 1.0,
+    clip: Clip = None,
+    final_alpha_cumprod: float = 1.0,
+    **options: Unpack[Options],
+) -> Tensor:
+    """Encodes clean samples as noise: the ODE of `euler` run backwards, that of a flow above all.
+
+    `euler` with the same arguments, from the result, is the decoder; the error of the round trip is of the order of a
+    step. From noise level (alpha, sigma) to the noisier one (alpha', sigma'):
+
+        x' = alpha' x0 + sigma' epsilon
+
+    with the x0 and epsilon that the model's output tells. For a flow that is x' = x + (sigma' - sigma) m.
+
+    Args:
+        model, x0: as for `ddim_invert`.
+        convention: at which of the two levels the model is called.
+            - "mirror": at the noisier one, which is reached: where `euler` starts from, the levels it passes;
+            - "improved": at the one that x is at. A flow then begins at t = 0 and makes its last call before t = 1000;
+              otherwise as for `ddim_invert`.
+        clip, final_alpha_cumprod: as for `ddim_invert`; but a flow keeps the model's own epsilon after clipping.
+        steps, schedule, timesteps, prediction, shift: as for `euler`.
+        **options: the arguments of every sampler, documented in fastsample.Options, but for `strength`.
+
+    Returns, raises: as `ddim_invert`.
+
+    Example:
+        >>> from fastsample import euler
+        >>> x0 = torch.ones(1, 3, 8, 8)
+        >>> noise = euler_invert(lambda x, t: 0.1 * x, x0, steps=100, prediction="flow")
+        >>> round(float(euler(lambda x, t: 0.1 * x, noise, steps=100, prediction="flow").mean()), 2)
+        1.0
+    """
+    sampler = EulerInverse(
+        schedule_for(prediction, model, schedule),
+        steps=steps,
+        timesteps=timesteps,
+        convention=convention,
+        prediction=prediction,
+        shift=shift,
         clip=clip,
         final_alpha_cumprod=final_alpha_cumprod,
     )

@@ -24,7 +24,7 @@ from fastsample.samplers.run import Options, Step
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
-from fastsample.timesteps import Timesteps, spaced_timesteps
+from fastsample.timesteps import Int64Array, Timesteps, spaced_timesteps
 
 
 def lcm_table(
@@ -127,16 +127,30 @@ class LCM(Sampler):
 
     def __post_init__(self) -> None:
         t = self._spaced(functools.partial(spaced_timesteps, original_steps=self.original_steps))
-        self._set(
-            table=lcm_table(
-                t,
-                *noise_levels(self.schedule, t),
-                timestep_scaling=self.timestep_scaling,
-                sigma_data=self.sigma_data,
-                prediction=self.prediction,
-                clip=self.clip,
-            )
+        self._set(table=self._rows(t))
+
+    def _rows(self, t: Int64Array) -> Table:
+        return lcm_table(
+            t,
+            *noise_levels(self.schedule, t),
+            timestep_scaling=self.timestep_scaling,
+            sigma_data=self.sigma_data,
+            prediction=self.prediction,
+            clip=self.clip,
         )
+
+    def _part(self, strength: float) -> tuple[Table, int]:
+        """All the steps, among the first `strength` of the distillation's timesteps, as LCMScheduler has it."""
+        if self.timesteps != "lcm" or strength == 1:
+            return super()._part(strength)
+        reached = int(self.original_steps * strength)
+        if reached < self.steps:
+            raise ValueError(
+                f"strength={strength} leaves {reached} of original_steps={self.original_steps} timesteps, fewer than "
+                f"steps={self.steps}"
+            )
+        stride = self.schedule.T // self.original_steps
+        return self._rows(spaced_timesteps(stride * reached, "lcm", self.steps, original_steps=reached)), 0
 
     def __call__(
         self,
@@ -226,7 +240,8 @@ def lcm(
         prediction: what the model predicts: "epsilon", "v" or "x0".
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping.
-        **options: the arguments of every sampler, documented in fastsample.Options.
+        **options: the arguments of every sampler, documented in fastsample.Options. With `strength` and timesteps "lcm"
+            all `steps` are made, from timestep k floor(original_steps strength) - 1 on, k = T // original_steps.
 
     Returns:
         The sample, float32 (float64 for a float64 x).

@@ -20,7 +20,7 @@ from fastsample.samplers.guidance import Guidance, guidance_of
 from fastsample.samplers.inpainting import Inpainting
 from fastsample.samplers.noise_source import noise_source
 from fastsample.samplers.run import Noise, Step
-from fastsample.samplers.start import checked_start, first_row, noise_level
+from fastsample.samplers.start import checked_start, noise_level, start_of
 from fastsample.samplers.workspace import Kind, Workspace, leave, taken, without_x0, worth_sharing
 from fastsample.tables import Table
 
@@ -84,8 +84,8 @@ class Loop:
         self.differentiable = given is not None and given.requires_grad and torch.is_grad_enabled()
         double = given is not None and given.dtype == torch.float64
         self._backend = choose(backend, where, native=not (self.differentiable or double))
-        start = first_row(sampler, given is not None, strength, start_step)
-        self._table = table = sampler.table_from(start) if start else sampler.table
+        table, start = start_of(sampler, given is not None, strength, start_step)
+        self._table = table
         self._noised_to = None if strength is None else noise_level(table, start)
         self._correct_x0, self._observed = sampler.correct_x0, observed
         self._asked = guidance, guidance_rescale, guidance_interval

@@ -81,7 +81,9 @@ class Options(TypedDict, total=False):
             with fewer (H, W), for all samples too, or a single value. `known` is the same but for three axes, which
             could be those of one sample: give known[None]. The same holds for x with other axes behind C; for x without
             any, (B, D), give both of them. Axes of size 1 are repeated.
-        strength: in (0, 1]: x is a clean sample; noise is added to it and the last `strength` of the rows are run.
+        strength: in (0, 1]: x is a clean sample; noise is added to it and the last floor(steps strength) steps are run
+            (for heun, two rows each). A flow runs a step that only a part is left of too. `lcm` makes all its steps,
+            among the first `strength` of the distillation's timesteps. All of it as in diffusers' pipelines.
         start_step: x is the state before this row; the rows before it are left out.
         callback: called with a fastsample.Step after every row; may change `step.x` in place.
         progress: show a tqdm bar.

@@ -15,9 +15,10 @@ from fastsample.samplers.hints import no_argument, warn_of_amplified_errors
 from fastsample.samplers.loop import CorrectX0, Loop
 from fastsample.samplers.prepared import Prepared
 from fastsample.samplers.run import Options, Step
+from fastsample.samplers.start import last_rows
 from fastsample.schedule import checked_schedule
 from fastsample.tables import Table
-from fastsample.timesteps import Int64Array, Timesteps
+from fastsample.timesteps import Int64Array, Timesteps, one_step_from_the_noisiest
 
 _OPTIONS = frozenset(Options.__annotations__)
 _HOOKS = frozenset({"callback", "progress", "decode"})
@@ -126,6 +127,10 @@ class Sampler:
             raise ValueError(f"{type(self).__name__} cannot start at row {row}, which needs the x0 of earlier rows")
         return table
 
+    def _part(self, strength: float) -> tuple[Table, int]:
+        """(the table, its first row) of a run from a clean sample, as diffusers' image-to-image pipelines have it."""
+        return last_rows(self, strength)
+
     def _own_options(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
         """These options with what this sampler alone takes expressed in what all take."""
         return options
@@ -155,7 +160,8 @@ class Sampler:
 
     def _spaced(self: Any, spacing: Callable[[int, Timesteps, int | None], Int64Array]) -> Int64Array:
         """The timesteps that `timesteps` and `steps` name; both are replaced by what they came to."""
-        t = spacing(checked_schedule(self.schedule).T, self.timesteps, self.steps)
+        T = checked_schedule(self.schedule).T
+        t = one_step_from_the_noisiest(T, self.timesteps, spacing(T, self.timesteps, self.steps))
         if not isinstance(self.timesteps, str):
             self._set(timesteps=tuple(t.tolist()))
         self._set(steps=len(t))

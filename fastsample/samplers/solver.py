@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 from fastsample.levels import check_steps, descending_times, flow_levels, noise_levels, spaced_levels
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.limits import Clip, check_number
-from fastsample.samplers.loop import CorrectX0
 from fastsample.samplers.sampler import Sampler
+from fastsample.samplers.start import steps_left_out
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
-from fastsample.timesteps import spaced_timesteps
+from fastsample.tables import Table
+from fastsample.timesteps import one_step_from_the_noisiest, spaced_timesteps
 
 Times = str | Iterable[float]
 
@@ -32,8 +34,9 @@ class Solver(Sampler):
     prediction: str = field(default="epsilon", kw_only=True)
     shift: float = field(default=1.0, kw_only=True)
     clip: Clip = field(default=None, kw_only=True)
-    correct_x0: CorrectX0 | None = field(default=None, kw_only=True)
     final_alpha_cumprod: float = field(default=1.0, kw_only=True)
+
+    _rows_a_step: ClassVar[int] = 1
 
     def _levels(self, spaced: Callable[..., NDArray]) -> tuple[NDArray, Float64Array, Float64Array]:
         """(t, alpha, sigma), with `spaced` in place of spaced_timesteps; stores the times and their number."""
@@ -53,9 +56,15 @@ class Solver(Sampler):
                 t, alpha, sigma = spaced_levels(schedule, self.timesteps, self.steps, self.final_alpha_cumprod)
             else:
                 t = spaced(schedule.T, self.timesteps, self.steps)
+                t = one_step_from_the_noisiest(schedule.T, self.timesteps, t)
                 alpha, sigma = noise_levels(schedule, t, self.final_alpha_cumprod)
         self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
         return t, alpha, sigma
+
+    def _part(self, strength: float) -> tuple[Table, int]:
+        left_out = steps_left_out(self.steps, strength, kept_part=self.prediction == "flow", unit="steps")
+        row = self._rows_a_step * left_out
+        return (self.table_from(row) if row else self.table), row
 
 
 def schedule_for(prediction: str, model: Model, schedule: Schedule | None) -> Schedule | None:

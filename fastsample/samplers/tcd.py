@@ -132,7 +132,8 @@ def tcd(
         clip: clamp x0 to [-clip, clip] and take epsilon from it; a fastsample.DynamicThreshold; None for neither.
             TCDScheduler never clips.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping.
-        **options: the arguments of every sampler, documented in fastsample.Options.
+        **options: the arguments of every sampler, documented in fastsample.Options. `strength` leaves steps out, as
+            diffusers' image-to-image pipelines do with TCDScheduler.
 
     Returns:
         The sample, float32 (float64 for a float64 x).
