@@ -134,7 +134,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     try:
         os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(place)) from error
+        raise OSError(error.errno, f"no file can be made here: {error.strerror}", str(place)) from error
     trial.unlink()
 
 
