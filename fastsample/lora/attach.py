@@ -69,8 +69,8 @@ def attach(
 
     Raises:
         ValueError, TypeError, FileNotFoundError: for a file that cannot be read or does not fit the module, a name that
-            is attached already, and layers that cannot have adapters. RuntimeError: while layers are merged. The module
-            is unchanged then.
+            is attached already, and layers that cannot have adapters. RuntimeError: while layers are merged, and for a
+            module that holds layers which detach took from another. The module is unchanged then.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3))
@@ -84,12 +84,12 @@ def attach(
     """
     check_capacity(capacity)
     finite("scale", scale)
+    before = banks_of(layers_of(module).values())
     resolution = _resolve(module, source, strict)
     factors = resolution.factors
     report = Report(tuple(factors), tuple(resolution.unmatched), tuple(resolution.elsewhere))
     if not factors:
         return report
-    before = banks_of(layers_of(module).values())
     if name in names_of(before):
         raise ValueError(f"name must be new, {name!r} is attached: swap() or detach() it, or choose another")
     if capacity is not None and (large := [path for path, own in factors.items() if len(own.down) > capacity]):
