@@ -22,6 +22,7 @@ from benchmarks.mixture import Mixture
 from benchmarks.options import begin, parser
 from benchmarks.report import pyplot_for, write_csv
 from fastsample import DDIM, DDIMInverse, DPMSolver, Heun, Sampler, Schedule, spaced_timesteps
+from fastsample.files import replacing
 from fastsample.timesteps import Timesteps
 
 LOG_SNR = (-8.0, 6.0)  # from nearly pure noise to nearly clean data: log(alpha^2 / sigma^2)
@@ -154,7 +155,8 @@ def plot(path: Path, points: Sequence[Point]) -> None:
         axes.set(title=title, xlabel="steps", ylabel="root mean square error")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=120)
     pyplot.close(figure)
 
 

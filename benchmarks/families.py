@@ -20,6 +20,7 @@ from benchmarks import cpu, projections, unets
 from benchmarks.markers import replace_between
 from benchmarks.projections import BASELINE, LARGE_RANK, PEER_RANK, PEFT_FLOAT32, added_flops, name_of, provider
 from benchmarks.report import OURS
+from fastsample.files import replace_text
 
 RESULTS = Path(__file__).with_name("results")
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = table(read(arguments.results))
     print(text)
     if arguments.write:
-        DOCS.write_text(replaced(DOCS.read_text(), text))
+        replace_text(DOCS, replaced(DOCS.read_text(), text))
     return 0
 
 

@@ -25,6 +25,7 @@ from benchmarks import binaries, sass
 from benchmarks.binaries import GFX942, TRITON_ARCHS, Code
 from benchmarks.peaks import GPUS, ISSUED, LIMITS, Gpu
 from benchmarks.static_tables import on_tensor_cores, render, replaced
+from fastsample.files import replace_text
 
 RESULTS = Path(__file__).with_name("results") / "gpu-static.csv"
 DOCS = Path(__file__).parents[1] / "docs" / "gpu.md"
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     short = [row for row in rows if row.shortfalls]
     print(f"\n{len(rows)} kernels, {len(short)} with a shortfall, {failed} that could not be compiled")
     if arguments.write and not failed:
-        DOCS.write_text(replaced(DOCS.read_text(), render(read_csv(arguments.out))))
+        replace_text(DOCS, replaced(DOCS.read_text(), render(read_csv(arguments.out))))
     return 1 if failed else 0
 
 
@@ -263,9 +264,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         for row in rows
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text.getvalue())
-    partial.replace(path)
+    replace_text(path, text.getvalue())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

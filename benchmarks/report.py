@@ -18,6 +18,7 @@ import torch
 import fastsample
 from benchmarks import cpu, gpu
 from benchmarks.harness import Spread, Timing, ratio, spread
+from fastsample.files import replace_text, replacing
 
 OURS = "fastsample"
 CPU = torch.device("cpu")
@@ -126,12 +127,7 @@ def write_csv(path: Path, rows: Sequence[Any], device: torch.device = CPU) -> No
     writer.writeheader()
     writer.writerows({key: _rounded(value) for key, value in record.items()} for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text.getvalue())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_text(path, text.getvalue())
 
 
 def pyplot_for(path: Path) -> Any:
@@ -162,7 +158,8 @@ def plot(path: Path, rows: Sequence[Row], title: str, device: torch.device = CPU
     here = machine(device)
     where = here.get("device") or f"{here['cpu_family']} ({here['cpu']}), threads {here['threads']}, {here['isa']}"
     figure.suptitle(f"{title}\n{where}, torch {here['torch']}", fontsize=9)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=120)
     pyplot.close(figure)
 
 

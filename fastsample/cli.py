@@ -8,12 +8,13 @@ from pathlib import Path
 
 import fastsample
 from fastsample import demo
+from fastsample.commands import Parser, in_one_line
 from fastsample.train import command as train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status."""
-    parser = argparse.ArgumentParser(prog="fastsample", description="Fast sampling from diffusion models.")
+    parser = Parser(prog="fastsample", description="Fast sampling from diffusion models.")
     parser.add_argument("--version", action="version", version=f"fastsample {fastsample.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+@in_one_line("selftest")
 def _selftest(arguments: argparse.Namespace) -> int:
     from fastsample import selftest  # it builds tables, which no other command needs
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.commands import in_one_line
+from fastsample.files import check_replaceable, check_writable, replacing
 from fastsample.ops import randn
 from fastsample.ops.backend import backends
 from fastsample.samplers import ddim
@@ -22,26 +23,25 @@ from fastsample.zoo import UNet, digits
 STEPS = (10, 20, 50)
 SHAPE = (10, 1, 28, 28)
 GUIDANCE = 2.0
+# matplotlib's that need no other program.
+_FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
 NO_LABEL = 10  # the class that stands for any digit
 
 
+@in_one_line("demo")
 def run(args: argparse.Namespace) -> int:
     """Writes the picture and prints the tables.
 
     Returns:
-        0 on success; 2 where a package or the folder for the picture is missing, with a word on stderr.
+        0 on success; 2 where a package is missing or the picture cannot be written, with a word on stderr.
     """
     try:
         import matplotlib
     except ImportError:
-        print("fastsample demo draws with matplotlib: pip install 'fastsample[demo]'", file=sys.stderr)
-        return 2
-    if not args.out.absolute().parent.is_dir():
-        print(f"fastsample demo: no such folder: {args.out.absolute().parent}", file=sys.stderr)
-        return 2
+        raise ImportError("it draws with matplotlib: pip install 'fastsample[demo]'") from None
+    _check_out(args.out)
     if args.rounds < 1:
-        print(f"fastsample demo: --rounds must be at least 1, got {args.rounds}", file=sys.stderr)
-        return 2
+        raise ValueError(f"--rounds must be at least 1, got {args.rounds}")
     matplotlib.use("Agg")
     model, y = digits(), torch.arange(10)
     rows = {steps: ddim(model, SHAPE, steps=steps, seed=args.seed, **guided(y)) for steps in STEPS}
@@ -56,6 +56,17 @@ def run(args: argparse.Namespace) -> int:
     _print_times(model, y, args.rounds)
     _print_seeds(model, args.seed)
     return 0
+
+
+def _check_out(path: Path) -> None:
+    """Raises where no picture can be written, before any is made."""
+    if path.suffix.lower() not in _FORMATS:
+        raise ValueError(f"--out must end in one of {', '.join(_FORMATS)}, got {str(path)!r}")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"--out: no such folder: {folder}")
+    check_replaceable(path)
+    check_writable(folder)
 
 
 def guided(y: Tensor) -> dict[str, Any]:
@@ -151,5 +162,6 @@ def _draw(rows: dict[int, Tensor], path: Path) -> None:
                 axis.set_title(str(digit))
         line[0].set_ylabel(f"{steps} steps")
     figure.tight_layout(pad=0.4)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=120)
     pyplot.close(figure)

@@ -68,6 +68,7 @@ def test_vlb_terms_match_improved_ddpm(golden: Golden) -> None:
 
 
 def test_the_variational_term_does_not_train_epsilon() -> None:
+    torch.manual_seed(0)  # at t = 0 a gradient may round to 0
     loss = HybridLoss(Schedule.cosine(20))
     x0, noise, t = torch.rand(3, 1, 4, 4), torch.randn(3, 1, 4, 4), torch.tensor([0, 3, 19])
     output = torch.randn(3, 2, 4, 4, requires_grad=True)

@@ -15,6 +15,11 @@ from fastsample.ops.lora import check_range
 from fastsample.ops.lora_pack import LowRank
 
 T = TypeVar("T")
+_LARGEST = torch.finfo(torch.float32).max
+DETACHED = (
+    "the layer was detached: lora.detach gave its place, weights and bias back to the module that it had replaced; "
+    "call that one, or attach again. A model that still holds the layer gets the module from lora.detach(model)"
+)
 
 
 class Adapters:
@@ -29,6 +34,7 @@ class Adapters:
         unmerged: the weights as they were before merge(); None where adapters are not merged.
         made_by_attach: whether attach put the layers in their places, so that detach takes them away.
         names_by_attach: the adapters that attach added to layers it found.
+        detached: the layers' weights are others' now: whoever still holds the layers is refused.
     """
 
     def __init__(self, layers: Sequence[Layer], capacity: int | None) -> None:
@@ -39,6 +45,7 @@ class Adapters:
         self.unmerged: list[Tensor] | None = None
         self.made_by_attach = False
         self.names_by_attach: set[str] = set()
+        self.detached = False
         self._capacity = capacity
         self._trainable = False
         self._factors: list[Tensor] = []
@@ -54,6 +61,7 @@ class Adapters:
         active: Mapping[str, float] | None = None,
     ) -> None:
         """Takes an adapter, and these as the active ones: by default it joins them."""
+        self.check_attached()
         if not isinstance(name, str) or not name:
             raise TypeError(f"name must be a non-empty str, got {name!r}")
         if name in self.parts:
@@ -102,6 +110,7 @@ class Adapters:
 
     def change(self, parts: dict[str, tuple[Part | None, ...]], active: dict[str, float]) -> None:
         """Takes these, or raises and stays as it was."""
+        self.check_attached()
         self.check_not_merged()
         before = self.parts, self.active
         self.parts, self.active = parts, active
@@ -132,6 +141,7 @@ class Adapters:
 
     @torch.no_grad()
     def merge(self) -> None:
+        self.check_attached()
         self.check_not_merged()
         with torch.inference_mode(False):
             weights = self.weights()
@@ -141,6 +151,7 @@ class Adapters:
             self._set_weights(sums)
 
     def unmerge(self) -> None:
+        self.check_attached()
         if self.unmerged is None:
             raise RuntimeError("unmerge: the adapters are not merged")
         weights, self.unmerged = self.unmerged, None
@@ -169,12 +180,21 @@ class Adapters:
         if index.is_cpu and not torch.compiler.is_compiling():
             check_range(index, len(self.active))
 
+    def check_attached(self) -> None:
+        if self.detached:
+            raise RuntimeError(DETACHED)
+
     def restore(self) -> None:
         """Brings the layers' parameters back where they are kept in another form."""
 
     def free(self) -> None:
-        """Restores, and lets go of what is kept for forward."""
-        self.restore()
+        """After restore, or merged: the weights are those from before merge, and nobody's here any more."""
+        if self.unmerged is not None:
+            for layer, weight in zip(self.layers, self.unmerged, strict=True):
+                layer.weight.data = weight
+        self.detached, self.unmerged, self.index = True, None, None
+        self.parts, self.active = {}, {}
+        self._factors, self._factor_marks, self._trainable = [], [], False
 
     def refresh(self) -> None:
         """Brings what is kept for forward up to date with the parts and the active weights."""
@@ -182,6 +202,7 @@ class Adapters:
 
     def parameters(self, i: int) -> dict[str, nn.Parameter | None]:
         """The i-th layer's, with their storage."""
+        self.check_attached()
         return self.layers[i]._parameters
 
     def changed(self, i: int) -> None:
@@ -237,7 +258,10 @@ class Adapters:
             if not rank or tuple(down.shape) != want_down or tuple(up.shape) != want_up:
                 want = f"A (r, {', '.join(map(str, into))}) and B ({', '.join(map(str, (out, 'r', *want_up[2:])))})"
                 raise ValueError(f"pairs[{i}] must be {want}, got {tuple(down.shape)} and {tuple(up.shape)}")
-            parts.append(Part(down, up, own * (1.0 if alpha is None else alpha / rank), rank))
+            factor = own * (1.0 if alpha is None else alpha / rank)
+            if abs(factor) > _LARGEST:
+                raise ValueError(f"scale * alpha / r of pairs[{i}] is {factor:g}, more than float32 holds")
+            parts.append(Part(down, up, factor, rank))
         return parts
 
 

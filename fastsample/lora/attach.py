@@ -14,6 +14,7 @@ from fastsample.lora.adapters import Adapters, check_names, check_weights, finit
 from fastsample.lora.conv import LoRAConv2d
 from fastsample.lora.factors import Pair
 from fastsample.lora.formats import read
+from fastsample.lora.frozen import release
 from fastsample.lora.layers import AdaptedLayer, LoRALinear, QKVProjection, check_capacity
 from fastsample.lora.names import Factors, Resolution, resolve
 from fastsample.lora.refused import first
@@ -68,8 +69,8 @@ def attach(
 
     Raises:
         ValueError, TypeError, FileNotFoundError: for a file that cannot be read or does not fit the module, a name that
-            is attached already, and layers that cannot have adapters. RuntimeError: while layers are merged. The module
-            is unchanged then.
+            is attached already, and layers that cannot have adapters. RuntimeError: while layers are merged, and for a
+            module that holds layers which detach took from another. The module is unchanged then.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3))
@@ -83,12 +84,12 @@ def attach(
     """
     check_capacity(capacity)
     finite("scale", scale)
+    before = banks_of(layers_of(module).values())
     resolution = _resolve(module, source, strict)
     factors = resolution.factors
     report = Report(tuple(factors), tuple(resolution.unmatched), tuple(resolution.elsewhere))
     if not factors:
         return report
-    before = banks_of(layers_of(module).values())
     if name in names_of(before):
         raise ValueError(f"name must be new, {name!r} is attached: swap() or detach() it, or choose another")
     if capacity is not None and (large := [path for path, own in factors.items() if len(own.down) > capacity]):
@@ -117,8 +118,7 @@ def attach(
                 else:
                     bank.activate(active)
         except BaseException:
-            for bank in banks_of(made.values()):
-                bank.restore()
+            release(banks_of(made.values()))
             raise
     for bank in own:
         bank.names_by_attach.add(name)
@@ -204,13 +204,15 @@ def detach(module: nn.Module, name: str | None = None) -> None:
     """Takes an adapter off, or all of them. A layer without any becomes the original module again, bit for bit.
 
     Layers that attach found, a LoRALinear of your own, stay, and keep the adapters that attach did not add unless one
-    is named.
+    is named. Whoever still holds a layer that went gets a RuntimeError from all it does, and so does a call of one that
+    another thread makes meanwhile, unless it still computes with the adapter; a call of the whole module may have some
+    layers with the adapter and some without.
 
     Raises:
         ValueError: for a name that is not attached, or one that a set_adapter_index counts. RuntimeError: for one of
             several adapters while layers are merged. Nothing has changed then.
     """
-    layers = layers_of(module)
+    layers = layers_of(module, detached=True)
     banks = banks_of(layers.values())
     if name is not None:
         check_names([name], names_of(banks))
@@ -221,10 +223,7 @@ def detach(module: nn.Module, name: str | None = None) -> None:
     with all_or_nothing(gone):
         for bank, names in gone.items():
             bank.forget(names)
-        for bank in freed:
-            if bank.unmerged is not None:
-                bank.unmerge()
-            bank.free()
+        release(freed)
     for bank, names in gone.items():
         bank.names_by_attach -= names
     put(module, {layer: layer.give_back() for layer in layers.values() if layer._bank in freed})

@@ -46,6 +46,7 @@ class LoRAConv2d(AdaptedLayer):
     def forward(self, x: Tensor, adapter_index: Tensor | None = None) -> Tensor:
         """The convolution of x, (B, in, H, W); adapter_index as LoRALinear.forward's."""
         bank = self._bank
+        bank.check_attached()
         index = bank.index if adapter_index is None else adapter_index
         if index is not None:
             bank.check_not_merged()
@@ -80,6 +81,10 @@ class ConvAdapters(Adapters):
         with torch.inference_mode(False), torch.no_grad():
             self._stacked = self._stack()
         self._note_factors()
+
+    def free(self) -> None:
+        super().free()
+        self._stacked = (None, None)
 
     def changed(self, i: int) -> None:
         self.refresh()

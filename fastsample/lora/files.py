@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from fastsample.lora.refused import refuse_config
+from fastsample.files import open_regular, regular_size
+from fastsample.lora.config import LARGEST, PeftConfig, checked, parse
+from fastsample.pickles import load_pickle, state_dict_of
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # In the order of preference: of two forms of one file the safe one is read.
@@ -36,7 +35,7 @@ class Contents:
 
     name: str
     tensors: Mapping[Any, Any]
-    configs: dict[str, dict[str, Any]]
+    configs: dict[str, PeftConfig]
 
 
 def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Contents:
@@ -52,45 +51,22 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Contents:
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source must be a path or a state dict, got {type(source).__name__}")
     path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"no LoRA file at {path}")
     if path.is_dir():
         path = _sole_file(path)
+    regular_size(path, "LoRA file")
     configs: dict[str, dict[str, Any]] = {}
     tensors: Mapping[Any, Any]
     if path.suffix == ".safetensors":
         tensors, configs = _safetensors(path)
     elif path.suffix in PICKLES:
-        tensors = _pickle(path)
+        tensors = state_dict_of(load_pickle(path), path)
     else:
         raise ValueError(f"{path}: a LoRA file ends in .safetensors or one of {', '.join(PICKLES)}")
     beside = path.with_name("adapter_config.json")
-    if path.stem == "adapter_model" and beside.is_file():
-        configs = {"": _config(beside.read_bytes(), str(beside))}
-    for config in configs.values():
-        refuse_config(config, str(path))
-    return Contents(str(path), tensors, configs)
-
-
-def pattern_or(config: Mapping[str, Any], patterns: str, general: str, path: str, name: str) -> float | None:
-    """What a PEFT configuration says of the module at `path`: a pattern's value, the general one, None for neither.
-
-    As PEFT does it, a pattern matches the whole path or its end from a dot on, and the first to match counts.
-    """
-    value = config.get(general)
-    for pattern, own in (config.get(patterns) or {}).items():
-        try:
-            matched = re.match(rf"(.*\.)?({pattern})$", path)
-        except re.error as error:
-            raise ValueError(f"{name}: {patterns} holds {pattern!r}, no regular expression: {error}") from None
-        if matched:
-            value = own
-            break
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
-    ):
-        raise ValueError(f"{name}: {general} of {path} must be a finite number, got {value!r}")
-    return value
+    if path.stem == "adapter_model" and os.path.lexists(beside):
+        with open_regular(beside) as file:
+            configs = {"": parse(file.read(LARGEST + 1), str(beside))}
+    return Contents(str(path), tensors, {component: checked(one, str(path)) for component, one in configs.items()})
 
 
 def _sole_file(folder: Path) -> Path:
@@ -112,11 +88,11 @@ def _safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict[st
             metadata = file.metadata() or {}
             # get_tensor gives a view of the mapped file, and a later write to the file would change it.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118, it is no mapping
-    except SafetensorError as error:
+    except Exception as error:  # a dtype that torch does not have raises what its reader trips over
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     if _METADATA not in metadata:
         return tensors, {}
-    return tensors, _by_component(_config(metadata[_METADATA], f"{path}, {_METADATA}"))
+    return tensors, _by_component(parse(metadata[_METADATA], f"{path}, {_METADATA}"))
 
 
 def _by_component(metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -126,32 +102,3 @@ def _by_component(metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
         component, _, field = key.rpartition(".")
         configs.setdefault(component, {})[field] = value
     return configs
-
-
-def _config(text: str | bytes, name: str) -> dict[str, Any]:
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{name} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{name} must hold an object, got {type(config).__name__}")
-    return config
-
-
-def _pickle(path: Path) -> Mapping[Any, Any]:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken pickle raises whatever its reader trips over
-        # torch's own text goes on to advise weights_only=False.
-        reasons = [line.strip() for line in str(error).splitlines() if re.search(r"\b(GLOBAL|Unsupported)\b", line)]
-        reason = (
-            reasons[0] if reasons else f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        )
-        raise ValueError(
-            f"{path} is refused: it is a pickle, and loading it as bare tensors (weights_only) failed: {reason}"
-        ) from error
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not a state dict")
-    return found

@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from reprlib import repr as short
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastsample.lora.files import Contents, load, pattern_or
+from fastsample.lora.files import Contents, load
 from fastsample.lora.refused import first, refuse_keys
 
 __all__ = ["Entry", "read"]
@@ -37,6 +38,7 @@ _FACTOR = re.compile(
     r")\.weight"
 )
 _ALPHA = re.compile(r"(?P<stem>.+?)(?P<mark>\.lora|_lora|\.lora_linear_layer)?\.alpha")
+_LONGEST_KEY = 1000
 _HALVES = {"A": "down", "B": "up", "down": "down", "up": "up"}
 
 
@@ -112,13 +114,23 @@ def read(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> list[Entry]:
         >>> [(entry.path, entry.factor) for entry in read({**state, "lora_unet_mid_to_q.alpha": torch.tensor(8.0)})]
         [('mid_to_q', 4.0)]
     """
-    contents = load(source)
+    try:
+        return _read(load(source))
+    except TypeError as error:
+        if isinstance(source, str | os.PathLike):  # a file's contents are no argument of the caller's
+            raise ValueError(str(error)) from None
+        raise
+
+
+def _read(contents: Contents) -> list[Entry]:
     name = contents.name
     if not contents.tensors:
         raise ValueError(f"{name} is empty")
     for key in contents.tensors:
         if not isinstance(key, str):
-            raise TypeError(f"{name}: keys must be strings, got {key!r}")
+            raise TypeError(f"{name}: keys must be strings, got {short(key)}")
+        if len(key) > _LONGEST_KEY:
+            raise ValueError(f"{name}: the key {short(key)} has {len(key)} letters, at most {_LONGEST_KEY} are read")
     refuse_keys(contents.tensors, name)
     return [_entry(stem, parts, contents) for stem, parts in _grouped(contents).items()]
 
@@ -204,8 +216,10 @@ def _checked(key: str, value: object, name: str) -> Tensor:
         raise ValueError(f"{name}: {key} must hold floating-point numbers, got {value.dtype}")
     if value.is_meta or value.layout != torch.strided:
         raise ValueError(f"{name}: {key} must be a dense tensor with values, got {value.layout} on {value.device}")
+    # An axis without a stride repeats one value, and may be longer than memory.
+    values = value.detach()[tuple(slice(None if step else 1) for step in value.stride())]
     # The 8-bit formats know no isfinite.
-    values = value.detach() if value.element_size() > 1 else value.detach().float()
+    values = values if value.element_size() > 1 else values.float()
     if not values.isfinite().all():
         raise ValueError(f"{name}: {key} holds NaN or infinity")
     return value
@@ -233,22 +247,25 @@ def _factor(component: str, path: str, rank: int, parts: _Parts, contents: Conte
         path = f"{component}.{path}" if component else path
     if config is None:
         return 1.0
-    alpha = pattern_or(config, "alpha_pattern", "lora_alpha", path, name)
-    stated = pattern_or(config, "rank_pattern", "r", path, name)
+    alpha, stated = config.alpha_of(path), config.rank_of(path)
     if stated not in (None, rank):
-        raise ValueError(f"{name}: {path} has rank {rank}, its configuration says {stated:g}")
+        raise ValueError(f"{name}: {path} has rank {rank}, its configuration says {stated}")
     if alpha is None:
         return 1.0
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return alpha / (math.sqrt(rank) if config.stabilised else rank)
 
 
 def _number(key: str, value: object, name: str) -> float:
     if isinstance(value, Tensor):
-        if value.numel() != 1 or value.is_complex() or value.is_meta:
+        if value.numel() != 1 or value.is_complex() or value.is_meta or value.layout != torch.strided:
             raise ValueError(f"{name}: {key} must be one number, got {value.dtype} of shape {tuple(value.shape)}")
         value = value.item()
-    if not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: {key} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: {key} is {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: {key} is {number}, no finite number")
+    return number

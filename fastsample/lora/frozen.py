@@ -38,6 +38,25 @@ def _untraced(method: Callable[..., _Result]) -> Callable[..., _Result]:
     return run
 
 
+def release(banks: Sequence[Adapters]) -> None:
+    """Gives layers their weights back for good, or raises and leaves them in use."""
+    with _LOCK:
+        banks = [bank for bank in banks if not bank.detached]
+        try:
+            # First: a call in another thread would pack, and release, what is restored here.
+            for bank in banks:
+                bank.detached = True
+            for bank in banks:
+                if bank.unmerged is None:
+                    bank.restore()
+        except BaseException:
+            for bank in banks:
+                bank.detached = False
+            raise
+        for bank in banks:
+            bank.free()
+
+
 class FrozenLinears(Adapters):
     """What the LoRALinears of one QKVProjection have in common; a LoRALinear by itself is one of one.
 
@@ -57,6 +76,7 @@ class FrozenLinears(Adapters):
 
     def __call__(self, x: Tensor, index: Tensor | None, i: int | None = None) -> tuple[Tensor, ...]:
         """All linears of x, or the i-th alone."""
+        self.check_attached()
         device = x.device.type
         if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
             with torch.autocast(device, enabled=False):
@@ -90,6 +110,7 @@ class FrozenLinears(Adapters):
     def pack(self) -> None:
         """Takes the parameters as they are now."""
         with _LOCK:
+            self.check_attached()
             self.restore()
             weights = [layer.weight for layer in self.layers]
             biases = [layer.bias for layer in self.layers]
@@ -113,12 +134,13 @@ class FrozenLinears(Adapters):
     def restore(self) -> None:
         with _LOCK:
             if self.released:
-                for layer, weight in zip(self.layers, self.weights(), strict=True):
+                weights = [self._unpacked(i) for i in range(len(self.layers))]
+                for layer, weight in zip(self.layers, weights, strict=True):
                     layer.weight.data = weight
                 self._packed, self._forms = None, {}
 
     def free(self) -> None:
-        self.restore()
+        super().free()
         self._packed, self._forms, self._seen = None, {}, []
 
     def changed(self, i: int) -> None:
@@ -132,10 +154,12 @@ class FrozenLinears(Adapters):
 
     def weight(self, i: int) -> Tensor:
         """The i-th layer's weight, also where its parameter has no storage."""
+        self.check_attached()
         return self._unpacked(i) if self.released else self.layers[i].weight.detach()
 
     def parameters(self, i: int) -> dict[str, nn.Parameter | None]:
         with _LOCK:
+            self.check_attached()
             own = self.layers[i]._parameters
             if not self.released:
                 return own
@@ -146,11 +170,14 @@ class FrozenLinears(Adapters):
 
     @_untraced
     def _unpacked(self, i: int) -> Tensor:
-        weight = self.layers[i].weight
-        # One that was put in the packed one's place is the user's.
-        if self._packed is None or mark(weight) != self._weight_marks[i]:
-            return weight.detach()
-        return self._packed.linear(i).unpack()[0]
+        # Read once: a detach in another thread puts None in its place, after the weights.
+        packed, weight = self._packed, self.layers[i].weight
+        if packed is None or mark(weight) == self._weight_marks[i]:
+            return weight.detach() if packed is None else packed.linear(i).unpack()[0]
+        # One that was put in the packed one's place is the user's. Where the module that was replaced has been moved or
+        # cast, what it moved is the NaN that stands for the packed weight.
+        moved = weight.shape == (packed.out_features[i], packed.in_features) and _is_nan(weight)
+        return packed.linear(i).unpack()[0].to(weight) if moved else weight.detach()
 
     @_untraced
     def refresh(self) -> None:
@@ -170,6 +197,7 @@ class FrozenLinears(Adapters):
     @_untraced
     def _prepare(self, key: _Key) -> tuple[PackedLinear, PackedAdapters | None]:
         with _LOCK:
+            self.check_attached()
             if self._packed is None:
                 self.pack()
             assert self._packed is not None
@@ -211,6 +239,7 @@ class FrozenLinears(Adapters):
 
     def _check_unchanged(self) -> None:
         if self._marks() != self._weight_marks:
+            self.check_attached()
             shapes = ", ".join(str(tuple(layer.weight.shape)) for layer in self.layers)
             raise RuntimeError(
                 f"the weight or bias of a linear {shapes} has changed since it was packed: call repack() on the layer "
@@ -218,10 +247,18 @@ class FrozenLinears(Adapters):
             )
 
     def _set_weights(self, weights: Sequence[Tensor]) -> None:
-        self._packed = None
-        super()._set_weights(weights)
-        self.pack()
+        # Locked, since whoever finds nothing packed packs what the parameters hold.
+        with _LOCK:
+            self._packed = None
+            super()._set_weights(weights)
+            self.pack()
 
     def __getstate__(self) -> dict[str, Any]:
         lists = "_seen", "_weight_marks", "_factors", "_factor_marks"
         return {**self.__dict__, "_packed": None, "_forms": {}, **{name: [] for name in lists}}
+
+
+def _is_nan(weight: Tensor) -> bool:
+    """Whether every value is NaN; the first one nearly always tells."""
+    own = weight.detach()
+    return not own.is_meta and all(bool(part.float().isnan().all()) for part in (own[:1, :1], own))

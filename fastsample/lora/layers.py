@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastsample.lora.adapters import Adapters, check_names, check_weights
+from fastsample.lora.adapters import DETACHED, Adapters, check_names, check_weights
 from fastsample.lora.factors import Pair
 from fastsample.lora.frozen import FrozenLinears
 
@@ -51,6 +51,7 @@ class Adaptable(nn.Module):
             ValueError, TypeError, RuntimeError: as add_adapter, for an unknown name, and for factors for a linear for
                 which the adapter had none.
         """
+        self._bank.check_attached()
         check_names([name], self._bank.parts)
         self._bank.replace(name, pairs, scale, alpha)
 
@@ -63,6 +64,7 @@ class Adaptable(nn.Module):
             ValueError, TypeError: for an unknown name, a weight that is not finite, and another order while a
                 set_adapter_index counts the present one. RuntimeError: while merged.
         """
+        self._bank.check_attached()
         check_weights(weights, self._bank.parts)
         self._bank.check_order(weights)
         self._bank.activate(weights)
@@ -73,6 +75,7 @@ class Adaptable(nn.Module):
         Raises:
             ValueError: for an unknown name, and one that a set_adapter_index counts. RuntimeError: while merged.
         """
+        self._bank.check_attached()
         self._bank.remove(name)
 
     def merge(self) -> None:
@@ -117,6 +120,7 @@ class AdaptedLayer(Adaptable):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedLayer:
         bank = self._bank
+        bank.check_attached()
         bank.restore()
         super()._apply(fn, recurse)
         if bank.unmerged is not None:
@@ -126,9 +130,16 @@ class AdaptedLayer(Adaptable):
         bank.changed(self._i)
         return self
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._bank.check_attached()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        errors: list[str] = args[-1]
+        if self._bank.detached:
+            errors.append(f"{prefix[:-1] or 'the module'}: {DETACHED}")
+            return
         if self._bank.unmerged is not None:
-            errors = args[-1]
             errors.append(f"the adapters of {prefix[:-1]} are merged into its weight: call unmerge() before loading.")
             return
         self._bank.restore()
@@ -201,9 +212,11 @@ class LoRALinear(AdaptedLayer):
         self._bank.pack()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        # Before the parameters are read: a detach in another thread gives them their weights back.
+        released, weight = self._bank.released, self._bank.weight(self._i)
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._bank.released:
-            destination[prefix + "weight"] = self._bank.weight(self._i)
+        if released:
+            destination[prefix + "weight"] = weight
 
 
 class QKVProjection(Adaptable):

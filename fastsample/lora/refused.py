@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from reprlib import repr as short
 from typing import Any
 
 # By their keys. The first that a key matches names it.
@@ -68,14 +69,15 @@ def refuse_config(config: Mapping[str, Any], name: str) -> None:
     """Raises ValueError if PEFT's configuration asks for more than alpha / r * B A."""
     kind = config.get("peft_type") or "LORA"
     if kind != "LORA":
-        raise ValueError(f"{name} holds {kind}, which is not supported: its configuration has peft_type {kind!r}")
+        what = kind if isinstance(kind, str) else "no kind of adapter"
+        raise ValueError(f"{name} holds {what[:100]}, which is not supported: peft_type is {short(kind)}")
     for field, what in _FIELDS.items():
         if config.get(field):
             raise ValueError(f"{name} holds {what}, which is not supported: its configuration has {field!r}")
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGED_BASE):
         raise ValueError(
-            f"{name} was trained on base weights that init_lora_weights={init!r} had changed; save it with PEFT's "
+            f"{name} was trained on base weights that init_lora_weights={short(init)} had changed; save it with PEFT's "
             "path_initial_model_for_weight_conversion to get a LoRA of the original weights"
         )
 

@@ -12,11 +12,14 @@ from fastsample.lora.adapters import Adapters
 from fastsample.lora.layers import AdaptedLayer, check_replaceable
 
 
-def layers_of(module: nn.Module) -> dict[str, AdaptedLayer]:
-    """The adapted layers by name."""
+def layers_of(module: nn.Module, detached: bool = False) -> dict[str, AdaptedLayer]:
+    """The adapted layers by name; RuntimeError, unless they are asked for, where some were detached elsewhere."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch module, got {type(module).__name__}")
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptedLayer)}
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptedLayer)}
+    for bank in () if detached else banks_of(layers.values()):
+        bank.check_attached()
+    return layers
 
 
 def banks_of(layers: Iterable[AdaptedLayer]) -> list[Adapters]:

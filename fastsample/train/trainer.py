@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastsample.files import check_replaceable, check_writable, remove_parts, replacing, sole_writer
+from fastsample.pickles import load_pickle
 from fastsample.schedule import Schedule
 from fastsample.train.data import ImageData
 from fastsample.train.losses import HybridLoss
 from fastsample.train.report import write_report
 from fastsample.zoo.store import save
 from fastsample.zoo.unet import UNet, UNetConfig
+
+_FILES = ("checkpoint.pt", "model.safetensors", "loss.csv", "loss.png")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class Settings:
         for name in ("warmup", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.seed >= 1 << 64:
+            raise ValueError(f"seed must be below 2^64, got {self.seed}")
+        for name in ("lr", "weight_decay"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.ema_decay < 1:
@@ -73,32 +82,54 @@ def train(
 
     Every save_every steps and at the end, `out` gets model.safetensors (averaged weights, see zoo.load),
     checkpoint.pt, loss.csv and loss.png. A run on a folder with a checkpoint continues it; the result does not depend
-    on interruptions, since all that is random at step i is drawn from a generator seeded with (seed, i).
+    on interruptions, since all that is random at step i is drawn from a generator seeded with (seed, i). Whoever kills
+    it finds the files of the last save whole.
 
     Raises:
-        ValueError: the checkpoint was made with other settings or data, or the data do not suit the model.
+        ValueError: device cannot be used, the checkpoint is none or was made with other settings or data, or the data
+            do not suit the model. OSError: out cannot be written. RuntimeError: another run is in out.
         ArithmeticError: the loss is no longer finite; the last checkpoint is from before.
     """
     settings = settings or Settings()
+    out = Path(out)
+    check_place(out, device, save_every)
+    run = _Run(data, settings, torch.device(device))
+    out.mkdir(parents=True, exist_ok=True)
+    with sole_writer(out):
+        remove_parts(out, _FILES)
+        if (out / "checkpoint.pt").exists():
+            run.restore(out / "checkpoint.pt")
+        _continue(run, out, save_every, progress)
+    return run.average.eval()
+
+
+def check_place(out: Path, device: str | torch.device, save_every: int) -> None:
+    """Raises what train would of these, before data are read or a folder is made."""
     if save_every < 1:
         raise ValueError(f"save_every must be at least 1, got {save_every}")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    run = _Run(data, settings, torch.device(device))
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        run.restore(checkpoint)
-    start = len(run.history)
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
+    if place.type == "meta":
+        raise ValueError("device 'meta' cannot be used: nothing is computed there")
+    check_writable(out)
+    for name in _FILES:
+        check_replaceable(out / name)
+
+
+def _continue(run: _Run, out: Path, save_every: int, progress: bool) -> None:
+    settings, start = run.settings, len(run.history)
     with tqdm(total=settings.steps, initial=start, disable=not progress, mininterval=5) as bar:
         for i in range(start, settings.steps):
             run.step(i)
             bar.update()
             bar.set_postfix(loss=f"{np.mean(run.history[-100:], axis=0).sum():.4f}", refresh=False)
             if (i + 1) % save_every == 0 or i + 1 == settings.steps:
-                run.save(checkpoint)
+                run.save(out / "checkpoint.pt")
                 save(run.average, out / "model.safetensors")
                 write_report(run.history, out)
-    return run.average.eval()
 
 
 class _Run:
@@ -156,7 +187,6 @@ class _Run:
 
     def save(self, path: Path) -> None:
         """Writes all state, replacing the file at once."""
-        part = path.with_name(path.name + ".part")
         state = {
             "settings": self._identity(),
             "model": self.model.state_dict(),
@@ -164,22 +194,29 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
         }
-        torch.save(state, part)
-        os.replace(part, path)
+        with replacing(path) as file:
+            torch.save(state, file)
 
     def restore(self, path: Path) -> None:
-        """Takes over the state in a checkpoint; ValueError if it belongs to another run."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        """Takes over the state in a checkpoint; ValueError if it is none or belongs to another run."""
+        state = load_pickle(path, self.device)
+        settings = state.get("settings") if isinstance(state, dict) else None
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path} is no checkpoint of fastsample train: delete it or use another folder")
         for name, value in self._identity().items():
-            if state["settings"].get(name) != value:
+            if settings.get(name) != value:
                 raise ValueError(
-                    f"{path} was made with {name} = {state['settings'].get(name)}, now it is {value}: "
+                    f"{path} was made with {name} = {short(settings.get(name))}, now it is {value}: "
                     "use the same settings or another folder"
                 )
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history = state["history"]
+        try:
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.history = [(float(mse), float(vb)) for mse, vb in state["history"]]
+        except Exception as error:  # what a state of another kind trips over
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise ValueError(f"{path} is no whole checkpoint: delete it or use another folder ({reason})") from error
 
     def _identity(self) -> dict[str, Any]:
         return asdict(self.settings) | {"data": self.data.digest()}
