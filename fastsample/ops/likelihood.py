@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fastsample.ops.backend import choose, recorded
-from fastsample.ops.checks import check_like, check_output, check_state, check_variance, checked_rows
+from fastsample.ops.checks import check_like, check_output, check_state, check_variance, checked_rows, differentiable
 from fastsample.schedule import Float64Array
 from fastsample.tables import Table
 
@@ -72,8 +72,7 @@ def likelihood(
     check_output(model_out, x, guided=False)
     if any(table.learned):
         check_variance(model_out, x)
-    differentiable = torch.is_grad_enabled() and any(one.requires_grad for one in (x_start, x, model_out))
-    native = x.dtype is torch.float32 and not differentiable
+    native = x.dtype is torch.float32 and not differentiable(x_start, x, model_out)
     if recorded(x_start, x, model_out):
         coefficients = _coefficients(table, x.dtype, x.device)
         if not native:

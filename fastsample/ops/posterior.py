@@ -97,7 +97,12 @@ def _posterior(x: Tensor, m: Tensor, table: Table, row: int | Tensor, backend: s
         slope = torch.full_like(constant, of_rows.slopes[row]) if learned else None
     else:
         constant, slope = (one.reshape(-1, *each) for one in _at(rows, table, x))
-    return mean, constant if slope is None or not learned else torch.addcmul(constant, m[:, x.shape[1] :].to(x), slope)
+    return mean, constant if slope is None or not learned else _plus_variance(constant, slope, m[:, x.shape[1] :].to(x))
+
+
+def _plus_variance(constant: Tensor, slope: Tensor, v: Tensor) -> Tensor:
+    """constant + slope v; v does not matter where its slope is 0, a NaN included."""
+    return torch.addcmul(constant, torch.where(slope == 0, 0.0, v), slope)
 
 
 _NEEDS_VARIANCE = "reads a learned variance: model_out must have twice x's axis 1"

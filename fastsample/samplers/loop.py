@@ -16,7 +16,8 @@ from fastsample.ops.keys import Index, Seed, sample_keys
 from fastsample.ops.noise import INITIAL, normals
 from fastsample.ops.reductions import limited
 from fastsample.ops.step_plan import StepPlan
-from fastsample.ops.step_reference import step_reference
+from fastsample.ops.step_recorded import functional_step
+from fastsample.ops.transforms import recording, transformed
 from fastsample.samplers.guidance import guidance_of
 from fastsample.samplers.inpainting import Inpainting
 from fastsample.samplers.inputs import ModelInput
@@ -74,7 +75,9 @@ class Loop:
         where = torch.device(
             device if device is not None else self._predict.device or "cpu" if given is None else given.device
         )
-        self.differentiable = given is not None and given.requires_grad and torch.is_grad_enabled()
+        requires_grad = given is not None and given.requires_grad and torch.is_grad_enabled()
+        self.differentiable = requires_grad or transformed()
+        self._in_fresh_tensors = self.differentiable or recording()
         double = given is not None and given.dtype == torch.float64
         self._backend = choose(backend, where, native=not (self.differentiable or double))
         start = first_row(sampler, given is not None, strength, start_step)
@@ -147,7 +150,7 @@ class Loop:
 
     def rows(self, observed: bool) -> Iterator[Step | None]:
         """Runs every row; yields a Step after it where `observed`: x0 is looked at and x may be changed."""
-        return self._differentiable_rows() if self.differentiable else self._in_place_rows(observed)
+        return self._differentiable_rows() if self._in_fresh_tensors else self._in_place_rows(observed)
 
     def result(self) -> Tensor:
         """The sample, once all rows have run, in storage of its own."""
@@ -225,8 +228,8 @@ class Loop:
         places = [plan.places() for plan in self._plans]
         yield step
         if step.x is not state or step.x0 is not x0 or [plan.places() for plan in self._plans] != places:
-            moved = step.x is not state or any(plan.places()["x"] != was["x"] for plan, was in zip(self._plans, places))
-            name = "step.x" if moved else "step.x0"
+            x_moved = step.x is not state or any(plan.places()["x"] != places[0]["x"] for plan in self._plans)
+            name = "step.x" if x_moved else "step.x0"
             raise ValueError(f"{name} was replaced or resized: it may only be changed in place, {name}[...] = ...")
 
     def _differentiable_rows(self) -> Iterator[Step | None]:
@@ -243,9 +246,8 @@ class Loop:
                 m = self._predict(model_input, time, guidance.conditional)
             # Generators fill one buffer again and again, which autograd may have kept.
             z = self._source(k).clone() if self._source is not None and table.stochastic[k] else None
-            self.state, x0 = step_reference(
-                state, m, applied, k, z, self._step_keys, guidance.weights, guidance.rescale, history
-            )
+            operands = state, m, applied, k, z, self._step_keys, guidance.weights, guidance.rescale, history
+            self.state, x0 = functional_step(*operands, self._backend)
             if correct is not None:
                 x0 = _corrected(correct, x0, time[: len(state)], table, k)
                 self.state = self.state + x0 * float(table.b[k])
