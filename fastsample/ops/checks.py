@@ -103,7 +103,9 @@ def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> T
         return torch.full((x.shape[0],), guidance, dtype=x.dtype, device=x.device)
     if isinstance(guidance, Tensor) and transformed() and followed(guidance):  # whose values nobody can read
         if guidance.shape not in ((), (x.shape[0],)):
-            raise ValueError(f"guidance must be one number or {x.shape[0]}, one per sample; got {tuple(guidance.shape)}")
+            raise ValueError(
+                f"guidance must be one number or {x.shape[0]}, one per sample; got {tuple(guidance.shape)}"
+            )
         return guidance.to(x.device, x.dtype).expand(x.shape[0])
     try:
         on_gpu = isinstance(guidance, Tensor) and not guidance.is_cpu

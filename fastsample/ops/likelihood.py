@@ -8,10 +8,10 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fastsample.ops.backend import choose, recorded
 from fastsample.ops.checks import check_like, check_output, check_state, check_variance, checked_rows, differentiable
+from fastsample.ops.transforms import outside
 from fastsample.schedule import Float64Array
 from fastsample.tables import Table
 
@@ -200,7 +200,7 @@ def _one_per_sample(x_start: Tensor, x: Tensor, *_: object) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _made(table: Table, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False), _disable_current_modes():
+    with outside():
         return torch.from_numpy(_columns(table)).to(device, dtype)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastsample.ops.address import address, check_written
 from fastsample.ops.backend import choose, cpu_module, cuda_module, fresh, mark_written, place, recorded
 from fastsample.ops.keys import Index, Seed, sample_keys
+from fastsample.ops.transforms import outside, transformed
 
 INITIAL, STEP = 0, 1  # streams: x_T, and the noise that samplers add; never shared
 
@@ -77,7 +78,9 @@ def randn(
     keys = sample_keys(seed, index, shape[0], where)
     if recorded(keys, *(() if out is None else (out,))):
         if out is None:
-            return torch.ops.fastsample.randn(keys, shape[1:], step, stream, where, backend)
+            return normals(shape, keys, step, stream, where, backend)
+        if transformed():  # which know no op that writes
+            return out.copy_(normals(shape, keys, step, stream, where, backend))
         torch.ops.fastsample.randn_out(out, keys, step, stream, backend)
         return out
     if out is None:
@@ -92,6 +95,9 @@ def normals(
 ) -> Tensor:
     """`randn` of these keys in fresh memory, with everything checked beforehand."""
     if recorded(keys):
+        if torch._C._get_tracing_state() is not None:  # torch.jit.trace takes it as a constant
+            with outside():
+                return _drawn(torch.Size([int(size) for size in shape]), keys, step, stream, device, backend)
         return torch.ops.fastsample.randn(keys, shape[1:], step, stream, device, backend)
     return _drawn(shape, keys, step, stream, device, backend)
 
@@ -145,8 +151,7 @@ def _randn_out(out: Tensor, keys: Tensor, step: int, stream: int, backend: str |
 def fill(result: Tensor, keys: Tensor, step: int, stream: int, backend: str | None = None) -> None:
     """`randn` into contiguous memory, with everything checked beforehand; `keys` as sample_keys makes them."""
     if recorded(result, keys):
-        shape = result.shape[1:]
-        result.copy_(torch.ops.fastsample.randn(keys, shape, step, stream, result.device, backend))
+        result.copy_(normals(result.shape, keys, step, stream, result.device, backend))
     else:
         _fill(result, keys, step, stream, backend)
 

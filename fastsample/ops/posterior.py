@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fastsample.ops.backend import choose, cuda_module, fresh, place, recorded
 from fastsample.ops.checks import check_output, check_state, checked_rows, differentiable, no_compiled_gradients
-from fastsample.ops.device_table import decoded, encoded, packed_rows
+from fastsample.ops.device_table import as_argument, decoded, packed_rows
 from fastsample.ops.noise import as_int
 from fastsample.ops.step_launch import DTYPE_CODES
 from fastsample.ops.step_plan import StepPlan, visited_rows
+from fastsample.ops.transforms import outside
 from fastsample.tables import Table
 
 
@@ -62,7 +63,7 @@ def posterior(
     if recorded(x, model_out):
         if not differentiable(x, model_out):
             rows, shared = (row, 0) if isinstance(row, Tensor) else (None, as_int(row))
-            arguments = encoded(table, x.device), shared, rows, any(table.learned), backend
+            arguments = as_argument(table, x.device), shared, rows, any(table.learned), backend
             mean, log_variance = torch.ops.fastsample.posterior(x, model_out, *arguments)
             return mean, log_variance.expand(x.shape)
         no_compiled_gradients("posterior")
@@ -154,8 +155,7 @@ def _at(rows: Tensor, table: Table, x: Tensor) -> tuple[Tensor, Tensor]:
     key = "posterior", x.device, x.dtype
     both = table._derived.get(key)
     if both is None:
-        # An ordinary tensor, whatever mode its first user is in: it serves all later ones.
-        with torch.inference_mode(False):
+        with outside():
             numbers = torch.tensor(_of_rows(table)[:2], dtype=torch.float64)
             both = table._derived[key] = numbers.to(x.device, x.dtype)
     own = rows.to(x.device)

@@ -54,7 +54,9 @@ def step_once(
         )
     if weights is None and guidance_rescale != 0:
         raise ValueError("guidance_rescale needs guidance=")
-    native = x.dtype is torch.float32 and not differentiable(x, model_output, noise, weights, seed, index, *history)
+    native = x.dtype is torch.float32 and not differentiable(
+        x, model_output, noise, weights, seed, index, *history, *outputs.values()
+    )
     chosen = choose(backend, x.device, native=native)
     if noisy and noise is None and keys is None:
         keys = sample_keys(seed, index, x.shape[0], x.device)

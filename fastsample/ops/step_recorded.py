@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.backend import fresh
-from fastsample.ops.device_table import decoded, encoded
+from fastsample.ops.device_table import as_argument, decoded
 from fastsample.ops.keys import sample_keys
 from fastsample.ops.noise import as_int
 from fastsample.ops.step_once import Options, step_once
@@ -29,7 +29,7 @@ def step_recorded(x: Tensor, model_output: Tensor, table: Table, row: int | Tens
     arguments = (
         x,
         model_output,
-        encoded(table, x.device),
+        as_argument(table, x.device),
         0 if isinstance(row, Tensor) else as_int(row),
         row if isinstance(row, Tensor) else None,
         noise,
@@ -139,6 +139,6 @@ def functional_step(
     guidance = guidance if m.shape[0] > x.shape[0] else None
     history = [*history][: table.reads[row]]
     noise, keys = (noise, keys) if table.stochastic[row] else (None, None)
-    operands = x, m, encoded(table, x.device), row, noise, None if noise is not None else keys, guidance
+    operands = x, m, as_argument(table, x.device), row, noise, None if noise is not None else keys, guidance
     both = torch.ops.fastsample.step_and_x0(*operands, rescale if guidance is not None else 0.0, history, backend)
     return both[0], both[1]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 def transformed() -> bool:
@@ -31,3 +36,18 @@ def followed(operand: object) -> bool:
 def recording() -> bool:
     """Whether make_fx, fake tensors or another mode see every op: registered ones they record, kernels they miss."""
     return torch._C._len_torch_dispatch_stack() > 0 and not torch.compiler.is_compiling()
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """For what is kept for later callers: an ordinary tensor, whatever its first user's modes and transforms are."""
+    with torch.inference_mode(False), _disable_current_modes(), temporarily_clear_interpreter_stack():
+        tracing = torch._C._get_tracing_state()
+        if tracing is None:
+            yield
+            return
+        torch._C._set_tracing_state(None)
+        try:
+            yield
+        finally:
+            torch._C._set_tracing_state(tracing)
