@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastsample.ops.address import address, addresses, check_strided
 from fastsample.ops.backend import choose, cpu_module, fresh, recorded
 from fastsample.ops.lora_pack import ROWS, TORCH, Group, PackedAdapters, PackedLinear
 from fastsample.ops.lora_torch import multiply
@@ -119,21 +120,21 @@ def _lora_linear(
         launch(rows, samples, weights, bias, out_features, down, up, scale, ranks, index, outputs)
         return outputs
     cpu_module().lora_linear(
-        x.data_ptr(),
+        address("x", x),
         samples,
         count // samples if samples else 0,
         stride,
         layout,
         _products(),
         features,
-        weights.data_ptr(),
+        address("packed", weights),
         out_features,
-        0 if bias is None else bias.data_ptr(),
-        [one.data_ptr() for one in down],
-        [one.data_ptr() for one in up],
-        [one.data_ptr() for one in scale],
+        address("packed", bias),
+        addresses("adapters", down),
+        addresses("adapters", up),
+        addresses("adapters", scale),
         ranks,
-        0 if index is None else index.data_ptr(),
+        address("adapter_index", index),
         [y.data_ptr() for y in outputs],
         torch.get_num_threads(),
     )
@@ -218,6 +219,7 @@ def check(x: Tensor, packed: PackedLinear, adapters: PackedAdapters | None, adap
     """Raises unless these fit together."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    check_strided("x", x)
     if x.ndim < 1 or x.shape[-1] != packed.in_features:
         raise ValueError(f"x must have {packed.in_features} features in its last axis, got shape {tuple(x.shape)}")
     if x.dtype != packed.dtype:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.ops.address import address, check_dense
 from fastsample.ops.backend import choose, cuda_module, fresh, place, recorded
 from fastsample.ops.checks import check_output, check_state, checked_rows, differentiable, no_compiled_gradients
 from fastsample.ops.device_table import as_argument, decoded, packed_rows
@@ -74,7 +75,7 @@ def posterior(
 def _posterior(x: Tensor, m: Tensor, table: Table, row: int | Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
     """The mean, and the log variance where the model tells it, else one number per sample or for all."""
     check_state(x)
-    check_output(m, x, guided=False)
+    check_output(m, x, guided=False, name="model_out")
     rows, row = checked_rows(row, table, x)
     of_rows = _of_rows(table)
     blind = rows is not None and not rows.is_cpu
@@ -168,6 +169,8 @@ def _at(rows: Tensor, table: Table, x: Tensor) -> tuple[Tensor, Tensor]:
 def _in_one_pass(
     x: Tensor, m: Tensor, table: Table, rows: Tensor | None, row: int, learned: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
+    for name, tensor in (("x", x), ("model_out", m)):
+        check_dense(name, tensor)
     device, batch = x.device, x.shape[0]
     x, m = (one.contiguous().resolve_neg() for one in (x, m))
     m = m if m.dtype in DTYPE_CODES else m.float()
@@ -191,9 +194,10 @@ def _in_one_pass(
     else:
         index, stream = place(device)
         cuda_module().posterior(
-            *(coefficients.data_ptr(), len(table), 0 if rows is None else rows.data_ptr(), row, batch, size),
-            *(x.data_ptr(), m.data_ptr(), stride, DTYPE_CODES[m.dtype], constant.data_ptr(), slope.data_ptr()),
-            *(mean.data_ptr(), 0 if log_variance is None else log_variance.data_ptr(), stream, index),
+            *(address("table", coefficients), len(table), address("row", rows), row, batch, size),
+            *(address("x", x), address("model_out", m), stride, DTYPE_CODES[m.dtype]),
+            *(address("constant", constant), address("slope", slope)),
+            *(address("mean", mean), address("log_variance", log_variance), stream, index),
         )
     if log_variance is None:
         log_variance = constant.reshape(-1, *(1,) * (x.ndim - 1))
