@@ -35,6 +35,13 @@ def fma(x, y, z):
         return tl.fma(x, y, z)
 
 
+@triton.jit
+def guide(unconditional, conditional, weight):
+    """The model's output under guidance: exactly one half at a weight of 1 or 0, where the other has no coefficient."""
+    between = fma(conditional - unconditional, weight - 1.0, conditional)
+    return tl.where(weight == 1.0, conditional, tl.where(weight == 0.0, unconditional, between))
+
+
 INTERPRETED: bool = not isinstance(fma, triton.JITFunction)
 """Kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1 was set when they were imported."""
 

@@ -114,7 +114,7 @@ def _terms(
     output = tl.load(m + sample * m_stride + at, mask=reads_m, other=0.0).to(tl.float32)
     v = tl.load(m + sample * m_stride + size + at, mask=reads_v, other=0.0).to(tl.float32)
     limit = tl.load(own + _LIMIT)
-    x0 = fma(output, q, fma(state, p, 0.0))
+    x0 = fma(output, q, tl.where(p != 0.0, fma(state, p, 0.0), 0.0))
     x0 = tl.maximum(x0, -limit, propagate_nan=tl.PropagateNan.ALL)
     x0 = tl.minimum(x0, limit, propagate_nan=tl.PropagateNan.ALL)
     gap = fma(v, slope, tl.load(own + _CONSTANT))

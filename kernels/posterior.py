@@ -35,7 +35,8 @@ def log_variance_kernel(
     at = tile_offsets(QUADS)
     for begin in range(first, end, QUADS * 4):
         inside = at < size - begin
-        v = tl.load(m + (sample * (size * 2) + size + begin) + at, mask=inside, other=0.0).to(tl.float32)
+        read = at < tl.where(own_slope != 0.0, size - begin, 0)
+        v = tl.load(m + (sample * (size * 2) + size + begin) + at, mask=read, other=0.0).to(tl.float32)
         tl.store(out + (sample * size + begin) + at, fma(v, own_slope, own_constant), mask=inside)
 
 

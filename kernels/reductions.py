@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.kernels.arithmetic import fma, tl, triton
+from fastsample.kernels.arithmetic import fma, guide, tl, triton
 from fastsample.kernels.variants import Variant
 
 # Moments: a chunk has four sums, 128 chunks are added up at once.
@@ -95,11 +95,6 @@ def threshold(
 
 
 @triton.jit
-def _guided(unconditional, conditional, weight):
-    return fma(weight - 1.0, conditional - unconditional, conditional)
-
-
-@triton.jit
 def chunks_of(size, BLOCK: tl.constexpr):
     # A size of 1 is a constant of the kernel, which has no dtype; one near 2^31 is rounded up beyond that.
     return tl.cdiv(tl.cast(size, tl.int64), BLOCK)
@@ -128,8 +123,8 @@ def _moments(m, m_stride, batch, size, guidance, scratch, BLOCK: tl.constexpr):
     centred = tl.where(inside, c.to(tl.float64) - first_c.to(tl.float64), 0.0)
     tl.store(to, tl.sum(centred))
     tl.store(to + chunks, tl.sum(centred * centred))
-    first = _guided(first_u, first_c, weight)
-    centred = tl.where(inside, _guided(u, c, weight).to(tl.float64) - first.to(tl.float64), 0.0)
+    first = guide(first_u, first_c, weight)
+    centred = tl.where(inside, guide(u, c, weight).to(tl.float64) - first.to(tl.float64), 0.0)
     tl.store(to + 2 * chunks, tl.sum(centred))
     tl.store(to + 3 * chunks, tl.sum(centred * centred))
 
@@ -211,14 +206,14 @@ def _magnitudes(
         return
     p, q = tl.load(own + _P), tl.load(own + _Q)
     if factors is not None:
-        q *= tl.load(factors + sample)
+        q = tl.where(q != 0.0, q * tl.load(factors + sample), 0.0)
     x_row, m_row = x + sample * size, m + sample * m_stride
     # What has no coefficient is not read: fma leaves a sum as it is where both factors are 0.
     reads_x, reads_m = at < tl.where(p != 0.0, size, 0), at < tl.where(q != 0.0, size, 0)
     if guidance is not None:
         u = tl.load(m_row + at, mask=reads_m, other=0.0).to(tl.float32)
         c = tl.load(m_row + batch * m_stride + at, mask=reads_m, other=0.0).to(tl.float32)
-        output = _guided(u, c, tl.load(guidance + sample))
+        output = guide(u, c, tl.load(guidance + sample))
     else:
         output = tl.load(m_row + at, mask=reads_m, other=0.0).to(tl.float32)
     state = tl.load(x_row + at, mask=reads_x, other=0.0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsample.kernels import reductions
-from fastsample.kernels.arithmetic import exp2_of, fma, rounded, tl, triton
+from fastsample.kernels.arithmetic import exp2_of, fma, guide, rounded, tl, triton
 from fastsample.kernels.blocks import QUADS, blocks_of, on, own_part, sample_size, tile_offsets
 from fastsample.kernels.noise import normals
 from fastsample.kernels.variants import DTYPES, Variant
@@ -117,10 +117,13 @@ def step_kernel(
             divisor = tl.where(tl.load(k + 10) > 0, bound, 1.0)
     if factors is not None:
         factor = tl.load(factors + sample)
-        q *= factor
-        d *= factor
+        # What has no coefficient keeps none: a factor may be NaN.
+        if Q != NEVER:
+            q = tl.where(q != 0.0, q * factor, 0.0)
+        if D != NEVER:
+            d = tl.where(d != 0.0, d * factor, 0.0)
     if GUIDED:
-        weight = tl.load(guidance + sample) - 1.0
+        weight = tl.load(guidance + sample)
     if S != NEVER and z is None:
         key = tl.load(keys + sample)
     if INPUTS > 0:
@@ -137,7 +140,7 @@ def step_kernel(
         of_m = tl.load(m + own_m + at, mask=inside, other=0.0).to(tl.float32)
         if GUIDED:
             unconditional = tl.load(m + (own_m - batch * size * M_PARTS) + at, mask=inside, other=0.0).to(tl.float32)
-            of_m = fma(of_m - unconditional, weight, of_m)
+            of_m = guide(unconditional, of_m, weight)
         of_x = tl.load(x + offset + at, mask=inside, other=0.0)
 
         zero = tl.zeros([QUADS, 4], tl.float32)

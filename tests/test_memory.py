@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastsample
-from fastsample import DPMSolver, Schedule, Table
-from fastsample.ops import step
+from fastsample import DDPM, DPMSolver, Schedule, Table
+from fastsample.ops import LowRank, likelihood, lora_linear, pack_adapters, pack_linear, posterior, randn, step
 
 SHAPE = (2, 4, 4)
 TABLE = Table([9, 4], p=1.0, q=-0.5, a=0.5, b=0.25, c1=[0.0, 0.5], s=0.5)
@@ -95,3 +96,36 @@ def test_a_callback_that_writes_in_place_is_heard() -> None:
     plain = sampler(lambda x, t: 0.1 * x, SHAPE, seed=0)
     clamped = sampler(lambda x, t: 0.1 * x, SHAPE, seed=0, callback=lambda step: step.x0.clamp_(-1, 1))
     assert not torch.equal(plain, clamped)
+
+
+PACKED = pack_linear([torch.eye(4)])
+OPS: dict[str, tuple[str, Callable[[Tensor], object]]] = {
+    "pack_linear": ("weights", lambda given: pack_linear([given[0]])),
+    "pack_linear's bias": ("biases", lambda given: pack_linear([torch.eye(4)], [given[0, 0]])),
+    "pack_adapters": (
+        "groups",
+        lambda given: pack_adapters(PACKED, [[LowRank(torch.zeros(4, 4), given[0], torch.ones(()))]]),
+    ),
+    "lora_linear": ("x", lambda given: lora_linear(given, PACKED)),
+    "posterior": ("model_out", lambda given: posterior(torch.zeros(SHAPE), given, GAUSSIAN, 0)),
+    "posterior of": ("x", lambda given: posterior(given, torch.zeros(SHAPE), GAUSSIAN, 0)),
+    "likelihood": ("model_out", lambda given: likelihood(torch.zeros(SHAPE), torch.zeros(SHAPE), given, GAUSSIAN, 0)),
+    "randn": ("out", lambda given: randn(SHAPE, out=given)),
+}
+GAUSSIAN = DDPM(Schedule.linear(10)).table
+
+
+@pytest.mark.parametrize("kind", ["fake", "freed", "sparse", "mkldnn", "zero tensor"])
+@pytest.mark.parametrize("name", OPS)
+def test_ops(name: str, kind: str) -> None:
+    named, call = OPS[name]
+    given = WITHOUT_MEMORY[kind]()
+    if "given[0" in inspect.getsource(call) and kind in ("sparse", "mkldnn"):
+        pytest.skip("cannot be indexed")
+    with pytest.raises((TypeError, ValueError), match=named):
+        call(given)
+
+
+def test_functional_weights() -> None:
+    with pytest.raises(TypeError, match="weights"):
+        torch.func.functionalize(lambda weight: pack_linear([weight]).data)(torch.eye(4))

@@ -54,7 +54,10 @@ def test_two_trainings_as_commands(tmp_path: Path) -> None:
         [other] = [run for run in runs if run is not refused]
         assert refused.returncode == 2
         assert refused.stderr is not None
-        assert refused.stderr.read() == "fastsample train: run is in use by another run: wait for its end or name another folder\n"
+        assert (
+            refused.stderr.read()
+            == "fastsample train: run is in use by another run: wait for its end or name another folder\n"
+        )
         while not (tmp_path / "run" / "loss.csv").exists() and time.monotonic() < end:
             time.sleep(0.05)
         other.send_signal(signal.SIGKILL)
@@ -147,7 +150,11 @@ def test_models_that_describe_themselves_oddly(name: str, tmp_path: Path) -> Non
     from safetensors.torch import save_file
 
     path = tmp_path / "m.safetensors"
-    save_file({name: value.contiguous() for name, value in zoo.digits().state_dict().items()}, path, metadata={"fastsample_unet": ABOUTS[name]})
+    save_file(
+        {name: value.contiguous() for name, value in zoo.digits().state_dict().items()},
+        path,
+        metadata={"fastsample_unet": ABOUTS[name]},
+    )
     with pytest.raises(ValueError, match=r"m\.safetensors (describes no model|holds other weights)"):
         zoo.load(path)
 

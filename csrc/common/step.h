@@ -9,22 +9,29 @@ struct Coefficients {
 
 FS_INLINE bool limits(const Row& row) { return row.limit < __builtin_inff() || row.quantile > 0.0f; }
 
+// What has no coefficient keeps none: a factor may be NaN.
+FS_INLINE float times_factor(float coefficient, float factor) { return coefficient != 0.0f ? coefficient * factor : 0.0f; }
+
 // factor: of m. bound: of |x0|, where a reduction found one.
 FS_INLINE Coefficients coefficients(const Row& row, float factor, const float* bound) {
     const bool limited = limits(row);
     Coefficients k;
     k.p = row.p;
-    k.q = row.q * factor;
+    k.q = times_factor(row.q, factor);
     k.a = limited ? row.a : row.folded_x;
     k.b = row.b;
-    k.d = (limited ? row.d : row.folded_m) * factor;
+    k.d = times_factor(limited ? row.d : row.folded_m, factor);
     k.bound = bound ? *bound : row.limit;
     k.divisor = bound && row.quantile > 0.0f ? k.bound : 1.0f;
     return k;
 }
 
-// Exactly m at 1.
-FS_INLINE F guide(float guidance, F m, F uncond) { return fma(splat(guidance - 1.0f), m - uncond, m); }
+FS_INLINE F between(float guidance, F m, F uncond) { return fma(splat(guidance - 1.0f), m - uncond, m); }
+
+// Exactly m at 1 and uncond at 0, where the other's coefficient is 0.
+FS_INLINE F guide(float guidance, F m, F uncond) {
+    return guidance == 1.0f ? m : guidance == 0.0f ? uncond : between(guidance, m, uncond);
+}
 
 // z 2^(g1 v): the row holds g1 / ln 2.
 FS_INLINE F scale_by_variance(F z, float g1, F v) { return z * exp2_of(v * g1); }

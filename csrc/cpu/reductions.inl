@@ -19,6 +19,11 @@ FS_INLINE void each_block(const StepArgs* args, int64_t sample, Body body) {
     }
 }
 
+FS_INLINE F guided_output(const Block& block, int64_t i, int64_t count) {
+    const F m = Float::load(block.m, i, count);
+    return block.uncond ? guide(block.guidance, m, Float::load(block.uncond, i, count)) : m;
+}
+
 // Sums about the first value, in 16 partial sums of doubles: the same order at every instruction set, and exactly 0 for a
 // constant.
 struct Moments {
@@ -52,7 +57,7 @@ static float rescale_factor(const StepArgs* args, int64_t sample, float phi) {
     Moments conditional = {}, combined = {};
     each_block(args, sample, [&](const Block& block, int64_t first, int64_t n) FS_ALWAYS {
         each_vector(n, [&](int64_t i, int64_t count) FS_ALWAYS {
-            store(guided + i, output<Float, true>(block, i, count), count);
+            store(guided + i, guided_output(block, i, count), count);
         });
         if (first == 0) {
             conditional.origin = *(const float*)block.m;
@@ -102,8 +107,7 @@ static float threshold(const StepArgs* args, int64_t sample, float* scratch) {
     bool found_nan = false;
     each_block(args, sample, [&](const Block& block, int64_t first, int64_t n) FS_ALWAYS {
         each_vector(n, [&](int64_t i, int64_t count) FS_ALWAYS {
-            const F m = args->uncond ? output<Float, true>(block, i, count) : output<Float, false>(block, i, count);
-            const F x0 = estimate(block.k.p, block.k.q, load(block.x + i, count), m);
+            const F x0 = estimate(block.k.p, block.k.q, load(block.x + i, count), guided_output(block, i, count));
             store(scratch + first + i, as_float(as_bits(x0) & 0x7fffffffu), count);
         });
         const Bits* bits = (const Bits*)scratch + first;

@@ -6,7 +6,7 @@
 // One block's operands, and its sample's coefficients.
 struct Block {
     const float* x;
-    const void *m, *uncond;  // of one dtype; floats, once they are staged
+    const void *m, *uncond;  // of one dtype; floats, once they are staged. uncond: null where m is all there is
     float guidance;
     Coefficients k;
     const float* extra[3];  // h1, h2 and noise, those of them whose coefficient is not 0
@@ -20,7 +20,7 @@ struct Block {
 template <class M, bool kGuided>
 FS_INLINE F output(const Block& block, int64_t i, int64_t count) {
     const F m = M::load(block.m, i, count);
-    return kGuided ? guide(block.guidance, m, M::load(block.uncond, i, count)) : m;
+    return kGuided ? between(block.guidance, m, M::load(block.uncond, i, count)) : m;
 }
 
 // What a pass does, known when its loop is compiled: without a test in the loop, steps in cache run at the speed of the cache.
@@ -125,6 +125,17 @@ FS_INLINE bool combine_16_bits(const Block* block, int64_t n, bool limited) {
     }
 }
 
+// The model's output at this element: both halves under guidance, but the one alone that a weight of 1 or 0 leaves.
+FS_INLINE void point_at_output(Block* block, const StepArgs* args, int64_t sample, int64_t at) {
+    block->m = element(args->m, args->m_dtype, at);
+    block->uncond = nullptr;
+    if (!args->uncond) return;
+    block->guidance = args->guidance[sample];
+    const void* uncond = element(args->uncond, args->m_dtype, at);
+    if (block->guidance == 0.0f) block->m = uncond;
+    else if (block->guidance != 1.0f) block->uncond = uncond;
+}
+
 FS_INLINE const Row& row_of(const StepArgs* args, int64_t sample) {
     return args->rows[args->row_of ? args->row_of[sample] : args->row];
 }
@@ -170,17 +181,17 @@ FS_INLINE bool combine_in_registers(const StepArgs* args, const Row& row, const 
     if (!may_convert_in_registers(args, row)) return false;
     const bool limited = limits(row);
     if (args->m_dtype == kFloat16)
-        return args->uncond ? combine_16_bits<Half, true>(block, n, limited)
-                            : combine_16_bits<Half, false>(block, n, limited);
-    return args->uncond ? combine_16_bits<Bfloat, true>(block, n, limited)
-                        : combine_16_bits<Bfloat, false>(block, n, limited);
+        return block->uncond ? combine_16_bits<Half, true>(block, n, limited)
+                             : combine_16_bits<Half, false>(block, n, limited);
+    return block->uncond ? combine_16_bits<Bfloat, true>(block, n, limited)
+                         : combine_16_bits<Bfloat, false>(block, n, limited);
 }
 
 static void combine_staged(const StepArgs* args, const Row& row, Block* block, int64_t n) {
     alignas(64) float m_block[kBlock], uncond_block[kBlock];
     block->m = as_floats(block->m, args->m_dtype, m_block, n);
-    if (args->uncond) block->uncond = as_floats(block->uncond, args->m_dtype, uncond_block, n);
-    combine_flags(block, n, args->uncond != nullptr, limits(row), block->x0_out != nullptr);
+    if (block->uncond) block->uncond = as_floats(block->uncond, args->m_dtype, uncond_block, n);
+    combine_flags(block, n, block->uncond != nullptr, limits(row), block->x0_out != nullptr);
     for (void* input : block->inputs)
         if (input) write_scaled(input, args->input_dtype, block->out, block->scale, n);
 }
@@ -212,15 +223,11 @@ static void step_block(const StepArgs* args, int64_t sample, int64_t first, int6
     }
 
     block.x = args->x + at;
-    block.m = element(args->m, dtype, m_at);
+    point_at_output(&block, args, sample, m_at);
     block.k = coefficients(row, args->factors ? args->factors[sample] : 1.0f,
                            args->bounds ? args->bounds + sample : nullptr);
     block.out = args->out + at;
     block.x0_out = args->x0_out ? args->x0_out + at : nullptr;
-    if (args->uncond) {
-        block.uncond = element(args->uncond, dtype, m_at);
-        block.guidance = args->guidance[sample];
-    }
     if (args->input_out) block.inputs[0] = element(args->input_out, args->input_dtype, at);
     if (args->second_input_out) block.inputs[1] = element(args->second_input_out, args->input_dtype, at);
     block.scale = row.next_e;

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kReduceThreads, kReduceBlocks) sizes_kernel(co
     if (!(row.quantile > 0.0f)) return;
     for (int i = threadIdx.x; i < 2048; i += kReduceThreads) counts[i] = 0;
     __syncthreads();
-    const float q = row.q * (args.factors ? args.factors[sample] : 1.0f);
+    const float q = times_factor(row.q, args.factors ? args.factors[sample] : 1.0f);
     bool has_nan = false;
     each_eight(args.size, [&](int64_t first, int count) {
         const int64_t at = sample * args.size + first;

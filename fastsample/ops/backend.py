@@ -235,8 +235,11 @@ def place(device: torch.device) -> tuple[int, int]:
 
 
 def recorded(*tensors: Tensor) -> bool:
-    """Whether torch.compile, make_fx, fake tensors and the like want to see the registered op, not a kernel's call."""
+    """Whether torch.compile, make_fx, torch.func and the like want to see the registered op, not a kernel's call."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    # What is made in their reach is a wrapper, whose memory a kernel cannot write.
+    if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
         return True
     for tensor in tensors:
         if type(tensor) is not Tensor and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:

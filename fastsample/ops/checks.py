@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastsample.ops.address import check_strided, check_written
 from fastsample.ops.noise import checked_shape
+from fastsample.ops.transforms import followed, transformed
 from fastsample.tables import Table
 
 _ANY_FLOAT = 3e38  # float32 holds it
@@ -22,20 +23,20 @@ def check_state(x: Tensor) -> None:
         raise TypeError(f"x must be float32 (or float64 with the reference backend), got {x.dtype}")
 
 
-def check_output(m: Tensor, x: Tensor, *, guided: bool) -> None:
+def check_output(m: Tensor, x: Tensor, *, guided: bool, name: str = "model_output") -> None:
     """Raises unless m is a model's output for x: of its shape, or twice axis 1, or twice the batch where guided."""
-    check_strided("model_output", m)
+    check_strided(name, m)
     batches = (x.shape[0], 2 * x.shape[0]) if guided else (x.shape[0],)
     shapes = [torch.Size((batch, *rest)) for batch in batches for rest in (x.shape[1:], _doubled(x.shape[1:]))]
     if m.shape not in shapes:
         twice = ", with twice the batch under guidance" if guided else ""
         raise ValueError(
-            f"model_output must have x's shape {tuple(x.shape)} or twice its axis 1{twice}, got {tuple(m.shape)}"
+            f"{name} must have x's shape {tuple(x.shape)} or twice its axis 1{twice}, got {tuple(m.shape)}"
         )
     if m.device != x.device:
-        raise ValueError(f"model_output lies on {m.device}, x on {x.device}")
+        raise ValueError(f"{name} lies on {m.device}, x on {x.device}")
     if not m.is_floating_point():
-        raise TypeError(f"model_output must be floating point, got {m.dtype}")
+        raise TypeError(f"{name} must be floating point, got {m.dtype}")
 
 
 def check_like(name: str, tensor: Tensor | None, x: Tensor, *, dtype: torch.dtype | None, copies: int = 1) -> None:
@@ -59,11 +60,11 @@ def checked_noise(noise: Tensor | None, x: Tensor) -> Tensor:
     return noise
 
 
-def check_variance(m: Tensor, x: Tensor) -> None:
+def check_variance(m: Tensor, x: Tensor, *, name: str = "model_output") -> None:
     """Raises unless m has a variance half."""
     if x.ndim < 2 or m.shape[1] != 2 * x.shape[1]:
         raise ValueError(
-            f"the table reads a learned variance: model_output must have {2 * x.shape[1] if x.ndim > 1 else 'twice'} "
+            f"the table reads a learned variance: {name} must have {2 * x.shape[1] if x.ndim > 1 else 'twice'} "
             f"channels in axis 1, got shape {tuple(m.shape)}"
         )
 
@@ -71,6 +72,8 @@ def check_variance(m: Tensor, x: Tensor) -> None:
 def checked_rows(row: int | Tensor, table: Table, x: Tensor) -> tuple[Tensor | None, int]:
     """(rows of the samples or None, the row they share else 0); those on the CPU inside the table, none negative."""
     batch = x.shape[0]
+    if isinstance(row, Tensor) and transformed() and followed(row):
+        raise TypeError("row is followed by a transform, such as vmap: it must be an int or a tensor with values")
     if isinstance(row, Tensor) and (row.ndim > 0 or not row.is_cpu):
         if row.dtype != torch.int64 or not (row.is_cpu or row.device == x.device):
             raise TypeError(f"row must be an int or an int64 tensor on the CPU or beside x, got {_kind(row)}")
@@ -98,6 +101,12 @@ def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> T
     """One guidance weight per sample, in x's dtype on its device; those that lie on a GPU are not read."""
     if isinstance(guidance, int | float) and abs(guidance) <= _ANY_FLOAT:  # whatever else they are has an error below
         return torch.full((x.shape[0],), guidance, dtype=x.dtype, device=x.device)
+    if isinstance(guidance, Tensor) and transformed() and followed(guidance):  # whose values nobody can read
+        if guidance.shape not in ((), (x.shape[0],)):
+            raise ValueError(
+                f"guidance must be one number or {x.shape[0]}, one per sample; got {tuple(guidance.shape)}"
+            )
+        return guidance.to(x.device, x.dtype).expand(x.shape[0])
     try:
         on_gpu = isinstance(guidance, Tensor) and not guidance.is_cpu
         weights = torch.as_tensor(guidance, dtype=x.dtype, device=x.device if on_gpu else "cpu")
@@ -112,13 +121,12 @@ def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> T
 
 
 def differentiable(*operands: object) -> bool:
-    """Whether gradients go through any of these."""
-    if not torch.is_grad_enabled():
-        return False
-    for one in operands:  # noqa: SIM110, a generator costs more than all of it
-        if isinstance(one, Tensor) and one.requires_grad:
-            return True
-    return False
+    """Whether derivatives of any kind go through any of these, or vmap does: only the reference serves them."""
+    if torch.is_grad_enabled():
+        for one in operands:
+            if isinstance(one, Tensor) and one.requires_grad:
+                return True
+    return transformed() and any(followed(one) for one in operands)
 
 
 def no_compiled_gradients(op: str) -> None:
@@ -151,11 +159,19 @@ def _doubled(rest: Sequence[int]) -> tuple[int, ...]:
 
 
 def _layout(tensor: Tensor) -> tuple[object, ...]:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+    return _start(tensor), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _start(tensor: Tensor) -> int:
+    """Where the tensor starts; 0 where it has no memory of its own."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
-    first, other_first = a.data_ptr(), b.data_ptr()
+    first, other_first = _start(a), _start(b)
     if first == 0 or other_first == 0 or a.device != b.device:  # nothing there, or another machine's addresses
         return False
     return first < other_first + _reach(b) and other_first < first + _reach(a)

@@ -9,14 +9,14 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from fastsample.ops.transforms import outside
 from fastsample.tables import COLUMNS, Table
 
 _ROW = 16  # floats of a packed row, csrc/common/row.h
 _DOUBLES = 2 * len(COLUMNS)  # floats that hold a row's float64 columns, bit for bit
 
-# By the address of their tensors, which live as long as they do.
+# By the address of their tensors.
 _tables: WeakValueDictionary[int, Table] = WeakValueDictionary()
 
 
@@ -29,10 +29,10 @@ def encoded(table: Table, device: torch.device) -> Tensor:
     if found is None:
         columns = np.stack([getattr(table, name) for name in COLUMNS], axis=1)
         whole = np.concatenate([table.packed.reshape(-1), columns.view(np.float32).reshape(-1)])
-        # An ordinary tensor, whatever mode its first user is in: it serves all later ones.
-        with torch.inference_mode(False), _disable_current_modes():
+        with outside():
             found = torch.from_numpy(whole).to(device)
-        table._derived[device] = found
+        # Of two threads that come here at once, one's tensor stays.
+        found = table._derived.setdefault(device, found)
         if address := found.data_ptr():  # a meta tensor has none
             _tables[address] = table
     return found
@@ -40,6 +40,15 @@ def encoded(table: Table, device: torch.device) -> Tensor:
 
 # As backend.choose is; Dynamo guards on which table it is.
 encoded._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def as_argument(table: Table, device: torch.device) -> Tensor:
+    """`encoded` for a registered op, fake where other arguments are."""
+    tensor = encoded(table, device)
+    if torch.compiler.is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None:
+        return tensor
+    lifted: Tensor = torch.ops.aten.lift_fresh_copy(tensor)
+    return lifted
 
 
 def packed_rows(table: Table, device: torch.device) -> Tensor:
@@ -50,7 +59,11 @@ def packed_rows(table: Table, device: torch.device) -> Tensor:
 def decoded(tensor: Tensor) -> Table:
     """The table that `encoded` made this tensor from; one with the same coefficients where that is gone."""
     known = _tables.get(tensor.data_ptr())
-    return _rebuilt(tensor.cpu().numpy().tobytes()) if known is None else known
+    own = None if known is None else known._derived.get(tensor.device)
+    # Another device may have the same address, and a table's memory may have been freed and be another's by now.
+    if known is not None and own is not None and own.data_ptr() == tensor.data_ptr() and own.shape == tensor.shape:
+        return known
+    return _rebuilt(tensor.cpu().numpy().tobytes())
 
 
 @lru_cache(maxsize=16)

@@ -8,10 +8,11 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from fastsample.ops.address import check_dense
 from fastsample.ops.backend import choose, recorded
-from fastsample.ops.checks import check_like, check_output, check_state, check_variance, checked_rows
+from fastsample.ops.checks import check_like, check_output, check_state, check_variance, checked_rows, differentiable
+from fastsample.ops.transforms import outside
 from fastsample.schedule import Float64Array
 from fastsample.tables import Table
 
@@ -69,11 +70,10 @@ def likelihood(
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
     check_state(x)
     check_like("x_start", x_start, x, dtype=x.dtype)
-    check_output(model_out, x, guided=False)
+    check_output(model_out, x, guided=False, name="model_out")
     if any(table.learned):
-        check_variance(model_out, x)
-    differentiable = torch.is_grad_enabled() and any(one.requires_grad for one in (x_start, x, model_out))
-    native = x.dtype is torch.float32 and not differentiable
+        check_variance(model_out, x, name="model_out")
+    native = x.dtype is torch.float32 and not differentiable(x_start, x, model_out)
     if recorded(x_start, x, model_out):
         coefficients = _coefficients(table, x.dtype, x.device)
         if not native:
@@ -170,6 +170,8 @@ def _likelihood_triton(
 
     if model_out.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         model_out = model_out.float()
+    for name, tensor in (("x_start", x_start), ("x", x), ("model_out", model_out)):
+        check_dense(name, tensor)
     x_start, x, model_out = (one.resolve_neg().contiguous() for one in (x_start, x, model_out))
     rows = None if rows is None else rows.to(x.device)
     out = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
@@ -201,7 +203,7 @@ def _one_per_sample(x_start: Tensor, x: Tensor, *_: object) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _made(table: Table, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False), _disable_current_modes():
+    with outside():
         return torch.from_numpy(_columns(table)).to(device, dtype)
 
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastsample.ops.address import address, addresses, check_strided
 from fastsample.ops.backend import choose, cpu_module, fresh, recorded
 from fastsample.ops.lora_pack import ROWS, TORCH, Group, PackedAdapters, PackedLinear
 from fastsample.ops.lora_torch import multiply
+from fastsample.ops.transforms import transformed
 
 
 def lora_linear(
@@ -56,7 +58,7 @@ def lora_linear(
     """
     check(x, packed, adapters, adapter_index)
     compiling = torch.compiler.is_compiling()
-    differentiable = (torch.is_grad_enabled() and _requires_grad(x, adapters, compiling)) or _is_transformed()
+    differentiable = (torch.is_grad_enabled() and _requires_grad(x, adapters, compiling)) or transformed()
     native, offers = bool(packed.offers) and not differentiable, packed.offers or ("cpu", "triton")
     why = "computes without gradients" if differentiable else "has no kernel for weights of this dtype on this device"
     chosen = choose(backend, x.device, native=native, offers=offers, op="lora_linear on these weights", why=why)
@@ -79,15 +81,6 @@ def _requires_grad(x: Tensor, adapters: PackedAdapters | None, compiling: bool) 
     if x.requires_grad or adapters is None:
         return x.requires_grad
     return adapters.trainable if compiling else adapters.requires_grad()
-
-
-def _is_transformed() -> bool:
-    """Whether functorch, forward-mode gradients or torch.jit.trace want to see plain torch operations."""
-    return (
-        torch.autograd.forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-    )
 
 
 def _lora_linear(
@@ -127,21 +120,21 @@ def _lora_linear(
         launch(rows, samples, weights, bias, out_features, down, up, scale, ranks, index, outputs)
         return outputs
     cpu_module().lora_linear(
-        x.data_ptr(),
+        address("x", x),
         samples,
         count // samples if samples else 0,
         stride,
         layout,
         _products(),
         features,
-        weights.data_ptr(),
+        address("packed", weights),
         out_features,
-        0 if bias is None else bias.data_ptr(),
-        [one.data_ptr() for one in down],
-        [one.data_ptr() for one in up],
-        [one.data_ptr() for one in scale],
+        address("packed", bias),
+        addresses("adapters", down),
+        addresses("adapters", up),
+        addresses("adapters", scale),
         ranks,
-        0 if index is None else index.data_ptr(),
+        address("adapter_index", index),
         [y.data_ptr() for y in outputs],
         torch.get_num_threads(),
     )
@@ -226,6 +219,7 @@ def check(x: Tensor, packed: PackedLinear, adapters: PackedAdapters | None, adap
     """Raises unless these fit together."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    check_strided("x", x)
     if x.ndim < 1 or x.shape[-1] != packed.in_features:
         raise ValueError(f"x must have {packed.in_features} features in its last axis, got shape {tuple(x.shape)}")
     if x.dtype != packed.dtype:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastsample.kernels.lora_layout import RANK_STEP
 from fastsample.ops import backend as backends
+from fastsample.ops.address import address, check_dense
 from fastsample.ops.backend import cpu_module, fresh, recorded
 from fastsample.ops.lora_choice import BY_TORCH, DTYPES, chosen
 
@@ -216,6 +217,8 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | Non
         for name, tensor in (("weights", weight), ("biases", bias)):
             if tensor is not None and not _is_dense(tensor):
                 raise TypeError(f"{name}[{i}] must be a dense floating-point tensor")
+            if tensor is not None and not tensor.is_meta:
+                check_dense(f"{name}[{i}]", tensor)
         if weight.ndim != 2 or weight.numel() == 0:
             raise ValueError(f"weights[{i}] must have shape (out, in), got {tuple(weight.shape)}")
         if weight.shape[1] != first.shape[1] or weight.dtype != first.dtype or weight.device != first.device:
@@ -265,6 +268,9 @@ def _check_groups(packed: PackedLinear, groups: Sequence[Group]) -> None:
                 continue
             if not all(_is_dense(factor) for factor in one):
                 raise TypeError(f"groups[{g}][{i}]: down, up and scale must be dense floating-point tensors")
+            for name, factor in zip(LowRank._fields, one, strict=True):
+                if not factor.is_meta:
+                    check_dense(f"groups[{g}][{i}].{name}", factor)
             r = one.down.shape[0] if one.down.ndim else 0
             fits = one.down.shape == (r, packed.in_features) and one.up.shape == (n, r)
             if not fits or one.scale.shape not in ((), (r,)):
@@ -331,14 +337,16 @@ def _packed_size(n: int, k: int, layout: int) -> int:
 def _pack(weight: Tensor, out: Tensor, layout: int) -> None:
     if layout >= 0:
         weight = weight.contiguous().resolve_neg()
-        cpu_module().lora_pack(weight.data_ptr(), *weight.shape, layout, out.data_ptr(), torch.get_num_threads())
+        source, to = address("weights", weight), address("packed", out)
+        cpu_module().lora_pack(source, *weight.shape, layout, to, torch.get_num_threads())
     else:
         out.copy_(weight.reshape(-1))
 
 
 def _unpack(data: Tensor, n: int, k: int, layout: int) -> Tensor:
     weight = data.new_empty(n, k)
-    cpu_module().lora_unpack(data.data_ptr(), n, k, layout, weight.data_ptr(), torch.get_num_threads())
+    source, to = address("packed", data), address("weights", weight)
+    cpu_module().lora_unpack(source, n, k, layout, to, torch.get_num_threads())
     return weight
 
 

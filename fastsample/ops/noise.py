@@ -9,8 +9,10 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
+from fastsample.ops.address import address, check_written
 from fastsample.ops.backend import choose, cpu_module, cuda_module, fresh, mark_written, place, recorded
 from fastsample.ops.keys import Index, Seed, sample_keys
+from fastsample.ops.transforms import outside, transformed
 
 INITIAL, STEP = 0, 1  # streams: x_T, and the noise that samplers add; never shared
 
@@ -72,11 +74,13 @@ def randn(
     for name, value in (("step", step), ("stream", stream)):
         if not 0 <= as_int(value) < 2**32:
             raise ValueError(f"{name} must lie in [0, 2^32), got {value}")
-    where = torch.device(device or "cpu") if out is None else _checked_out(out, shape, device)
+    where = torch.device("cpu" if device is None else device) if out is None else _checked_out(out, shape, device)
     keys = sample_keys(seed, index, shape[0], where)
     if recorded(keys, *(() if out is None else (out,))):
         if out is None:
-            return torch.ops.fastsample.randn(keys, shape[1:], step, stream, where, backend)
+            return normals(shape, keys, step, stream, where, backend)
+        if transformed():  # which know no op that writes
+            return out.copy_(normals(shape, keys, step, stream, where, backend))
         torch.ops.fastsample.randn_out(out, keys, step, stream, backend)
         return out
     if out is None:
@@ -90,14 +94,26 @@ def normals(
     shape: torch.Size, keys: Tensor, step: int, stream: int, device: torch.device, backend: str | None = None
 ) -> Tensor:
     """`randn` of these keys in fresh memory, with everything checked beforehand."""
+    if recorded(keys):
+        if torch._C._get_tracing_state() is not None:  # torch.jit.trace takes it as a constant
+            with outside():
+                return _drawn(torch.Size([int(size) for size in shape]), keys, step, stream, device, backend)
+        return torch.ops.fastsample.randn(keys, shape[1:], step, stream, device, backend)
+    return _drawn(shape, keys, step, stream, device, backend)
+
+
+def _drawn(
+    shape: torch.Size, keys: Tensor, step: int, stream: int, device: torch.device, backend: str | None
+) -> Tensor:
     result = fresh(shape, torch.float32, device)
-    fill(result, keys, step, stream, backend)
+    _fill(result, keys, step, stream, backend)
     return result
 
 
 def _checked_out(out: Tensor, shape: torch.Size, device: torch.device | str | None) -> torch.device:
     if not isinstance(out, Tensor) or out.dtype != torch.float32:
         raise TypeError(f"out must be a float32 tensor, got {getattr(out, 'dtype', type(out).__name__)}")
+    check_written("out", out)
     if out.shape != shape:
         raise ValueError(f"out must have shape {tuple(shape)}, got {tuple(out.shape)}")
     if device is not None and out.device != torch.empty(0, device=device).device:
@@ -108,10 +124,10 @@ def _checked_out(out: Tensor, shape: torch.Size, device: torch.device | str | No
 def _fill_any(out: Tensor, keys: Tensor, step: int, stream: int, backend: str | None) -> None:
     """fill into memory of any strides."""
     if out.is_contiguous() and not out.is_neg():
-        fill(out, keys, step, stream, backend)
+        _fill(out, keys, step, stream, backend)
     else:
         result = torch.empty(out.shape, dtype=torch.float32, device=out.device)
-        fill(result, keys, step, stream, backend)
+        _fill(result, keys, step, stream, backend)
         out.copy_(result)
 
 
@@ -119,7 +135,7 @@ def _fill_any(out: Tensor, keys: Tensor, step: int, stream: int, backend: str | 
 def _randn(
     keys: Tensor, shape: Sequence[int], step: int, stream: int, device: torch.device, backend: str | None
 ) -> Tensor:
-    return normals(torch.Size((len(keys), *shape)), keys, step, stream, device, backend)
+    return _drawn(torch.Size((len(keys), *shape)), keys, step, stream, device, backend)
 
 
 @_randn.register_fake
@@ -134,15 +150,24 @@ def _randn_out(out: Tensor, keys: Tensor, step: int, stream: int, backend: str |
 
 def fill(result: Tensor, keys: Tensor, step: int, stream: int, backend: str | None = None) -> None:
     """`randn` into contiguous memory, with everything checked beforehand; `keys` as sample_keys makes them."""
+    if recorded(result, keys):
+        result.copy_(normals(result.shape, keys, step, stream, result.device, backend))
+    else:
+        _fill(result, keys, step, stream, backend)
+
+
+def _fill(result: Tensor, keys: Tensor, step: int, stream: int, backend: str | None) -> None:
     chosen = choose(backend, result.device, native=True)
     keys = keys if keys.device == result.device else keys.to(result.device)
     batch = result.shape[0]
     size = result.numel() // batch
     if chosen == "cpu":
-        cpu_module().randn(result.data_ptr(), batch, size, keys.data_ptr(), step, stream, torch.get_num_threads())
+        to, of_keys = address("out", result), address("seed", keys)
+        cpu_module().randn(to, batch, size, of_keys, step, stream, torch.get_num_threads())
     elif chosen == "cuda":
         index, current = place(result.device)
-        cuda_module().randn(result.data_ptr(), batch, size, keys.data_ptr(), step, stream, current, index)
+        to, of_keys = address("out", result), address("seed", keys)
+        cuda_module().randn(to, batch, size, of_keys, step, stream, current, index)
     elif chosen == "triton":
         from fastsample.kernels import noise as kernel
 

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.ops.address import address, check_dense
 from fastsample.ops.backend import choose, cuda_module, fresh, place, recorded
 from fastsample.ops.checks import check_output, check_state, checked_rows, differentiable, no_compiled_gradients
-from fastsample.ops.device_table import decoded, encoded, packed_rows
+from fastsample.ops.device_table import as_argument, decoded, packed_rows
 from fastsample.ops.noise import as_int
 from fastsample.ops.step_launch import DTYPE_CODES
 from fastsample.ops.step_plan import StepPlan, visited_rows
+from fastsample.ops.transforms import outside
 from fastsample.tables import Table
 
 
@@ -62,7 +64,7 @@ def posterior(
     if recorded(x, model_out):
         if not differentiable(x, model_out):
             rows, shared = (row, 0) if isinstance(row, Tensor) else (None, as_int(row))
-            arguments = encoded(table, x.device), shared, rows, any(table.learned), backend
+            arguments = as_argument(table, x.device), shared, rows, any(table.learned), backend
             mean, log_variance = torch.ops.fastsample.posterior(x, model_out, *arguments)
             return mean, log_variance.expand(x.shape)
         no_compiled_gradients("posterior")
@@ -73,7 +75,7 @@ def posterior(
 def _posterior(x: Tensor, m: Tensor, table: Table, row: int | Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
     """The mean, and the log variance where the model tells it, else one number per sample or for all."""
     check_state(x)
-    check_output(m, x, guided=False)
+    check_output(m, x, guided=False, name="model_out")
     rows, row = checked_rows(row, table, x)
     of_rows = _of_rows(table)
     blind = rows is not None and not rows.is_cpu
@@ -97,7 +99,12 @@ def _posterior(x: Tensor, m: Tensor, table: Table, row: int | Tensor, backend: s
         slope = torch.full_like(constant, of_rows.slopes[row]) if learned else None
     else:
         constant, slope = (one.reshape(-1, *each) for one in _at(rows, table, x))
-    return mean, constant if slope is None or not learned else torch.addcmul(constant, m[:, x.shape[1] :].to(x), slope)
+    return mean, constant if slope is None or not learned else _plus_variance(constant, slope, m[:, x.shape[1] :].to(x))
+
+
+def _plus_variance(constant: Tensor, slope: Tensor, v: Tensor) -> Tensor:
+    """constant + slope v; v does not matter where its slope is 0, a NaN included."""
+    return torch.addcmul(constant, torch.where(slope == 0, 0.0, v), slope)
 
 
 _NEEDS_VARIANCE = "reads a learned variance: model_out must have twice x's axis 1"
@@ -149,8 +156,7 @@ def _at(rows: Tensor, table: Table, x: Tensor) -> tuple[Tensor, Tensor]:
     key = "posterior", x.device, x.dtype
     both = table._derived.get(key)
     if both is None:
-        # An ordinary tensor, whatever mode its first user is in: it serves all later ones.
-        with torch.inference_mode(False):
+        with outside():
             numbers = torch.tensor(_of_rows(table)[:2], dtype=torch.float64, device="cpu")
             both = table._derived[key] = numbers.to(x.device, x.dtype)
     own = rows.to(x.device)
@@ -163,6 +169,8 @@ def _at(rows: Tensor, table: Table, x: Tensor) -> tuple[Tensor, Tensor]:
 def _in_one_pass(
     x: Tensor, m: Tensor, table: Table, rows: Tensor | None, row: int, learned: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
+    for name, tensor in (("x", x), ("model_out", m)):
+        check_dense(name, tensor)
     device, batch = x.device, x.shape[0]
     x, m = (one.contiguous().resolve_neg() for one in (x, m))
     m = m if m.dtype in DTYPE_CODES else m.float()
@@ -186,9 +194,10 @@ def _in_one_pass(
     else:
         index, stream = place(device)
         cuda_module().posterior(
-            *(coefficients.data_ptr(), len(table), 0 if rows is None else rows.data_ptr(), row, batch, size),
-            *(x.data_ptr(), m.data_ptr(), stride, DTYPE_CODES[m.dtype], constant.data_ptr(), slope.data_ptr()),
-            *(mean.data_ptr(), 0 if log_variance is None else log_variance.data_ptr(), stream, index),
+            *(address("table", coefficients), len(table), address("row", rows), row, batch, size),
+            *(address("x", x), address("model_out", m), stride, DTYPE_CODES[m.dtype]),
+            *(address("constant", constant), address("slope", slope)),
+            *(address("mean", mean), address("log_variance", log_variance), stream, index),
         )
     if log_variance is None:
         log_variance = constant.reshape(-1, *(1,) * (x.ndim - 1))

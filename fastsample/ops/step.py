@@ -87,7 +87,7 @@ def step(
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
     options = Options(noise, seed, index, guidance, guidance_rescale, history, out, x0_out, input_out, backend)
     if recorded(x, model_output):
-        if not differentiable(x, model_output, noise, guidance, *history):
+        if not differentiable(x, model_output, noise, guidance, seed, index, row, *history, out, x0_out, input_out):
             return step_recorded(x, model_output, table, row, options)
         no_compiled_gradients("step")
     return step_once(x, model_output, table, row, options)

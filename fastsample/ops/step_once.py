@@ -54,7 +54,9 @@ def step_once(
         )
     if weights is None and guidance_rescale != 0:
         raise ValueError("guidance_rescale needs guidance=")
-    native = x.dtype is torch.float32 and not differentiable(x, model_output, noise, weights, *history)
+    native = x.dtype is torch.float32 and not differentiable(
+        x, model_output, noise, weights, seed, index, *history, *outputs.values()
+    )
     chosen = choose(backend, x.device, native=native)
     draws = bool(noisy) and noise is None
     if keys is None and (draws or seed is not None or type(index) is not int or index != 0):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.backend import fresh
-from fastsample.ops.device_table import decoded, encoded
+from fastsample.ops.device_table import as_argument, decoded
 from fastsample.ops.keys import sample_keys
 from fastsample.ops.noise import as_int
 from fastsample.ops.step_once import Options, step_once
+from fastsample.ops.step_reference import step_reference
 from fastsample.tables import Table
 
 
@@ -29,7 +30,7 @@ def step_recorded(x: Tensor, model_output: Tensor, table: Table, row: int | Tens
     arguments = (
         x,
         model_output,
-        encoded(table, x.device),
+        as_argument(table, x.device),
         0 if isinstance(row, Tensor) else as_int(row),
         row if isinstance(row, Tensor) else None,
         noise,
@@ -95,3 +96,50 @@ def _step(
 @_step.register_fake
 def _like_x(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("fastsample::step_and_x0", mutates_args=())
+def _step_and_x0(
+    x: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    row: int,
+    noise: Tensor | None,
+    keys: Tensor | None,
+    guidance: Tensor | None,
+    guidance_rescale: float,
+    history: Sequence[Tensor],
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    out, x0 = (fresh(x.shape, x.dtype, x.device) for _ in range(2))
+    operands = x, model_output, table, row, None, noise, keys, guidance, guidance_rescale, history
+    _step_out(*operands, backend, out, x0, None)
+    return out, x0
+
+
+@_step_and_x0.register_fake
+def _both_like_x(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+def functional_step(
+    x: Tensor,
+    m: Tensor,
+    table: Table,
+    row: int,
+    noise: Tensor | None,
+    keys: Tensor | None,
+    guidance: Tensor | None,
+    rescale: float,
+    history: Sequence[Tensor],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """(x', x0) in fresh tensors, for a loop that others follow: by torch's own ops, or one registered op."""
+    if backend == "reference":
+        return step_reference(x, m, table, row, noise, keys, guidance, rescale, history)
+    guidance = guidance if m.shape[0] > x.shape[0] else None
+    history = [*history][: table.reads[row]]
+    noise, keys = (noise, keys) if table.stochastic[row] else (None, None)
+    operands = x, m, as_argument(table, x.device), row, noise, None if noise is not None else keys, guidance
+    both = torch.ops.fastsample.step_and_x0(*operands, rescale if guidance is not None else 0.0, history, backend)
+    return both[0], both[1]

@@ -42,7 +42,7 @@ def step_reference(
         unconditional = m[: len(x)].to(x.dtype)
         unconditional = unconditional[:, : x.shape[1]] if unconditional.shape != x.shape else unconditional
         weight = guidance.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-        combined = conditional + (weight - 1) * (conditional - unconditional)  # exactly conditional at 1
+        combined = _guided(unconditional, conditional, weight)
         if rescale != 0:
             combined = combined * rescale_factor(combined, conditional, rescale)
     if table.stochastic[row]:
@@ -63,6 +63,14 @@ def step_reference(
         x0 = limited(x0, limit, quantile)
         result = _sum((d, combined), (b, x0), (a, x), (c1, h1), (c2, h2), (s, z))
     return result, x0
+
+
+def _guided(unconditional: Tensor, conditional: Tensor, weight: Tensor) -> Tensor:
+    """m_u + w (m_c - m_u): exactly one half at w = 1 or 0, whatever the other holds, with the derivatives of all."""
+    difference = conditional - unconditional
+    alone = (weight == 0) | (weight == 1)
+    difference = torch.where(alone & ~difference.isfinite(), 0.0, difference)
+    return torch.where(weight == 0, unconditional + weight * difference, conditional + (weight - 1) * difference)
 
 
 def _rows_reference(
@@ -109,9 +117,14 @@ def next_scale(table: Table, row: int | Tensor, x: Tensor) -> float | Tensor:
 def _sum(*terms: tuple[float, Tensor | None]) -> Tensor:
     total: Tensor | None = None
     for coefficient, operand in terms:
-        if coefficient != 0 and operand is not None:
+        if operand is not None and _counts(coefficient, operand.dtype):
             total = operand * coefficient if total is None else total + operand * coefficient
     if total is None:
         first = next(operand for _, operand in terms if operand is not None)
         return torch.zeros_like(first)
     return total
+
+
+def _counts(coefficient: float, dtype: torch.dtype) -> bool:
+    """Whether the operand is read: the coefficient is not 0 as kernels have it, in float32."""
+    return coefficient != 0 and (dtype == torch.float64 or abs(coefficient) > 2.0**-150)

@@ -15,7 +15,8 @@ from fastsample.ops.backend import choose, fresh_like, mark_written, ordinary_te
 from fastsample.ops.keys import Index, Seed, renew_keys
 from fastsample.ops.noise import INITIAL, fill, normals
 from fastsample.ops.reductions import limited
-from fastsample.ops.step_reference import step_reference
+from fastsample.ops.step_recorded import functional_step
+from fastsample.ops.transforms import recording, transformed
 from fastsample.samplers.guidance import Guidance, guidance_of
 from fastsample.samplers.inpainting import Inpainting
 from fastsample.samplers.noise_source import noise_source
@@ -81,7 +82,9 @@ class Loop:
             device if device is not None else self._predict.device or "cpu" if given is None else given.device
         )
         shape = checked_start(x)
-        self.differentiable = given is not None and given.requires_grad and torch.is_grad_enabled()
+        requires_grad = given is not None and given.requires_grad and torch.is_grad_enabled()
+        self.differentiable = requires_grad or transformed()
+        self._in_fresh_tensors = self.differentiable or recording()
         double = given is not None and given.dtype == torch.float64
         self._backend = choose(backend, where, native=not (self.differentiable or double))
         table, start = start_of(sampler, given is not None, strength, start_step)
@@ -141,7 +144,7 @@ class Loop:
         """The state before the first row: x itself, with noise where it is clean, or x_T drawn from the seed."""
         if seed is not None or self._draws:
             renew_keys(self.keys, seed, index)
-        if self.differentiable and isinstance(x, Tensor):
+        if self._in_fresh_tensors and isinstance(x, Tensor):
             self.state = self._noised(x.to(self._where, self._dtype, copy=True, memory_format=torch.contiguous_format))
             return
         state = self.state
@@ -197,7 +200,7 @@ class Loop:
 
     def rows(self) -> Iterator[Step | None]:
         """Runs every row; yields a Step after it where someone looks at it."""
-        return self._differentiable_rows() if self.differentiable else self._in_place_rows()
+        return self._differentiable_rows() if self._in_fresh_tensors else self._in_place_rows()
 
     def result(self) -> Tensor:
         """The sample, once all rows have run, in storage of its own."""
@@ -273,9 +276,8 @@ class Loop:
                 m = self._predict(model_input, time, guidance.conditional)
             # Generators fill one buffer again and again, which autograd may have kept.
             z = self._source(k).clone() if self._source is not None and table.stochastic[k] else None
-            self.state, x0 = step_reference(
-                state, m, applied, k, z, self.keys, guidance.weights, guidance.rescale, history
-            )
+            operands = state, m, applied, k, z, self.keys, guidance.weights, guidance.rescale, history
+            self.state, x0 = functional_step(*operands, self._backend)
             if correct is not None:
                 x0 = _corrected(correct, x0, time[: len(state)], table, k)
                 self.state = self.state + x0 * float(table.b[k])

@@ -1,0 +1,53 @@
+"""Who watches an op beside its caller: derivatives, vmap and recorders, which do not see what a kernel does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+def transformed() -> bool:
+    """Whether torch.func, forward-mode derivatives or torch.jit.trace are at work, which follow torch's own ops alone.
+
+    What they follow may come in anywhere, a model's parameters included: whoever cannot see all operands asks this.
+    """
+    return (
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def followed(operand: object) -> bool:
+    """Whether one of these transforms follows this operand; to be asked where `transformed`."""
+    if not isinstance(operand, Tensor):
+        return isinstance(operand, list | tuple) and any(followed(one) for one in operand)
+    if torch._C._get_tracing_state() is not None or torch._C._functorch.is_functorch_wrapped_tensor(operand):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(operand).tangent is not None
+
+
+def recording() -> bool:
+    """Whether make_fx, fake tensors or another mode see every op: registered ones they record, kernels they miss."""
+    return torch._C._len_torch_dispatch_stack() > 0 and not torch.compiler.is_compiling()
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """For what is kept for later callers: an ordinary tensor, whatever its first user's modes and transforms are."""
+    with torch.inference_mode(False), _disable_current_modes(), temporarily_clear_interpreter_stack():
+        tracing = torch._C._get_tracing_state()
+        if tracing is None:
+            yield
+            return
+        torch._C._set_tracing_state(None)
+        try:
+            yield
+        finally:
+            torch._C._set_tracing_state(tracing)
