@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose, fresh_like, mark_written, ordinary_tensors
-from fastsample.ops.keys import Index, Seed, renew_keys
+from fastsample.ops.keys import Index, Seed, renew_keys, sample_keys
 from fastsample.ops.noise import INITIAL, fill, normals
 from fastsample.ops.reductions import limited
 from fastsample.ops.step_recorded import functional_step
@@ -132,21 +132,21 @@ class Loop:
             self._backend,
         )
         # What callbacks and correct_x0 were shown they may keep.
-        self._shares = borrows and not self._changes and worth_sharing(kind)
+        self._shares = borrows and not (self._changes or self._in_fresh_tensors) and worth_sharing(kind)
         self._keeps = not borrows or self._shares
         memory = taken(kind, self._table) if self._shares else Workspace(kind, self._table)
-        if guidance.weights is not None and memory.weights is not None:
+        if guidance.weights is not None and memory.weights is not None and not self._in_fresh_tensors:
             memory.weights.copy_(guidance.weights)
             self.guidance = replace(guidance, weights=memory.weights)
         return memory
 
     def start(self, x: Tensor | Sequence[int], seed: Seed | None, index: Index) -> None:
         """The state before the first row: x itself, with noise where it is clean, or x_T drawn from the seed."""
+        if self._in_fresh_tensors:
+            self._start_afresh(x, seed, index)
+            return
         if seed is not None or self._draws:
             renew_keys(self.keys, seed, index)
-        if self._in_fresh_tensors and isinstance(x, Tensor):
-            self.state = self._noised(x.to(self._where, self._dtype, copy=True, memory_format=torch.contiguous_format))
-            return
         state = self.state
         if isinstance(x, Tensor):
             # What is not pinned has been read when this returns, so that the host need not wait for the copy.
@@ -155,6 +155,17 @@ class Loop:
         fill(state, self.keys, 0, INITIAL, self._backend)
         if self._table.init_noise_sigma != 1:
             state.mul_(self._table.init_noise_sigma)
+
+    def _start_afresh(self, x: Tensor | Sequence[int], seed: Seed | None, index: Index) -> None:
+        """`start` in operations that gradients, transforms and recorders can follow."""
+        if seed is not None or self._draws:
+            self.keys.copy_(sample_keys(seed, index, self._shape[0], self._where))
+        if isinstance(x, Tensor):
+            x = x.to(self._where, self._dtype, copy=True, memory_format=torch.contiguous_format)
+            self.state = self._noised(x if self.differentiable else x.detach())
+        else:
+            drawn = normals(self._shape, self.keys, 0, INITIAL, self._where, self._backend)
+            self.state = drawn * self._table.init_noise_sigma
 
     def _noised(self, x0: Tensor) -> Tensor:
         """Clean samples at the level of the first row, in place; those that are noisy already as they are."""
@@ -204,7 +215,7 @@ class Loop:
 
     def result(self) -> Tensor:
         """The sample, once all rows have run, in storage of its own."""
-        if self.differentiable or not (self._keeps or self._memory.input.lends_state):
+        if self._in_fresh_tensors or not (self._keeps or self._memory.input.lends_state):
             return self.state
         with ordinary_tensors():
             return self.state.clone() if self._shares else fresh_like(self.state).copy_(self.state)

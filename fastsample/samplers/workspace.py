@@ -144,7 +144,7 @@ def _times(table: Table, count: int, batch: int, device: torch.device) -> tuple[
     """Each row's time as the model is given it: the last `batch` of them, and all."""
     uploaded = table._derived.get(("t", device))
     if uploaded is None:  # once: an upload to a GPU makes the host wait
-        uploaded = table._derived["t", device] = torch.tensor(table.t, device=device)
+        uploaded = table._derived["t", device] = torch.from_numpy(table.t.copy()).to(device)
     times = uploaded[:, None].expand(-1, count).clone(memory_format=torch.contiguous_format)
     whole = times.unbind(0)
     return (whole if count == batch else times[:, -batch:].unbind(0)), whole
