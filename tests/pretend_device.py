@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fastsample.ops import backend as backends
 from fastsample.ops import keys, noise, step_launch
 from fastsample.ops.backend import _cpu
+from fastsample.samplers import loop
 from fastsample.tables import Table
 
 CUDA = torch.device("cuda:0")
@@ -294,5 +295,6 @@ def pretended(monkeypatch: pytest.MonkeyPatch, kernels: bool) -> Iterator[Device
     # The registered ops are for those who look at a program; this mode is a device that runs one.
     for one in (keys, noise):
         monkeypatch.setattr(one, "recorded", lambda *tensors: False)
+    monkeypatch.setattr(loop, "recording", lambda: False)
     with device:
         yield device
