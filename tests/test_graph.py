@@ -17,7 +17,7 @@ from torch import Tensor
 from whole_runs import COND, GUIDED, PAINTED, RUNS, SCHEDULE, SHAPE, UNCOND, X, model, moved
 
 from fastsample import DDIM, LCM, DDIMInverse, DPMSolver, Graph, Shared, graph
-from fastsample.samplers import loop
+from fastsample.samplers import workspace
 
 OTHER = X.flip(0).mul(0.7).contiguous()
 NOISY = DDIM(SCHEDULE, steps=3, eta=1.0)
@@ -288,10 +288,10 @@ def test_options_that_are_not_in_force_are_none(device: Device) -> None:
 
 
 BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "shape": ({"x": X[:1]}, ValueError, r"captured shape \(2, 3, 4, 5\), got \(1, 3, 4, 5\)"),
+    "shape": ({"x": X[:1]}, ValueError, r"run's shape \(2, 3, 4, 5\), got \(1, 3, 4, 5\)"),
     "not-a-tensor": ({"x": SHAPE}, TypeError, "x must be a tensor, got tuple"),
     "integers": ({"x": X.long()}, TypeError, "x must be a shape or a floating-point tensor"),
-    "float64": ({"x": X.double()}, ValueError, "x is torch.float64, and the graph"),
+    "float64": ({"x": X.double()}, ValueError, "x is torch.float64, and the run"),
     "gradients": ({"x": X.clone().requires_grad_()}, ValueError, "x requires gradients"),
     "seeds": ({"seed": [1, 2, 3]}, ValueError, "seed must be one int or 2"),
     "seed": ({"seed": 0.5}, TypeError, "seed must be an int"),
@@ -381,7 +381,7 @@ def autocast(cache: bool) -> Iterator[None]:
 def test_the_loops_buffers_are_made_on_the_callers_stream(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
     """Memory of the warm-up's stream could go to others while a replay on the caller's uses it."""
     order: list[str] = []
-    make_plans = loop.plans_in_turn
+    make_plans = workspace.plans_in_turn
 
     def plans(*args: Any, **options: Any) -> Any:
         order.append("buffers")
@@ -391,7 +391,7 @@ def test_the_loops_buffers_are_made_on_the_callers_stream(monkeypatch: pytest.Mo
         order.append("side stream")
         return nullcontext()
 
-    monkeypatch.setattr(loop, "plans_in_turn", plans)
+    monkeypatch.setattr(workspace, "plans_in_turn", plans)
     monkeypatch.setattr(torch.cuda, "stream", stream)
     graph(NOISY, model, SHAPE, device="cuda")
     assert order == ["buffers", "side stream"]

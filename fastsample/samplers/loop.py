@@ -178,7 +178,7 @@ class Loop:
     def check_x(self, x: Tensor | Sequence[int]) -> None:
         """Raises TypeError or ValueError where this run cannot start from x."""
         if checked_start(x) != self._shape:
-            raise ValueError(f"x must have the shape {tuple(self._shape)} of the run, got {tuple(checked_start(x))}")
+            raise ValueError(f"x must have the run's shape {tuple(self._shape)}, got {tuple(checked_start(x))}")
         if not isinstance(x, Tensor):
             return
         if (x.dtype == torch.float64) != (self._dtype == torch.float64):

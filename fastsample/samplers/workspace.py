@@ -142,9 +142,12 @@ def without_x0(table: Table) -> Table:
 
 def _times(table: Table, count: int, batch: int, device: torch.device) -> tuple[tuple[Tensor, ...], ...]:
     """Each row's time as the model is given it: the last `batch` of them, and all."""
-    uploaded = table._derived.get(("t", device))
-    if uploaded is None:  # once: an upload to a GPU makes the host wait
-        uploaded = table._derived["t", device] = torch.from_numpy(table.t.copy()).to(device)
-    times = uploaded[:, None].expand(-1, count).clone(memory_format=torch.contiguous_format)
+    on_cpu = torch.from_numpy(table.t.copy())
+    if device.type == "cpu":
+        times = on_cpu[:, None].expand(-1, count).clone(memory_format=torch.contiguous_format)
+    else:
+        times = torch.empty((len(table), count), dtype=on_cpu.dtype, device=device)
+        for row, t in zip(times.unbind(0), table.times, strict=True):
+            row.fill_(t)  # an upload would make the host wait
     whole = times.unbind(0)
     return (whole if count == batch else times[:, -batch:].unbind(0)), whole
