@@ -23,7 +23,13 @@ def peft_folder(folder: Path, text: str) -> Path:
 
 
 def test_a_configuration_is_read(tmp_path: Path) -> None:
-    config = {"r": 2.0, "lora_alpha": 8, "use_rslora": None, "rank_pattern": None, "alpha_pattern": {"(b|c)": 1, "a": 6}}
+    config = {
+        "r": 2.0,
+        "lora_alpha": 8,
+        "use_rslora": None,
+        "rank_pattern": None,
+        "alpha_pattern": {"(b|c)": 1, "a": 6},
+    }
     [entry] = read(peft_folder(tmp_path, json.dumps(config)))
     assert entry.factor == 3.0
 
@@ -117,7 +123,8 @@ HEADERS = {
     "length-huge": header(b"{}", 1 << 63),
     "length-over-the-file": header(b"{}", 1 << 20),
     "deep": header(b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}"),
-    "overlapping": header(json.dumps({**one("a", "F32", [2], 0, 8), **one("b", "F32", [2], 4, 12)}).encode()) + b"0" * 12,
+    "overlapping": header(json.dumps({**one("a", "F32", [2], 0, 8), **one("b", "F32", [2], 4, 12)}).encode())
+    + b"0" * 12,
     "shape-huge": header(json.dumps(one("a", "F32", [1 << 62, 1 << 62], 0, 8)).encode()) + b"0" * 8,
     "shape-negative": header(json.dumps(one("a", "F32", [-2], 0, 8)).encode()) + b"0" * 8,
     "offset-huge": header(json.dumps(one("a", "F32", [2], 1 << 60, (1 << 60) + 8)).encode()) + b"0" * 8,

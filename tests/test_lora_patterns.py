@@ -79,7 +79,9 @@ TEXT = st.recursive(
     lambda inner: st.one_of(
         st.tuples(inner, inner).map("".join),
         st.tuples(inner, inner).map(lambda two: f"({two[0]}|{two[1]})"),
-        st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{1,3}", "{2,}", "*?"])).map(lambda p: f"(?:{p[0]}){p[1]}"),
+        st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{1,3}", "{2,}", "*?"])).map(
+            lambda p: f"(?:{p[0]}){p[1]}"
+        ),
         inner.map(lambda one: f"(?={one})"),
         inner.map(lambda one: f"(?!{one})"),
     ),
@@ -98,7 +100,16 @@ def test_the_first_to_match_counts() -> None:
     assert Patterns({"q": 3, ".*q": 2}).value("a.q") == 3
 
 
-ENDLESS = ["(a+)+b", "(a|a)*b", "(.*)*b", "(a|aa)+$b", ".*.*.*.*.*.*b", "((a*)*)*b", "(a{1,99}){1,99}b", "(a?){150}a{99}b"]
+ENDLESS = [
+    "(a+)+b",
+    "(a|a)*b",
+    "(.*)*b",
+    "(a|aa)+$b",
+    ".*.*.*.*.*.*b",
+    "((a*)*)*b",
+    "(a{1,99}){1,99}b",
+    "(a?){150}a{99}b",
+]
 
 
 @pytest.mark.parametrize("pattern", ENDLESS)

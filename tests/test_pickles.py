@@ -50,7 +50,11 @@ def _of_tensors(zipped: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-1.6"])
 def test_what_torch_saves_is_read(tmp_path: Path, zipped: bool) -> None:
     module = torch.nn.Linear(2, 3)
-    want = {**_of_tensors(zipped), "module": module.state_dict(), "optimizer": torch.optim.SGD(module.parameters()).state_dict()}
+    want = {
+        **_of_tensors(zipped),
+        "module": module.state_dict(),
+        "optimizer": torch.optim.SGD(module.parameters()).state_dict(),
+    }
     torch.save(want, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     found = load_pickle(tmp_path / "a.pt")
     assert list(found) == list(want)
@@ -116,7 +120,7 @@ def _compressed(path: Path) -> None:
 
 def _deep(path: Path) -> None:
     torch.save({}, path)
-    _rewritten(path, data=lambda _: b"\x80\x02" + b"(" * 100_000 + b"." )
+    _rewritten(path, data=lambda _: b"\x80\x02" + b"(" * 100_000 + b".")
 
 
 def _old_storage(path: Path) -> None:

@@ -159,10 +159,11 @@ class _Run:
             elif kind in (sre.ASSERT, sre.ASSERT_NOT):
                 places = self._ahead(argument[1], places, kind is sre.ASSERT)
             else:
-                places = self._repeated(*argument, places)
+                places = self._repeated(argument, places)
         return places
 
-    def _repeated(self, least: int, most: int, tree: Any, places: int) -> int:
+    def _repeated(self, argument: tuple[int, int, Any], places: int) -> int:
+        least, most, tree = argument
         for _ in range(least):
             after = self._after(tree, places)
             if after == places:

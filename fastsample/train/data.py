@@ -141,7 +141,9 @@ def _check_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -
             raise ValueError(f"{name} is of version {version} of the format, {', '.join(map(str, _HEADERS))} are read")
         shape, _, dtype = _HEADERS[version](file)
     if math.prod(shape) * dtype.itemsize > entry.file_size:
-        raise ValueError(f"{name} is said to be {dtype} of shape {shape}, of which the file has {entry.file_size} bytes")
+        raise ValueError(
+            f"{name} is said to be {dtype} of shape {shape}, of which the file has {entry.file_size} bytes"
+        )
 
 
 def _folder(path: Path) -> ImageData:
