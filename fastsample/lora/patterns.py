@@ -40,7 +40,7 @@ class Patterns:
             options, looking behind), and more patterns or longer ones than models have modules and names.
 
     Example:
-        >>> patterns = Patterns({"q": 4, r"layers\\\\.[0-3]\\\\..*": 8})
+        >>> patterns = Patterns({"q": 4, "layers[.][0-3][.].*": 8})
         >>> [patterns.value(path) for path in ("a.q", "layers.2.k", "layers.4.k")]
         [4, 8, None]
     """
