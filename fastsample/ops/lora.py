@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.backend import choose, cpu_module, fresh, recorded
-from fastsample.ops.lora_pack import ROWS, TORCH, Group, PackedAdapters, PackedLinear
+from fastsample.ops.lora_pack import ROWS, TORCH, Group, PackedAdapters, PackedLinear, is_transformed
 from fastsample.ops.lora_torch import multiply
 
 
@@ -56,7 +56,7 @@ def lora_linear(
     """
     check(x, packed, adapters, adapter_index)
     compiling = torch.compiler.is_compiling()
-    differentiable = (torch.is_grad_enabled() and _requires_grad(x, adapters, compiling)) or _is_transformed()
+    differentiable = (torch.is_grad_enabled() and _requires_grad(x, adapters, compiling)) or is_transformed()
     native, offers = bool(packed.offers) and not differentiable, packed.offers or ("cpu", "triton")
     why = "computes without gradients" if differentiable else "has no kernel for weights of this dtype on this device"
     chosen = choose(backend, x.device, native=native, offers=offers, op="lora_linear on these weights", why=why)
@@ -79,15 +79,6 @@ def _requires_grad(x: Tensor, adapters: PackedAdapters | None, compiling: bool) 
     if x.requires_grad or adapters is None:
         return x.requires_grad
     return adapters.trainable if compiling else adapters.requires_grad()
-
-
-def _is_transformed() -> bool:
-    """Whether functorch, forward-mode gradients or torch.jit.trace want to see plain torch operations."""
-    return (
-        torch.autograd.forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-    )
 
 
 def _lora_linear(
