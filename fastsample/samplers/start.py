@@ -24,9 +24,8 @@ def checked_start(x: Tensor | Sequence[int]) -> torch.Size:
         if not x.is_floating_point():
             raise TypeError(f"x must be a shape or a floating-point tensor, got {x.dtype}")
         return x.shape if x.ndim and x.numel() else checked_shape("x", x.shape)
-    if not isinstance(x, torch.Size | tuple | list):
-        if hasattr(x, "__array__"):
-            raise TypeError(f"x must be a shape or a tensor, got {type(x).__name__}: torch.from_numpy makes one")
+    if not isinstance(x, torch.Size | tuple | list) and hasattr(x, "__array__"):
+        raise TypeError(f"x must be a shape or a tensor, got {type(x).__name__}: torch.from_numpy makes one")
     return checked_shape("x", x)
 
 
