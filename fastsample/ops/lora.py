@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastsample.ops.address import address, addresses, check_strided
 from fastsample.ops.backend import choose, cpu_module, fresh, recorded
-from fastsample.ops.lora_pack import ROWS, TORCH, Group, PackedAdapters, PackedLinear, is_transformed
+from fastsample.ops.lora_pack import ROWS, TORCH, Group, PackedAdapters, PackedLinear
 from fastsample.ops.lora_torch import multiply
 from fastsample.ops.transforms import transformed
 

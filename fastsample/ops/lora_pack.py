@@ -13,6 +13,7 @@ from fastsample.ops import backend as backends
 from fastsample.ops.address import address, check_dense
 from fastsample.ops.backend import cpu_module, fresh, recorded
 from fastsample.ops.lora_choice import BY_TORCH, DTYPES, chosen
+from fastsample.ops.transforms import transformed
 
 # How weights lie in memory: numbers from 0 on are the CPU kernels' own layouts; row by row they are read by Triton's
 # kernels, or by torch's own product.
@@ -88,7 +89,7 @@ class PackedLinear:
         parts = zip(self.data.split(self.sizes), self.out_features, strict=True)
         if self.native:
             # The op, whose every call imports torch's compiler, for those who record it and for packs without values.
-            op = recorded(self.data) or is_transformed() or not self.data.is_cpu
+            op = recorded(self.data) or transformed() or not self.data.is_cpu
             unpack = torch.ops.fastsample.lora_unpack if op else _unpack
             return tuple(unpack(part, n, self.in_features, self.layout) for part, n in parts)
         return tuple(part.reshape(n, self.in_features) for part, n in parts)
@@ -342,15 +343,6 @@ def _pack(weight: Tensor, out: Tensor, layout: int) -> None:
         cpu_module().lora_pack(source, *weight.shape, layout, to, torch.get_num_threads())
     else:
         out.copy_(weight.reshape(-1))
-
-
-def is_transformed() -> bool:
-    """Whether functorch, forward-mode gradients or torch.jit.trace want to see plain torch operations."""
-    return (
-        torch.autograd.forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-    )
 
 
 def _unpack(data: Tensor, n: int, k: int, layout: int) -> Tensor:
