@@ -11,6 +11,7 @@ from fastsample.samplers.heun import Heun, heun
 from fastsample.samplers.inversion import DDIMInverse, EulerInverse, ddim_invert, euler_invert
 from fastsample.samplers.lcm import LCM, guidance_scale_embedding, lcm
 from fastsample.samplers.limits import DynamicThreshold
+from fastsample.samplers.prepared import Prepared
 from fastsample.samplers.run import Options, Step
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.tcd import TCD, tcd
@@ -30,6 +31,7 @@ __all__ = [
     "EulerInverse",
     "Heun",
     "Options",
+    "Prepared",
     "Request",
     "Sampler",
     "Shared",

@@ -196,7 +196,8 @@ def ddim(
             model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask, known,
             strength, start_step, callback, progress, decode, out, backend, device.
 
-    The table is made anew at every call, which takes some 0.3 ms: where that counts, keep a fastsample.DDIM.
+    Calls with the same arguments share a fastsample.DDIM, whose table takes some 0.3 ms to make; see `DDIM.prepare` for
+    short runs.
 
     Returns:
         The sample, float32 (float64 for a float64 x), without gradients unless x requires them: then the differentiable

@@ -211,6 +211,10 @@ class Loop:
         found = self._guided(model_kwargs, cond, uncond)
         self.guidance = replace(found, weights=self._memory.weights)
 
+    def warn_of_training(self) -> None:
+        """As at construction, for a model that has changed since."""
+        self._predict.warn_of_training()
+
     def rows(self) -> Iterator[Step | None]:
         """Runs every row; yields a Step after it where someone looks at it."""
         return self._differentiable_rows() if self._in_fresh_tensors else self._in_place_rows()

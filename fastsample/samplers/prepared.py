@@ -16,8 +16,9 @@ from fastsample.samplers.start import checked_start
 class Prepared:
     """A run that can be made again and again: what `Sampler.prepare` returns.
 
-    Arguments are checked, buffers made and kernels planned once. A call that begins while another one runs, in another
-    thread or inside the model, gets memory of its own; results are always memory of their own.
+    Arguments are checked, buffers made and kernels planned once; what the model computes in is asked once too, so
+    prepare again after model.half(). A call that begins while another one runs, in another thread or inside the model,
+    gets memory of its own; results are always memory of their own.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Prepared:
         start = self._x if x is None else x
         loop = self._waiting.pop() if self._waiting else self._make()
         try:
+            loop.warn_of_training()
             if x is not None:
                 loop.check_x(x)
             if model_kwargs is not None or cond is not None or uncond is not None:
