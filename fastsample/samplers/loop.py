@@ -252,11 +252,19 @@ class Loop:
                 yield None
             if k < last:
                 model_input.fill(float(table.e[k + 1]))
+        if name := memory.replaced():
+            raise ValueError(
+                f"the model replaced the memory of its argument {name}, which is the loop's own buffer: let it work on "
+                f"a copy, such as {name} = {name}.clone()"
+            )
 
     def _change(self, state: Tensor, x0: Tensor, k: int, t: Tensor) -> None:
         """What a row of correct_x0 or inpainting does after its pass, in place."""
         if self._correct_x0 is not None:
-            x0.copy_(_corrected(self._correct_x0, x0, t, self._table, k))
+            address = x0.data_ptr()
+            x0.copy_(_corrected(self._correct_x0, x0.detach(), t, self._table, k))
+            if x0.data_ptr() != address:
+                raise ValueError("correct_x0 resized its argument x0, which is the loop's own buffer: return another")
             state.add_(x0, alpha=float(self._table.b[k]))
         if self.inpainting is not None:
             self.inpainting.apply(state, k)

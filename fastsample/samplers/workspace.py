@@ -73,6 +73,7 @@ class Workspace:
             self.keys = torch.zeros(batch, dtype=torch.int64, device=device)
             self.weights = torch.ones(batch, dtype=kind.dtype, device=device) if kind.guided else None
             self.times = _times(table, 2 * batch if kind.guided else batch, batch, device)
+            self._last_times = [rows[-1].data_ptr() for rows in self.times]
             self.plans = plans_in_turn(
                 self.state,
                 without_x0(table) if kind.corrects else table,
@@ -84,6 +85,15 @@ class Workspace:
                 input_out=None if kind.changes else self.input.target,
                 backend=kind.backend,
             )
+
+    def replaced(self) -> str | None:
+        """The name of an argument whose memory the model has replaced, such as by `x.data = x.data.clamp(-1, 1)`.
+
+        Of the times the last is asked for: models treat all alike.
+        """
+        if not self.input.intact():
+            return "x"
+        return "t" if [rows[-1].data_ptr() for rows in self.times] != self._last_times else None
 
 
 _pool = threading.local()
@@ -97,7 +107,9 @@ def taken(kind: Kind, table: Table) -> Workspace:
 
 
 def leave(workspace: Workspace) -> None:
-    """Lets a later run of this thread take the workspace."""
+    """Lets a later run of this thread take the workspace, unless the model has meddled with its memory."""
+    if workspace.replaced() is not None:
+        return
     waiting = _pool.__dict__.setdefault("waiting", OrderedDict())
     waiting[workspace.kind] = workspace
     if len(waiting) > _KEPT:
