@@ -8,7 +8,7 @@ from torch import Tensor
 from benchmarks import pairs
 from benchmarks.cases import SCHEDULE
 from benchmarks.harness import Candidate, Timing, measure
-from benchmarks.loops import diffusers_loop
+from benchmarks.loops import diffusers_loop, plain_loop
 from benchmarks.options import Run
 from benchmarks.pairs import Pair
 from benchmarks.report import OURS, Row, against, rows_of, table
@@ -23,6 +23,7 @@ LOOPS = (
     ("lcm", pairs.LCM_FREE, 50),
 )
 QUICK_STEPS = 20
+PLAIN = "plain torch loop"
 
 
 def section(run: Run) -> list[Row]:
@@ -55,6 +56,7 @@ def _candidates(pair: Pair, steps: int, device: torch.device) -> list[Candidate]
     peer = diffusers_loop(pair, SCHEDULE, steps, model, x)
     return [
         *([Candidate("diffusers", peer)] if peer is not None else []),
+        Candidate(PLAIN, plain_loop(sampler.table, model, x)),
         Candidate(OURS, lambda: sampler(model, x)),
         Candidate("with callback", lambda: sampler(model, x, callback=lambda step: None)),
         Candidate("bare model", bare),

@@ -2,6 +2,7 @@
 
 Sections, each with a result file of its own:
   loop     a model that takes no time: microseconds a step that are the sampler's
+  short    the same model, whole runs of 10 and 50 steps, against a plain torch loop; and how late the slowest runs are
   actions  a 1-D U-Net of about a millisecond, one chunk of 16 actions
   digits   the bundled model under guidance 2, the ten digits
 """
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 
 import fastsample
-from benchmarks import overhead, pairs
+from benchmarks import overhead, pairs, short_runs
 from benchmarks.cases import SCHEDULE
 from benchmarks.harness import Candidate, Timing, measure, ratio, spread
-from benchmarks.loops import diffusers_loop
+from benchmarks.loops import diffusers_loop, plain_loop
 from benchmarks.options import Run, begin, parser
 from benchmarks.policy import OBSERVATION, ActionUNet
 from benchmarks.report import OURS, Row, percent, plot, rows_of, table, write_csv
@@ -40,7 +41,7 @@ DIGIT_RUNS = (("ddim", pairs.DDIM_FREE, 20), ("dpm_solver 2M", pairs.DPM_SOLVER,
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the sections and writes their results."""
     flags = parser("benchmarks.sampler", __doc__, gpus=True)
-    sections = {"loop": overhead.section, "actions": actions, "digits": digits}
+    sections = {"loop": overhead.section, "short": short_runs.section, "actions": actions, "digits": digits}
     flags.add_argument("--only", choices=sections, help="one section instead of all")
     arguments = flags.parse_args(argv)
     run = begin(arguments)
@@ -71,7 +72,9 @@ def actions(run: Run) -> list[Row]:
         ours = partial(sampler, unet, x, model_kwargs={"observation": observation})
         theirs = diffusers_loop(pair, SCHEDULE, steps, model, x)
         check_agreement(sampler, ours, theirs)
-        rows += _compare(run, f"actions {name}", "1x16x7", ours, theirs, partial(unet, x, t, observation), steps)
+        plain = plain_loop(sampler.table, lambda x, t: unet(x, t, observation), x)
+        alone = partial(unet, x, t, observation)
+        rows += _compare(run, f"actions {name}", "1x16x7", ours, theirs, plain, alone, steps)
     return rows
 
 
@@ -93,8 +96,8 @@ def digits(run: Run) -> list[Row]:
         ours = partial(sampler, model, x, guidance=GUIDANCE, cond={"y": labels}, uncond={"y": none})
         theirs = diffusers_loop(pair, model.schedule, steps, guided, x)
         check_agreement(sampler, ours, theirs)
-        alone = partial(model, torch.cat([x, x]), t, both)
-        rows += _compare(run, f"digits {name}, guidance 2", "batch 10", ours, theirs, alone, steps)
+        alone, plain = partial(model, torch.cat([x, x]), t, both), plain_loop(sampler.table, guided, x)
+        rows += _compare(run, f"digits {name}, guidance 2", "batch 10", ours, theirs, plain, alone, steps)
     return rows
 
 
@@ -110,22 +113,23 @@ def _compare(
     shape: str,
     ours: Callable[[], Tensor],
     theirs: Callable[[], Tensor] | None,
+    plain: Callable[[], Tensor],
     call_model: Callable[[], Tensor],
     steps: int,
 ) -> list[Row]:
-    """Rows for both, for the model calls alone, and for what each of the two takes beyond those."""
+    """Rows for all, for the model calls alone, and for what each of them takes beyond those."""
 
     def alone() -> None:
         for _ in range(steps):
             call_model()
 
-    whole = {OURS: ours, **({} if theirs is None else {"diffusers": theirs})}
+    whole = {OURS: ours, overhead.PLAIN: plain, **({} if theirs is None else {"diffusers": theirs})}
     candidates = [*(Candidate(name, call) for name, call in whole.items()), Candidate(ALONE, alone)]
     timings = measure(candidates, run.rounds, clock=run.loop_clock)
     beyond = {f"{name} beyond the model": name for name in whole}
     for key, name in beyond.items():
         timings[key] = Timing(timings[name].seconds - timings[ALONE].seconds, timings[name].calls)
-    compared = {} if theirs is None else {"diffusers": OURS}
+    compared = {name: OURS for name in whole if name != OURS}
     rows = [
         replace(row, claim="share") if row.provider in beyond else row
         for row in rows_of(benchmark, f"{shape}, {steps} steps", timings, {**compared, **beyond})

@@ -67,7 +67,7 @@ public:
     }
 
     // A row that needs nothing beside the model's output; false, and nothing done, where that is none of `outputs`.
-    bool plain(int64_t row, py::handle m, const PlainOutputs& outputs, Address out, bool keeps_x0, bool writes_input,
+    bool plain(const PlainOutputs& outputs, Address out, int64_t row, py::handle m, bool keeps_x0, bool writes_input,
                int threads) {
         ModelOutput output;
         if (!outputs.read(m, &output)) return false;

@@ -34,6 +34,7 @@ class Predictor:
             calls (see fastsample.placement); None for a function that calls none.
         dtype: what it is given: known_dtype, else float32.
         device: that of the modules that it calls, or None without any.
+        model: as given.
         guided: whether runs are guided: then outputs for one half and for both would fit a step, so that the batch of
             every output is compared with that of x.
     """
@@ -50,15 +51,21 @@ class Predictor:
         self.known_dtype = dtype or _stated_outside(model) or wanted
         self.dtype = self.known_dtype or torch.float32
         self.guided = False
-        self._model, self._modules = model, tuple(map(weakref.ref, modules))
+        self.model, self._modules = model, tuple(map(weakref.ref, modules))
         if modules:
             warn_of_training(modules)
 
     def __call__(self, x: Tensor, t: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         version, time_version = x._version, t._version
-        output = self._model(x, t, **kwargs)
-        if x._version != version or t._version != time_version:
-            raise ValueError(_written("x" if x._version != version else "t"))
+        output = self.model(x, t, **kwargs)
+        if t._version != time_version:
+            raise ValueError(_written("t"))
+        return self.checked(output, x, version)
+
+    def checked(self, output: Any, x: Tensor, version: int) -> Tensor:
+        """What the model has returned for x as a tensor, once x is known to be as it was at this version."""
+        if x._version != version:
+            raise ValueError(_written("x"))
         if x.requires_grad and x.is_leaf:
             # The model asked for it. x is the loop's buffer: gradients of this row must not add to those of the next.
             x.requires_grad_(False).grad = None
@@ -67,6 +74,11 @@ class Predictor:
         if self.guided and output.shape != x.shape:
             _check_batch(output, x)
         return output
+
+    def check_times(self, times: Tensor, version: int) -> None:
+        """Raises where the model has written to the times that it was given since this version."""
+        if times._version != version:
+            raise ValueError(_written("t"))
 
     def warn_of_training(self) -> None:
         """Warns as at construction, for a run that begins later."""

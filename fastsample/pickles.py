@@ -14,7 +14,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 
@@ -117,12 +117,12 @@ def _look_through_old(file: BinaryIO, whole: int) -> None:
 class _Dry(pickle._Unpickler):
     """Reads a pickle without making what it asks for. In Python: the C reader's memo is as large as a pickle says."""
 
+    stack: list[Any]
+
     def __init__(self, file: BinaryIO, held: Callable[[str], int]) -> None:
         super().__init__(file)
         self._held = held
         self.storages: dict[str, _Storage] = {}
-        self.dispatch = {code: step for code, step in pickle._Unpickler.dispatch.items() if code not in _MAKERS}
-        self.dispatch |= {pickle.BUILD[0]: _Dry._build, pickle.REDUCE[0]: _Dry._reduce}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -147,6 +147,12 @@ class _Dry(pickle._Unpickler):
         if function not in (OrderedDict, _inert, _bounded, _parameter, _tensor):
             raise ValueError(f"Unsupported call of a {type(function).__name__}")
         self.stack.append(function(*arguments))
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **{code: step for code, step in pickle._Unpickler.dispatch.items() if code not in _MAKERS},
+        pickle.BUILD[0]: _build,
+        pickle.REDUCE[0]: _reduce,
+    }
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage, key, _, count, *_ = pid

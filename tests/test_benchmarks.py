@@ -133,11 +133,10 @@ def test_csv_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     path = tmp_path / "step.csv"
     path.write_text("old")
 
-    def full_disk(self: Path, text: str) -> None:
-        self.touch()
+    def full_disk(descriptor: int) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="no space left"):
         report.write_csv(path, rows())
     assert path.read_text() == "old"

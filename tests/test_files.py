@@ -154,7 +154,7 @@ def _loop(path: Path) -> Path:
     ],
 )
 def test_paths_that_cannot_be_read(tmp_path: Path, make: Callable[[Path], Path], error: type[Exception]) -> None:
-    with pytest.raises(error, match="cannot be read|no file at"):
+    with pytest.raises(error, match=r"cannot be read|no file at"):
         open_regular(make(tmp_path / "a"))
 
 

@@ -21,6 +21,7 @@ from fastsample.lora.layers import AdaptedLayer
 pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
 FACTORS = pair(1, 6, 6)
+STATE = {"0.lora_A.weight": FACTORS[0], "0.lora_B.weight": FACTORS[1]}
 REFUSED = "was detached: lora.detach gave its place"
 USES: dict[str, Callable[[Any], Any]] = {
     "call": lambda layer: layer(X if isinstance(layer, lora.LoRAConv2d) else torch.ones(2, layer.in_features)),
@@ -41,7 +42,7 @@ USES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
     "pickle": pickle.dumps,
     "save": lambda layer: torch.save(layer, io.BytesIO()),
-    "attach": lambda layer: lora.attach(nn.Sequential(layer), {"0.lora_A.weight": FACTORS[0], "0.lora_B.weight": FACTORS[1]}),
+    "attach": lambda layer: lora.attach(nn.Sequential(layer), STATE),
     "set-of-a-tree": lambda layer: lora.set_adapters(nn.Sequential(layer), {}),
     "index-of-a-tree": lambda layer: lora.set_adapter_index(nn.Sequential(layer), torch.tensor([0])),
     "swap-of-a-tree": lambda layer: lora.swap(nn.Sequential(layer), file("first")),

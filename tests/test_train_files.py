@@ -1,7 +1,8 @@
-"""A training's folder: one run at a time, planted links, checkpoints that are whole or refused; and data that are bombs."""
+"""A training's folder: one run at a time, planted links, odd checkpoints and models; and data that are bombs."""
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -101,12 +102,6 @@ def test_save_does_not_follow_links_or_leave_parts(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["m.safetensors", "m.safetensors.part", "precious"]
 
 
-def checkpoint(path: Path) -> dict[str, Any]:
-    train(data(), path.parent, SMALL, progress=False)
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    return state
-
-
 CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no-model": lambda state: state.pop("model"),
     "model": lambda state: state["model"].popitem(),
@@ -120,15 +115,15 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 def test_odd_checkpoints_are_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    checkpoint(path)
+    train(data(), tmp_path, SMALL, progress=False)
+    whole = torch.load(path, weights_only=True)
     for change in CHANGES.values():
-        state = checkpoint(path)
+        state = copy.deepcopy(whole)
         change(state)
         torch.save(state, path)
         with pytest.raises(ValueError, match=r"checkpoint\.pt is no whole checkpoint") as caught:
             train(data(), tmp_path, SMALL, progress=False)
         assert "\n" not in str(caught.value)
-        path.unlink()
 
 
 ABOUTS = {
@@ -155,7 +150,7 @@ def test_models_that_describe_themselves_oddly(name: str, tmp_path: Path) -> Non
         path,
         metadata={"fastsample_unet": ABOUTS[name]},
     )
-    with pytest.raises(ValueError, match=r"m\.safetensors (describes no model|holds other weights)"):
+    with pytest.raises(ValueError, match=r"m\.safetensors holds no model as its"):
         zoo.load(path)
 
 

@@ -40,7 +40,7 @@ class Patterns:
             options, looking behind), and more patterns or longer ones than models have modules and names.
 
     Example:
-        >>> patterns = Patterns({"q": 4, r"layers\\\\.[0-3]\\\\..*": 8})
+        >>> patterns = Patterns({"q": 4, "layers[.][0-3][.].*": 8})
         >>> [patterns.value(path) for path in ("a.q", "layers.2.k", "layers.4.k")]
         [4, 8, None]
     """
@@ -159,10 +159,11 @@ class _Run:
             elif kind in (sre.ASSERT, sre.ASSERT_NOT):
                 places = self._ahead(argument[1], places, kind is sre.ASSERT)
             else:
-                places = self._repeated(*argument, places)
+                places = self._repeated(argument, places)
         return places
 
-    def _repeated(self, least: int, most: int, tree: Any, places: int) -> int:
+    def _repeated(self, argument: tuple[int, int, Any], places: int) -> int:
+        least, most, tree = argument
         for _ in range(least):
             after = self._after(tree, places)
             if after == places:

@@ -247,7 +247,7 @@ def recorded(*tensors: Tensor) -> bool:
     return False
 
 
-_LARGE = 4 << 20
+HUGE = 4 << 20  # bytes from which memory lies in huge pages, as NumPy has it
 
 
 def fresh(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -261,7 +261,7 @@ def fresh_like(tensor: Tensor) -> Tensor:
 
 
 def _in_huge_pages(tensor: Tensor) -> Tensor:
-    if tensor.nbytes >= _LARGE and tensor.is_cpu and _cpu is not None:
+    if tensor.nbytes >= HUGE and tensor.is_cpu and _cpu is not None:
         _cpu.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
 

@@ -13,6 +13,7 @@ from fastsample.ops import backend as backends
 from fastsample.ops.address import address, check_dense
 from fastsample.ops.backend import cpu_module, fresh, recorded
 from fastsample.ops.lora_choice import BY_TORCH, DTYPES, chosen
+from fastsample.ops.transforms import transformed
 
 # How weights lie in memory: numbers from 0 on are the CPU kernels' own layouts; row by row they are read by Triton's
 # kernels, or by torch's own product.
@@ -87,8 +88,9 @@ class PackedLinear:
         """The weights, (N, K) each, bit for bit as they were packed."""
         parts = zip(self.data.split(self.sizes), self.out_features, strict=True)
         if self.native:
-            # Called as an op it would import torch's compiler.
-            unpack = torch.ops.fastsample.lora_unpack if recorded(self.data) else _unpack
+            # The op, whose every call imports torch's compiler, for those who record it and for packs without values.
+            op = recorded(self.data) or transformed() or not self.data.is_cpu
+            unpack = torch.ops.fastsample.lora_unpack if op else _unpack
             return tuple(unpack(part, n, self.in_features, self.layout) for part, n in parts)
         return tuple(part.reshape(n, self.in_features) for part, n in parts)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ class StepPlan:
 
     Attributes:
         x0_out: as given.
+        plain: for each row that needs nothing beside the model's output a short cut to the kernel,
+            plain(m, keep_x0, write_input, threads), which is False, and has done nothing, where m has to be looked at
+            more closely; else None.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class StepPlan:
         self._blind = rows is not None and (backend in ("cuda", "triton") or not rows.is_cpu)
         if self._blind:
             self._any_row = any(table.stochastic), any(table.learned)
-        self._plain_rows: Sequence[bool] = (False,) * len(table)
+        self.plain: Sequence[Callable[..., bool] | None] = (None,) * len(table)
         if self._native:
             self._prepare(backend, one_guidance)
 
@@ -122,10 +126,12 @@ class StepPlan:
         self._launch = launch(backend, self._operands)
         self._kernel, self._last, self._takes_tensors, _ = self._launch
         if self._out is not None and self._target is self._out and backend == "cpu" and rows is None:
-            self._plain_rows = tuple(self._is_plain(row) for row in range(len(self._table)))
             layouts = [(shape, *layout) for shape, layout in self._layouts.items()]
-            self._plain_outputs = cpu_module().PlainOutputs(Tensor, layouts, list(DTYPE_CODES))
-            self._plain = self._kernel.plain  # type: ignore[attr-defined]
+            outputs = cpu_module().PlainOutputs(Tensor, layouts, list(DTYPE_CODES))
+            plain = functools.partial(self._kernel.plain, outputs, self._out_address)  # type: ignore[attr-defined]
+            self.plain = [
+                functools.partial(plain, row) if self._is_plain(row) else None for row in range(len(self._table))
+            ]
 
     def _is_plain(self, row: int) -> bool:
         """Whether nothing but the model's output is left to look at in this row."""
@@ -156,10 +162,9 @@ class StepPlan:
         self, m: Tensor, row: int, noise: Tensor | None = None, keep_x0: bool = True, write_input: bool = True
     ) -> Tensor:
         """x' of this row; m with twice the batch where it is guided. x0_out and input_out can be left as they are."""
-        if noise is None and self._plain_rows[row]:
-            outputs, into, threads = self._plain_outputs, self._out_address, self._last()
-            if self._plain(row, m, outputs, into, keep_x0, write_input, threads):
-                return self._out  # type: ignore[return-value]
+        plain = self.plain[row]
+        if noise is None and plain is not None and plain(m, keep_x0, write_input, self._last()):
+            return self._out  # type: ignore[return-value]
         table = self._table
         if self._rows is None:
             stochastic, learned = table.stochastic[row], table.learned[row]

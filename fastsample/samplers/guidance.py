@@ -85,8 +85,6 @@ def guidance_of(
         ValueError, TypeError: for a weight that is not finite, an interval the wrong way round, a missing `uncond`,
             what means nothing without guidance, and keywords that cannot be batched.
     """
-    if guidance is None and model_kwargs is cond is uncond is interval is None and rescale == 0:
-        return UNGUIDED
     for name, given in (("model_kwargs", model_kwargs), ("cond", cond), ("uncond", uncond)):
         if not isinstance(given, Mapping | None):
             raise TypeError(f"{name} must be a mapping of keywords, got {type(given).__name__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fastsample.ops.address import start_of
 from fastsample.ops.backend import fresh
 
 
@@ -59,7 +60,7 @@ class ModelInput:
         return self._places_now() == self._places
 
     def _places_now(self) -> list[tuple[int, torch.Size, tuple[int, ...]]]:
-        return [(view.data_ptr(), view.shape, view.stride()) for view in self.views]
+        return [(start_of(view), view.shape, view.stride()) for view in self.views]
 
     @property
     def needed(self) -> tuple[bool, bool]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from fastsample.model import Model, Predictor
-from fastsample.ops.backend import choose, fresh_like, mark_written, ordinary_tensors
+from fastsample.ops.backend import HUGE, choose, fresh_like, mark_written, ordinary_tensors
 from fastsample.ops.keys import Index, Seed, renew_keys, sample_keys
 from fastsample.ops.noise import INITIAL, fill, normals
 from fastsample.ops.reductions import limited
 from fastsample.ops.step_recorded import functional_step
 from fastsample.ops.transforms import recording, transformed
-from fastsample.samplers.guidance import Guidance, guidance_of
+from fastsample.samplers.guidance import UNGUIDED, Guidance, guidance_of
 from fastsample.samplers.inpainting import Inpainting
 from fastsample.samplers.noise_source import noise_source
 from fastsample.samplers.run import Noise, Step
@@ -78,9 +78,8 @@ class Loop:
         """
         self._predict = Predictor(model, model_dtype)
         given = x if isinstance(x, Tensor) else None
-        where = torch.device(
-            device if device is not None else self._predict.device or "cpu" if given is None else given.device
-        )
+        where = device if device is not None else (given if given is not None else self._predict).device
+        where = where if isinstance(where, torch.device) else torch.device("cpu" if where is None else where)
         shape = checked_start(x)
         requires_grad = given is not None and given.requires_grad and torch.is_grad_enabled()
         self.differentiable = requires_grad or transformed()
@@ -95,7 +94,7 @@ class Loop:
         self._keywords_dtype = self._predict.known_dtype if cast_kwargs else None
         draws_in_rows = noise is None and any(table.stochastic[start:])
         inpaints = mask is not None or known is not None
-        self._draws = draws_in_rows or inpaints or given is None or strength is not None
+        self._draws = draws_in_rows or inpaints or strength is not None
         self._changes = observed or self._correct_x0 is not None or inpaints
         self._shape, self._where, self._dtype = shape, where, torch.float64 if double else torch.float32
         with ordinary_tensors():
@@ -112,6 +111,9 @@ class Loop:
     def _guided(
         self, model_kwargs: Mapping[str, Any] | None, cond: Mapping[str, Any] | None, uncond: Mapping[str, Any] | None
     ) -> Guidance:
+        guidance, rescale, interval = self._asked
+        if guidance is model_kwargs is cond is uncond is interval is None and rescale == 0:
+            return UNGUIDED
         like = torch.empty(self._shape[0], dtype=self._dtype, device=self._where)
         return guidance_of(like, *self._asked, model_kwargs, cond, uncond, self._keywords_dtype)
 
@@ -134,7 +136,8 @@ class Loop:
         # What callbacks and correct_x0 were shown they may keep.
         self._shares = borrows and not (self._changes or self._in_fresh_tensors) and worth_sharing(kind)
         self._keeps = not borrows or self._shares
-        memory = taken(kind, self._table) if self._shares else Workspace(kind, self._table)
+        fresh = self._in_fresh_tensors
+        memory = taken(kind, self._table) if self._shares else Workspace(kind, self._table, in_fresh_tensors=fresh)
         if guidance.weights is not None and memory.weights is not None and not self._in_fresh_tensors:
             memory.weights.copy_(guidance.weights)
             self.guidance = replace(guidance, weights=memory.weights)
@@ -145,7 +148,7 @@ class Loop:
         if self._in_fresh_tensors:
             self._start_afresh(x, seed, index)
             return
-        if seed is not None or self._draws:
+        if seed is not None or self._draws or not isinstance(x, Tensor):
             renew_keys(self.keys, seed, index)
         state = self.state
         if isinstance(x, Tensor):
@@ -158,7 +161,7 @@ class Loop:
 
     def _start_afresh(self, x: Tensor | Sequence[int], seed: Seed | None, index: Index) -> None:
         """`start` in operations that gradients, transforms and recorders can follow."""
-        if seed is not None or self._draws:
+        if seed is not None or self._draws or not isinstance(x, Tensor):
             self.keys.copy_(sample_keys(seed, index, self._shape[0], self._where))
         if isinstance(x, Tensor):
             x = x.to(self._where, self._dtype, copy=True, memory_format=torch.contiguous_format)
@@ -218,7 +221,8 @@ class Loop:
         if self._in_fresh_tensors or not (self._keeps or self._memory.input.lends_state):
             return self.state
         with ordinary_tensors():
-            return self.state.clone() if self._shares else fresh_like(self.state).copy_(self.state)
+            small = self.state.nbytes < HUGE
+            return self.state.clone() if small else fresh_like(self.state).copy_(self.state)
 
     def close(self) -> None:
         """Once at the end: another run may have the memory."""
@@ -226,37 +230,46 @@ class Loop:
             leave(self._memory)
 
     def _in_place_rows(self) -> Iterator[Step | None]:
-        table, predict, state, memory, changes = self._table, self._predict, self.state, self._memory, self._changes
-        model_input, source, keeps_x0 = memory.input, self._source, table.keeps_x0
+        table, predict, memory, changes = self._table, self._predict, self._memory, self._changes
+        model, model_input, source, keeps_x0 = predict.model, memory.input, self._source, table.keeps_x0
         model_input.fill(float(table.e[self.schedule[0][0]]))
         inputs, times, needed = model_input.views, memory.times, model_input.needed
         keywords, last = (self.guidance.conditional, self.guidance.both), len(table) - 1
+        threads, version_of_times = torch.get_num_threads(), times[False][0]._version
         # A graph runs the rows more than once, from the same turn.
         turns_of = cycle(memory.plans)
         for k, t, guided, next_guided, level in self.schedule:
-            time = times[guided][k]
-            m = predict(inputs[guided], time, keywords[guided])
+            x, time = inputs[guided], times[guided][k]
+            version = x._version
+            m = model(x, time, **keywords[guided])
+            if type(m) is not Tensor or x._version != version or x.requires_grad or predict.guided:
+                m = predict.checked(m, x, version)
             z = source(k) if source is not None and table.stochastic[k] else None
             plan = next(turns_of)
             if not changes:
-                plan(m, k, z, keeps_x0[k], k < last and needed[next_guided])
+                plain, writes_input = plan.plain[k], k < last and needed[next_guided]
+                if plain is None or z is not None or not plain(m, keeps_x0[k], writes_input, threads):
+                    plan(m, k, z, keeps_x0[k], writes_input)
                 yield None
                 continue
             plan(m, k, z)
-            x0 = plan.x0_out
-            assert x0 is not None
-            self._change(state, x0, k, times[False][k])
-            if self._observed:
-                yield from self._shown(Step(k, t, state, x0, *level))
-            else:
-                yield None
+            yield from self._changed(Step(k, t, self.state, cast(Tensor, plan.x0_out), *level), times[False][k])
             if k < last:
                 model_input.fill(float(table.e[k + 1]))
+        predict.check_times(times[False][0], version_of_times)
         if name := memory.replaced():
             raise ValueError(
                 f"the model replaced the memory of its argument {name}, which is the loop's own buffer: let it work on "
                 f"a copy, such as {name} = {name}.clone()"
             )
+
+    def _changed(self, step: Step, time: Tensor) -> Iterator[Step | None]:
+        """What follows a row's pass where x may change: correct_x0, inpainting, and whoever looks at the step."""
+        self._change(step.x, step.x0, step.index, time)
+        if self._observed:
+            yield from self._shown(step)
+        else:
+            yield None
 
     def _change(self, state: Tensor, x0: Tensor, k: int, t: Tensor) -> None:
         """What a row of correct_x0 or inpainting does after its pass, in place."""

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 def checked_start(x: Tensor | Sequence[int]) -> torch.Size:
     """The shape that x is or has."""
-    if not isinstance(x, Tensor):
-        if hasattr(x, "__array__"):
-            raise TypeError(f"x must be a shape or a tensor, got {type(x).__name__}: torch.from_numpy makes one")
-        return checked_shape("x", x)
-    if not x.is_floating_point():
-        raise TypeError(f"x must be a shape or a floating-point tensor, got {x.dtype}")
-    return checked_shape("x", x.shape)
+    if isinstance(x, Tensor):
+        if not x.is_floating_point():
+            raise TypeError(f"x must be a shape or a floating-point tensor, got {x.dtype}")
+        return x.shape if x.ndim and x.numel() else checked_shape("x", x.shape)
+    if not isinstance(x, torch.Size | tuple | list) and hasattr(x, "__array__"):
+        raise TypeError(f"x must be a shape or a tensor, got {type(x).__name__}: torch.from_numpy makes one")
+    return checked_shape("x", x)
 
 
 def start_of(sampler: Sampler, has_x: bool, strength: float | None, start_step: int) -> tuple[Table, int]:

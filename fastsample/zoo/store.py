@@ -49,23 +49,28 @@ def load(path: str | Path) -> UNet:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if about is None:
         raise ValueError(f"{path} was not made by fastsample train: its metadata lacks {_KEY!r}")
-    with torch.random.fork_rng(devices=[]):  # initial weights, soon overwritten, should not advance the caller's RNG
-        model = _fitting(path, about, tensors)
-    model.load_state_dict(tensors)
-    return model.eval()
-
-
-def _fitting(path: Path, about: str, tensors: dict[str, Tensor]) -> UNet:
-    """The model that a file describes, which is as large as the file's weights."""
     try:
         fields = json.loads(about)
         config, schedule = UNetConfig(**fields["config"]), Schedule.from_betas(fields["betas"])
-        # Without memory: a description may say anything.
-        with torch.device("meta"):
-            shapes = {name: value.shape for name, value in UNet(config, schedule).state_dict().items()}
+        _check_size(config, tensors)
+        # Initial weights, soon overwritten, should not advance the caller's generator.
+        with torch.random.fork_rng(devices=[]):
+            model = UNet(config, schedule)
+        model.load_state_dict(tensors)
     except (ArithmeticError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} describes no model in {_KEY!r}: {type(error).__name__}: {error}") from error
-    if shapes != (found := {name: value.shape for name, value in tensors.items()}):
-        odd = next(iter({name for name, _ in shapes.items() ^ found.items()}))
-        raise ValueError(f"{path} holds other weights than its {_KEY!r} says, such as {odd[:200]}")
-    return UNet(config, schedule)
+        reason = " ".join(str(error).split())[:500]
+        raise ValueError(f"{path} holds no model as its {_KEY!r} says: {type(error).__name__}: {reason}") from error
+    return model.eval()
+
+
+def _check_size(config: UNetConfig, tensors: dict[str, Tensor]) -> None:
+    """Raises where the model would be larger than the file: the size of every weight follows from these."""
+    (high, low), into = config.widths, 4 * config.channels
+    wanted = {
+        "embed_class.weight": (config.num_classes + 1, config.embedding),
+        "enter.weight": (high, into, 3, 3),
+        "shrink.weight": (low, high, 3, 3),
+    }
+    for name, shape in wanted.items():
+        if (found := tuple(tensors[name].shape)) != shape:
+            raise ValueError(f"{name} has shape {found}, not {shape}")
