@@ -38,7 +38,7 @@ def addresses(name: str, tensors: Sequence[Tensor]) -> list[int]:
 def check_dense(name: str, tensor: Tensor) -> None:
     """Raises TypeError where the tensor's values do not lie in memory, at the places that its strides tell."""
     check_strided(name, tensor)
-    if tensor.numel() and not _has_memory(tensor):
+    if tensor.numel() and start_of(tensor) == 0:
         raise TypeError(
             f"{name} must be a tensor whose values lie in memory, got a {type(tensor).__name__} on {tensor.device} "
             "without any: is it fake, wrapped, or was its storage freed?"
@@ -55,6 +55,8 @@ def check_strided(name: str, tensor: Tensor) -> None:
 def check_readable(name: str, tensor: Tensor) -> None:
     """Raises TypeError for what torch's own ops would read at address 0: a tensor whose storage was freed."""
     check_strided(name, tensor)
+    if torch.compiler.is_compiling():  # where nobody can ask
+        return
     plain = (
         type(tensor) is Tensor and not tensor.is_meta and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
@@ -75,8 +77,11 @@ def check_written(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} was made in torch.inference_mode: it cannot be written outside of it")
 
 
-def _has_memory(tensor: Tensor) -> bool:
+def start_of(tensor: Tensor) -> int:
+    """Where the tensor starts; 0 where it has no memory of its own."""
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return 0
     try:
-        return tensor.data_ptr() != 0
+        return tensor.data_ptr()
     except RuntimeError:
-        return False
+        return 0

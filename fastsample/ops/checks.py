@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsample.ops.address import check_strided, check_written
+from fastsample.ops.address import check_strided, check_written, start_of
 from fastsample.ops.noise import checked_shape
 from fastsample.ops.transforms import followed, transformed
 from fastsample.tables import Table
@@ -159,19 +159,11 @@ def _doubled(rest: Sequence[int]) -> tuple[int, ...]:
 
 
 def _layout(tensor: Tensor) -> tuple[object, ...]:
-    return _start(tensor), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _start(tensor: Tensor) -> int:
-    """Where the tensor starts; 0 where it has no memory of its own."""
-    try:
-        return tensor.data_ptr()
-    except RuntimeError:
-        return 0
+    return start_of(tensor), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
-    first, other_first = _start(a), _start(b)
+    first, other_first = start_of(a), start_of(b)
     if first == 0 or other_first == 0 or a.device != b.device:  # nothing there, or another machine's addresses
         return False
     return first < other_first + _reach(b) and other_first < first + _reach(a)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.ops.address import check_dense
+from fastsample.ops.address import check_readable
 from fastsample.ops.backend import choose, recorded
 from fastsample.ops.checks import check_like, check_output, check_state, check_variance, checked_rows, differentiable
 from fastsample.ops.transforms import outside
@@ -71,6 +71,8 @@ def likelihood(
     check_state(x)
     check_like("x_start", x_start, x, dtype=x.dtype)
     check_output(model_out, x, guided=False, name="model_out")
+    for name, tensor in (("x_start", x_start), ("x", x), ("model_out", model_out)):
+        check_readable(name, tensor)
     if any(table.learned):
         check_variance(model_out, x, name="model_out")
     native = x.dtype is torch.float32 and not differentiable(x_start, x, model_out)
@@ -170,8 +172,6 @@ def _likelihood_triton(
 
     if model_out.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         model_out = model_out.float()
-    for name, tensor in (("x_start", x_start), ("x", x), ("model_out", model_out)):
-        check_dense(name, tensor)
     x_start, x, model_out = (one.resolve_neg().contiguous() for one in (x_start, x, model_out))
     rows = None if rows is None else rows.to(x.device)
     out = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)

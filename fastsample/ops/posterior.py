@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.ops.address import address, check_dense
+from fastsample.ops.address import address, check_readable
 from fastsample.ops.backend import choose, cuda_module, fresh, place, recorded
 from fastsample.ops.checks import check_output, check_state, checked_rows, differentiable, no_compiled_gradients
 from fastsample.ops.device_table import as_argument, decoded, packed_rows
@@ -76,6 +76,8 @@ def _posterior(x: Tensor, m: Tensor, table: Table, row: int | Tensor, backend: s
     """The mean, and the log variance where the model tells it, else one number per sample or for all."""
     check_state(x)
     check_output(m, x, guided=False, name="model_out")
+    for name, tensor in (("x", x), ("model_out", m)):
+        check_readable(name, tensor)
     rows, row = checked_rows(row, table, x)
     of_rows = _of_rows(table)
     blind = rows is not None and not rows.is_cpu
@@ -169,8 +171,6 @@ def _at(rows: Tensor, table: Table, x: Tensor) -> tuple[Tensor, Tensor]:
 def _in_one_pass(
     x: Tensor, m: Tensor, table: Table, rows: Tensor | None, row: int, learned: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    for name, tensor in (("x", x), ("model_out", m)):
-        check_dense(name, tensor)
     device, batch = x.device, x.shape[0]
     x, m = (one.contiguous().resolve_neg() for one in (x, m))
     m = m if m.dtype in DTYPE_CODES else m.float()

@@ -136,7 +136,8 @@ class Loop:
         # What callbacks and correct_x0 were shown they may keep.
         self._shares = borrows and not (self._changes or self._in_fresh_tensors) and worth_sharing(kind)
         self._keeps = not borrows or self._shares
-        memory = taken(kind, self._table) if self._shares else Workspace(kind, self._table)
+        fresh = self._in_fresh_tensors
+        memory = taken(kind, self._table) if self._shares else Workspace(kind, self._table, in_fresh_tensors=fresh)
         if guidance.weights is not None and memory.weights is not None and not self._in_fresh_tensors:
             memory.weights.copy_(guidance.weights)
             self.guidance = replace(guidance, weights=memory.weights)
@@ -260,6 +261,11 @@ class Loop:
             if k < last:
                 model_input.fill(float(table.e[k + 1]))
         predict.check_times(times[False][0], version_of_times)
+        if name := memory.replaced():
+            raise ValueError(
+                f"the model replaced the memory of its argument {name}, which is the loop's own buffer: let it work on "
+                f"a copy, such as {name} = {name}.clone()"
+            )
 
     def _changed(self, step: Step, time: Tensor) -> Iterator[Step | None]:
         """What follows a row's pass where x may change: correct_x0, inpainting, and whoever looks at the step."""
@@ -272,7 +278,10 @@ class Loop:
     def _change(self, state: Tensor, x0: Tensor, k: int, t: Tensor) -> None:
         """What a row of correct_x0 or inpainting does after its pass, in place."""
         if self._correct_x0 is not None:
-            x0.copy_(_corrected(self._correct_x0, x0, t, self._table, k))
+            address = x0.data_ptr()
+            x0.copy_(_corrected(self._correct_x0, x0.detach(), t, self._table, k))
+            if x0.data_ptr() != address:
+                raise ValueError("correct_x0 resized its argument x0, which is the loop's own buffer: return another")
             state.add_(x0, alpha=float(self._table.b[k]))
         if self.inpainting is not None:
             self.inpainting.apply(state, k)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.ops.address import start_of
 from fastsample.ops.backend import fresh, ordinary_tensors
 from fastsample.ops.step_plan import StepPlan
 from fastsample.samplers.inputs import ModelInput
@@ -59,10 +60,10 @@ class Workspace:
         keys: int64 (B,), of the noise.
         weights: of guidance, one per sample; None where no row is guided.
         times: for each row what the model is given where it is not guided, and where it is.
-        plans: the step's plans, which take turns.
+        plans: the step's plans, which take turns; none where the rows step in fresh tensors.
     """
 
-    def __init__(self, kind: Kind, table: Table) -> None:
+    def __init__(self, kind: Kind, table: Table, *, in_fresh_tensors: bool = False) -> None:
         self.kind, self._table = kind, table
         shape, device, batch = kind.shape, kind.device, kind.shape[0]
         with ordinary_tensors():
@@ -73,6 +74,10 @@ class Workspace:
             self.keys = torch.zeros(batch, dtype=torch.int64, device=device)
             self.weights = torch.ones(batch, dtype=kind.dtype, device=device) if kind.guided else None
             self.times = _times(table, 2 * batch if kind.guided else batch, batch, device)
+            self._last_times = [start_of(rows[-1]) for rows in self.times]
+            self.plans: list[StepPlan] = []
+            if in_fresh_tensors:
+                return
             self.plans = plans_in_turn(
                 self.state,
                 without_x0(table) if kind.corrects else table,
@@ -84,6 +89,15 @@ class Workspace:
                 input_out=None if kind.changes else self.input.target,
                 backend=kind.backend,
             )
+
+    def replaced(self) -> str | None:
+        """The name of an argument whose memory the model has replaced, such as by `x.data = x.data.clamp(-1, 1)`.
+
+        Of the times the last is asked for: models treat all alike.
+        """
+        if not self.input.intact():
+            return "x"
+        return "t" if [start_of(rows[-1]) for rows in self.times] != self._last_times else None
 
 
 _pool = threading.local()
@@ -97,7 +111,9 @@ def taken(kind: Kind, table: Table) -> Workspace:
 
 
 def leave(workspace: Workspace) -> None:
-    """Lets a later run of this thread take the workspace."""
+    """Lets a later run of this thread take the workspace, unless the model has meddled with its memory."""
+    if workspace.replaced() is not None:
+        return
     waiting = _pool.__dict__.setdefault("waiting", OrderedDict())
     waiting[workspace.kind] = workspace
     if len(waiting) > _KEPT:
