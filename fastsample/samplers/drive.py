@@ -43,12 +43,12 @@ def drive(
         try:
             _run(loop, hooks)
             result = loop.result() if out is None else out.copy_(loop.state)
-            return result if hooks.decode is None else _decoded(hooks.decode, result)
+            decoded = result if hooks.decode is None else _decoded(hooks.decode, result)
         except BaseException as error:
             carry_sample(error, loop)
             raise
-        finally:
-            loop.close()
+        loop.close()
+        return decoded
 
 
 def _decoded(decode: Callable[[Tensor], Any], result: Tensor) -> Any:

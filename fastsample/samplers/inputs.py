@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from fastsample.ops.address import start_of
 from fastsample.ops.backend import fresh
 
 
@@ -47,20 +46,12 @@ class ModelInput:
         buffer = self.state if buffer is None else buffer
         # Not the buffers themselves: a model that gives x other memory, `x.data = ...`, must not free these.
         self.views = buffer[-batch:] if guided else buffer.detach(), buffer.detach()
-        self._places = self._places_now()
         self.targets = () if self.target is None else self.target.split(batch)
 
     def fill(self, scale: float) -> None:
         """Makes the input from the state as it is now."""
         for target in self.targets:
             target.copy_(self.state) if scale == 1.0 else torch.mul(self.state, scale, out=target)
-
-    def intact(self) -> bool:
-        """Whether the model still reads what steps write."""
-        return self._places_now() == self._places
-
-    def _places_now(self) -> list[tuple[int, torch.Size, tuple[int, ...]]]:
-        return [(start_of(view), view.shape, view.stride()) for view in self.views]
 
     @property
     def needed(self) -> tuple[bool, bool]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastsample.model import Model, Predictor
 from fastsample.ops.backend import HUGE, choose, fresh_like, mark_written, ordinary_tensors
 from fastsample.ops.keys import Index, Seed, renew_keys, sample_keys
-from fastsample.ops.noise import INITIAL, fill, normals
+from fastsample.ops.noise import INITIAL, normals
 from fastsample.ops.reductions import limited
 from fastsample.ops.step_recorded import functional_step
 from fastsample.ops.transforms import recording, transformed
@@ -155,7 +155,7 @@ class Loop:
             # What is not pinned has been read when this returns, so that the host need not wait for the copy.
             self._noised(state.copy_(x, non_blocking=not state.is_cpu))
             return
-        fill(state, self.keys, 0, INITIAL, self._backend)
+        self._memory.draw()
         if self._table.init_noise_sigma != 1:
             state.mul_(self._table.init_noise_sigma)
 
@@ -229,7 +229,7 @@ class Loop:
             return self.state.clone() if small else fresh_like(self.state).copy_(self.state)
 
     def close(self) -> None:
-        """Once at the end: another run may have the memory."""
+        """Once at the end of a run that did not fail: another one may have the memory."""
         if self._shares:
             leave(self._memory)
 

@@ -63,32 +63,33 @@ class Prepared:
             ValueError, TypeError: for an x or out of another shape or dtype, seeds that are none, and keywords that
                 cannot be batched, before the model is called.
         """
-        start = self._x if x is None else x
         loop = self._waiting.pop() if self._waiting else self._make()
+        loop.warn_of_training()
         try:
-            loop.warn_of_training()
             if x is not None:
                 loop.check_x(x)
             if model_kwargs is not None or cond is not None or uncond is not None:
                 self._ask(loop, model_kwargs=model_kwargs, cond=cond, uncond=uncond)
-                try:
-                    return self._drive(loop, start, seed, index, out)
-                finally:
-                    self._ask(loop)
-            return self._drive(loop, start, seed, index, out)
-        finally:
-            self._waiting.append(loop)
+                result = self._drive(loop, x, seed, index, out)
+                self._ask(loop)
+            else:
+                result = self._drive(loop, x, seed, index, out)
+        except BaseException:
+            del loop  # which may not be what it was; another is made when it is needed
+            raise
+        self._waiting.append(loop)
+        return result
 
     def _drive(
         self,
         loop: Loop,
-        x: Tensor | Sequence[int],
+        x: Tensor | None,
         seed: Seed | None,
         index: Index | None,
         out: Tensor | None,
     ) -> Any:
         own_seed, own_index = self._seed if seed is None else seed, self._index if index is None else index
-        return drive(loop, x, own_seed, own_index, out, self._hooks)
+        return drive(loop, self._x if x is None else x, own_seed, own_index, out, self._hooks)
 
     def _ask(self, loop: Loop, **given: Mapping[str, Any] | None) -> None:
         loop.ask(**{name: own if given.get(name) is None else given[name] for name, own in self._keywords.items()})

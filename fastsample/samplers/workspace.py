@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.ops.address import start_of
-from fastsample.ops.backend import fresh, ordinary_tensors
+from fastsample.ops.address import address, start_of
+from fastsample.ops.backend import cpu_module, fresh, ordinary_tensors
+from fastsample.ops.noise import INITIAL, fill
 from fastsample.ops.step_plan import StepPlan
 from fastsample.samplers.inputs import ModelInput
 from fastsample.tables import Table
@@ -74,7 +77,8 @@ class Workspace:
             self.keys = torch.zeros(batch, dtype=torch.int64, device=device)
             self.weights = torch.ones(batch, dtype=kind.dtype, device=device) if kind.guided else None
             self.times = _times(table, 2 * batch if kind.guided else batch, batch, device)
-            self._last_times = [start_of(rows[-1]) for rows in self.times]
+            self._draw = self._drawing(kind.backend)
+            self._lent = [(name, one, _place(one)) for name, one in self._seen_by_models()]
             self.plans: list[StepPlan] = []
             if in_fresh_tensors:
                 return
@@ -90,14 +94,33 @@ class Workspace:
                 backend=kind.backend,
             )
 
+    def draw(self) -> None:
+        """x_T of unit deviation from the keys, into the state."""
+        if self._draw is None:
+            fill(self.state, self.keys, 0, INITIAL, self.kind.backend)
+        else:
+            self._draw(torch.get_num_threads())
+
+    def _drawing(self, backend: str) -> Callable[[int], None] | None:
+        if backend != "cpu":
+            return None
+        state, batch = self.state, self.kind.shape[0]
+        to, keys = address("x", state), address("seed", self.keys)
+        return functools.partial(cpu_module().randn, to, batch, state.numel() // batch, keys, 0, INITIAL)
+
     def replaced(self) -> str | None:
         """The name of an argument whose memory the model has replaced, such as by `x.data = x.data.clamp(-1, 1)`.
 
         Of the times the last is asked for: models treat all alike.
         """
-        if not self.input.intact():
-            return "x"
-        return "t" if [start_of(rows[-1]) for rows in self.times] != self._last_times else None
+        for name, tensor, place in self._lent:
+            if _place(tensor) != place:
+                return name
+        return None
+
+    def _seen_by_models(self) -> list[tuple[str, Tensor]]:
+        seen = [("x", self.input.views[0]), ("t", self.times[0][-1])]
+        return [*seen, ("x", self.input.views[1]), ("t", self.times[1][-1])] if self.kind.guided else seen
 
 
 _pool = threading.local()
@@ -111,9 +134,7 @@ def taken(kind: Kind, table: Table) -> Workspace:
 
 
 def leave(workspace: Workspace) -> None:
-    """Lets a later run of this thread take the workspace, unless the model has meddled with its memory."""
-    if workspace.replaced() is not None:
-        return
+    """Lets a later run of this thread take the workspace."""
     waiting = _pool.__dict__.setdefault("waiting", OrderedDict())
     waiting[workspace.kind] = workspace
     if len(waiting) > _KEPT:
@@ -154,6 +175,10 @@ def without_x0(table: Table) -> Table:
     if found is None:
         found = table._derived["without_x0"] = table.replace(b=0.0, limit=np.inf, quantile=0.0)
     return found
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    return start_of(tensor), tensor.shape, tensor.stride()
 
 
 def _times(table: Table, count: int, batch: int, device: torch.device) -> tuple[tuple[Tensor, ...], ...]:
