@@ -87,7 +87,9 @@ def digits(run: Run) -> list[Row]:
     x, t = fastsample.ops.randn((10, 1, 28, 28), seed=0, device=run.device), labels.new_full((20,), 500)
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
-        unconditional, conditional = model(torch.cat([x, x]), t.expand(20).to(x.device), both)[:, :1].chunk(2)
+        unconditional, conditional = model(torch.cat([x, x]), t.reshape(-1)[:1].expand(20).to(x.device), both)[
+            :, :1
+        ].chunk(2)
         return unconditional + GUIDANCE * (conditional - unconditional)
 
     for name, pair, most in DIGIT_RUNS[:1] if run.quick else DIGIT_RUNS:

@@ -274,7 +274,7 @@ def test_sampler_script(
     shown = capsys.readouterr().out
     assert ("diffusers is left out" in shown) != has_diffusers
     assert "fastsample: " in shown and "ms a run, the sampler's share" in shown
-    for name in ("loop", "actions", "digits"):
+    for name in ("loop", "short", "actions", "digits"):
         assert (tmp_path / f"sampler-{name}-{FAMILY}-quick.png").read_bytes().startswith(b"\x89PNG")
         assert (
             "diffusers" in {row["provider"] for row in read(tmp_path / f"sampler-{name}-{FAMILY}-quick.csv")}
