@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsample.arguments import integer, real, real_array
 from fastsample.schedule import Float64Array, Schedule
 
 PREDICTIONS = ("epsilon", "v", "x0", "flow")
@@ -67,11 +68,22 @@ def spaced_levels(
 def karras_sigmas(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> Float64Array:
     """sigma^(1/rho) evenly spaced from sigma_max to sigma_min, shape (steps,) (Karras et al. 2022, equation 5).
 
+    Raises:
+        ValueError: unless 0 <= sigma_min <= sigma_max < inf, steps >= 1 and 0 < rho < inf. TypeError: for what is no
+            number.
+
     Example:
         >>> karras_sigmas(80.0, 0.002, 3).round(4).tolist()
         [80.0, 2.5152, 0.002]
     """
-    return np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps) ** rho
+    largest, smallest, rho = real("sigma_max", sigma_max), real("sigma_min", sigma_min), real("rho", rho)
+    if not 0 < largest < np.inf:
+        raise ValueError(f"sigma_max must be positive and finite, got {largest}")
+    if not 0 <= smallest <= largest:
+        raise ValueError(f"sigma_min must lie in [0, sigma_max = {largest}], got {smallest}")
+    if not 0 < rho < np.inf:
+        raise ValueError(f"rho must be positive and finite, got {rho}")
+    return np.linspace(largest ** (1 / rho), smallest ** (1 / rho), check_steps(steps)) ** rho
 
 
 def flow_levels(
@@ -103,6 +115,7 @@ def flow_levels(
         sigma = times / 1000
     else:
         check_steps(steps)
+        shift = real("shift", shift)
         if not 0 < shift < np.inf:
             raise ValueError(f"shift must be positive and finite, got {shift}")
         if timesteps not in ("linspace", "trailing"):
@@ -121,7 +134,7 @@ def descending_times(times: Iterable[float]) -> Float64Array:
         TypeError: for what is no list of numbers. ValueError: where they are none, not finite, or repeat.
     """
     try:
-        values = np.asarray(times if hasattr(times, "__array__") else list(times), dtype=np.float64)
+        values = real_array("timesteps", times if hasattr(times, "__array__") else list(times)).astype(np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"timesteps must be a spacing's name or the times themselves, got {times!r}") from None
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
@@ -134,11 +147,7 @@ def descending_times(times: Iterable[float]) -> Float64Array:
 
 def check_steps(steps: int | None) -> int:
     """The same number. Raises TypeError for what is no int, ValueError for less than one."""
-    if not isinstance(steps, int | np.integer) or isinstance(steps, bool):
-        raise TypeError(f"steps must be an int, got {steps!r}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    return int(steps)
+    return integer("steps", steps, 1)
 
 
 def _sigma_over_alpha(schedule: Schedule) -> Float64Array:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastsample.arguments import integer, real, real_array
+
 Float64Array = NDArray[np.float64]
 
+MOST_TIMESTEPS = 2**24  # what float32, in which models are given times, tells apart
 
-def _read_only(values: ArrayLike) -> Float64Array:
-    array = np.array(values, dtype=np.float64)
+
+def _read_only(values: ArrayLike, name: str = "values") -> Float64Array:
+    array = real_array(name, values).astype(np.float64)
     array.setflags(write=False)
     return array
 
@@ -33,7 +36,7 @@ class Schedule:
     """
 
     def __init__(self, alphas_cumprod: ArrayLike) -> None:
-        values = _read_only(alphas_cumprod)
+        values = _read_only(alphas_cumprod, "alphas_cumprod")
         if values.ndim != 1 or values.size == 0:
             raise ValueError(f"alphas_cumprod must be a non-empty 1-D array, got shape {values.shape}")
         if np.isnan(values).any():
@@ -64,12 +67,16 @@ class Schedule:
 
         improved-diffusion scales both ends by 1000 / T; pass scaled ends to follow it.
         """
-        return cls.from_betas(np.linspace(beta_start, beta_end, _positive(T)))
+        first, last = real("beta_start", beta_start), real("beta_end", beta_end)
+        return cls.from_betas(np.linspace(first, last, _length(T)))
 
     @classmethod
     def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
         """Betas whose square roots are evenly spaced (latent diffusion; diffusers "scaled_linear")."""
-        return cls.from_betas(np.linspace(beta_start**0.5, beta_end**0.5, _positive(T)) ** 2)
+        first, last = real("beta_start", beta_start), real("beta_end", beta_end)
+        if not (0 < first <= 1 and 0 < last <= 1):
+            raise ValueError(f"beta_start and beta_end must lie in (0, 1], got {first} and {last}")
+        return cls.from_betas(np.linspace(first**0.5, last**0.5, _length(T)) ** 2)
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
@@ -77,14 +84,19 @@ class Schedule:
 
         Nichol & Dhariwal 2021; diffusers "squaredcos_cap_v2".
         """
-        u = np.arange(_positive(T) + 1) / T
+        s, max_beta = real("s", s), real("max_beta", max_beta)
+        if not 0 <= s < np.inf:
+            raise ValueError(f"s must be at least 0 and finite, got {s}")
+        if not 0 < max_beta <= 1:
+            raise ValueError(f"max_beta must lie in (0, 1], got {max_beta}")
+        u = np.arange(_length(T) + 1) / T
         alpha_bar = np.cos((u + s) / (1 + s) * math.pi / 2) ** 2
         return cls.from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta))
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | ArrayLike) -> Schedule:
         """abar_t = prod_{i <= t} (1 - beta_i). Betas must lie in (0, 1]; only the last may be 1."""
-        values = _read_only(betas)
+        values = _read_only(betas, "betas")
         if values.ndim != 1 or values.size == 0:
             raise ValueError(f"betas must be a non-empty 1-D array, got shape {values.shape}")
         if np.isnan(values).any():
@@ -151,7 +163,5 @@ def checked_schedule(schedule: object) -> Schedule:
     return schedule
 
 
-def _positive(T: int) -> int:
-    if operator.index(T) < 1:
-        raise ValueError(f"T must be at least 1, got {T}")
-    return operator.index(T)
+def _length(T: int) -> int:
+    return integer("T", T, 1, MOST_TIMESTEPS)

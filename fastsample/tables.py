@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastsample.arguments import real, real_array
 from fastsample.schedule import Float64Array
 
 # Defaults of the columns that a sampler does not set.
@@ -117,10 +118,10 @@ class Table:
         init_noise_sigma: float = 1.0,
         **columns: ArrayLike,
     ) -> None:
-        times = np.array(t)
+        times = real_array("t", t)
         if times.ndim != 1 or times.size == 0:
             raise ValueError(f"t must be a non-empty 1-D array, got shape {times.shape}")
-        times = times.astype(np.int64 if np.issubdtype(times.dtype, np.integer) else np.float32)
+        times = _as_times(times)
         if not np.isfinite(times).all():
             row = int(np.flatnonzero(~np.isfinite(times))[0])
             raise ValueError(f"t is {times[row]} in row {row}")
@@ -128,7 +129,7 @@ class Table:
             raise ValueError(f"a table has no column {', '.join(unknown)}; its columns are {', '.join(COLUMNS)}")
         full = {"t": times}
         for name, default in COLUMNS.items():
-            given = np.asarray(columns.get(name, default), dtype=np.float64)
+            given = real_array(f"column {name}", columns.get(name, default)).astype(np.float64)
             if given.shape not in ((), times.shape):
                 raise ValueError(f"column {name} must have shape {times.shape}, got {given.shape}")
             column = np.full(times.shape, given)
@@ -232,7 +233,17 @@ def _check_columns(columns: dict[str, NDArray]) -> None:
             raise ValueError(f"column {name} must be 0 in the first {rows} row(s), where there is no earlier x0")
 
 
+def _as_times(given: NDArray) -> NDArray:
+    if not np.issubdtype(given.dtype, np.integer):
+        with np.errstate(over="ignore"):
+            return given.astype(np.float32)
+    if given.max() > np.iinfo(np.int64).max:  # unsigned ones would wrap
+        raise ValueError(f"t holds {given.max()}, beyond int64")
+    return given.astype(np.int64)
+
+
 def _checked_scale(init_noise_sigma: float) -> float:
+    init_noise_sigma = real("init_noise_sigma", init_noise_sigma)
     if not 0 < init_noise_sigma < np.inf:
         raise ValueError(f"init_noise_sigma must be positive and finite, got {init_noise_sigma}")
     return float(init_noise_sigma)
@@ -243,7 +254,7 @@ def _levels(alpha: ArrayLike | None, sigma: ArrayLike | None, rows: int) -> dict
         return {"alpha": None, "sigma": None}
     found: dict[str, Float64Array | None] = {}
     for name, given in (("alpha", alpha), ("sigma", sigma)):
-        values = np.array(given, dtype=np.float64)
+        values = real_array(name, np.nan if given is None else given).astype(np.float64)
         if values.shape != (rows + 1,) or not np.isfinite(values).all():
             raise ValueError(f"{name} must be {rows + 1} finite numbers, one more than rows, got shape {values.shape}")
         found[name] = values

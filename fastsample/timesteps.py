@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsample.arguments import integer, real_array
+from fastsample.schedule import MOST_TIMESTEPS
+
 Int64Array = NDArray[np.int64]
 Timesteps = str | Iterable[int]
 
@@ -45,8 +48,8 @@ def spaced_timesteps(
         >>> spaced_timesteps(1000, "10,10,5")[:3]
         array([999, 916, 833])
     """
-    if T < 1:
-        raise ValueError(f"T must be at least 1, got {T}")
+    T = integer("T", T, 1, MOST_TIMESTEPS)
+    steps_offset = integer("steps_offset", steps_offset, -T, T)
     if not isinstance(spec, str):
         chosen = _explicit(spec)
     elif spec in _SPACINGS:
@@ -116,8 +119,7 @@ _SPACINGS: dict[str, Callable[[int, int], Int64Array]] = {
 
 
 def _lcm(T: int, steps: int, original_steps: int) -> Int64Array:
-    if not isinstance(original_steps, int | np.integer):
-        raise TypeError(f"original_steps must be an int, got {original_steps!r}")
+    original_steps = integer("original_steps", original_steps)
     if not 1 <= original_steps <= T:
         raise ValueError(f"original_steps must lie in [1, {T}] on a schedule of {T} timesteps, got {original_steps}")
     if steps > original_steps:
@@ -129,22 +131,29 @@ def _lcm(T: int, steps: int, original_steps: int) -> Int64Array:
 def _checked_steps(T: int, spec: str, steps: int | None) -> int:
     if steps is None:
         raise ValueError(f"timesteps={spec!r} needs steps=")
-    if not isinstance(steps, int | np.integer):
-        raise TypeError(f"steps must be an int, got {steps!r}")
-    if not 1 <= steps <= T:
-        raise ValueError(f"steps must lie in [1, {T}] on a schedule of {T} timesteps, got {steps}")
-    return int(steps)
+    count = integer("steps", steps)
+    if not 1 <= count <= T:
+        raise ValueError(f"steps must lie in [1, {T}] on a schedule of {T} timesteps, got {count}")
+    return count
 
 
 def _explicit(spec: Iterable[int]) -> Int64Array:
     try:
-        values = np.asarray(spec if hasattr(spec, "__array__") else list(spec))
+        given = spec if hasattr(spec, "__array__") else list(spec)
     except TypeError:
         raise TypeError(f"timesteps must be a spacing's name or the timesteps themselves, got {spec!r}") from None
+    if isinstance(given, list) and not given:
+        return np.zeros(0, np.int64)
+    try:
+        values = real_array("timesteps", given)
+    except TypeError:
+        raise TypeError(f"timesteps must be integers, got {getattr(given, 'dtype', given)}") from None
     if values.ndim != 1:
         raise ValueError(f"timesteps must be one-dimensional, got shape {values.shape}")
     if values.size and not np.issubdtype(values.dtype, np.integer):
         raise TypeError(f"timesteps must be integers, got {values.dtype}")
+    if values.size and values.max() > np.iinfo(np.int64).max:  # unsigned ones would wrap
+        raise ValueError(f"timesteps hold {values.max()}, beyond any schedule")
     return values.astype(np.int64)
 
 

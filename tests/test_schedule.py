@@ -259,8 +259,8 @@ def test_constructors_refuse_a_fractional_T(make: Callable[[float], Schedule]) -
     [
         pytest.param(lambda: Schedule.linear(10, beta_end=2.0), "betas must lie", id="linear-above-1"),
         pytest.param(lambda: Schedule.linear(10, beta_start=math.nan), "NaN", id="linear-nan"),
-        pytest.param(lambda: Schedule.scaled_linear(10, beta_end=math.nan), "NaN", id="scaled_linear-nan"),
-        pytest.param(lambda: Schedule.cosine(10, s=math.nan), "NaN", id="cosine-nan"),
+        pytest.param(lambda: Schedule.scaled_linear(10, beta_end=math.nan), "nan", id="scaled_linear-nan"),
+        pytest.param(lambda: Schedule.cosine(10, s=math.nan), "nan", id="cosine-nan"),
         # 1000 / T scaling: published ends exceed 1 below 20 timesteps.
         pytest.param(lambda: Schedule.linear(10, 0.01, 0.02 * 1000 / 10), "betas must lie", id="linear-scaled-too-far"),
     ],

@@ -111,12 +111,12 @@ def choose(
         op: its name, for messages.
         why: what a message says of compiled kernels that cannot serve the call.
     """
-    wanted = backend or _override
+    wanted = _override if backend is None else backend
     if wanted is None:
         return _automatic(device, native, offers)
     if wanted == "reference" or (native and wanted in offers and _runs_on(wanted, device)):
         return wanted
-    name = "backend" if backend else "FASTSAMPLE_BACKEND"
+    name = "FASTSAMPLE_BACKEND" if backend is None else "backend"
     if wanted not in _NAMES:
         raise ValueError(f"{name} must be one of {', '.join(_NAMES)}, got {wanted!r}")
     if wanted not in offers:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from fastsample.arguments import integer, real, real_array
 from fastsample.ops.address import check_strided, check_written, start_of
 from fastsample.ops.noise import checked_shape
 from fastsample.ops.transforms import followed, transformed
@@ -85,7 +85,7 @@ def checked_rows(row: int | Tensor, table: Table, x: Tensor) -> tuple[Tensor | N
             raise ValueError(f"rows {row.tolist()} are not all inside a table of {len(table)} rows")
         return row % len(table), 0
     try:
-        shared = operator.index(row)
+        shared = integer("row", row)
     except TypeError:
         raise TypeError(f"row must be an int or an int64 tensor on the CPU or beside x, got {row!r}") from None
     if not -len(table) <= shared < len(table):
@@ -99,8 +99,8 @@ def _kind(tensor: Tensor) -> str:
 
 def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> Tensor:
     """One guidance weight per sample, in x's dtype on its device; those that lie on a GPU are not read."""
-    if isinstance(guidance, int | float) and abs(guidance) <= _ANY_FLOAT:  # whatever else they are has an error below
-        return torch.full((x.shape[0],), guidance, dtype=x.dtype, device=x.device)
+    if type(guidance) in (int, float) and abs(guidance) <= _ANY_FLOAT:  # whatever else they are has an error below
+        return torch.full((x.shape[0],), float(guidance), dtype=x.dtype, device=x.device)
     if isinstance(guidance, Tensor) and transformed() and followed(guidance):  # whose values nobody can read
         if guidance.shape not in ((), (x.shape[0],)):
             raise ValueError(
@@ -109,7 +109,9 @@ def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> T
         return guidance.to(x.device, x.dtype).expand(x.shape[0])
     try:
         on_gpu = isinstance(guidance, Tensor) and not guidance.is_cpu
-        weights = torch.as_tensor(guidance, dtype=x.dtype, device=x.device if on_gpu else "cpu")
+        if on_gpu and (guidance.is_complex() or guidance.dtype == torch.bool):
+            raise TypeError
+        weights = guidance.to(x.dtype) if on_gpu else torch.from_numpy(real_array("guidance", guidance)).to(x.dtype)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"guidance must be a number or one per sample, got {guidance!r}") from None
     if weights.shape not in ((), (x.shape[0],)):
@@ -127,6 +129,25 @@ def differentiable(*operands: object) -> bool:
             if isinstance(one, Tensor) and one.requires_grad:
                 return True
     return transformed() and any(followed(one) for one in operands)
+
+
+def check_rescale(rescale: float, *, guided: bool) -> None:
+    """Raises unless this is a guidance_rescale, 0 where nothing is guided."""
+    if not 0 <= real("guidance_rescale", rescale) <= 1:
+        raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
+    if rescale != 0 and not guided:
+        raise ValueError("guidance_rescale needs guidance=")
+
+
+def check_history(history: Sequence[Tensor]) -> None:
+    """Raises unless this is a list or tuple of at most two tensors."""
+    if not isinstance(history, list | tuple):
+        raise TypeError(f"history must be a list or tuple of tensors, got {type(history).__name__}")
+    if len(history) > 2:
+        raise ValueError(f"history holds the x0 of at most 2 earlier rows, got {len(history)}")
+    for i, one in enumerate(history):
+        if not isinstance(one, Tensor):
+            raise TypeError(f"history[{i}] must be a tensor, got {type(one).__name__}")
 
 
 def no_compiled_gradients(op: str) -> None:

@@ -220,6 +220,10 @@ def check(x: Tensor, packed: PackedLinear, adapters: PackedAdapters | None, adap
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     check_strided("x", x)
+    if not isinstance(packed, PackedLinear):
+        raise TypeError(f"packed must be what pack_linear returns, got {type(packed).__name__}")
+    if not isinstance(adapters, PackedAdapters | None):
+        raise TypeError(f"adapters must be what pack_adapters returns or None, got {type(adapters).__name__}")
     if x.ndim < 1 or x.shape[-1] != packed.in_features:
         raise ValueError(f"x must have {packed.in_features} features in its last axis, got shape {tuple(x.shape)}")
     if x.dtype != packed.dtype:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -207,17 +207,16 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | Non
         >>> packed.out_features, torch.equal(packed.unpack()[1], torch.ones(2, 3))
         ((3, 2), True)
     """
-    weights = list(weights)
+    weights = _listed("weights", weights)
     if not weights:
         raise ValueError("weights holds no linear")
     first = weights[0]
-    if biases is None:
-        biases = [None] * len(weights)
+    biases = [None] * len(weights) if biases is None else _listed("biases", biases)
     if len(biases) != len(weights):
         raise ValueError(f"biases has {len(biases)} entries for {len(weights)} weights")
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         for name, tensor in (("weights", weight), ("biases", bias)):
-            if tensor is not None and not _is_dense(tensor):
+            if (name == "weights" or tensor is not None) and not _is_dense(tensor):
                 raise TypeError(f"{name}[{i}] must be a dense floating-point tensor")
             if tensor is not None and not tensor.is_meta:
                 check_dense(f"{name}[{i}]", tensor)
@@ -262,12 +261,18 @@ def pack_adapters(packed: PackedLinear, groups: Sequence[Group]) -> PackedAdapte
 
 
 def _check_groups(packed: PackedLinear, groups: Sequence[Group]) -> None:
+    if not isinstance(packed, PackedLinear):
+        raise TypeError(f"packed must be what pack_linear returns, got {type(packed).__name__}")
+    if not isinstance(groups, list | tuple) or not all(isinstance(group, list | tuple) for group in groups):
+        raise TypeError("groups must be a list of groups, each a list with one LowRank or None per linear")
     for g, group in enumerate(groups):
         if len(group) != len(packed.out_features):
             raise ValueError(f"groups[{g}] has {len(group)} entries for {len(packed.out_features)} linears")
         for i, (one, n) in enumerate(zip(group, packed.out_features, strict=True)):
             if one is None:
                 continue
+            if not isinstance(one, LowRank):
+                raise TypeError(f"groups[{g}][{i}] must be a LowRank or None, got {type(one).__name__}")
             if not all(_is_dense(factor) for factor in one):
                 raise TypeError(f"groups[{g}][{i}]: down, up and scale must be dense floating-point tensors")
             for name, factor in zip(LowRank._fields, one, strict=True):
@@ -282,6 +287,12 @@ def _check_groups(packed: PackedLinear, groups: Sequence[Group]) -> None:
                 )
             if any(factor.is_meta and not packed.data.is_meta for factor in one):
                 raise ValueError(f"groups[{g}][{i}] has no values: it lies on the meta device")
+
+
+def _listed(name: str, given: object) -> list[Any]:
+    if isinstance(given, Tensor) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} must be a list of tensors, got {type(given).__name__}")
+    return list(given)
 
 
 def _has_triton(weights: Tensor) -> bool:

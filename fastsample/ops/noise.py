@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
+from fastsample.arguments import integer
 from fastsample.ops.address import address, check_written
 from fastsample.ops.backend import choose, cpu_module, cuda_module, fresh, mark_written, place, recorded
 from fastsample.ops.keys import Index, Seed, sample_keys
@@ -72,7 +72,7 @@ def randn(
     """
     shape = checked_shape("shape", shape)
     for name, value in (("step", step), ("stream", stream)):
-        if not 0 <= as_int(value) < 2**32:
+        if not 0 <= as_int(name, value) < 2**32:
             raise ValueError(f"{name} must lie in [0, 2^32), got {value}")
     where = torch.device("cpu" if device is None else device) if out is None else _checked_out(out, shape, device)
     keys = sample_keys(seed, index, shape[0], where)
@@ -186,12 +186,16 @@ def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
         raise TypeError(f"{name} must be a sequence of ints, got {type(shape).__name__}") from None
     if len(size) == 0 or min(size) < 1:
         raise ValueError(f"{name} must have a first axis of samples and no zero, got {tuple(size)}")
+    if not torch.compiler.is_compiling() and max(size) >= 2**63:  # which torch.Size lets pass
+        raise ValueError(f"{name} is beyond all memory: {tuple(size)}")
     return size
 
 
-def as_int(value: SupportsIndex) -> int:
+def as_int(name: str, value: SupportsIndex) -> int:
     """The value as an int; one that Dynamo traces stays open, which operator.index would tie down."""
-    return value if isinstance(value, int) else operator.index(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return integer(name, value)
 
 
 def randn_reference(shape: Sequence[int], keys: Tensor, step: int, stream: int) -> Tensor:

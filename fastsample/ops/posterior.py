@@ -63,7 +63,7 @@ def posterior(
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
     if recorded(x, model_out):
         if not differentiable(x, model_out):
-            rows, shared = (row, 0) if isinstance(row, Tensor) else (None, as_int(row))
+            rows, shared = (row, 0) if isinstance(row, Tensor) else (None, as_int("row", row))
             arguments = as_argument(table, x.device), shared, rows, any(table.learned), backend
             mean, log_variance = torch.ops.fastsample.posterior(x, model_out, *arguments)
             return mean, log_variance.expand(x.shape)

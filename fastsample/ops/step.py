@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fastsample.ops.backend import recorded
-from fastsample.ops.checks import differentiable, no_compiled_gradients
+from fastsample.ops.checks import check_history, differentiable, no_compiled_gradients
 from fastsample.ops.keys import Index, Seed
 from fastsample.ops.step_once import Options, step_once
 from fastsample.ops.step_recorded import step_recorded
@@ -85,6 +85,9 @@ def step(
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not isinstance(table, Table):
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
+    check_history(history)
+    if not isinstance(noise, Tensor | None):
+        raise TypeError(f"noise must be a tensor, got {type(noise).__name__}")
     options = Options(noise, seed, index, guidance, guidance_rescale, history, out, x0_out, input_out, backend)
     if recorded(x, model_output):
         if not differentiable(x, model_output, noise, guidance, seed, index, row, *history, out, x0_out, input_out):

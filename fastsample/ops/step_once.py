@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.backend import choose, mark_written
-from fastsample.ops.checks import check_memory, check_state, checked_rows, differentiable, guidance_weights
+from fastsample.ops.checks import (
+    check_history,
+    check_memory,
+    check_rescale,
+    check_state,
+    checked_rows,
+    differentiable,
+    guidance_weights,
+)
 from fastsample.ops.keys import Index, Seed, sample_keys
 from fastsample.ops.step_plan import StepPlan, visited_rows
 from fastsample.tables import Table
@@ -41,8 +49,7 @@ def step_once(
     noisy = [k for k in visited if table.stochastic[k]]
     if noisy and noise is not None and not (seed is None and keys is None):
         raise ValueError(f"row {noisy[0]} adds noise once: give noise= or seed=, not both")
-    if len(history) > 2:
-        raise ValueError(f"history holds the x0 of at most 2 earlier rows, got {len(history)}")
+    check_history(history)
     outputs = {"out": out, "x0_out": x0_out, "input_out": input_out}
     inputs = {"x": x, "model_output": model_output, "noise": noise}
     check_memory({**inputs, **{f"history[{i}]": one for i, one in enumerate(history)}}, outputs)
@@ -52,8 +59,7 @@ def step_once(
             f"under guidance model_output has the unconditional and the conditional half, {2 * x.shape[0]} samples; "
             f"got shape {tuple(model_output.shape)}"
         )
-    if weights is None and guidance_rescale != 0:
-        raise ValueError("guidance_rescale needs guidance=")
+    check_rescale(guidance_rescale, guided=weights is not None)
     native = x.dtype is torch.float32 and not differentiable(
         x, model_output, noise, weights, seed, index, *history, *outputs.values()
     )

@@ -31,7 +31,7 @@ def step_recorded(x: Tensor, model_output: Tensor, table: Table, row: int | Tens
         x,
         model_output,
         as_argument(table, x.device),
-        0 if isinstance(row, Tensor) else as_int(row),
+        0 if isinstance(row, Tensor) else as_int("row", row),
         row if isinstance(row, Tensor) else None,
         noise,
         sample_keys(seed, index, x.shape[0], x.device) if draws else None,

@@ -153,6 +153,8 @@ class Sampler:
             raise TypeError(no_argument(type(self).__name__, min(options.keys() - _OPTIONS), vars(self)))
 
     def _set(self, **attributes: object) -> None:
+        if not (self.correct_x0 is None or callable(self.correct_x0)):
+            raise TypeError(f"correct_x0 must be callable, got {self.correct_x0!r}")
         # Samplers are frozen dataclasses: what __post_init__ works out goes past the lock.
         self.__dict__.update(attributes)
         if "table" in attributes:
