@@ -32,6 +32,7 @@ from fastsample import (
     Heun,
     Sampler,
     Schedule,
+    karras_sigmas,
     ops,
     solver_timesteps,
     spaced_timesteps,
@@ -196,6 +197,19 @@ def peer_times(name: str, steps: int, strength: float) -> tuple[Any, Tensor]:
     return scheduler, times if left >= 1 else torch.empty(0)
 
 
+def peer_run(scheduler: Any, times: Tensor, z: Tensor, noise: Tensor) -> Tensor:
+    """CLEAN, noised with z to the level of the first of these times and denoised; every row adds the same noise."""
+    first = times[:1].repeat(len(CLEAN))
+    flow = hasattr(scheduler, "scale_noise")
+    x = scheduler.scale_noise(CLEAN, first, z) if flow else scheduler.add_noise(CLEAN, z, first)
+    module = sys.modules[type(scheduler).__module__]
+    with patch.object(module, "randn_tensor", lambda *_, **__: noise, create=True):
+        for t in times:
+            given = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            x = scheduler.step(toy_model(given, t.expand(len(x))), t, x).prev_sample
+    return x
+
+
 def times_of(sampler: Sampler, strength: float) -> list[float]:
     return [step.t for step in sampler.iterate(toy_model, CLEAN, strength=strength)]
 
@@ -225,13 +239,7 @@ def test_whole_runs_are_those_of_the_pipeline(name: str) -> None:
     z, noise = ops.randn(SHAPE, seed=9), ops.randn(SHAPE, seed=10)
     for steps, strength in [(4, 0.5), (7, 0.3), (10, 0.58), (28, 0.6)]:
         scheduler, times = peer_times(name, steps, strength)
-        add = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else scheduler.add_noise
-        first = times[:1].repeat(2)
-        x = add(CLEAN, first, z) if hasattr(scheduler, "scale_noise") else add(CLEAN, z, first)
-        with patch.object(sys.modules[type(scheduler).__module__], "randn_tensor", lambda *_, **__: noise, create=True):
-            for t in times:
-                given = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-                x = scheduler.step(toy_model(given, t.expand(2)), t, x).prev_sample
+        x = peer_run(scheduler, times, z, noise)
         noised: dict[str, Any] = {"noise": lambda k: noise} if PEERS[name].stochastic else {}
         got = PEERS[name].ours(steps)(toy_model, CLEAN, strength=strength, seed=9, **noised)
         assert (got - x).abs().max() <= 1e-4 * x.abs().max(), (steps, strength)
@@ -255,3 +263,58 @@ def test_start_step_is_where_a_refiner_starts(name: str) -> None:
         start -= start % 2 if name == "heun" else 0
         seen = [step.t for step in sampler.iterate(toy_model, CLEAN, start_step=start)]
         np.testing.assert_allclose(seen, times.numpy(), rtol=0, atol=1e-3)
+
+
+# Given timesteps that begin part-way
+
+GIVEN = [601, 401, 201, 1]
+PARTIAL: dict[str, tuple[dict[str, Any], Callable[[], Sampler]]] = {
+    "ddpm": ({"timesteps": GIVEN}, lambda: DDPM(SCHEDULE, timesteps=GIVEN)),
+    "dpm_solver": ({"timesteps": GIVEN}, lambda: DPMSolver(SCHEDULE, timesteps=GIVEN)),
+    "euler": ({"timesteps": GIVEN}, lambda: Euler(SCHEDULE, timesteps=GIVEN)),
+    "heun": ({"timesteps": GIVEN}, lambda: Heun(SCHEDULE, timesteps=GIVEN)),
+    "lcm": ({"timesteps": GIVEN}, lambda: LCM(SCHEDULE, timesteps=GIVEN)),
+    "tcd": ({"timesteps": GIVEN}, lambda: TCD(SCHEDULE, timesteps=GIVEN)),
+    "consistency": ({"timesteps": [22, 5]}, lambda: Consistency(sigmas=karras_sigmas(80.0, 0.002, 40)[[5, 22]])),
+    "flow-euler": (
+        {"sigmas": [0.6, 0.3, 0.1]},
+        lambda: Euler(prediction="flow", timesteps=[1000 * shifted(s) for s in (0.6, 0.3, 0.1)]),
+    ),
+}
+
+
+def shifted(s: float) -> float:
+    return 3 * s / (1 + 2 * s)
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_given_timesteps_begin_at_the_level_of_their_first(name: str) -> None:
+    arguments, ours = PARTIAL[name]
+    scheduler = scheduler_of(name)
+    scheduler.set_timesteps(**arguments)
+    z, noise = ops.randn(SHAPE, seed=9), ops.randn(SHAPE, seed=10)
+    want = peer_run(scheduler, scheduler.timesteps, z, noise)
+    noised: dict[str, Any] = {"noise": lambda k: noise} if PEERS[name].stochastic else {}
+    got = ours()(toy_model, CLEAN, strength=1.0, seed=9, **noised)
+    assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+# What a latent consistency model's strength means
+
+
+@pytest.mark.parametrize(("strength", "first"), [(0.8, 799), (0.5, 499), (0.2, 199), (1.0, 999)])
+def test_lcm_makes_all_its_steps(strength: float, first: int) -> None:
+    times = times_of(LCM(SCHEDULE, steps=4), strength)
+    assert len(times) == 4 and times[0] == first
+    x = CLEAN.clone().requires_grad_()
+    assert LCM(SCHEDULE, steps=4)(toy_model, x, strength=strength, seed=1).requires_grad
+
+
+def test_lcm_tells_which_strength_has_too_few_timesteps() -> None:
+    message = "strength=0.05 leaves 2 of original_steps=50 timesteps, fewer than steps=4"
+    with pytest.raises(ValueError, match=message):
+        LCM(SCHEDULE, steps=4).iterate(toy_model, CLEAN, strength=0.05)
+
+
+def test_other_spacings_of_lcm_leave_steps_out() -> None:
+    assert times_of(LCM(SCHEDULE, steps=4, timesteps="trailing"), 0.5) == [499, 249]
