@@ -17,7 +17,7 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
         TypeError: for anything else, bool and whole floats included. ValueError: outside low .. high.
     """
     try:
-        found = operator.index(None if _is_bool(value) else value)
+        found = operator.index(None if _is_bool(value) else value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be an int, got {value!r}") from None
     if low is not None and found < low:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastsample.ops import backend as backends
-from fastsample.ops import keys, noise, step_launch
+from fastsample.ops import address, keys, noise, step_launch
 from fastsample.ops.backend import _cpu
 from fastsample.samplers import loop
 from fastsample.tables import Table
@@ -296,5 +296,6 @@ def pretended(monkeypatch: pytest.MonkeyPatch, kernels: bool) -> Iterator[Device
     for one in (keys, noise):
         monkeypatch.setattr(one, "recorded", lambda *tensors: False)
     monkeypatch.setattr(loop, "recording", lambda: False)
+    monkeypatch.setattr(address, "start_of", lambda tensor: tensor.data_ptr())
     with device:
         yield device

@@ -257,9 +257,9 @@ def test_ddim_inversion_names_the_one_for_flows() -> None:
 
 
 def test_interpolation_between_flow_samples(backend: str) -> None:
-    a, b = ops.randn((2, 3, 5, 4), seed=[1, 2])
+    a, b = ops.randn((2, 3, 5, 4), seed=[1, 2]).split(1)
     sampler = Euler(prediction="flow", steps=5, shift=3.0)
     got = interpolate(gaussian_flow, a, b, 3, sampler=sampler, backend=backend)
-    half = slerp(a[None], b[None], [0.0, 0.5, 1.0])
+    half = slerp(a, b, [0.0, 0.5, 1.0])
     torch.testing.assert_close(got, sampler(gaussian_flow, half, backend=backend))
     assert not torch.allclose(got, interpolate(gaussian_flow, a, b, 3, sampler=DDIM(Schedule.linear(), steps=5)))

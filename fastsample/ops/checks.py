@@ -99,19 +99,18 @@ def _kind(tensor: Tensor) -> str:
 
 def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> Tensor:
     """One guidance weight per sample, in x's dtype on its device; those that lie on a GPU are not read."""
-    if type(guidance) in (int, float) and abs(guidance) <= _ANY_FLOAT:  # whatever else they are has an error below
-        return torch.full((x.shape[0],), float(guidance), dtype=x.dtype, device=x.device)
+    if isinstance(guidance, int | float) and not isinstance(guidance, bool) and abs(guidance) <= _ANY_FLOAT:
+        return torch.full((x.shape[0],), float(guidance), dtype=x.dtype, device=x.device)  # others have an error below
     if isinstance(guidance, Tensor) and transformed() and followed(guidance):  # whose values nobody can read
         if guidance.shape not in ((), (x.shape[0],)):
             raise ValueError(
                 f"guidance must be one number or {x.shape[0]}, one per sample; got {tuple(guidance.shape)}"
             )
         return guidance.to(x.device, x.dtype).expand(x.shape[0])
+    on_gpu = isinstance(guidance, Tensor) and not guidance.is_cpu
     try:
-        on_gpu = isinstance(guidance, Tensor) and not guidance.is_cpu
-        if on_gpu and (guidance.is_complex() or guidance.dtype == torch.bool):
-            raise TypeError
-        weights = guidance.to(x.dtype) if on_gpu else torch.from_numpy(real_array("guidance", guidance)).to(x.dtype)
+        weights = _weights_on_gpu(guidance) if on_gpu else torch.from_numpy(real_array("guidance", guidance))
+        weights = weights.to(x.dtype)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"guidance must be a number or one per sample, got {guidance!r}") from None
     if weights.shape not in ((), (x.shape[0],)):
@@ -120,6 +119,12 @@ def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> T
         raise ValueError(f"guidance must be finite, got {guidance}")
     # A copy: the caller may change his own later.
     return torch.empty(x.shape[0], dtype=x.dtype, device=x.device).copy_(weights)
+
+
+def _weights_on_gpu(guidance: object) -> Tensor:
+    if not isinstance(guidance, Tensor) or guidance.is_complex() or guidance.dtype == torch.bool:
+        raise TypeError
+    return guidance
 
 
 def differentiable(*operands: object) -> bool:
