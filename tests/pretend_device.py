@@ -19,8 +19,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fastsample.ops import backend as backends
 from fastsample.ops import address, keys, noise, step_launch
+from fastsample.ops import backend as backends
 from fastsample.ops.backend import _cpu
 from fastsample.samplers import loop
 from fastsample.tables import Table
