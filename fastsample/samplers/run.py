@@ -42,6 +42,9 @@ class Step:
 class Options(TypedDict, total=False):
     """What every sampler takes beside its own arguments.
 
+    An exception that ends a run carries the state that it had come to as its attribute `sample`, whoever raised it: the
+    model, callback, decode, or a user who pressed Ctrl-C.
+
     Attributes:
         seed: names an endless set of samples: an int, modulo 2^64; or one per sample, each the one at place `index` of
             a set of its own. Default a fresh one from torch's default generator: two calls differ, and
