@@ -10,7 +10,7 @@ from torch import Tensor
 from fastsample.arguments import integer, real, real_array
 from fastsample.ops.address import check_strided, check_written, start_of
 from fastsample.ops.noise import checked_shape
-from fastsample.ops.transforms import followed, transformed
+from fastsample.ops.transforms import followed, outside, transformed
 from fastsample.tables import Table
 
 _ANY_FLOAT = 3e38  # float32 holds it
@@ -109,8 +109,7 @@ def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> T
         return guidance.to(x.device, x.dtype).expand(x.shape[0])
     on_gpu = isinstance(guidance, Tensor) and not guidance.is_cpu
     try:
-        weights = _weights_on_gpu(guidance) if on_gpu else torch.from_numpy(real_array("guidance", guidance))
-        weights = weights.to(x.dtype)
+        weights = _real_tensor(guidance) if isinstance(guidance, Tensor) else _tensor_of_numbers(guidance)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"guidance must be a number or one per sample, got {guidance!r}") from None
     if weights.shape not in ((), (x.shape[0],)):
@@ -121,10 +120,15 @@ def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> T
     return torch.empty(x.shape[0], dtype=x.dtype, device=x.device).copy_(weights)
 
 
-def _weights_on_gpu(guidance: object) -> Tensor:
-    if not isinstance(guidance, Tensor) or guidance.is_complex() or guidance.dtype == torch.bool:
+def _real_tensor(guidance: Tensor) -> Tensor:
+    if guidance.is_complex() or guidance.dtype == torch.bool:
         raise TypeError
     return guidance
+
+
+def _tensor_of_numbers(guidance: float | Sequence[float]) -> Tensor:
+    with outside():  # NumPy's memory is none of a transform's
+        return torch.from_numpy(real_array("guidance", guidance))
 
 
 def differentiable(*operands: object) -> bool:

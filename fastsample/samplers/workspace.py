@@ -77,11 +77,11 @@ class Workspace:
             self.keys = torch.zeros(batch, dtype=torch.int64, device=device)
             self.weights = torch.ones(batch, dtype=kind.dtype, device=device) if kind.guided else None
             self.times = _times(table, 2 * batch if kind.guided else batch, batch, device)
-            self._draw = self._drawing(kind.backend)
             self._lent = [(name, one, _place(one)) for name, one in self._seen_by_models()]
             self.plans: list[StepPlan] = []
             if in_fresh_tensors:
                 return
+            self._draw = self._drawing(kind.backend)
             self.plans = plans_in_turn(
                 self.state,
                 without_x0(table) if kind.corrects else table,
