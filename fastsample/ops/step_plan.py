@@ -22,7 +22,7 @@ class StepPlan:
     Args are those of `step`; `keys` is an int64 tensor with one key per sample, `guidance` a float tensor with one
     weight per sample, `one_guidance` whether they are and stay equal (None: whether they are now), `rows` an int64
     tensor that is read at every call or None, `backend` one that can run. Keeps the addresses of its tensors: their
-    storage must not move, which `places` tells of, and an x or a history that is not contiguous is read as it was when
+    storage must not move, and an x or a history that is not contiguous is read as it was when
     the plan was made. That x is a state, that rows exist and what overlaps, the caller has checked.
 
     Kernels of a GPU read `rows` on x's device, and the host does not: what any row of the table needs must be there,
@@ -63,7 +63,7 @@ class StepPlan:
         if not 0 <= rescale <= 1:
             raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
         self.x0_out = x0_out
-        self._given, self._x, self._table, self._keys, self._rows = x, x, table, keys, rows
+        self._x, self._table, self._keys, self._rows = x, table, keys, rows
         self._guidance, self._rescale, self._history = guidance, rescale, tuple(history)
         self._out, self._input_out = out, input_out
         self._native = backend != "reference"
@@ -75,17 +75,6 @@ class StepPlan:
         self.plain: Sequence[Callable[..., bool] | None] = (None,) * len(table)
         if self._native:
             self._prepare(backend, one_guidance)
-
-    def places(self) -> dict[str, object]:
-        """Where the tensors lie that others may have seen, and in which order, by the names of their arguments.
-
-        A plan must not run on after these have changed: `tensor.data = ...`, `resize_`, `set_` and `transpose_` leave
-        it with the addresses of freed memory, or with another order. So whoever lets others have x, x0_out or history
-        compares before and after.
-        """
-        seen = {"x": self._given, "x0_out": self.x0_out, "out": self._out, "input_out": self._input_out}
-        seen.update((f"history[{i}]", one) for i, one in enumerate(self._history))
-        return {name: _place(one) for name, one in seen.items() if one is not None}
 
     def _prepare(self, backend: str, one_guidance: bool | None) -> None:
         # The kernel writes packed memory of its own dtypes; any other target gets a stand-in that is copied over.
@@ -266,11 +255,6 @@ class StepPlan:
             for half in self._input_out.split(batch):
                 half.copy_(result * scale)
         return result if self._out is None else self._out.copy_(result)
-
-
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    """Where the tensor lies, and in which order."""
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.untyped_storage().nbytes()
 
 
 def visited_rows(rows: Tensor | None, row: int) -> Sequence[int]:

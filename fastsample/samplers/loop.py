@@ -287,15 +287,14 @@ class Loop:
             self.inpainting.apply(state, k)
 
     def _shown(self, step: Step) -> Iterator[Step]:
-        state, x0, plans = step.x, step.x0, self._memory.plans
+        state, x0 = step.x, step.x0
         # Autograd cannot see kernels write: whoever uses these between rows shall not get stale gradients.
         mark_written(state)
         mark_written(x0)
-        places = [plan.places() for plan in plans]
         yield step
-        if step.x is not state or step.x0 is not x0 or [plan.places() for plan in plans] != places:
-            moved = step.x is not state or plans[0].places()["x"] != places[0]["x"]
-            name = "step.x" if moved else "step.x0"
+        moved = self._memory.replaced_by_callback()
+        if step.x is not state or step.x0 is not x0 or moved is not None:
+            name = moved or ("step.x" if step.x is not state else "step.x0")
             raise ValueError(f"{name} was replaced or resized: it may only be changed in place, {name}[...] = ...")
 
     def _differentiable_rows(self) -> Iterator[Step | None]:

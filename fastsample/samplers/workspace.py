@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ from fastsample.ops.noise import INITIAL, fill
 from fastsample.ops.step_plan import StepPlan
 from fastsample.samplers.inputs import ModelInput
 from fastsample.tables import Table
+
+Place = tuple[int, torch.Size, tuple[int, ...]]  # address, shape, strides
 
 _KEPT = 8  # workspaces of a thread that wait for the next run
 _LARGEST = 64 << 10  # bytes of a state that is worth keeping: for more, making the memory is a small part of a run
@@ -93,6 +95,8 @@ class Workspace:
                 input_out=None if kind.changes else self.input.target,
                 backend=kind.backend,
             )
+            shown = {id(plan.x0_out): plan.x0_out for plan in self.plans if plan.x0_out is not None}
+            self._shown = [(name, one, _place(one)) for name, one in self._seen_by_callbacks(shown.values())]
 
     def draw(self) -> None:
         """x_T of unit deviation from the keys, into the state."""
@@ -113,10 +117,14 @@ class Workspace:
 
         Of the times the last is asked for: models treat all alike.
         """
-        for name, tensor, place in self._lent:
-            if _place(tensor) != place:
-                return name
-        return None
+        return _moved(self._lent)
+
+    def replaced_by_callback(self) -> str | None:
+        """As `replaced`, of what a callback was shown; kernels know the addresses of these."""
+        return _moved(self._shown)
+
+    def _seen_by_callbacks(self, x0: Iterable[Tensor]) -> list[tuple[str, Tensor]]:
+        return [("step.x", self.state), *(("step.x0", one) for one in x0)]
 
     def _seen_by_models(self) -> list[tuple[str, Tensor]]:
         seen = [("x", self.input.views[0]), ("t", self.times[0][-1])]
@@ -177,7 +185,14 @@ def without_x0(table: Table) -> Table:
     return found
 
 
-def _place(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+def _moved(seen: list[tuple[str, Tensor, Place]]) -> str | None:
+    for name, tensor, place in seen:
+        if _place(tensor) != place:
+            return name
+    return None
+
+
+def _place(tensor: Tensor) -> Place:
     return start_of(tensor), tensor.shape, tensor.stride()
 
 
