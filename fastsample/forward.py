@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.arguments import integer
 from fastsample.levels import PREDICTIONS
 from fastsample.ops.keys import Index, Seed
 from fastsample.ops.noise import checked_shape, randn
@@ -131,10 +130,7 @@ def _coefficients(
 
 def _timesteps(t: int | float | Tensor, batch: int) -> np.ndarray:
     if not isinstance(t, Tensor):
-        try:
-            return np.array([operator.index(t)])  # type: ignore[arg-type]
-        except TypeError:
-            raise TypeError(f"t must be an int or an int64 tensor, got {type(t).__name__}") from None
+        return np.array([integer("t", t)])
     if t.dtype != torch.int64:
         raise TypeError(f"t must be an int or an int64 tensor, got {t.dtype}")
     return _one_or_each(t, batch).numpy()

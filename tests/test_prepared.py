@@ -155,6 +155,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "out-dtype": ({"out": torch.zeros(SMALL).double()}, TypeError, "out must"),
     "out-expanded": ({"out": torch.zeros(1, 1, 1).expand(SMALL)}, ValueError, "out is expanded"),
     "keywords": ({"model_kwargs": [1]}, TypeError, "model_kwargs"),
+    "others": ({"obs": 1}, TypeError, "no obs.*model_kwargs="),
     "uncond": ({"uncond": {"c": 1}}, ValueError, "uncond"),
 }
 

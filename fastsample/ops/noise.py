@@ -182,8 +182,11 @@ def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
     """`shape` as a torch.Size, or an error that calls it `name`."""
     try:
         size = torch.Size(shape)
+        if not isinstance(shape, torch.Size) and any(isinstance(one, bool) for one in shape):
+            raise TypeError
     except (TypeError, OverflowError):
-        raise TypeError(f"{name} must be a sequence of ints, got {type(shape).__name__}") from None
+        got = shape if isinstance(shape, list | tuple) else type(shape).__name__
+        raise TypeError(f"{name} must be a sequence of ints, got {got}") from None
     if len(size) == 0 or min(size) < 1:
         raise ValueError(f"{name} must have a first axis of samples and no zero, got {tuple(size)}")
     if not torch.compiler.is_compiling() and max(size) >= 2**63:  # which torch.Size lets pass

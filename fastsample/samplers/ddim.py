@@ -180,8 +180,8 @@ def ddim(
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
             under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
         eta: 0 is deterministic, 1 is ancestral sampling; larger values as far as 1 - a' >= s^2.
-        schedule: the one the model was trained with; default `model.schedule`, also that of
-            the one model which a wrapper, function or lambda calls, else Schedule.linear(1000), with a warning.
+        schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
+            wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
         timesteps: which timesteps to visit, see fastsample.spaced_timesteps. Stable Diffusion's own are
             spaced_timesteps(1000, steps=steps, steps_offset=1), with final_alpha_cumprod as below.
         prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
@@ -192,12 +192,12 @@ def ddim(
             use_clipped_model_output). False keeps the model's own (diffusers' default).
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` as in Stable Diffusion.
-        **options: the arguments of every sampler, documented in fastsample.Options: seed, noise, model_dtype,
-            model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask, known,
-            strength, start_step, callback, progress, decode, out, backend, device.
+        **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
+            model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
+            known, strength, start_step, callback, progress, decode, out, backend, device.
 
-    Calls with the same arguments share a fastsample.DDIM, whose table takes some 0.3 ms to make; see `DDIM.prepare` for
-    short runs.
+    Calls with the same arguments share a fastsample.DDIM, whose table takes some 0.3 ms to make: make a schedule once,
+    not in every call, for two are told apart by identity. See `DDIM.prepare` for short runs.
 
     Returns:
         The sample, float32 (float64 for a float64 x), without gradients unless x requires them: then the differentiable

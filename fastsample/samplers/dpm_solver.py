@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.arguments import integer
 from fastsample.levels import check_steps, x0_coefficients
 from fastsample.model import Model
 from fastsample.samplers.kept import sampler_of
@@ -81,7 +82,7 @@ def dpm_solver_table(
 def _orders(rows: int, order: int, start: int, lower_order_final: bool, to_clean_data: bool) -> NDArray[np.int64]:
     """The order of each row: no more than rows since the start, and low again at the end."""
     check_steps(rows)
-    if order not in (1, 2, 3):
+    if integer("order", order) not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
     k = np.arange(rows)
     orders = np.minimum(order, np.where(k < start, k, k - start) + 1)

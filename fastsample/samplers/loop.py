@@ -192,7 +192,8 @@ class Loop:
     def check_out(self, out: Tensor) -> None:
         """Raises TypeError or ValueError where the result cannot be copied to `out`."""
         if not isinstance(out, Tensor) or out.dtype != self._dtype:
-            raise TypeError(f"out must be a {self._dtype} tensor, got {getattr(out, 'dtype', type(out).__name__)}")
+            got = out.dtype if isinstance(out, Tensor) else type(out).__name__
+            raise TypeError(f"out must be a {self._dtype} tensor, got {got}")
         place = self.state.device
         if out.shape != self._shape or out.device != place:
             raise ValueError(

@@ -45,6 +45,7 @@ class Prepared:
         cond: Mapping[str, Any] | None = None,
         uncond: Mapping[str, Any] | None = None,
         out: Tensor | None = None,
+        **others: Any,
     ) -> Any:
         """A sample: as sampler(model, x, seed=seed, index=index, **options) makes it.
 
@@ -53,7 +54,8 @@ class Prepared:
                 drawn from the seed, or a tensor.
             seed: default that of `prepare`; a fresh one at every call where it had none.
             index: default that of `prepare`.
-            model_kwargs, cond, uncond: for this call instead of those of `prepare`, whole.
+            model_kwargs, cond, uncond: for this call instead of those of `prepare`, each as a whole. As there, cond
+                and uncond go before model_kwargs.
             out: tensor that receives the result.
 
         Returns:
@@ -63,6 +65,12 @@ class Prepared:
             ValueError, TypeError: for an x or out of another shape or dtype, seeds that are none, and keywords that
                 cannot be batched, before the model is called.
         """
+        if others:
+            name = min(others)
+            raise TypeError(
+                f"a prepared run takes no {name}: options belong to prepare(..., {name}=), its model's into "
+                f"model_kwargs={{'{name}': ...}}"
+            )
         loop = self._waiting.pop() if self._waiting else self._make()
         loop.warn_of_training()
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.arguments import integer
 from fastsample.caller import warn
 from fastsample.ops.noise import checked_shape
 from fastsample.samplers.limits import check_number
@@ -36,8 +36,7 @@ def start_of(sampler: Sampler, has_x: bool, strength: float | None, start_step: 
     """
     rows = len(sampler.table)
     if strength is None:
-        if not isinstance(start_step, int | np.integer):
-            raise TypeError(f"start_step must be an int, got {start_step!r}")
+        start_step = integer("start_step", start_step)
         if not 0 <= start_step < rows:
             raise ValueError(f"start_step must lie in [0, {rows}), got {start_step}")
         if start_step and not has_x:
