@@ -109,6 +109,7 @@ def _lora_linear(
     samples = 1 if adapter_index is None else shape[0]
     index = None if adapter_index is None else adapter_index.contiguous()
     if layout in (ROWS, TORCH):
+        address("x", x)  # torch's own error would not name it
         rows = x.as_strided((count, features), (stride, 1))
         if layout == TORCH:
             if index is not None:
