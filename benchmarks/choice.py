@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.options import require_backend
-from benchmarks.report import write_csv
+from benchmarks.common.options import require_backend
+from benchmarks.common.report import write_csv
 
 LOADS, AT_ONCE = 2, 2
 ASK = """

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 import fastsample
-from benchmarks.mixture import Mixture
-from benchmarks.options import begin, parser
-from benchmarks.report import pyplot_for, write_csv
+from benchmarks.common.options import begin, parser
+from benchmarks.common.report import pyplot_for, write_csv
+from benchmarks.models.mixture import Mixture
 from fastsample import DDIM, DDIMInverse, DPMSolver, Heun, Sampler, Schedule, spaced_timesteps
-from fastsample.files import replacing
-from fastsample.timesteps import Timesteps
+from fastsample.storage.files import replacing
+from fastsample.times.timesteps import Timesteps
 
 LOG_SNR = (-8.0, 6.0)  # from nearly pure noise to nearly clean data: log(alpha^2 / sigma^2)
 STEPS, QUICK_STEPS = (4, 8, 16, 32, 64, 128, 256, 512), (16, 32, 64)

@@ -8,12 +8,12 @@ from functools import partial
 import torch
 
 import fastsample
-from benchmarks.cases import DDIM_STEP
-from benchmarks.harness import Candidate, measure, spread
-from benchmarks.options import begin, parser
-from benchmarks.report import Row, plot, rows_of, table, write_csv
-from benchmarks.settling import settling
-from fastsample.ops.step_plan import StepPlan
+from benchmarks.common.cases import DDIM_STEP
+from benchmarks.common.harness import Candidate, measure, spread
+from benchmarks.common.options import begin, parser
+from benchmarks.common.report import Row, plot, rows_of, table, write_csv
+from benchmarks.common.settling import settling
+from fastsample.ops.step.prepared import StepPlan
 
 BATCHES, QUICK_BATCHES = (1, 16, 64), (1,)
 

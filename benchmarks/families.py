@@ -16,11 +16,20 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks import cpu, projections, unets
-from benchmarks.markers import replace_between
-from benchmarks.projections import BASELINE, LARGE_RANK, PEER_RANK, PEFT_FLOAT32, added_flops, name_of, provider
-from benchmarks.report import OURS
-from fastsample.files import replace_text
+from benchmarks.common import cpu
+from benchmarks.common.markers import replace_between
+from benchmarks.common.report import OURS
+from benchmarks.sections import projections, unets
+from benchmarks.sections.projections import (
+    BASELINE,
+    LARGE_RANK,
+    PEER_RANK,
+    PEFT_FLOAT32,
+    added_flops,
+    name_of,
+    provider,
+)
+from fastsample.storage.files import replace_text
 
 RESULTS = Path(__file__).with_name("results")
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"

@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks import adapters, precision, projections, unets
-from benchmarks.fma import PEAK
-from benchmarks.options import Run, Shape, begin, parser, refuse
-from benchmarks.projections import name_of
-from benchmarks.report import Row, plot, write_csv
+from benchmarks.common import precision
+from benchmarks.common.options import Run, Shape, begin, parser, refuse
+from benchmarks.common.report import Row, plot, write_csv
+from benchmarks.machine_code.fma import PEAK
+from benchmarks.sections import adapters, projections, unets
+from benchmarks.sections.projections import name_of
 
 
 class Section(NamedTuple):

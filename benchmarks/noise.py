@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
-from benchmarks import quality
-from benchmarks.harness import Candidate, measure
-from benchmarks.options import Run, Shape, begin, label, parser
-from benchmarks.report import OURS, Row, against, plot, rows_of, table, write_csv
+from benchmarks.common.harness import Candidate, measure
+from benchmarks.common.options import Run, Shape, begin, label, parser
+from benchmarks.common.report import OURS, Row, against, plot, rows_of, table, write_csv
+from benchmarks.sections import quality
 from fastsample import ops
 
 

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 import fastsample
-from benchmarks import overhead, pairs, short_runs
-from benchmarks.cases import SCHEDULE
-from benchmarks.harness import Candidate, Timing, measure, ratio, spread
-from benchmarks.loops import diffusers_loop, plain_loop
-from benchmarks.options import Run, begin, parser
-from benchmarks.policy import OBSERVATION, ActionUNet
-from benchmarks.report import OURS, Row, percent, plot, rows_of, table, write_csv
+from benchmarks.common.cases import SCHEDULE
+from benchmarks.common.harness import Candidate, Timing, measure, ratio, spread
+from benchmarks.common.options import Run, begin, parser
+from benchmarks.common.report import OURS, Row, percent, plot, rows_of, table, write_csv
+from benchmarks.models.policy import OBSERVATION, ActionUNet
+from benchmarks.peers import pairs
+from benchmarks.peers.loops import diffusers_loop, plain_loop
+from benchmarks.sections import overhead, short_runs
 from fastsample import Sampler
 
 ALONE = "model alone"

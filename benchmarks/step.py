@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import contention, dtypes
-from benchmarks.bounds import copy, triad
-from benchmarks.cases import NOISE_FREE, NOISY, Case
-from benchmarks.harness import Candidate, Timing, measure, ratio
-from benchmarks.options import CPU, Run, begin, label, parser, refuse
-from benchmarks.peers import compiled, diffusers_step
-from benchmarks.report import OURS, Row, against, percent, plot, rows_of, table, write_csv
-from benchmarks.settling import settling
+from benchmarks.common.bounds import copy, triad
+from benchmarks.common.cases import NOISE_FREE, NOISY, Case
+from benchmarks.common.harness import Candidate, Timing, measure, ratio
+from benchmarks.common.options import CPU, Run, begin, label, parser, refuse
+from benchmarks.common.report import OURS, Row, against, percent, plot, rows_of, table, write_csv
+from benchmarks.common.settling import settling
+from benchmarks.peers.steps import compiled, diffusers_step
+from benchmarks.sections import contention, dtypes
 from fastsample import ops
 
 BOUND = "randn + noise-free"

@@ -11,7 +11,6 @@ from fastsample.forward import add_noise, velocity
 from fastsample.graph import Graph, graph
 from fastsample.images import to_uint8
 from fastsample.interpolation import interpolate, slerp
-from fastsample.levels import karras_sigmas
 from fastsample.ops.backend import backends
 from fastsample.samplers import (
     DDIM,
@@ -49,7 +48,8 @@ from fastsample.samplers import (
 )
 from fastsample.schedule import Schedule
 from fastsample.tables import Table
-from fastsample.timesteps import spaced_timesteps
+from fastsample.times.levels import karras_sigmas
+from fastsample.times.timesteps import spaced_timesteps
 
 try:
     __version__ = version("fastsample")

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fastsample
-from fastsample import demo
-from fastsample.commands import Parser, in_one_line
-from fastsample.train import command as train
+from fastsample.commands import Parser, demo, in_one_line, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.loop.guidance import Shared, guidance_of
+from fastsample.loop.loop import Loop
+from fastsample.loop.options import Options
+from fastsample.loop.start import checked_start
 from fastsample.model import Model
-from fastsample.ops.keys import Index, Seed
-from fastsample.samplers.guidance import Shared, guidance_of
-from fastsample.samplers.loop import Loop
-from fastsample.samplers.run import Options
+from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.sampler import Sampler
-from fastsample.samplers.start import checked_start
 
 _NOT_CAPTURED = {
     "noise": "noise is made outside of it: leave noise= out, and z is drawn from the seed",

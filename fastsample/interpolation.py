@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.loop.options import Options
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import DDIM
-from fastsample.samplers.run import Options
 from fastsample.samplers.sampler import Sampler
 
 

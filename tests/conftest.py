@@ -6,26 +6,26 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from peers import lock, outside
 from torch import Tensor
 from torch.utils._device import _device_constructors
+
+from support.paths import GOLDEN
+from support.peers import lock, outside
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     # Triton reads it when kernels are imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import ahead  # noqa: E402
-from amx_on_cpu import build as amx_build  # noqa: E402
-
 from fastsample.ops import backend as backends  # noqa: E402
 from fastsample.ops.backend import _cpu  # noqa: E402
+from support import ahead  # noqa: E402
+from support.amx_on_cpu import build as amx_build  # noqa: E402
 
 
 def pytest_report_header() -> str:
@@ -53,7 +53,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("torch finds no GPU")
 
 
-GOLDEN = Path(__file__).parent / "golden"
 LEVELS = _cpu.available_isas() if _cpu is not None else []
 
 
@@ -128,7 +127,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """backend="cuda" on CPU tensors: the CUDA sources compiled as C++ in place of what nvcc makes of them."""
-    from cuda_on_cpu import build
+    from support.cuda_on_cpu import build
 
     if reason := build.why_not():
         pytest.skip(reason)

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from pretend_device import Device, pretended
 from torch import Tensor
-from whole_runs import COND, GUIDED, PAINTED, RUNS, SCHEDULE, SHAPE, UNCOND, X, model, moved
 
 from fastsample import DDIM, LCM, DDIMInverse, DPMSolver, Graph, Shared, graph
-from fastsample.samplers import workspace
+from fastsample.loop import workspace
+from support.pretend_device import Device, pretended
+from support.whole_runs import COND, GUIDED, PAINTED, RUNS, SCHEDULE, SHAPE, UNCOND, X, model, moved
 
 OTHER = X.flip(0).mul(0.7).contiguous()
 NOISY = DDIM(SCHEDULE, steps=3, eta=1.0)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from pretend_device import Device
-from test_graph import NOISY, cuda_graphs, host
-from whole_runs import SHAPE, model
 
 from fastsample import graph
+from support.pretend_device import Device
+from support.whole_runs import SHAPE, model
+from test_graph import NOISY, cuda_graphs, host
 
 
 @pytest.fixture

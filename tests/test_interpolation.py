@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_ddim import toy_model
 
 from fastsample import DDIM, Schedule, ddim, ops
 from fastsample.interpolation import interpolate, slerp
 from fastsample.samplers.ddpm import DDPM
+from support.chains import toy_model
 
 
 def angle(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -4,7 +4,6 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsample import Schedule
+from support.paths import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 # A handful of float64 roundings.
 EXACT = 1e-15
 

@@ -125,7 +125,7 @@ FS_INLINE F bfloat_to_float(U bits) { return as_float(bits << 16); }
 
 // A radius from its square, which is 0 or from 2^-22 to 35: correctly rounded, as sqrt.rn is but without its branch.
 // One step of Newton's method: from any reciprocal root within the bound above the last fma rounds right for every
-// square that minus_two_log gives (tests/test_cuda_arithmetic.py goes through all 2^24 of them).
+// square that minus_two_log gives (tests/gpu/test_cuda_arithmetic.py goes through all 2^24 of them).
 FS_INLINE F refine_root(F a, F reciprocal) {
     const F root = a * reciprocal;
     return fma(fma(-root, root, a), 0.5f * reciprocal, root);

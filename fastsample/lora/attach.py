@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastsample.lora import attention
-from fastsample.lora.adapters import Adapters, check_names, check_weights, finite
-from fastsample.lora.conv import LoRAConv2d
-from fastsample.lora.factors import Pair
-from fastsample.lora.formats import read
-from fastsample.lora.frozen import release
-from fastsample.lora.layers import AdaptedLayer, LoRALinear, QKVProjection, check_capacity
-from fastsample.lora.names import Factors, Resolution, resolve
-from fastsample.lora.refused import first
+from fastsample.lora.files.formats import read
+from fastsample.lora.files.names import Factors, Resolution, resolve
+from fastsample.lora.files.refused import first
+from fastsample.lora.layers import attention
+from fastsample.lora.layers.adapters import Adapters, check_names, check_weights, finite
+from fastsample.lora.layers.conv import LoRAConv2d
+from fastsample.lora.layers.factors import Pair
+from fastsample.lora.layers.frozen import release
+from fastsample.lora.layers.linear import AdaptedLayer, LoRALinear, QKVProjection, check_capacity
 from fastsample.lora.tree import active_of, all_or_nothing, banks_of, layers_of, names_of, put, replaceable
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]

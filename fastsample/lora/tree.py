@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from fastsample.lora.adapters import Adapters
-from fastsample.lora.layers import AdaptedLayer, check_replaceable
+from fastsample.lora.layers.adapters import Adapters
+from fastsample.lora.layers.linear import AdaptedLayer, check_replaceable
 
 
 def layers_of(module: nn.Module, detached: bool = False) -> dict[str, AdaptedLayer]:

@@ -81,7 +81,7 @@ def backends() -> dict[str, dict[str, Any]]:
         name: {"available": not reason, "reason": reason} for name, reason in reasons.items()
     }
     if _cpu is not None:
-        from fastsample.ops.lora_choice import choices
+        from fastsample.ops.lora.choice import choices
 
         found["cpu"].update(isa=_cpu.isa(), isas=_cpu.available_isas(), threads=_cpu.thread_runtime())
         found["cpu"].update(lora=choices(), amx=_cpu.why_no_amx())

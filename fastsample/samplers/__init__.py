@@ -1,18 +1,18 @@
 """The samplers: each a builder of table rows around the one loop."""
 
+from fastsample.loop.guidance import Shared
+from fastsample.loop.options import Options, Step
+from fastsample.loop.prepared import Prepared
 from fastsample.samplers.batcher import Batcher, Request
 from fastsample.samplers.consistency import Consistency, consistency
 from fastsample.samplers.ddim import DDIM, ddim
 from fastsample.samplers.ddpm import DDPM, ddpm
 from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver, solver_timesteps
 from fastsample.samplers.euler import Euler, EulerAncestral, euler, euler_ancestral
-from fastsample.samplers.guidance import Shared
 from fastsample.samplers.heun import Heun, heun
 from fastsample.samplers.inversion import DDIMInverse, EulerInverse, ddim_invert, euler_invert
 from fastsample.samplers.lcm import LCM, guidance_scale_embedding, lcm
 from fastsample.samplers.limits import DynamicThreshold
-from fastsample.samplers.prepared import Prepared
-from fastsample.samplers.run import Options, Step
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.tcd import TCD, tcd
 

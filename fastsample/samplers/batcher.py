@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.loop.guidance import Shared, guidance_of
+from fastsample.loop.places import Places
+from fastsample.loop.start import warn_of_far_noise
 from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose
-from fastsample.ops.keys import sample_keys
-from fastsample.samplers.guidance import Shared, guidance_of
+from fastsample.ops.noise.keys import sample_keys
 from fastsample.samplers.limits import check_number
-from fastsample.samplers.places import Places
 from fastsample.samplers.sampler import Sampler
-from fastsample.samplers.start import warn_of_far_noise
 
 _ENTERING = -1  # the row of a place whose sample has yet to be begun
 

@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.loop.loop import CorrectX0
+from fastsample.loop.options import Options
 from fastsample.model import Model
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, check_number, limit_columns
-from fastsample.samplers.loop import CorrectX0
-from fastsample.samplers.run import Options
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array
 from fastsample.tables import Table
@@ -62,7 +62,7 @@ class Consistency(Sampler):
     """A consistency sampler: the arguments of `consistency` that shape the table. Immutable and reusable.
 
     Example:
-        >>> from fastsample.levels import karras_sigmas
+        >>> from fastsample.times.levels import karras_sigmas
         >>> sampler = Consistency(sigmas=karras_sigmas(80.0, 0.002, 40)[[0, 22]])
         >>> sampler(lambda x, t: 0.1 * x, (2, 3, 8, 8), seed=1).shape
         torch.Size([2, 3, 8, 8])
@@ -125,7 +125,7 @@ def consistency(
         ValueError, TypeError: for arguments that cannot work, before the model is called.
 
     Example:
-        >>> from fastsample.levels import karras_sigmas
+        >>> from fastsample.times.levels import karras_sigmas
         >>> sigmas = karras_sigmas(80.0, 0.002, 40)[[0, 22]]
         >>> consistency(lambda x, t: 0.1 * x, (2, 3, 8, 8), sigmas=sigmas, seed=0).shape
         torch.Size([2, 3, 8, 8])

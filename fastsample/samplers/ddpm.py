@@ -10,16 +10,16 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.levels import x0_coefficients
+from fastsample.loop.loop import CorrectX0
+from fastsample.loop.options import Options
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, limit_columns
-from fastsample.samplers.loop import CorrectX0
-from fastsample.samplers.run import Options
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
-from fastsample.timesteps import Timesteps, spaced_timesteps
+from fastsample.times.levels import x0_coefficients
+from fastsample.times.timesteps import Timesteps, spaced_timesteps
 
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 

@@ -11,16 +11,16 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample.arguments import integer
-from fastsample.levels import check_steps, x0_coefficients
+from fastsample.loop.loop import CorrectX0
+from fastsample.loop.options import Options
 from fastsample.model import Model
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, limit_columns
-from fastsample.samplers.loop import CorrectX0
-from fastsample.samplers.run import Options
 from fastsample.samplers.solver import Solver, Times, schedule_for
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
-from fastsample.timesteps import Timesteps, spaced_timesteps
+from fastsample.times.levels import check_steps, x0_coefficients
+from fastsample.times.timesteps import Timesteps, spaced_timesteps
 
 
 def dpm_solver_table(
@@ -187,7 +187,7 @@ def dpm_solver(
             fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing"; other spacings and the
             timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise levels from that of
             T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded. For a flow "linspace",
-            "trailing" or times, see fastsample.levels.flow_levels.
+            "trailing" or times, see fastsample.times.levels.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s).
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold (diffusers' thresholding); None for neither.

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.levels import x0_coefficients
+from fastsample.loop.loop import CorrectX0
+from fastsample.loop.options import Options
 from fastsample.model import Model
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, limit_columns
-from fastsample.samplers.loop import CorrectX0
-from fastsample.samplers.run import Options
 from fastsample.samplers.solver import Solver, Times, fractional_timesteps, schedule_for
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
+from fastsample.times.levels import x0_coefficients
 
 
 def heun_table(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastsample.caller import warn
-from fastsample.samplers.run import Options
+from fastsample.loop.options import Options
 from fastsample.tables import Table
 
 # What users of diffusers look for.

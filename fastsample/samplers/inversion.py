@@ -10,17 +10,17 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.levels import noise_levels
+from fastsample.loop.options import Options
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import direction_table
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, check_number
-from fastsample.samplers.run import Options
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.solver import Solver, Times, fractional_timesteps, schedule_for
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
-from fastsample.timesteps import Timesteps, spaced_timesteps
+from fastsample.times.levels import noise_levels
+from fastsample.times.timesteps import Timesteps, spaced_timesteps
 
 CONVENTIONS = ("mirror", "improved")
 

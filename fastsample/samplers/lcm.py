@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.called_modules import attribute
-from fastsample.levels import noise_levels, x0_coefficients
+from fastsample.loop.loop import CorrectX0
+from fastsample.loop.options import Options, Step
 from fastsample.model import Model, Predictor, schedule_of
+from fastsample.model.called_modules import attribute
 from fastsample.ops.noise import checked_shape
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, check_number, limit_columns
-from fastsample.samplers.loop import CorrectX0
-from fastsample.samplers.run import Options, Step
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
-from fastsample.timesteps import Int64Array, Timesteps, spaced_timesteps
+from fastsample.times.levels import noise_levels, x0_coefficients
+from fastsample.times.timesteps import Int64Array, Timesteps, spaced_timesteps
 
 
 def lcm_table(

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.loop.drive import Hooks, drive, shown
+from fastsample.loop.loop import CorrectX0, Loop
+from fastsample.loop.options import Options, Step
+from fastsample.loop.prepared import Prepared
+from fastsample.loop.start import last_rows
 from fastsample.model import Model
-from fastsample.samplers.drive import Hooks, drive, shown
 from fastsample.samplers.hints import no_argument, warn_of_amplified_errors
-from fastsample.samplers.loop import CorrectX0, Loop
-from fastsample.samplers.prepared import Prepared
-from fastsample.samplers.run import Options, Step
-from fastsample.samplers.start import last_rows
 from fastsample.schedule import checked_schedule
 from fastsample.tables import Table
-from fastsample.timesteps import Int64Array, Timesteps, one_step_from_the_noisiest
+from fastsample.times.timesteps import Int64Array, Timesteps, one_step_from_the_noisiest
 
 _OPTIONS = frozenset(Options.__annotations__)
 _HOOKS = frozenset({"callback", "progress", "decode"})

@@ -9,14 +9,20 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsample.levels import check_steps, descending_times, flow_levels, noise_levels, spaced_levels
+from fastsample.loop.start import steps_left_out
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.limits import Clip, check_number
 from fastsample.samplers.sampler import Sampler
-from fastsample.samplers.start import steps_left_out
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.tables import Table
-from fastsample.timesteps import one_step_from_the_noisiest, spaced_timesteps
+from fastsample.times.levels import (
+    check_steps,
+    descending_times,
+    flow_levels,
+    noise_levels,
+    spaced_levels,
+)
+from fastsample.times.timesteps import one_step_from_the_noisiest, spaced_timesteps
 
 Times = str | Iterable[float]
 

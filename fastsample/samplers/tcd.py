@@ -10,16 +10,16 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.loop.loop import CorrectX0
+from fastsample.loop.options import Options
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import direction_table
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, check_number
-from fastsample.samplers.loop import CorrectX0
-from fastsample.samplers.run import Options
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
-from fastsample.timesteps import Timesteps, spaced_timesteps
+from fastsample.times.timesteps import Timesteps, spaced_timesteps
 
 
 def tcd_table(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastsample.files import replace_text, replacing
+from fastsample.storage.files import replace_text, replacing
 
 _ROW = 50
 

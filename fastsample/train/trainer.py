@@ -14,9 +14,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastsample.files import check_replaceable, check_writable, remove_parts, replacing, sole_writer
-from fastsample.pickles import load_pickle
 from fastsample.schedule import Schedule
+from fastsample.storage.files import (
+    check_replaceable,
+    check_writable,
+    remove_parts,
+    replacing,
+    sole_writer,
+)
+from fastsample.storage.pickles import load_pickle
 from fastsample.train.data import ImageData
 from fastsample.train.losses import HybridLoss
 from fastsample.train.report import write_report

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fastsample.files import regular_size, replacing
 from fastsample.schedule import Schedule
+from fastsample.storage.files import regular_size, replacing
 from fastsample.zoo.unet import UNet, UNetConfig
 
 _KEY = "fastsample_unet"

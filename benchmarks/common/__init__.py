@@ -1,0 +1,1 @@
+"""What every benchmark shares: clocks, options, results."""

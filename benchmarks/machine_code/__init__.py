@@ -1,0 +1,1 @@
+"""What compiled kernels are, read from their machine code."""

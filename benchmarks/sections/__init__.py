@@ -1,0 +1,1 @@
+"""Parts of the commands, a table of results each."""

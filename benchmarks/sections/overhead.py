@@ -1,0 +1,63 @@
+"""What a sampling loop costs beyond the model: a run with a model that does nothing, less the bare model calls."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks.common.cases import SCHEDULE
+from benchmarks.common.harness import Candidate, Timing, measure
+from benchmarks.common.options import Run
+from benchmarks.common.report import OURS, Row, against, rows_of, table
+from benchmarks.peers import pairs
+from benchmarks.peers.loops import diffusers_loop, plain_loop
+from benchmarks.peers.pairs import Pair
+
+SHAPE = (1, 16, 7)  # one action chunk of a robot: nothing but overhead
+FEW = 10  # what real-time users run; there the set-up of a run shows
+# And so many that it does not; a consistency model has no more than its teacher's 50.
+LOOPS = (
+    ("ddim", pairs.DDIM_FREE, 1000),
+    ("ddpm", pairs.DDPM_SMALL, 1000),
+    ("dpm_solver 2M", pairs.DPM_SOLVER, 500),
+    ("lcm", pairs.LCM_FREE, 50),
+)
+QUICK_STEPS = 20
+PLAIN = "plain torch loop"
+
+
+def section(run: Run) -> list[Row]:
+    """Microseconds a step, the model's own calls taken off round by round."""
+    rows: list[Row] = []
+    for name, pair, many in LOOPS:
+        for steps in (min(many, QUICK_STEPS) if run.quick else many, FEW):
+            timings = measure(_candidates(pair, steps, run.device), run.rounds, clock=run.loop_clock)
+            bare = timings.pop("bare model").seconds
+            net = {name: Timing((one.seconds - bare) / steps, one.calls) for name, one in timings.items()}
+            found = rows_of(f"loop {name}", f"1x16x7, {steps} steps", net, against(OURS, net))
+            print(table(found), flush=True)
+            rows += found
+    return rows
+
+
+def _candidates(pair: Pair, steps: int, device: torch.device) -> list[Candidate]:
+    x, m = (torch.randn(SHAPE, device=device) for _ in range(2))
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        return m
+
+    sampler = pair.sampler(SCHEDULE, steps=steps)
+    t = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def bare() -> None:
+        for _ in range(steps):
+            model(x, t)
+
+    peer = diffusers_loop(pair, SCHEDULE, steps, model, x)
+    return [
+        *([Candidate("diffusers", peer)] if peer is not None else []),
+        Candidate(PLAIN, plain_loop(sampler.table, model, x)),
+        Candidate(OURS, lambda: sampler(model, x)),
+        Candidate("with callback", lambda: sampler(model, x, callback=lambda step: None)),
+        Candidate("bare model", bare),
+    ]

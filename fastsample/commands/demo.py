@@ -1,0 +1,167 @@
+"""The command `fastsample demo`: a picture of samples, and what they cost beside a plain PyTorch loop."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsample.commands import in_one_line
+from fastsample.ops import randn
+from fastsample.ops.backend import backends
+from fastsample.samplers import ddim
+from fastsample.schedule import Schedule
+from fastsample.storage.files import check_replaceable, check_writable, replacing
+from fastsample.times.timesteps import spaced_timesteps
+from fastsample.zoo import UNet, digits
+
+STEPS = (10, 20, 50)
+SHAPE = (10, 1, 28, 28)
+GUIDANCE = 2.0
+# matplotlib's that need no other program.
+_FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
+NO_LABEL = 10  # the class that stands for any digit
+
+
+@in_one_line("demo")
+def run(args: argparse.Namespace) -> int:
+    """Writes the picture and prints the tables.
+
+    Returns:
+        0 on success; 2 where a package is missing or the picture cannot be written, with a word on stderr.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError("it draws with matplotlib: pip install 'fastsample[demo]'") from None
+    _check_out(args.out)
+    if args.rounds < 1:
+        raise ValueError(f"--rounds must be at least 1, got {args.rounds}")
+    matplotlib.use("Agg")
+    model, y = digits(), torch.arange(10)
+    rows = {steps: ddim(model, SHAPE, steps=steps, seed=args.seed, **guided(y)) for steps in STEPS}
+    _draw(rows, args.out)
+    shown = f"digits 0 to 9 with guidance {GUIDANCE:g}, one row each for {', '.join(map(str, STEPS))} DDIM steps"
+    print(f"{args.out}: {shown}\n")
+    cpu = backends()["cpu"]
+    where = f"cpu kernels ({cpu['isa']})" if cpu["available"] else f"reference backend ({cpu['reason']})"
+    print(
+        f"{where}, {torch.get_num_threads()} threads, batch of {SHAPE[0]}; medians of {args.rounds} rounds, interleaved"
+    )
+    _print_times(model, y, args.rounds)
+    _print_seeds(model, args.seed)
+    return 0
+
+
+def _check_out(path: Path) -> None:
+    """Raises where no picture can be written, before any is made."""
+    if path.suffix.lower() not in _FORMATS:
+        raise ValueError(f"--out must end in one of {', '.join(_FORMATS)}, got {str(path)!r}")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"--out: no such folder: {folder}")
+    check_replaceable(path)
+    check_writable(folder)
+
+
+def guided(y: Tensor) -> dict[str, Any]:
+    """The arguments of `ddim` for digits y under classifier-free guidance."""
+    return {"guidance": GUIDANCE, "cond": {"y": y}, "uncond": {"y": torch.full_like(y, NO_LABEL)}}
+
+
+def plain_ddim(model: Denoiser, x: Tensor, steps: int, y: Tensor) -> Tensor:
+    """The guided loop as one writes it in plain PyTorch: what `ddim` is timed against."""
+    alphas_cumprod = model.schedule.alphas_cumprod
+    timesteps = spaced_timesteps(len(alphas_cumprod), "leading", steps).tolist()
+    labels = torch.cat([torch.full_like(y, NO_LABEL), y])
+    for t, previous in zip(timesteps, [*timesteps[1:], None], strict=True):
+        alpha_bar = float(alphas_cumprod[t])
+        alpha_bar_previous = 1.0 if previous is None else float(alphas_cumprod[previous])
+        output = model(torch.cat([x, x]), torch.full((2 * len(x),), t), y=labels)
+        unconditional, conditional = output[:, : x.shape[1]].chunk(2)
+        epsilon = unconditional + GUIDANCE * (conditional - unconditional)
+        x0 = (x - (1 - alpha_bar) ** 0.5 * epsilon) / alpha_bar**0.5
+        x = alpha_bar_previous**0.5 * x0 + (1 - alpha_bar_previous) ** 0.5 * epsilon
+    return x
+
+
+class _FreeModel:
+    """Returns the same tensor every time, so that only the sampler's own work is timed."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self._output = torch.zeros(2 * SHAPE[0], 2 * SHAPE[1], *SHAPE[2:])
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self._output
+
+
+Denoiser = UNet | _FreeModel
+
+
+def _print_times(model: UNet, y: Tensor, rounds: int) -> None:
+    """Time per image, and per step of the whole batch; last with a model that takes no time at all."""
+    free = _FreeModel(model.schedule)
+    print(f"{'':<22}{'fastsample':>14}{'plain PyTorch':>18}{'plain / fastsample':>22}")
+    for steps in STEPS:
+        ours, plain, ratio = _interleaved(model, steps, y, rounds)
+        print(f"{f'{steps} steps, per image':<22}{_ms(ours, SHAPE[0])}{_ms(plain, SHAPE[0]):>18}{ratio:>21.2f}x")
+        print(f"{'per step of the batch':>22}{_ms(ours, steps)}{_ms(plain, steps):>18}")
+    ours, plain, ratio = _interleaved(free, STEPS[-1], y, rounds)
+    print(f"{'same, model free':>22}{_ms(ours, STEPS[-1])}{_ms(plain, STEPS[-1]):>18}{ratio:>21.2f}x\n")
+
+
+def _ms(seconds: float, count: int) -> str:
+    return f"{1e3 * seconds / count:11.3f} ms"
+
+
+@torch.no_grad()
+def _interleaved(model: Denoiser, steps: int, y: Tensor, rounds: int) -> tuple[float, float, float]:
+    """Median seconds of `ddim` and of `plain_ddim`, and the median of their ratios round by round."""
+    x = randn(SHAPE, seed=0)
+    times: list[tuple[float, float]] = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        ddim(model, x, steps=steps, **guided(y))
+        middle = time.perf_counter()
+        plain_ddim(model, x, steps, y)
+        times.append((middle - start, time.perf_counter() - middle))
+    counted = times[1:]  # the first round warms up
+    ratio = statistics.median(b / a for a, b in counted)
+    return statistics.median(a for a, _ in counted), statistics.median(b for _, b in counted), ratio
+
+
+def _print_seeds(model: UNet, seed: int) -> None:
+    one, sixteen, place = (1, *SHAPE[1:]), (16, *SHAPE[1:]), 5
+    same = torch.equal(randn(one, seed=seed, index=place), randn(sixteen, seed=seed)[place : place + 1])
+    eights = torch.full((16,), 8)
+    alone = ddim(model, one, steps=20, eta=1.0, seed=seed, index=place, **guided(eights[:1]))
+    among = ddim(model, sixteen, steps=20, eta=1.0, seed=seed, **guided(eights))[place : place + 1]
+    print(
+        f"sample {place} of seed {seed}, alone and in a batch of 16: noise bits {'identical' if same else 'DIFFERENT'};"
+        f" samples (eta 1, 20 steps) differ by at most {(alone - among).abs().max():.1e}, which is the model's own "
+        "rounding"
+    )
+
+
+def _draw(rows: dict[int, Tensor], path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(len(rows), SHAPE[0], figsize=(SHAPE[0], 1.1 * len(rows) + 0.3))
+    for line, (steps, images) in zip(axes, rows.items(), strict=True):
+        for digit, (axis, image) in enumerate(zip(line, images, strict=True)):
+            axis.imshow(image[0].clamp(-1, 1).numpy(), cmap="gray", vmin=-1, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if steps == STEPS[0]:
+                axis.set_title(str(digit))
+        line[0].set_ylabel(f"{steps} steps")
+    figure.tight_layout(pad=0.4)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=120)
+    pyplot.close(figure)

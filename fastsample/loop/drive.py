@@ -1,0 +1,96 @@
+"""A loop run to its end, with what the caller wants to see on the way; nothing is lost where that fails."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsample.loop.loop import Loop
+from fastsample.loop.options import Step
+from fastsample.model import decoder_dtype, unwrapped
+from fastsample.ops.noise.keys import Index, Seed
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What a call does beside sampling: see fastsample.Options."""
+
+    callback: Callable[[Step], object] | None = None
+    progress: bool = False
+    decode: Callable[[Tensor], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("callback", "decode"):
+            function = getattr(self, name)
+            if not (function is None or callable(function)):
+                raise TypeError(f"{name} must be callable, got {type(function).__name__}")
+
+
+def drive(
+    loop: Loop, x: Tensor | Sequence[int], seed: Seed | None, index: Index, out: Tensor | None, hooks: Hooks
+) -> Any:
+    """The sample, decoded where asked for. An exception on the way carries what there is of it as `sample`."""
+    if out is not None:
+        loop.check_out(out)
+    with torch.set_grad_enabled(loop.differentiable):
+        loop.start(x, seed, index)
+        try:
+            _run(loop, hooks)
+            result = loop.result() if out is None else out.copy_(loop.state)
+            decoded = result if hooks.decode is None else _decoded(hooks.decode, result)
+        except BaseException as error:
+            carry_sample(error, loop)
+            raise
+        loop.close()
+        return decoded
+
+
+def _decoded(decode: Callable[[Tensor], Any], result: Tensor) -> Any:
+    dtype = decoder_dtype(decode)
+    return unwrapped(decode(result if dtype is None else result.to(dtype)))
+
+
+def _run(loop: Loop, hooks: Hooks) -> None:
+    callback = hooks.callback
+    if callback is None and not hooks.progress:
+        deque(loop.rows(), maxlen=0)  # runs them all, faster than a loop does
+        return
+    with _progress_bar(len(loop.schedule)) if hooks.progress else nullcontext() as bar:
+        for step in loop.rows():
+            if callback is not None and step is not None:
+                callback(step)
+            if bar is not None:
+                bar.update()
+
+
+def shown(loop: Loop) -> Iterator[Step]:
+    """The steps of a loop that has been started; between them the caller's own gradient mode is in force."""
+    rows = loop.rows()
+    while True:
+        with torch.set_grad_enabled(loop.differentiable):
+            try:
+                step = next(rows, None)
+            except BaseException as error:
+                carry_sample(error, loop)
+                raise
+        if step is None:
+            return
+        yield step
+
+
+def carry_sample(error: BaseException, loop: Loop) -> None:
+    """Gives the exception the state as it is, so that what a run has come to is not lost."""
+    with suppress(AttributeError, TypeError):  # those of extension types may take no attributes
+        error.sample = loop.state.detach().clone()  # type: ignore[attr-defined]
+
+
+def _progress_bar(total: int) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total)

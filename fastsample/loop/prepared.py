@@ -1,0 +1,103 @@
+"""A sampler with its model, its options and the memory of a run, for many runs one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fastsample.loop.drive import Hooks, drive
+from fastsample.loop.loop import Loop
+from fastsample.loop.start import checked_start
+from fastsample.ops.noise.keys import Index, Seed
+
+
+class Prepared:
+    """A run that can be made again and again: what `Sampler.prepare` returns.
+
+    Arguments are checked, buffers made and kernels planned once; what the model computes in is asked once too, so
+    prepare again after model.half(). A call that begins while another one runs, in another thread or inside the model,
+    gets memory of its own; results are always memory of their own.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Loop],
+        x: Tensor | Sequence[int],
+        seed: Seed | None,
+        index: Index,
+        keywords: Mapping[str, Any],
+        hooks: Hooks,
+    ) -> None:
+        self._make, self._seed, self._index, self._hooks = make, seed, index, hooks
+        self._x = x.detach().clone() if isinstance(x, Tensor) else checked_start(x)
+        self._keywords = {name: keywords.get(name) for name in ("model_kwargs", "cond", "uncond")}
+        self._waiting = [make()]
+
+    def __call__(
+        self,
+        x: Tensor | None = None,
+        *,
+        seed: Seed | None = None,
+        index: Index | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        cond: Mapping[str, Any] | None = None,
+        uncond: Mapping[str, Any] | None = None,
+        out: Tensor | None = None,
+        **others: Any,
+    ) -> Any:
+        """A sample: as sampler(model, x, seed=seed, index=index, **options) makes it.
+
+        Args:
+            x: as the sampler's, of the shape that was prepared. Default what was given there: a shape, so that x_T is
+                drawn from the seed, or a tensor.
+            seed: default that of `prepare`; a fresh one at every call where it had none.
+            index: default that of `prepare`.
+            model_kwargs, cond, uncond: for this call instead of those of `prepare`, each as a whole. As there, cond
+                and uncond go before model_kwargs.
+            out: tensor that receives the result.
+
+        Returns:
+            `out`, a fresh tensor, or what `decode` made of it.
+
+        Raises:
+            ValueError, TypeError: for an x or out of another shape or dtype, seeds that are none, and keywords that
+                cannot be batched, before the model is called.
+        """
+        if others:
+            name = min(others)
+            raise TypeError(
+                f"a prepared run takes no {name}: options belong to prepare(..., {name}=), its model's into "
+                f"model_kwargs={{'{name}': ...}}"
+            )
+        loop = self._waiting.pop() if self._waiting else self._make()
+        loop.warn_of_training()
+        try:
+            if x is not None:
+                loop.check_x(x)
+            if model_kwargs is not None or cond is not None or uncond is not None:
+                self._ask(loop, model_kwargs=model_kwargs, cond=cond, uncond=uncond)
+                result = self._drive(loop, x, seed, index, out)
+                self._ask(loop)
+            else:
+                result = self._drive(loop, x, seed, index, out)
+        except BaseException:
+            del loop  # which may not be what it was; another is made when it is needed
+            raise
+        self._waiting.append(loop)
+        return result
+
+    def _drive(
+        self,
+        loop: Loop,
+        x: Tensor | None,
+        seed: Seed | None,
+        index: Index | None,
+        out: Tensor | None,
+    ) -> Any:
+        own_seed, own_index = self._seed if seed is None else seed, self._index if index is None else index
+        return drive(loop, self._x if x is None else x, own_seed, own_index, out, self._hooks)
+
+    def _ask(self, loop: Loop, **given: Mapping[str, Any] | None) -> None:
+        loop.ask(**{name: own if given.get(name) is None else given[name] for name, own in self._keywords.items()})

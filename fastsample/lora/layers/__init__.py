@@ -1,0 +1,1 @@
+"""Layers with frozen weights and adapters beside them."""

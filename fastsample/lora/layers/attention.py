@@ -1,0 +1,143 @@
+"""The attention of diffusers with q, k and v from one fused projection."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastsample.lora.layers.adapters import Adapters
+from fastsample.lora.layers.linear import QKVProjection, check_replaceable
+
+
+class FusedAttnProcessor:
+    """Does what diffusers' AttnProcessor2_0 does, with q, k and v (in cross-attention k and v) computed together.
+
+    Attributes:
+        projection: of the block's to_q, to_k and to_v, or of to_k and to_v, which are its linears; without one, as
+            diffusers' IP-Adapter loader makes them of a processor's class, each is called by itself.
+        original: the processor before.
+    """
+
+    def __init__(self, projection: QKVProjection | None = None, original: Any = None) -> None:
+        self.projection, self.original = projection, original
+
+    # diffusers reads the names of the parameters to tell which of a pipeline's keywords it may pass.
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        x, shape = hidden_states, hidden_states.shape
+        if attn.spatial_norm is not None:
+            x = attn.spatial_norm(x, temb)
+        if len(shape) == 4:
+            x = x.flatten(2).transpose(1, 2)
+        batch, tokens = (x if encoder_hidden_states is None else encoder_hidden_states).shape[:2]
+        mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
+        if mask is not None:
+            mask = mask.view(batch, attn.heads, -1, mask.shape[-1])
+        if attn.group_norm is not None:
+            x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
+        context = encoder_hidden_states
+        if context is not None and attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+
+        q, k, v = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in self._project(attn, x, context))
+        if attn.norm_q is not None:
+            q = attn.norm_q(q)
+        if attn.norm_k is not None:
+            k = attn.norm_k(k)
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2).to(q.dtype)
+        for layer in attn.to_out:
+            y = layer(y)
+
+        if len(shape) == 4:
+            y = y.transpose(1, 2).reshape(shape)
+        if attn.residual_connection:
+            y = y + hidden_states
+        return y / attn.rescale_output_factor
+
+    def _project(self, attn: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+        own = [] if self.projection is None else list(self.projection.children())
+        names = ("to_q", "to_k", "to_v")[3 - len(own) :]
+        # Someone may have put other modules in the block, or hooks on these.
+        if any(attn._modules[name] is not linear or _hooked(linear) for name, linear in zip(names, own, strict=True)):
+            own = []
+        if self.projection is not None and len(own) == 3 and context is None:
+            return self.projection(x)
+        context = x if context is None else context
+        if self.projection is not None and len(own) == 2:
+            return attn.to_q(x), *self.projection(context)
+        return attn.to_q(x), attn.to_k(context), attn.to_v(context)
+
+
+def fusible(module: nn.Module, touched: Iterable[nn.Module]) -> dict[nn.Module, list[nn.Linear]]:
+    """The attention blocks among whose projections are touched ones, and for each those that can run as one."""
+    # A tree can only hold diffusers' blocks where diffusers is imported.
+    diffusers: Any = sys.modules.get("diffusers.models.attention_processor")
+    if diffusers is None:
+        return {}
+    wanted, taken = set(touched), set[nn.Module]()
+    blocks: dict[nn.Module, list[nn.Linear]] = {}
+    for block in module.modules():
+        if not isinstance(block, diffusers.Attention) or not _known(block, diffusers):
+            continue
+        linears = [block.to_k, block.to_v] if block.is_cross_attention else [block.to_q, block.to_k, block.to_v]
+        if wanted.isdisjoint(linears) or not taken.isdisjoint(linears) or not _alike(linears):
+            continue
+        taken.update(linears)
+        blocks[block] = linears
+    return blocks
+
+
+def install(projections: Mapping[nn.Module, QKVProjection]) -> None:
+    for block, projection in projections.items():
+        vars(block)["processor"] = FusedAttnProcessor(projection, block.processor)
+
+
+def uninstall(module: nn.Module, freed: Container[Adapters]) -> None:
+    """Gives the blocks whose projections have gone their processors back."""
+    for block in module.modules():
+        processor = getattr(block, "processor", None)
+        if not isinstance(processor, FusedAttnProcessor):
+            continue
+        if processor.projection is None:
+            diffusers: Any = sys.modules["diffusers.models.attention_processor"]
+            block.processor = diffusers.AttnProcessor2_0()
+        elif processor.projection._bank in freed:
+            block.processor = processor.original
+
+
+def _known(block: Any, diffusers: Any) -> bool:
+    """Whether the block computes what FusedAttnProcessor does."""
+    plain = type(block.processor) is diffusers.AttnProcessor
+    if not plain and type(block.processor) is not diffusers.AttnProcessor2_0:
+        return False
+    # The older processor has options of its own, and no norms of q and k.
+    odd = block.upcast_attention or block.upcast_softmax or not block.scale_qk or block.norm_q or block.norm_k
+    whole = None not in (block.to_q, block.to_k, block.to_v, block.to_out)
+    return whole and block.add_k_proj is None and not block.fused_projections and not (plain and odd)
+
+
+def _alike(linears: list[Any]) -> bool:
+    try:
+        for linear in linears:
+            check_replaceable(linear, nn.Linear)
+    except TypeError:
+        return False
+    return len({(linear.in_features, linear.weight.dtype, linear.weight.device) for linear in linears}) == 1
+
+
+def _hooked(linear: nn.Module) -> bool:
+    return bool(
+        linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
+    )

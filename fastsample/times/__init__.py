@@ -1,0 +1,1 @@
+"""Which times and noise levels a run visits."""

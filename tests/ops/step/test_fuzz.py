@@ -1,0 +1,16 @@
+"""ops.step on random examples; `cd tests && python -m support.fuzz --examples 20000` tries as many as one likes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+
+from fastsample.ops.backend import _cpu
+from support.step_examples import Example, check, examples
+
+
+@pytest.mark.skipif(_cpu is None, reason="the C++ extension is not built")
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(examples())
+def test_steps_match_the_formula(example: Example) -> None:
+    check(example)

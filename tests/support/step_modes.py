@@ -1,0 +1,78 @@
+"""Every mode of a step, one list for CPU, CUDA and Triton."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from fastsample import Table
+from support.formula import normal
+
+BASE = dict(p=1.25, q=-0.75, a=0.2, b=0.9, d=0.3)
+
+
+HISTORY = dict(c1=[0.0, 0.4, 0.4], c2=[0.0, 0.0, -0.3])
+
+
+LEARNED = dict(s=0.5, g0=-0.4, g1=0.7)
+
+
+# What the row holds, whether the output has a variance half, the guidance ("each": one weight per sample) and phi.
+MODES: dict[str, tuple[dict[str, Any], bool, object, float]] = {
+    "history": ({**BASE, **HISTORY}, False, None, 0.0),
+    "history-clamped": ({**BASE, **HISTORY, "limit": 0.8}, False, None, 0.0),
+    "history-noise": ({**BASE, **HISTORY, "s": 0.5, "limit": 0.8}, False, None, 0.0),
+    "folded-far": (dict(p=500.0, q=-499.0, a=0.5, b=0.001, d=0.4), False, None, 0.0),
+    "learned": ({**BASE, **LEARNED}, True, None, 0.0),
+    "learned-clamped": ({**BASE, **LEARNED, "limit": 0.8}, True, None, 0.0),
+    "guided": (BASE, False, 7.5, 0.0),
+    "guided-each": ({**BASE, "limit": 0.8}, False, "each", 0.0),
+    "guided-learned": ({**BASE, **LEARNED}, True, 3.0, 0.0),
+    "rescaled": (BASE, False, 7.5, 0.7),
+    "rescaled-each-learned": ({**BASE, **LEARNED, "limit": 0.8}, True, "each", 1.0),
+    "thresholded": ({**BASE, "quantile": 0.9}, False, None, 0.0),
+    "thresholded-max": ({**BASE, "quantile": 0.9, "limit": 1.5}, False, None, 0.0),
+    "thresholded-rescaled": ({**BASE, "quantile": 0.9}, False, 7.5, 0.7),
+    "everything": (
+        {**BASE, **HISTORY, **LEARNED, "quantile": 0.9, "limit": 2.0, "e": [1.0, 0.5, 0.25]},
+        True,
+        "each",
+        0.5,
+    ),
+}
+
+
+def case(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Table, dict[str, Any]]:
+    """The table of the mode and the tensors of a call of its last row; samples alone are rows of them."""
+    columns, learned, guidance, phi = MODES[name]
+    output = (shape[0], 2 * shape[1], *shape[2:]) if learned else shape
+    m = normal(output, 2, dtype)
+    call: dict[str, Any] = {"x": normal(shape, 1), "model_output": m, "history": (), "guidance": None}
+    if "c1" in columns:
+        call["history"] = (normal(shape, 4), normal(shape, 5))
+    if guidance is not None:
+        call["model_output"] = torch.cat([normal(output, 3, dtype), m])
+        # 1 is the conditional output itself; a negative weight is unusual and allowed.
+        call["guidance"] = [1.0, 7.5, -0.5][: shape[0]] if guidance == "each" else guidance
+    call["guidance_rescale"] = phi
+    return Table([30, 20, 10], **columns), call
+
+
+ROWS = Table(
+    [40, 30, 20, 10, 0],
+    p=[1.2, 0.5, 2.0, 0.0, 1.0],
+    q=[-0.7, 0.3, -1.0, 1.0, 0.5],
+    a=[0.2, 0.0, 0.4, 0.0, -0.3],
+    b=[0.9, 1.0, 0.0, 0.8, 0.7],
+    c1=[0.0, 0.3, 0.0, 0.2, 0.0],
+    c2=[0.0, 0.0, -0.4, 0.1, 0.0],
+    d=[0.3, 0.0, -0.5, 0.0, 0.1],
+    s=[0.5, 0.0, 0.4, 0.3, 0.0],
+    g0=[-0.1, 0.0, 0.2, 0.0, 0.0],
+    g1=[0.6, 0.0, 0.0, -0.4, 0.0],
+    limit=[math.inf, 0.8, math.inf, 3.0, math.inf],
+    quantile=[0.9, 0.0, 0.0, 0.5, 0.0],
+    e=[1.0, 0.5, 1.0, 2.0, 0.25],
+)

@@ -1,0 +1,46 @@
+"""What the tests of the Triton kernels share: small launches, and memory around outputs that must stay as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import HAS_GPU
+from fastsample.kernels import blocks
+
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+_AROUND = 7  # elements, so that outputs are not aligned either
+
+
+class Framed:
+    """NaN-filled memory for an output inside memory of another value."""
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+        count = torch.Size(shape).numel()
+        self._memory = torch.full((count + 2 * _AROUND,), 77.0, dtype=dtype, device=DEVICE)
+        self.output = self._memory[_AROUND:-_AROUND].view(shape).fill_(float("nan"))
+
+    def written(self) -> Tensor:
+        """The output, on the CPU; nothing else may have changed."""
+        around = torch.cat([self._memory[:_AROUND], self._memory[-_AROUND:]])
+        assert (around == 77).all(), "written beside the output"
+        return self.output.cpu()
+
+
+def small_launches(monkeypatch: pytest.MonkeyPatch, *modules: object) -> None:
+    """Tiles of 128 elements, two a program, and a grid whose second axis has 2 programs at most."""
+
+    def division(batch: int, size: int) -> blocks.Blocks:
+        grid = -(-size // 256), min(batch, 2), -(-batch // 2)
+        return blocks.Blocks(batch, size, grid, parts=2, quads=32, aligned=size % 4 == 0, num_warps=1)
+
+    for module in modules:
+        monkeypatch.setattr(module, "blocks_of", division)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal as floats, NaN to NaN."""
+    return torch.equal(torch.nan_to_num(a, nan=12345.0), torch.nan_to_num(b, nan=12345.0))
