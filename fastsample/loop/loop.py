@@ -334,10 +334,7 @@ def scheduled_rows(table: Table, guidance: Guidance, start: int) -> Rows:
         ValueError: where guidance is asked for and no row is guided.
     """
     if guidance.weights is None and start == 0:
-        unguided: Rows | None = table._derived.get("rows")
-        if unguided is None:
-            unguided = table._derived["rows"] = _rows(table, [False] * len(table))
-        return unguided
+        return table.derived("rows", lambda own: _rows(own, [False] * len(own)))
     guided = [guidance.at(t) for t in table.times]
     if guidance.weights is not None and not any(guided):
         raise ValueError(

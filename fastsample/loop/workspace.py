@@ -179,10 +179,7 @@ def plans_in_turn(state: Tensor, table: Table, *, keeps_x0: bool = False, **fixe
 
 def without_x0(table: Table) -> Table:
     """The table of a loop that adds b*x0 itself, after correcting x0 and then limiting it (improved-diffusion)."""
-    found: Table | None = table._derived.get("without_x0")
-    if found is None:
-        found = table._derived["without_x0"] = table.replace(b=0.0, limit=np.inf, quantile=0.0)
-    return found
+    return table.derived("without_x0", lambda own: own.replace(b=0.0, limit=np.inf, quantile=0.0))
 
 
 def _moved(seen: list[tuple[str, Tensor, Place]]) -> str | None:

@@ -19,6 +19,7 @@ from conftest import HAS_GPU, Floor
 from fastsample import DDIM, DDPM, Batcher, DPMSolver, DynamicThreshold, Schedule, Table, ops
 from fastsample.ops import backend as hub
 from fastsample.ops.checks import guidance_weights
+from fastsample.ops.device_table import encoded
 from fastsample.ops.noise.keys import sample_keys
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.ops.step.reference import step_reference
@@ -415,6 +416,6 @@ def test_rows_beside_x_are_taken_and_others_refused() -> None:
 def test_tables_are_uploaded_once(cuda_on_cpu: None) -> None:
     table = Table([0], a=1.0, p=1.0)
     ops.step(X, M, table, 0, backend="cuda")
-    first = table._derived[CPU]
+    first = encoded(table, CPU)
     ops.step(X, M, table, 0, backend="cuda")
-    assert table._derived[CPU] is first and first[:16].tolist() == table.packed[0].tolist()
+    assert encoded(table, CPU) is first and first[:16].tolist() == table.packed[0].tolist()

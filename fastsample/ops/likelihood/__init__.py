@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -201,15 +200,14 @@ def _one_per_sample(x_start: Tensor, x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape[0])
 
 
-@functools.lru_cache(maxsize=16)
-def _made(table: Table, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with outside():
-        return torch.from_numpy(_columns(table)).to(device, dtype)
-
-
 def _coefficients(table: Table, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What the terms of each row are made from, shape (rows, 16), as a table once per dtype and device."""
-    return _made(table, dtype, device)
+    """What the terms of each row are made from, shape (rows, 16), made once per dtype and device."""
+
+    def make(table: Table) -> Tensor:
+        with outside():
+            return torch.from_numpy(_columns(table)).to(device, dtype)
+
+    return table.derived(("likelihood", dtype, device), make)
 
 
 # As ops/device_table.py has it.

@@ -132,35 +132,36 @@ class _Rows(NamedTuple):
 
 
 def _of_rows(table: Table) -> _Rows:
-    found: _Rows | None = table._derived.get("posterior")
-    if found is None:
-        constant = 2 * (table.g0 + np.log(np.abs(table.s), out=np.zeros(len(table)), where=table.s != 0))
-        none = (table.s == 0) & (table.g0 == 0) & (table.g1 == 0)
-        recalls = (table.c1 != 0) | (table.c2 != 0)
-        reasons = np.where(
-            none, "is deterministic: it has no variance", np.where(recalls, "reads the x0 of earlier rows", "")
-        )
-        slopes = 2 * table.g1
-        worst = int(np.argmax(2 * (none | recalls) + (slopes != 0)))
-        found = table._derived["posterior"] = _Rows(
-            tuple(constant.tolist()),
-            tuple(slopes.tolist()),
-            tuple(reasons.tolist()),
-            any(table.learned),
-            worst,
-            table.replace(s=0.0, g0=0.0, g1=0.0),
-        )
-    return found
+    return table.derived("posterior", _made_of_rows)
+
+
+def _made_of_rows(table: Table) -> _Rows:
+    constant = 2 * (table.g0 + np.log(np.abs(table.s), out=np.zeros(len(table)), where=table.s != 0))
+    none = (table.s == 0) & (table.g0 == 0) & (table.g1 == 0)
+    recalls = (table.c1 != 0) | (table.c2 != 0)
+    reasons = np.where(
+        none, "is deterministic: it has no variance", np.where(recalls, "reads the x0 of earlier rows", "")
+    )
+    slopes = 2 * table.g1
+    return _Rows(
+        tuple(constant.tolist()),
+        tuple(slopes.tolist()),
+        tuple(reasons.tolist()),
+        any(table.learned),
+        worst=int(np.argmax(2 * (none | recalls) + (slopes != 0))),
+        noise_free=table.replace(s=0.0, g0=0.0, g1=0.0),
+    )
 
 
 def _at(rows: Tensor, table: Table, x: Tensor) -> tuple[Tensor, Tensor]:
     """(constants, slopes) of these rows, beside x and in its dtype; NaN for rows that do not exist."""
-    key = "posterior", x.device, x.dtype
-    both = table._derived.get(key)
-    if both is None:
+
+    def make(table: Table) -> Tensor:
         with outside():
             numbers = torch.tensor(_of_rows(table)[:2], dtype=torch.float64, device="cpu")
-            both = table._derived[key] = numbers.to(x.device, x.dtype)
+            return numbers.to(x.device, x.dtype)
+
+    both = table.derived(("posterior", x.device, x.dtype), make)
     own = rows.to(x.device)
     constant, slope = both[:, own % len(table)].unbind()
     if not rows.is_cpu:  # checked_rows has not read them
