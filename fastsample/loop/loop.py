@@ -17,12 +17,13 @@ from fastsample.loop.options import Noise, Step
 from fastsample.loop.start import checked_start, noise_level, start_of
 from fastsample.loop.workspace import Kind, Workspace, leave, taken, without_x0, worth_sharing
 from fastsample.model import Model, Predictor
-from fastsample.ops.backend import HUGE, choose, fresh_like, mark_written, ordinary_tensors
+from fastsample.ops.backend import choose
+from fastsample.ops.memory import HUGE, fresh_like, mark_written, ordinary_tensors
 from fastsample.ops.noise import INITIAL, normals
 from fastsample.ops.noise.keys import Index, Seed, renew_keys, sample_keys
 from fastsample.ops.step.compiled import functional_step
 from fastsample.ops.step.reductions import limited
-from fastsample.ops.transforms import recording, transformed
+from fastsample.ops.tracing import recording, transformed
 from fastsample.tables import Table
 
 if TYPE_CHECKING:

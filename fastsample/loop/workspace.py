@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastsample.loop.model_input import ModelInput
 from fastsample.ops.address import address, start_of
-from fastsample.ops.backend import cpu_module, fresh, ordinary_tensors
+from fastsample.ops.backend import cpu_module
+from fastsample.ops.memory import fresh, ordinary_tensors
 from fastsample.ops.noise import INITIAL, fill
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.tables import Table

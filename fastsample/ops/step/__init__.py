@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastsample.ops.backend import recorded
-from fastsample.ops.checks import check_history, differentiable, no_compiled_gradients
+from fastsample.ops.checks import check_history
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.ops.step.compiled import step_recorded
 from fastsample.ops.step.eager import Options, step_once
+from fastsample.ops.tracing import differentiable, no_compiled_gradients, traced
 from fastsample.tables import Table
 
 
@@ -89,7 +89,7 @@ def step(
     if not isinstance(noise, Tensor | None):
         raise TypeError(f"noise must be a tensor, got {type(noise).__name__}")
     options = Options(noise, seed, index, guidance, guidance_rescale, history, out, x0_out, input_out, backend)
-    if recorded(x, model_output):
+    if traced(x, model_output):
         if not differentiable(x, model_output, noise, guidance, seed, index, row, *history, out, x0_out, input_out):
             return step_recorded(x, model_output, table, row, options)
         no_compiled_gradients("step")

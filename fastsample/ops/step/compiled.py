@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import fresh
 from fastsample.ops.device_table import as_argument, decoded
+from fastsample.ops.memory import fresh
 from fastsample.ops.noise import as_int
 from fastsample.ops.noise.keys import sample_keys
 from fastsample.ops.step.eager import Options, step_once

@@ -8,18 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import choose, mark_written
+from fastsample.ops.backend import choose
 from fastsample.ops.checks import (
     check_history,
     check_memory,
     check_rescale,
     check_state,
     checked_rows,
-    differentiable,
     guidance_weights,
 )
+from fastsample.ops.memory import mark_written
 from fastsample.ops.noise.keys import Index, Seed, sample_keys
 from fastsample.ops.step.prepared import StepPlan, visited_rows
+from fastsample.ops.tracing import differentiable
 from fastsample.tables import Table
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.address import address, check_dense, check_readable
-from fastsample.ops.backend import cpu_module, fresh_like
+from fastsample.ops.backend import cpu_module
 from fastsample.ops.checks import check_like, check_output, check_variance, checked_noise
+from fastsample.ops.memory import fresh_like
 from fastsample.ops.step.launch import DTYPE_CODES, Operands, launch
 from fastsample.ops.step.reference import next_scale, step_reference
 from fastsample.tables import Table
