@@ -22,6 +22,7 @@ from fastsample.ops.memory import HUGE, fresh_like, mark_written, ordinary_tenso
 from fastsample.ops.noise import INITIAL, normals
 from fastsample.ops.noise.keys import Index, Seed, renew_keys, sample_keys
 from fastsample.ops.step.compiled import functional_step
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.reductions import limited
 from fastsample.ops.tracing import recording, transformed
 from fastsample.tables import Table
@@ -313,8 +314,10 @@ class Loop:
                 m = self._predict(model_input, time, guidance.conditional)
             # Generators fill one buffer again and again, which autograd may have kept.
             z = self._source(k).clone() if self._source is not None and table.stochastic[k] else None
-            operands = state, m, applied, k, z, self.keys, guidance.weights, guidance.rescale, history
-            self.state, x0 = functional_step(*operands, self._backend)
+            operands = Operands(
+                state, applied, self.keys, guidance.weights, rescale=guidance.rescale, history=tuple(history)
+            )
+            self.state, x0 = functional_step(operands, m, k, z, self._backend)
             if correct is not None:
                 x0 = _corrected(correct, x0, time[: len(state)], table, k)
                 self.state = self.state + x0 * float(table.b[k])

@@ -17,6 +17,7 @@ from fastsample.ops.address import address, start_of
 from fastsample.ops.backend import cpu_module
 from fastsample.ops.memory import fresh, ordinary_tensors
 from fastsample.ops.noise import INITIAL, fill
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.tables import Table
 
@@ -88,13 +89,13 @@ class Workspace:
             self.plans = plans_in_turn(
                 self.state,
                 without_x0(table) if kind.corrects else table,
+                kind.backend,
                 keeps_x0=kind.changes,
                 keys=self.keys if kind.draws else None,
                 guidance=self.weights,
                 one_guidance=kind.one_weight,
                 rescale=kind.rescale,
                 input_out=None if kind.changes else self.input.target,
-                backend=kind.backend,
             )
             shown = {id(plan.x0_out): plan.x0_out for plan in self.plans if plan.x0_out is not None}
             self._shown = [(name, one, _place(one)) for name, one in self._seen_by_callbacks(shown.values())]
@@ -158,7 +159,7 @@ def worth_sharing(kind: Kind) -> bool:
     return kind.device.type == "cpu" and kind.shape.numel() * kind.dtype.itemsize <= _LARGEST
 
 
-def plans_in_turn(state: Tensor, table: Table, *, keeps_x0: bool = False, **fixed: Any) -> list[StepPlan]:
+def plans_in_turn(state: Tensor, table: Table, backend: str, *, keeps_x0: bool = False, **fixed: Any) -> list[StepPlan]:
     """The plan of a state that is stepped in place, or two that take turns where two earlier x0 are read.
 
     Each keeps x0 where a later row reads it, over the oldest one; `keeps_x0` where no row does but the caller.
@@ -167,12 +168,15 @@ def plans_in_turn(state: Tensor, table: Table, *, keeps_x0: bool = False, **fixe
     turns = [x0, x0[::-1]] if len(x0) == 2 else [x0]
     return [
         StepPlan(
-            state,
-            table,
-            history=history if table.history else (),
-            out=state,
-            x0_out=history[-1] if history else None,
-            **fixed,
+            Operands(
+                state,
+                table,
+                history=history if table.history else (),
+                out=state,
+                x0_out=history[-1] if history else None,
+                **fixed,
+            ),
+            backend,
         )
         for history in turns
     ]
