@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastsample import Table
 from fastsample.ops.backend import _cpu
-from fastsample.ops.noise import randn_reference
+from fastsample.ops.noise.reference import randn_reference
 from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 

@@ -263,12 +263,13 @@ def test_what_has_no_coefficient_is_not_read(backend: str) -> None:
 def test_rows_that_do_not_exist() -> None:
     """Rows on a GPU are not read before: kernels make NaN of them, and so does the reference."""
     from fastsample.kernels.likelihood import likelihood as kernel
-    from fastsample.ops.likelihood import _coefficients, likelihood_reference
+    from fastsample.ops.likelihood.coefficients import coefficients_of
+    from fastsample.ops.likelihood.reference import likelihood_reference
 
     table, rows = example("fixed_small"), torch.tensor([20, 3, -21, -17])
     x_start = pixels((4, 6), 1)
     out = torch.empty(4)
-    coefficients = _coefficients(table, torch.float32, torch.device("cpu"))
+    coefficients = coefficients_of(table, torch.float32, torch.device("cpu"))
     want = likelihood(x_start, x_start, x_start, table, 3)
     got = likelihood_reference(x_start, x_start, x_start, coefficients, rows)
     assert got[::2].isnan().all() and torch.equal(got[1::2], want[1::2])
@@ -306,14 +307,14 @@ def test_gradients(row: int | Tensor) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_registered_op(backend: str) -> None:
-    from fastsample.ops.likelihood import _coefficients
+    from fastsample.ops.likelihood.coefficients import coefficients_of
 
     table = example()
     x_start = pixels((2, 2, 5), 1)
     out = learned_model(x_start, torch.full((2,), 4))
     device = "cuda" if HAS_GPU and backend == "triton" else "cpu"
     tensors = [one.to(device) for one in (x_start, x_start, out)]
-    coefficients = _coefficients(table, torch.float32, torch.device(device))
+    coefficients = coefficients_of(table, torch.float32, torch.device(device))
     rows = torch.tensor([3, 19]) if backend == "triton" else None
     arguments = (*tensors, coefficients, rows, 4, backend)
     torch.library.opcheck(torch.ops.fastsample.likelihood, arguments)

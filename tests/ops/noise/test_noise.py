@@ -9,7 +9,7 @@ import torch
 from conftest import LEVELS
 from fastsample.ops import randn
 from fastsample.ops.backend import _cpu
-from fastsample.ops.noise import philox_reference
+from fastsample.ops.noise.reference import philox_reference
 from support.philox import KNOWN_ANSWERS
 from support.splitmix import key
 
