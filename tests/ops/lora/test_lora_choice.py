@@ -157,7 +157,7 @@ MODES = """
 import json, os, threading, torch
 torch.set_num_threads(2)
 import fastsample
-from fastsample.ops import lora_choice, lora_pack
+from fastsample.ops.lora import choice as lora_choice, pack as lora_pack
 from torch._subclasses.fake_tensor import FakeTensorMode
 assert not lora_choice._made, "importing measures nothing"
 with torch.device("meta"), torch.autocast("cpu"), FakeTensorMode():
@@ -173,7 +173,7 @@ print(json.dumps(fastsample.backends()["cpu"]["lora"]))
 """
 FORCED = """
 import fastsample, json, torch
-from fastsample.ops import lora_choice
+from fastsample.ops.lora import choice as lora_choice
 found = fastsample.backends()["cpu"]["lora"]
 assert not lora_choice._made
 print(json.dumps(found))
