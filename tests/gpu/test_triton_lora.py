@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import HAS_GPU
 from fastsample.lora import LoRALinear, QKVProjection
 from fastsample.ops import backend as backends
 from fastsample.ops import lora
 from fastsample.ops.lora import lora_linear, lora_linear_reference
 from fastsample.ops.lora.pack import LowRank, PackedAdapters, PackedLinear, pack_adapters, pack_linear
+from support.devices import DEVICE, HAS_GPU
 from support.lora_formula import (
     DTYPES,
     MEASURED,
@@ -27,11 +27,11 @@ from support.lora_formula import (
     problem,
 )
 
-pytestmark = pytest.mark.skipif(
-    not backends.backends()["triton"]["available"], reason=backends.backends()["triton"]["reason"]
-)
+pytestmark = [
+    pytest.mark.skipif(not backends.backends()["triton"]["available"], reason=backends.backends()["triton"]["reason"]),
+    pytest.mark.usefixtures("nan_filled_new_empty"),
+]
 
-DEVICE = "cuda" if HAS_GPU else "cpu"
 NAN = math.nan
 HALVES_AND_FLOAT = [torch.float32, torch.float16]
 
@@ -44,25 +44,6 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     alone = request.param == "one launch"
     monkeypatch.setattr(lora_tiles, "one_launch", lambda one: alone and one.width <= 64)
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def nan_filled_new_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As conftest does it for torch.empty: packed factors and t start as NaN, the padding of ranks too."""
-    new_empty = Tensor.new_empty
-
-    def poisoned(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        made = new_empty(self, *args, **kwargs)
-        return made.fill_(NAN) if made.is_floating_point() else made
-
-    monkeypatch.setattr(Tensor, "new_empty", poisoned)
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def packs(p: Problem) -> tuple[PackedLinear, PackedAdapters | None]:

@@ -11,16 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import HAS_GPU
 from fastsample import Table, ops
 from support.ahead import ENVIRONMENT, Ahead
+from support.devices import DEVICE
 from support.formula import UNIT, normal
 
 pytest.importorskip("triton")
 from fastsample.kernels import reductions
 from fastsample.kernels.arithmetic import tl, triton
 
-DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 INF, NAN = math.inf, math.nan
 
 

@@ -13,11 +13,12 @@ from fastsample import Table
 from fastsample.ops.backend import _cpu
 from fastsample.ops.noise import randn_reference
 from fastsample.ops.step.prepared import StepPlan
+from support.devices import DEVICE
 
 pytest.importorskip("triton")
 from fastsample.kernels import step
 from fastsample.kernels.step import ALWAYS, NEVER, SOMETIMES, constants_of
-from support.triton_launch import DEVICE, Framed, same_bits, small_launches
+from support.triton_launch import Framed, same_bits, small_launches
 
 pytestmark = [
     pytest.mark.skipif(_cpu is None, reason="the C++ extension is not built"),

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 import fastsample
-from conftest import HAS_GPU, Floor
 from fastsample import DDIM, DDPM, Batcher, DPMSolver, DynamicThreshold, Schedule, Table, ops
 from fastsample.ops import backend as hub
 from fastsample.ops.checks import guidance_weights
@@ -23,6 +22,7 @@ from fastsample.ops.noise.keys import sample_keys
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.ops.step.reference import step_reference
 from support.cuda_on_cpu import build
+from support.devices import DEVICE, Target
 
 pytestmark = pytest.mark.ahead(build.undefined)
 
@@ -205,7 +205,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_every_backend_gives_the_references_values(any_backend: Floor, name: str) -> None:
+def test_every_backend_gives_the_references_values(any_backend: Target, name: str) -> None:
     want = CALLS[name](lambda tensor: tensor, "reference")
     got = CALLS[name](lambda tensor: tensor.to(any_backend.device), any_backend.backend)
     for one, reference in zip(*((both if isinstance(both, tuple) else (both,)) for both in (got, want)), strict=True):
@@ -222,7 +222,7 @@ RUNS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_whole_samplers_on_every_backend(any_backend: Floor, name: str) -> None:
+def test_whole_samplers_on_every_backend(any_backend: Target, name: str) -> None:
     sampler, options = RUNS[name]
 
     def run(backend: str, device: str) -> Tensor:
@@ -233,7 +233,7 @@ def test_whole_samplers_on_every_backend(any_backend: Floor, name: str) -> None:
     torch.testing.assert_close(run(*any_backend), run("reference", "cpu"), rtol=digits, atol=digits)
 
 
-def test_batcher_on_every_backend(any_backend: Floor) -> None:
+def test_batcher_on_every_backend(any_backend: Target) -> None:
     class Tenth(torch.nn.Linear):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             return 0.1 * x
@@ -254,7 +254,7 @@ GPU_KERNELS = pytest.mark.parametrize("any_backend", ["triton", "cuda"], indirec
 
 
 @GPU_KERNELS
-def test_rows_are_read_by_the_kernel_at_every_call(any_backend: Floor) -> None:
+def test_rows_are_read_by_the_kernel_at_every_call(any_backend: Target) -> None:
     backend, device = any_backend
     x, m, rows = X.to(device), M.to(device), torch.tensor([0, 1], device=device)
     keys = sample_keys([5, 6], 0, 2, x.device)
@@ -266,7 +266,7 @@ def test_rows_are_read_by_the_kernel_at_every_call(any_backend: Floor) -> None:
 
 
 @GPU_KERNELS
-def test_rows_that_do_not_exist_make_nan_of_their_samples(any_backend: Floor) -> None:
+def test_rows_that_do_not_exist_make_nan_of_their_samples(any_backend: Target) -> None:
     backend, device = any_backend
     rows = torch.tensor([4, 1], device=device)
     x, x0, model_input = X.to(device), torch.zeros(SHAPE, device=device), torch.zeros(SHAPE, device=device)
@@ -280,7 +280,7 @@ def test_rows_that_do_not_exist_make_nan_of_their_samples(any_backend: Floor) ->
 
 
 @GPU_KERNELS
-def test_what_any_row_needs_must_be_there(any_backend: Floor) -> None:
+def test_what_any_row_needs_must_be_there(any_backend: Target) -> None:
     backend, device = any_backend
     x, last = X.to(device), torch.tensor([3, 3], device=device)
     assert not PLAIN.stochastic[3]
@@ -294,7 +294,7 @@ def test_what_any_row_needs_must_be_there(any_backend: Floor) -> None:
 
 
 @GPU_KERNELS
-def test_strided_and_double_operands(any_backend: Floor) -> None:
+def test_strided_and_double_operands(any_backend: Target) -> None:
     backend, device = any_backend
     wide = torch.full((2, 6, 5, 7), float("nan"), device=device)
     x, out = X.to(device).to(memory_format=torch.channels_last), wide[:, ::2]
@@ -305,7 +305,7 @@ def test_strided_and_double_operands(any_backend: Floor) -> None:
 
 
 @pytest.mark.parametrize("any_backend", ["cpu", "triton", "cuda"], indirect=True)
-def test_copies_of_strided_outputs_stay_where_they_are(any_backend: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_of_strided_outputs_stay_where_they_are(any_backend: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CUDA graph that was captured over one shape reads them after calls with another."""
     backend, device = any_backend
     x, weights = X.to(device), torch.full((2,), 2.0, device=device)
@@ -359,7 +359,7 @@ def test_every_triton_op_guards_its_device(monkeypatch: pytest.MonkeyPatch, name
     for module in ("step", "noise", "posterior"):
         kernels = importlib.import_module(f"fastsample.kernels.{module}")
         monkeypatch.setattr(kernels, "on", guard)
-    CALLS[name](lambda tensor: tensor.to("cuda" if HAS_GPU else "cpu"), "triton")
+    CALLS[name](lambda tensor: tensor.to(DEVICE), "triton")
     assert len(guarded) == 1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsample
-from conftest import LEVELS
 from fastsample import (
     DDIM,
     DDPM,
@@ -30,6 +29,7 @@ from fastsample import (
     Table,
 )
 from fastsample.samplers.batcher import Request
+from support.levels import LEVELS
 
 SHAPE = (2, 5, 3)
 SCHEDULE = Schedule.linear()
@@ -163,15 +163,7 @@ def test_any_order_of_arrival(
         assert torch.equal(request.result(), plain(sampler, model, seed))
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Where two threads share a matrix product, its rounding depends on the row."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+# Where two threads share a matrix product, its rounding depends on the row.
 def test_a_real_model_alone_and_in_company(one_thread: None) -> None:
     model = fastsample.zoo.digits()
     sampler = DDPM(model.schedule, steps=6, variance="learned_range", clip=1.0)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import golden
 from fastsample import Schedule, Table, ops
 from fastsample.samplers.ddpm import DDPM, ddpm, ddpm_table
 from fastsample.samplers.limits import DynamicThreshold
 from support import live
 from support.chains import CHAINS, golden_noise, learned_model, toy_model
+from support.golden import golden
 
 NAMES = [(chain.values[0], chain.values[1]) for chain in CHAINS]
 

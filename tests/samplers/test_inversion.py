@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import golden
 from fastsample import Schedule, ddim, ops, zoo
 from fastsample.samplers.inversion import DDIMInverse, ddim_invert
 from support import live
 from support.chains import CHAINS, diffusers_dummies, toy_model
+from support.golden import golden
 
 SCHEDULE = Schedule.linear()
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import HAS_GPU
 from fastsample.kernels import blocks
+from support.devices import DEVICE
 
-DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 _AROUND = 7  # elements, so that outputs are not aligned either
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import LEVELS, golden
 from fastsample import DDIM, Schedule, Table, ops
 from fastsample.ops.backend import _cpu
 from support.formula import assert_matches, expected, normal
+from support.golden import golden
+from support.levels import LEVELS
 
 SHAPES = [(1, 1), (3, 5), (1, 16, 7), (2, 3, 5, 7), (2, 4, 33, 31), (1, 2, 2048), (3, 1, 4099)]
 ROWS = {

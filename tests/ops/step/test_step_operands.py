@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import LEVELS
 from fastsample import Table, ops
 from fastsample.ops.backend import _cpu
 from support.formula import assert_matches, expected, normal
+from support.levels import LEVELS
 from support.step_modes import BASE, MODES, ROWS, case
 
 NAN = math.nan
