@@ -240,15 +240,6 @@ def test_default_device_and_a_long_batch() -> None:
     assert got.device.type == "cpu" and got.isfinite().all()
 
 
-def test_seeds_are_read_once() -> None:
-    seeds = torch.tensor([5, 6])
-    steps = sampler(eta=1.0).iterate(model, SHAPE, seed=seeds)
-    next(steps)
-    seeds += 100
-    *_, last = steps
-    assert torch.equal(last.x, sampler(eta=1.0)(model, SHAPE, seed=[5, 6]))
-
-
 def test_the_result_is_an_ordinary_tensor() -> None:
     with torch.inference_mode():
         got = ddim(model, SHAPE, steps=3, eta=1.0)
@@ -315,46 +306,6 @@ def test_correct_x0_comes_before_the_clamp_and_sees_the_time() -> None:
     assert times == [750, 500, 250, 0] and torch.equal(got, torch.full(SHAPE, 0.5))
     with pytest.raises(ValueError, match="correct_x0 must return"):
         ddim(model, SHAPE, steps=4, correct_x0=lambda x0, t: None)  # type: ignore[arg-type, return-value]
-
-
-def test_generators_give_torchs_own_stream(backend: str) -> None:
-    x = ops.randn(SHAPE, seed=0)
-    common = dict(steps=5, eta=1.0, backend=backend)
-    generator = torch.Generator().manual_seed(8)
-    drawn = [torch.randn(SHAPE, generator=generator) for _ in range(5)]
-    want = ddim(model, x, noise=lambda k: drawn[k], **common)
-    assert torch.equal(ddim(model, x, noise=torch.Generator().manual_seed(8), **common), want)
-
-    several = [torch.Generator().manual_seed(i) for i in range(2)]
-    rows = [torch.cat([torch.randn((1, *SHAPE[1:]), generator=g) for g in several]) for _ in range(5)]
-    want = ddim(model, x, noise=lambda k: rows[k], **common)
-    assert torch.equal(ddim(model, x, noise=[torch.Generator().manual_seed(i) for i in range(2)], **common), want)
-
-
-@pytest.mark.parametrize(
-    ("noise", "error", "message"),
-    [
-        pytest.param([torch.Generator()], ValueError, "one per sample", id="too-few-generators"),
-        pytest.param([1, 2], TypeError, "torch.Generator", id="not-generators"),
-        pytest.param(3, TypeError, "torch.Generator", id="number"),
-        pytest.param(lambda k: None, TypeError, "noise must be a tensor", id="returns-none"),
-        pytest.param(lambda k: torch.zeros(2, 3), ValueError, "noise must have", id="wrong-shape"),
-    ],
-)
-def test_bad_noise(backend: str, noise: object, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        ddim(model, SHAPE, steps=3, eta=1.0, noise=noise, backend=backend)  # type: ignore[arg-type]
-
-
-def test_noise_is_asked_for_only_where_it_is_added() -> None:
-    rows = []
-
-    def noise(k: int) -> Tensor:
-        rows.append(k)
-        return torch.zeros(SHAPE)
-
-    ddim(model, SHAPE, steps=4, eta=1.0, noise=noise)
-    assert rows == [0, 1, 2], "the last row goes to alpha bar 1 and adds none"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])

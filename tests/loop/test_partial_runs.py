@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from fastsample import DDIM, DynamicThreshold, Sampler, Schedule, Step, Table, ddim, ops
+from support.guided import COND, UNCOND
 
 SHAPE = (3, 2, 6, 5)
 CLEAN = 0.5 * ops.randn(SHAPE, seed=77)
 SCHEDULE = Schedule.linear()
-COND = {"c": torch.tensor([0.4, -0.3, 0.2]).reshape(3, 1, 1, 1)}
-UNCOND = {"c": torch.zeros(3, 1, 1, 1)}
 
 
 def model(x: Tensor, t: Tensor, c: Tensor | float = 0.0) -> Tensor:

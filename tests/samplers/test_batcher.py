@@ -25,51 +25,12 @@ from fastsample import (
     Euler,
     Heun,
     Sampler,
-    Schedule,
     Table,
 )
 from fastsample.samplers.batcher import Request
+from support.batcher_runs import EVERYTHING, SCHEDULE, SHAPE, HandMade, exact, plain, with_variance
 from support.levels import LEVELS
 
-SHAPE = (2, 5, 3)
-SCHEDULE = Schedule.linear()
-
-
-def exact(x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-    """Sums, products and clamps alone, which round alike wherever an element lies."""
-    along = (-1, *(1,) * (x.ndim - 1))
-    m = (x * 0.5).clamp(-1, 1) + (t * 0.0003).to(x.dtype).reshape(along)
-    return m if c is None else m * c.to(x.dtype).reshape(along)
-
-
-def with_variance(x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-    return torch.cat([exact(x, t, c), (x * 0.25).clamp(-1, 1)], dim=1)
-
-
-class HandMade(Sampler):
-    def __init__(self, table: Table) -> None:
-        self.table = table
-
-
-# Two x0 of history, noise that depends on the row, a scaled input and fractional times, all at once.
-EVERYTHING = HandMade(
-    Table(
-        [9.5, 7.25, 3.0, 2.5, 0.125],
-        p=1.1,
-        q=-0.5,
-        a=0.3,
-        b=0.4,
-        c1=[0, 0.2, -0.1, 0.3, 0.1],
-        c2=[0, 0, 0.2, -0.2, 0.1],
-        d=0.1,
-        s=[0.5, 0.4, 0.3, 0.2, 0.1],
-        g0=-0.5,
-        g1=[0.5, 0, 0.25, 0.5, 0.1],
-        limit=[1.5, 1.0, 2.0, 3.0, 1.0],
-        e=[0.5, 0.6, 0.7, 0.8, 0.9],
-        init_noise_sigma=3.0,
-    )
-)
 SAMPLERS = [
     pytest.param(DDIM(SCHEDULE, steps=5, eta=1.0, clip=1.0), exact, id="ddim-eta1"),
     pytest.param(DDIM(SCHEDULE, steps=4, clip=DynamicThreshold(0.9, max=2.0)), exact, id="ddim-thresholded"),
@@ -82,13 +43,6 @@ SAMPLERS = [
     pytest.param(Consistency(sigmas=[80.0, 5.0, 0.5]), exact, id="consistency"),
     pytest.param(EVERYTHING, with_variance, id="everything"),
 ]
-
-
-def plain(sampler: Sampler, model: Callable[..., Tensor], seed: int, c: float | None = None, **options: Any) -> Tensor:
-    """The same sample from the sampler's own loop, in a batch of one."""
-    keywords = {} if c is None else {"c": torch.tensor([c])}
-    result: Tensor = sampler(model, (1, *SHAPE), seed=seed, model_kwargs=keywords, **options)[0]
-    return result
 
 
 def staggered(batcher: Batcher, seeds: list[int], gap: int = 2) -> list[Request]:

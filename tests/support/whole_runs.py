@@ -107,4 +107,6 @@ def moved(value: Any, device: torch.device | str) -> Any:
     """The options with all their tensors on the device."""
     if isinstance(value, Tensor):
         return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(moved(one, device) for one in value)
     return {name: moved(one, device) for name, one in value.items()} if isinstance(value, Mapping) else value

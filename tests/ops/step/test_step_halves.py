@@ -11,19 +11,21 @@ from torch import Tensor
 
 from fastsample import Table, ops
 from support.formula import normal
+from support.step_modes import BASE, KINDS
 
 HALVES = [torch.float16, torch.bfloat16]
 # One, around one and two vectors of 8 and of 16 lanes, around a block of 2048.
 SIZES = [1, 8, 15, 16, 17, 31, 32, 33, 47, 2048, 2049, 4099]
-FREE = dict(p=1.25, q=-0.75, a=0.2, b=0.9, d=0.3, e=[1.0, 1.0, 1.0, 0.7])
+SCALED = {"e": [1.0, 1.0, 1.0, 0.7]}
+FREE = {**BASE, **SCALED}
 ROWS: dict[str, dict[str, Any]] = {
     "free": FREE,
-    "free-unscaled": {**FREE, "e": 1.0},
+    "free-unscaled": BASE,
     "only-m": dict(q=1.0, b=0.9),
-    "clamped-reads-x": dict(p=1.25, q=-0.75, a=0.2, b=0.9, limit=0.8, e=[1.0, 1.0, 1.0, 0.7]),
-    "clamped-reads-m": dict(p=1.25, q=-0.75, b=0.9, d=0.3, limit=0.8, e=[1.0, 1.0, 1.0, 0.7]),
+    "clamped-reads-x": {**KINDS["clamped"], **SCALED},
+    "clamped-reads-m": {**KINDS["clamped-keeps-epsilon"], **SCALED},
     "clamped-reads-both": {**FREE, "limit": 0.8},
-    "clamped-x0-only": dict(q=-0.75, b=0.9, limit=0.8, e=[1.0, 1.0, 1.0, 0.7]),
+    "clamped-x0-only": dict(q=-0.75, b=0.9, limit=0.8, **SCALED),
     "history": {**FREE, "c1": [0.0, 0.4, 0.4, 0.0]},
     "long-history": {**FREE, "c1": [0.0, 0.4, 0.4, 0.0], "c2": [0.0, 0.0, -0.3, 0.0]},
     "history-clamped": {**FREE, "c1": [0.0, 0.4, 0.4, 0.0], "limit": 0.8},

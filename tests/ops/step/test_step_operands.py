@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,26 +10,13 @@ import pytest
 import torch
 
 from fastsample import Table, ops
-from fastsample.ops.backend import _cpu
 from support.formula import assert_matches, expected, normal
-from support.levels import LEVELS
-from support.step_modes import BASE, MODES, ROWS, case
+from support.levels import LEVELS, at_level, needs_cpu_kernels, on_threads
+from support.step_modes import BASE, MIXED, MODES, alone, case
 
 NAN = math.nan
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(1, 1), (3, 5), (2, 3, 5, 7), (1, 2, 2048), (3, 1, 4099)]
-
-
-def alone(call: dict[str, Any], i: int) -> dict[str, Any]:
-    """The same call for sample i only."""
-    batch, weights = len(call["x"]), call["guidance"]
-    return {
-        **call,
-        "x": call["x"][i : i + 1],
-        "model_output": call["model_output"][i::batch],
-        "history": tuple(one[i : i + 1] for one in call["history"]),
-        "guidance": [weights[i]] if isinstance(weights, list) else weights,
-    }
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -58,32 +43,19 @@ def test_matches_float64(backend: str, shape: tuple[int, ...], name: str) -> Non
         assert torch.equal(without, got), "x0_out must not change x'"
 
 
-@contextmanager
-def kernels(level: str, threads: int) -> Iterator[None]:
-    before, count = _cpu.isa(), torch.get_num_threads()
-    _cpu.set_isa(level)
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        _cpu.set_isa(before)
-        torch.set_num_threads(count)
-
-
 # The last is large enough for three threads.
+@needs_cpu_kernels
 @pytest.mark.parametrize("shape", [(3, 5), (3, 2, 3, 11), (3, 2, 20_011)], ids=str)
 @pytest.mark.parametrize("name", MODES)
 def test_same_bits_on_every_level_thread_count_batch_and_in_place(name: str, shape: tuple[int, ...]) -> None:
-    if _cpu is None:
-        pytest.skip("the C++ extension is not built")
     table, call = case(name, shape, torch.bfloat16)
     results = set()
     for level in LEVELS:
         for threads in (1, 2, 3):
-            with kernels(level, threads):
+            with at_level(level), on_threads(threads):
                 results.add(_run(table, call, in_place=False))
                 results.add(_run(table, call, in_place=True))
-    with kernels(LEVELS[-1], 2):
+    with at_level(LEVELS[-1]), on_threads(2):
         parts = [_run(table, alone(call, i), in_place=i == 1, index=i) for i in range(3)]
     results.add(tuple(b"".join(part) for part in zip(*parts, strict=True)))
     assert len(results) == 1
@@ -216,7 +188,7 @@ def test_samples_at_rows_of_their_own_equal_each_alone(
     got = ops.step(
         x,
         m,
-        ROWS,
+        MIXED,
         rows,
         seed=20,
         history=(h1, h2),
@@ -228,7 +200,7 @@ def test_samples_at_rows_of_their_own_equal_each_alone(
     given = ops.step(
         x,
         m,
-        ROWS,
+        MIXED,
         rows,
         noise=torch.cat(
             [ops.randn((1, *shape[1:]), seed=20, index=i, step=k % 5, stream=1) for i, k in enumerate(rows.tolist())]
@@ -244,7 +216,7 @@ def test_samples_at_rows_of_their_own_equal_each_alone(
         want = ops.step(
             x[own],
             m[i::batch],
-            ROWS,
+            MIXED,
             row,
             seed=20,
             index=i,
@@ -258,17 +230,16 @@ def test_samples_at_rows_of_their_own_equal_each_alone(
         assert torch.equal(buffers[0][own], x0) and torch.equal(buffers[1][own], half), f"sample {i} in row {row}"
 
 
+@needs_cpu_kernels
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2, 12_007)], ids=str)
 def test_rows_of_their_own_have_the_same_bits_on_every_level_and_thread_count(shape: tuple[int, ...]) -> None:
-    if _cpu is None:
-        pytest.skip("the C++ extension is not built")
     rows = torch.tensor([3, 0, 1, 4, 2])
     x, h1, h2 = (normal(shape, i) for i in (1, 2, 3))
     m = normal((10, 4, shape[2]), 4, torch.float16)
     results = set()
     for level in LEVELS:
         for threads in (1, 2, 3):
-            with kernels(level, threads):
+            with at_level(level), on_threads(threads):
                 for state, last in ((x, h2), (x.clone(), h2.clone())):
                     out = torch.full_like(x, NAN) if state is x else state
                     x0 = torch.full_like(x, NAN) if state is x else last
@@ -276,7 +247,7 @@ def test_rows_of_their_own_have_the_same_bits_on_every_level_and_thread_count(sh
                     ops.step(
                         state,
                         m,
-                        ROWS,
+                        MIXED,
                         rows,
                         seed=20,
                         history=(h1, last),
@@ -298,8 +269,8 @@ def test_rows_match_float64(backend: str, rows: list[int]) -> None:
     m = torch.cat([m, normal(shape, 9)], dim=1)
     x0 = torch.full(shape, NAN)
     given = torch.tensor(rows + rows)[::2] if rows[0] == rows[1] else torch.tensor(rows)
-    got = ops.step(x, m, ROWS, given, noise=z, history=(h1, h2), x0_out=x0, backend=backend)
-    want = expected(x, m, ROWS, rows, z=z, history=(h1, h2))
+    got = ops.step(x, m, MIXED, given, noise=z, history=(h1, h2), x0_out=x0, backend=backend)
+    want = expected(x, m, MIXED, rows, z=z, history=(h1, h2))
     assert_matches(got, want.state, want.state_error)
     assert_matches(x0, want.x0, want.x0_error)
 

@@ -5,8 +5,7 @@ Without a GPU the pretended device tapes what a capture launches, and a replay r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,63 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsample import DDIM, LCM, DDIMInverse, DPMSolver, Graph, Shared, graph
+from fastsample import LCM, DPMSolver, Graph, Shared, graph
 from fastsample.loop import workspace
-from support.pretend_device import Device, pretended
-from support.whole_runs import COND, GUIDED, PAINTED, RUNS, SCHEDULE, SHAPE, UNCOND, X, model, moved
+from support.cuda_graphs import NOISY, cuda_graphs, host
+from support.pretend_device import Device
+from support.whole_runs import COND, PAINTED, RUNS, SCHEDULE, SHAPE, UNCOND, X, model, moved
 
 OTHER = X.flip(0).mul(0.7).contiguous()
-NOISY = DDIM(SCHEDULE, steps=3, eta=1.0)
-
-
-@contextmanager
-def cuda_graphs(monkeypatch: pytest.MonkeyPatch, kernels: bool = True) -> Iterator[Device]:
-    """The pretended device, with torch.cuda's graphs and streams as it can have them."""
-
-    class Taped:
-        def __init__(self) -> None:
-            self.tape: list[Callable[[], None]] = []
-
-        def replay(self) -> None:
-            with torch.inference_mode():  # what was made in it may be written in it alone
-                for one in self.tape:
-                    one()
-
-    with pretended(monkeypatch, kernels) as device:
-
-        @contextmanager
-        def capture(taped: Taped, stream: object, capture_error_mode: str) -> Iterator[None]:
-            assert capture_error_mode == "thread_local"
-            device.tape = taped.tape
-            try:
-                with device.refusing():
-                    yield
-            finally:
-                device.tape = None
-
-        stream = SimpleNamespace(wait_stream=lambda other: None)
-        replaced = {
-            "CUDAGraph": Taped,
-            "graph": capture,
-            "Stream": lambda where: stream,
-            "stream": nullcontext,
-            "current_stream": lambda: stream,
-            "device": nullcontext,
-        }
-        for name, stand_in in replaced.items():
-            monkeypatch.setattr(torch.cuda, name, stand_in)
-        yield device
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    with cuda_graphs(monkeypatch) as device:
-        yield device
-
-
-def host(tensor: Any) -> Tensor:
-    assert tensor.device.type == "cuda"
-    return tensor.host
 
 
 # The reference draws its noise in hundreds of operations, which a tape is slow to run.
@@ -127,23 +76,16 @@ def test_conditions_are_replaced(device: Device, guided: bool) -> None:
     first, second = keywords(COND, UNCOND + 0.1), keywords(COND * -0.3, COND * 0.7)
     third = keywords(UNCOND - 0.2, COND)
     also: dict[str, Any] = {"guidance": 2.0, "uncond": first, "guidance_interval": (300, 1000)} if guided else {}
-    captured = graph(NOISY, nested, SHAPE, device="cuda", cond=moved_all(first), **moved_all(also))
+    captured = graph(NOISY, nested, SHAPE, device="cuda", cond=moved(first, "cuda"), **moved(also, "cuda"))
     assert torch.equal(host(captured(seed=1)), NOISY(nested, SHAPE, seed=1, cond=first, **also))
-    captured.update(cond=moved_all(second))
+    captured.update(cond=moved(second, "cuda"))
     assert torch.equal(host(captured(seed=1)), NOISY(nested, SHAPE, seed=1, cond=second, **also))
     if guided:
-        captured.update(uncond=moved_all(third), guidance=[4.0, -1.0])
+        captured.update(uncond=moved(third, "cuda"), guidance=[4.0, -1.0])
         also = {**also, "uncond": third, "guidance": [4.0, -1.0]}
         assert torch.equal(host(captured(seed=1)), NOISY(nested, SHAPE, seed=1, cond=second, **also))
-    captured.update(cond=moved_all(first))
+    captured.update(cond=moved(first, "cuda"))
     assert torch.equal(host(captured(seed=2)), NOISY(nested, SHAPE, seed=2, cond=first, **also))
-
-
-def moved_all(value: Any) -> Any:
-    """`moved`, through tuples too."""
-    if isinstance(value, dict):
-        return {name: moved_all(one) for name, one in value.items()}
-    return tuple(map(moved_all, value)) if isinstance(value, tuple) else moved(value, "cuda")
 
 
 def test_model_kwargs_are_replaced(device: Device) -> None:
@@ -248,134 +190,10 @@ def test_a_rerun_starts_from_the_same_turn(device: Device) -> None:
     assert [torch.equal(host(captured(seed=3)), want) for _ in range(3)] == [True] * 3
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        pytest.param({"callback": print}, ValueError, "cannot capture callback: nothing can look in", id="callback"),
-        pytest.param({"progress": True}, ValueError, "cannot capture progress", id="progress"),
-        pytest.param({"decode": abs}, ValueError, "cannot capture decode: .* decode what the graph", id="decode"),
-        pytest.param({"out": X}, ValueError, "cannot capture out: each call", id="out"),
-        pytest.param({"noise": lambda k: X}, ValueError, "cannot capture noise: .* from the seed", id="noise"),
-        pytest.param({"noise": [torch.Generator()]}, ValueError, "cannot capture noise", id="generator"),
-        pytest.param({"device": "cpu"}, ValueError, "needs a CUDA device, .* would lie on cpu", id="cpu"),
-        pytest.param({"steps": 5}, TypeError, "steps belongs to DDIM", id="unknown"),
-        pytest.param({"guidance": 2.0}, ValueError, "needs uncond=", id="bad-option"),
-    ],
-)
-def test_refused_before_the_model_is_called(
-    device: Device, options: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    def never(x: Tensor, t: Tensor) -> Tensor:
-        raise AssertionError("called")
-
-    with pytest.raises(error, match=message):
-        graph(NOISY, never, SHAPE, **{"device": "cuda", **options})
-
-
-def test_refused_samplers_and_gradients(device: Device) -> None:
-    with pytest.raises(TypeError, match="sampler must be"):
-        graph(model, model, SHAPE)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="example requires gradients"):
-        graph(NOISY, model, X.clone().requires_grad_())
-    with pytest.raises(TypeError, match="x0 must be a tensor"):
-        graph(DDIMInverse(SCHEDULE, steps=2), model, SHAPE)
-
-
 def test_options_that_are_not_in_force_are_none(device: Device) -> None:
     captured = graph(NOISY, model, SHAPE, device="cuda", callback=None, progress=False, noise=None, out=None, cond=None)
     assert isinstance(captured, Graph)
     assert torch.equal(host(captured(seed=1)), NOISY(model, SHAPE, seed=1))
-
-
-BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "shape": ({"x": X[:1]}, ValueError, r"run's shape \(2, 3, 4, 5\), got \(1, 3, 4, 5\)"),
-    "not-a-tensor": ({"x": SHAPE}, TypeError, "x must be a tensor, got tuple"),
-    "integers": ({"x": X.long()}, TypeError, "x must be a shape or a floating-point tensor"),
-    "float64": ({"x": X.double()}, ValueError, "x is torch.float64, and the run"),
-    "gradients": ({"x": X.clone().requires_grad_()}, ValueError, "x requires gradients"),
-    "seeds": ({"seed": [1, 2, 3]}, ValueError, "seed must be one int or 2"),
-    "seed": ({"seed": 0.5}, TypeError, "seed must be an int"),
-    "out": ({"out": torch.zeros(SHAPE)}, ValueError, "out must have shape"),
-    "out-dtype": ({"out": X.double()}, TypeError, "out must be a torch.float32"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_CALLS)
-def test_bad_calls_change_nothing(device: Device, name: str) -> None:
-    arguments, error, message = BAD_CALLS[name]
-    captured = graph(NOISY, model, SHAPE, device="cuda")
-    with pytest.raises(error, match=message):
-        captured(**arguments)
-    assert torch.equal(host(captured(seed=6)), NOISY(model, SHAPE, seed=6))
-
-
-BAD_UPDATES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "name": ({"start_step": 1}, TypeError, "cannot change start_step; it can change model_kwargs"),
-    "absent": ({"model_kwargs": {"c": COND}}, ValueError, "model_kwargs can be changed only"),
-    "absent-mask": ({"mask": X}, ValueError, "mask can be changed only"),
-    "none": ({"cond": None}, ValueError, "cond can be changed only to a value"),
-    "keywords": ({"cond": {"c": COND, "d": 1}}, ValueError, "captured; only one call has d"),
-    "shape": ({"cond": {"c": COND[:1]}}, ValueError, r"cond.c must be torch.float32 of shape \(2, 3, 1, 1\) on cuda"),
-    "dtype": ({"uncond": {"c": COND.double()}}, ValueError, "uncond.c must be torch.float32"),
-    "not-a-tensor": ({"cond": {"c": 1.0}}, ValueError, "cond.c is captured as it was"),
-    "one": ({"guidance": 1.0}, ValueError, "guidance other than 1 needs both halves"),
-    "weights": ({"guidance": [1.0, 2.0, 3.0]}, ValueError, "guidance must be one number or 2"),
-    "second-of-two": (
-        {"cond": {"c": COND * 5}, "uncond": {"c": COND[:1]}},
-        ValueError,
-        "uncond.c must be torch.float32",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_UPDATES)
-def test_bad_updates_change_nothing(device: Device, name: str) -> None:
-    inputs, error, message = BAD_UPDATES[name]
-    captured = graph(NOISY, model, SHAPE, device="cuda", **moved_all(GUIDED))
-    with pytest.raises(error, match=message):
-        captured.update(**moved_all(inputs))
-    assert torch.equal(host(captured(seed=6)), NOISY(model, SHAPE, seed=6, **GUIDED))
-
-
-def test_a_condition_from_another_device_is_refused(device: Device) -> None:
-    captured = graph(NOISY, model, SHAPE, device="cuda", **moved_all(GUIDED))
-    with pytest.raises(ValueError, match=r"cond\.c must be .* on cuda:0, as at capture; got .* on cpu"):
-        captured.update(cond={"c": COND})
-
-
-def test_a_model_that_cannot_be_captured(device: Device) -> None:
-    def reads(x: Tensor, t: Tensor) -> Tensor:
-        if device.strict:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        return x
-
-    with pytest.raises(RuntimeError, match="the model cannot be captured: does it read results") as caught:
-        graph(NOISY, reads, SHAPE, device="cuda")
-    assert "stream is capturing" in str(caught.value.__cause__)
-
-
-def test_autocast_with_its_cache_is_refused(device: Device) -> None:
-    def never(x: Tensor, t: Tensor) -> Tensor:
-        raise AssertionError("called")
-
-    with autocast(cache=True), pytest.raises(ValueError, match=r'torch.autocast\("cuda", cache_enabled=False\)'):
-        graph(NOISY, never, SHAPE, device="cuda")
-    with autocast(cache=False):
-        captured = graph(NOISY, model, SHAPE, device="cuda")
-    assert torch.equal(host(captured(seed=6)), NOISY(model, SHAPE, seed=6))
-
-
-@contextmanager
-def autocast(cache: bool) -> Iterator[None]:
-    """What torch.autocast("cuda") sets: without a GPU it warns, and sets nothing."""
-    cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_enabled("cuda", True)
-    torch.set_autocast_cache_enabled(cache)
-    try:
-        yield
-    finally:
-        torch.set_autocast_enabled("cuda", False)
-        torch.set_autocast_cache_enabled(cached)
 
 
 def test_the_loops_buffers_are_made_on_the_callers_stream(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:

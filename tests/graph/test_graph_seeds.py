@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 import torch
 
 from fastsample import graph
+from support.cuda_graphs import NOISY, host
 from support.pretend_device import Device
 from support.whole_runs import SHAPE, model
-from test_graph import NOISY, cuda_graphs, host
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    with cuda_graphs(monkeypatch) as device:
-        yield device
 
 
 def test_parts_of_a_set(device: Device) -> None:
