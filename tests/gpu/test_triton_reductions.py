@@ -14,7 +14,7 @@ from torch import Tensor
 from fastsample import Table, ops
 from support.ahead import ENVIRONMENT, Ahead
 from support.devices import DEVICE
-from support.formula import UNIT, normal
+from support.formula import UNIT, normal, same_values
 
 pytest.importorskip("triton")
 from fastsample.kernels import reductions
@@ -68,10 +68,6 @@ def quantiles(x0: Tensor, quantile: float, limit: float = INF) -> Tensor:
     return r.masked_fill(r.isinf(), NAN)
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
-
-
 @pytest.mark.parametrize("quantile", [0.25, 0.995, 1.0])
 @pytest.mark.parametrize("size", [1, 2, 2047, 2049, 5001])
 def test_thresholds_are_those_of_torch_quantile(size: int, quantile: float) -> None:
@@ -111,7 +107,7 @@ def test_neighbouring_floats_are_told_apart(order: str) -> None:
 @pytest.mark.parametrize("upper", [0x40400001, 0x404000FF, 0x4040FFFF, 0x407FFFFF, 0x41000000, 0x7F7FFFFF, 0x7F800000])
 def test_the_value_above_may_share_any_number_of_digits(upper: int) -> None:
     x0 = torch.tensor([[0x40400000, upper, 0, upper]], dtype=torch.int32).view(torch.float32)
-    assert same(bounds(x0, of_x0(0.4)), quantiles(x0, 0.4)), "between both"
+    assert same_values(bounds(x0, of_x0(0.4)), quantiles(x0, 0.4)), "between both"
 
 
 @pytest.mark.parametrize(
@@ -131,9 +127,9 @@ def test_the_value_above_may_share_any_number_of_digits(upper: int) -> None:
 def test_values_at_the_ends(values: list[float], quantile: float) -> None:
     x0 = torch.tensor([values, [1.0, 2.0, 3.0, 4.0]])
     got = bounds(x0, of_x0(quantile, 5.0))
-    assert same(got, quantiles(x0, quantile, 5.0))
+    assert same_values(got, quantiles(x0, quantile, 5.0))
     assert got[1].isfinite(), "only the sample that holds them suffers"
-    assert same(bounds(x0[:1], of_x0(quantile)), quantiles(x0[:1], quantile))
+    assert same_values(bounds(x0[:1], of_x0(quantile)), quantiles(x0[:1], quantile))
 
 
 @pytest.mark.parametrize("limit", [INF, 5.0], ids=["free", "max-5"])
@@ -142,9 +138,9 @@ def test_values_at_the_ends(values: list[float], quantile: float) -> None:
 def test_a_step_whose_quantile_is_next_to_an_infinity(quantile: float, limit: float) -> None:
     x0 = torch.tensor([[0.5, 1.0, 2.0, -3.0, INF, 4.0, 5.0, 6.0, 7.0]])
     table, x = of_x0(quantile, limit), torch.zeros_like(x0)
-    assert same(bounds(x0, table), quantiles(x0, quantile, limit))
+    assert same_values(bounds(x0, table), quantiles(x0, quantile, limit))
     got = ops.step(x.to(DEVICE), x0.to(DEVICE), table, 0, backend="triton").cpu()
-    assert same(got, ops.step(x, x0, table, 0, backend="reference"))
+    assert same_values(got, ops.step(x, x0, table, 0, backend="reference"))
     assert got.isnan().all() == (quantile > 0.9375 or limit == INF)
 
 

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from fastsample import Table
-from fastsample.ops.backend import _cpu
 from fastsample.ops.noise import randn_reference
 from fastsample.ops.step.prepared import StepPlan
 from support.devices import DEVICE
-from support.formula import normal
+from support.formula import normal, same_values
+from support.levels import needs_cpu
 from support.step_modes import KINDS
 
 pytest.importorskip("triton")
 from fastsample.kernels import step
 from fastsample.kernels.step import ALWAYS, NEVER, SOMETIMES, constants_of
-from support.triton_launch import Framed, same_bits, small_launches
+from support.triton_launch import Framed, small_launches
 
 pytestmark = [
-    pytest.mark.skipif(_cpu is None, reason="the C++ extension is not built"),
+    needs_cpu,
     pytest.mark.parametrize("level", ["scalar"], indirect=True),
     pytest.mark.usefixtures("level"),
 ]
@@ -247,7 +247,7 @@ def test_nan_and_infinity_go_where_the_cpu_lets_them() -> None:
     c.x[0, :3] = torch.tensor([float("nan"), INF, -INF])
     c.m[1, 5:8] = torch.tensor([float("nan"), INF, -INF])
     for found, expected in zip(on_triton(c)[:2], on_cpu(c)[:2], strict=True):
-        assert same_bits(found, expected)
+        assert same_values(found, expected)
         assert expected.isnan().any()
 
 

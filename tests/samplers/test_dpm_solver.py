@@ -15,13 +15,10 @@ from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver, dpm_solver_table, solver_timesteps
 from fastsample.samplers.limits import DynamicThreshold
 from fastsample.times.levels import flow_levels
+from support.chains import toy_model
 
 SCHEDULE = Schedule.scaled_linear()
 PEER_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample", "flow": "flow_prediction"}
-
-
-def toy_model(x: Tensor, t: Tensor) -> Tensor:
-    return 0.6 * torch.tanh(x) + 0.2 * torch.sin(0.013 * t.to(x.dtype)).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def start() -> Tensor:

@@ -21,14 +21,11 @@ from fastsample.samplers.limits import DynamicThreshold
 from fastsample.samplers.solver import fractional_timesteps
 from fastsample.times.levels import flow_levels, karras_sigmas, noise_levels, spaced_levels
 from support import live
+from support.chains import toy_model
 
 SCHEDULE = Schedule.scaled_linear()
 PEER_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 SPACINGS = ("linspace", "leading", "trailing", "karras")
-
-
-def toy_model(x: Tensor, t: Tensor) -> Tensor:
-    return 0.6 * torch.tanh(x) + 0.2 * torch.sin(0.013 * t.to(x.dtype)).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def start() -> Tensor:

@@ -15,10 +15,10 @@ from fastsample import selftest
 from fastsample.cli import main
 from fastsample.selftest import Place, results_of
 from fastsample.selftest.cases import LATENTS, MODES, ODD, TAIL, TINY, Call, Case, Mode, Wanted, cases
+from support.levels import needs_cpu
 
 CPU = torch.device("cpu")
 HAS_CPU = fastsample.backends()["cpu"]["available"]
-needs_cpu = pytest.mark.skipif(not HAS_CPU, reason="no CPU kernels")
 
 
 def case_of(op: str, mode: str = "", dtype: torch.dtype = torch.float32) -> Case:

@@ -19,7 +19,7 @@ LORA_LEVELS = [*LEVELS, pytest.param(AMX_ON_CPU, marks=_MODELLED)]
 BACKENDS = ["reference", *(f"cpu-{level}" for level in LEVELS)]
 LORA_BACKENDS = [*BACKENDS, pytest.param(f"cpu-{AMX_ON_CPU}", marks=_MODELLED)]
 
-needs_cpu_kernels = pytest.mark.skipif(_cpu is None, reason="the C++ extension is not built")
+needs_cpu = pytest.mark.skipif(_cpu is None, reason="the C++ extension is not built")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastsample.ops.lora import lora_linear
 from fastsample.ops.lora.pack import LowRank, pack_adapters, pack_linear
-from support.levels import LEVELS, LORA_LEVELS, at_level, needs_cpu_kernels, on_threads
+from support.levels import LEVELS, LORA_LEVELS, at_level, needs_cpu, on_threads
 from support.lora_formula import (
     DTYPES,
     MEASURED,
@@ -176,7 +176,7 @@ def test_one_linear_of_several_shares_their_memory(backend: str, dtype: torch.dt
         assert_same(lora_linear(p.x[:15], one, backend=backend), [y], backend)
 
 
-@needs_cpu_kernels
+@needs_cpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_one_level_packed_every_other_reads(dtype: torch.dtype) -> None:
     p = problem(MEASURED, 33, (17, 5), (3,), dtype)

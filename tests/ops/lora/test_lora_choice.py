@@ -23,6 +23,7 @@ from fastsample.ops.lora import choice as lora_choice
 from fastsample.ops.lora import lora_linear
 from fastsample.ops.lora import pack as lora_pack
 from fastsample.ops.lora.pack import TORCH, LowRank, pack_adapters, pack_linear
+from support.levels import needs_cpu
 from support.lora_formula import (
     DTYPES,
     MEASURED,
@@ -32,7 +33,7 @@ from support.lora_formula import (
     problem,
 )
 
-pytestmark = pytest.mark.skipif(_cpu is None, reason="no CPU kernels")
+pytestmark = needs_cpu
 NAN = math.nan
 
 

@@ -12,13 +12,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsample.ops import lora
-from fastsample.ops.backend import _cpu
 from fastsample.ops.lora import lora_linear, lora_linear_reference
 from fastsample.ops.lora.pack import LowRank, PackedAdapters, PackedLinear, pack_adapters, pack_linear
-from support.levels import LEVELS
+from support.levels import LEVELS, needs_cpu
 from support.lora_formula import DTYPES, assert_as_good_as_torch, by_hand, problem
-
-needs_cpu = pytest.mark.skipif(_cpu is None, reason="no CPU kernels")
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastsample.ops import LowRank, PackedAdapters, lora_linear, pack_adapters, pack_linear
 from fastsample.ops.backend import _cpu
-from support.levels import on_threads
-
-needs_cpu = pytest.mark.skipif(_cpu is None, reason="no C++ extension")
+from support.levels import needs_cpu, on_threads
 
 X, W = torch.randn(3, 8), torch.randn(5, 8)
 

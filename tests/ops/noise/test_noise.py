@@ -9,12 +9,11 @@ import torch
 from fastsample.ops import randn
 from fastsample.ops.backend import _cpu
 from fastsample.ops.noise import philox_reference
-from support.levels import LEVELS, at_level, on_threads
+from support.levels import LEVELS, at_level, needs_cpu, on_threads
 from support.philox import KNOWN_ANSWERS
 from support.splitmix import key
 
 SIZES = [1, 2, 3, 4, 5, 63, 64, 65, 111, 112, 2047, 2048, 2049, 4099, 16384]
-needs_cpu = pytest.mark.skipif(_cpu is None, reason="the C++ extension is not built")
 
 
 def numpy_philox(j: np.ndarray, step: int, stream: int, key: int) -> list[np.ndarray]:

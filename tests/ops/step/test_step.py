@@ -13,7 +13,7 @@ from fastsample import DDIM, Schedule, Table, ops
 from fastsample.ops.backend import _cpu
 from support.formula import assert_matches, expected, normal
 from support.golden import golden
-from support.levels import LEVELS, at_level, needs_cpu_kernels, on_threads
+from support.levels import LEVELS, at_level, needs_cpu, on_threads
 from support.step_modes import KINDS, PLAIN_KINDS
 
 SHAPES = [(1, 1), (3, 5), (1, 16, 7), (2, 3, 5, 7), (2, 4, 33, 31), (1, 2, 2048), (3, 1, 4099)]
@@ -38,7 +38,7 @@ def test_matches_float64(backend: str, shape: tuple[int, ...], name: str, dtype:
     assert torch.equal(ops.step(x, m, table, 1, noise=z, backend=backend), got), "x0_out must not change x'"
 
 
-@needs_cpu_kernels
+@needs_cpu
 @pytest.mark.parametrize("name", PLAIN_KINDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_same_bits_in_place_on_every_level_and_thread_count(name: str, shape: tuple[int, ...]) -> None:

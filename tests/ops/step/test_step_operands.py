@@ -11,7 +11,7 @@ import torch
 
 from fastsample import Table, ops
 from support.formula import assert_matches, expected, normal
-from support.levels import LEVELS, at_level, needs_cpu_kernels, on_threads
+from support.levels import LEVELS, at_level, needs_cpu, on_threads
 from support.step_modes import BASE, MIXED, MODES, alone, case
 
 NAN = math.nan
@@ -44,7 +44,7 @@ def test_matches_float64(backend: str, shape: tuple[int, ...], name: str) -> Non
 
 
 # The last is large enough for three threads.
-@needs_cpu_kernels
+@needs_cpu
 @pytest.mark.parametrize("shape", [(3, 5), (3, 2, 3, 11), (3, 2, 20_011)], ids=str)
 @pytest.mark.parametrize("name", MODES)
 def test_same_bits_on_every_level_thread_count_batch_and_in_place(name: str, shape: tuple[int, ...]) -> None:
@@ -230,7 +230,7 @@ def test_samples_at_rows_of_their_own_equal_each_alone(
         assert torch.equal(buffers[0][own], x0) and torch.equal(buffers[1][own], half), f"sample {i} in row {row}"
 
 
-@needs_cpu_kernels
+@needs_cpu
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2, 12_007)], ids=str)
 def test_rows_of_their_own_have_the_same_bits_on_every_level_and_thread_count(shape: tuple[int, ...]) -> None:
     rows = torch.tensor([3, 0, 1, 4, 2])
