@@ -1,18 +1,19 @@
-"""Samplers side by side: ours, and the diffusers scheduler that computes the same."""
+"""Sampling methods: our sampler, and the diffusers scheduler that computes the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from benchmarks.common.optional import optional
 from fastsample import DDIM, DDPM, LCM, TCD, DPMSolver, Sampler, Schedule
 
 
 @dataclass(frozen=True)
-class Pair:
+class Method:
     """One method.
 
     Attributes:
@@ -28,7 +29,7 @@ class Pair:
 
     def theirs(self, schedule: Schedule, steps: int) -> Any:
         """The diffusers scheduler, ready for `steps` steps on the same schedule; None where diffusers is absent."""
-        diffusers = _diffusers()
+        diffusers = optional("diffusers", "diffusers")
         if diffusers is None:
             return None
         made = getattr(diffusers, self.scheduler)(
@@ -38,37 +39,26 @@ class Pair:
         return made
 
 
-@cache
-def _diffusers() -> Any:
-    # Cached for the note, which is to be read once, not for every case.
-    try:
-        import diffusers
-    except ImportError as error:
-        print(f"diffusers is left out, it cannot be imported: {error}")
-        return None
-    return diffusers
-
-
-DDIM_FREE = Pair(DDIM, "DDIMScheduler", {"clip_sample": False})
-DDIM_CLIP = Pair(partial(DDIM, clip=1.0, rederive_epsilon=False), "DDIMScheduler", {"clip_sample": True})
-ANCESTRAL = Pair(
+DDIM_FREE = Method(DDIM, "DDIMScheduler", {"clip_sample": False})
+DDIM_CLIP = Method(partial(DDIM, clip=1.0, rederive_epsilon=False), "DDIMScheduler", {"clip_sample": True})
+ANCESTRAL = Method(
     partial(DDIM, eta=1.0, clip=1.0, rederive_epsilon=False), "DDIMScheduler", {"clip_sample": True}, {"eta": 1.0}
 )
 # Not "linspace", the default of both: at the last timestep of a cosine schedule an error in epsilon grows 20,000-fold.
-DPM_SOLVER = Pair(
+DPM_SOLVER = Method(
     partial(DPMSolver, order=2, timesteps="leading"),
     "DPMSolverMultistepScheduler",
     {"solver_order": 2, "timestep_spacing": "leading"},
 )
-DDPM_SMALL = Pair(
+DDPM_SMALL = Method(
     partial(DDPM, variance="fixed_small", clip=1.0, timesteps="leading"),
     "DDPMScheduler",
     {"variance_type": "fixed_small"},
 )
-DDPM_LEARNED = Pair(
+DDPM_LEARNED = Method(
     partial(DDPM, variance="learned_range", clip=1.0, timesteps="leading"),
     "DDPMScheduler",
     {"variance_type": "learned_range"},
 )
-LCM_FREE = Pair(LCM, "LCMScheduler", {})
-TCD_FREE = Pair(partial(TCD, gamma=0.3), "TCDScheduler", {}, {"eta": 0.3})
+LCM_FREE = Method(LCM, "LCMScheduler", {})
+TCD_FREE = Method(partial(TCD, gamma=0.3), "TCDScheduler", {}, {"eta": 0.3})

@@ -7,7 +7,7 @@ from fastsample import Table
 COEFFICIENTS = ("p", "q", "a", "b", "c1", "c2", "d")
 
 
-def settling(table: Table) -> Table:
+def repeatable(table: Table) -> Table:
     """The table with 1/4 in place of every coefficient that is not 0.
 
     A sampler's own rows multiply x by more than 1 and would carry it to infinity; a smaller factor alone would carry it

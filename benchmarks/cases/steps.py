@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.cases import methods, torch_steps
+from benchmarks.cases.methods import Method
 from benchmarks.common.options import CPU, Shape
-from benchmarks.peers import pairs, plain
-from benchmarks.peers.pairs import Pair
 from fastsample import Schedule, Table
 from fastsample.ops.noise.keys import sample_keys
 from fastsample.ops.step.prepared import StepPlan
@@ -35,14 +35,14 @@ class Case:
 
     Attributes:
         name: what it is reported as.
-        pair: the method.
+        method: whose step it is.
         steps: of the run whose middle row is taken.
         plain: the same step in plain torch.
         guidance: w; the model's output then holds both halves of the batch.
     """
 
     name: str
-    pair: Pair
+    method: Method
     steps: int
     plain: Callable[..., Tensor | tuple[Tensor, Tensor]]
     guidance: float | None = None
@@ -50,7 +50,7 @@ class Case:
     @cached_property
     def table(self) -> Table:
         """The sampler's own."""
-        return self.pair.sampler(SCHEDULE, steps=self.steps).table
+        return self.method.sampler(SCHEDULE, steps=self.steps).table
 
     @property
     def row(self) -> int:
@@ -94,17 +94,17 @@ class Case:
         return [torch.as_tensor(values[name], device=x.device) for name in inspect.signature(self.plain).parameters]
 
 
-DDIM_STEP = Case("ddim", pairs.DDIM_FREE, 50, plain.ddim)
+DDIM_STEP = Case("ddim", methods.DDIM_FREE, 50, torch_steps.ddim)
 NOISE_FREE = (
     DDIM_STEP,
-    Case("ddim clip", pairs.DDIM_CLIP, 50, plain.clipped_ddim),
-    Case("dpm_solver 2M", pairs.DPM_SOLVER, 20, plain.dpm_solver),
-    Case("guided ddim", pairs.DDIM_FREE, 50, plain.guided_ddim, guidance=7.5),
+    Case("ddim clip", methods.DDIM_CLIP, 50, torch_steps.clipped_ddim),
+    Case("dpm_solver 2M", methods.DPM_SOLVER, 20, torch_steps.dpm_solver),
+    Case("guided ddim", methods.DDIM_FREE, 50, torch_steps.guided_ddim, guidance=7.5),
 )
 NOISY = (
-    Case("ddim eta 1 clip", pairs.ANCESTRAL, 50, plain.ancestral_ddim),
-    Case("ddpm", pairs.DDPM_SMALL, 50, plain.ddpm),
-    Case("ddpm learned_range", pairs.DDPM_LEARNED, 50, plain.learned_ddpm),
-    Case("lcm", pairs.LCM_FREE, 4, plain.lcm),
-    Case("tcd", pairs.TCD_FREE, 4, plain.tcd),
+    Case("ddim eta 1 clip", methods.ANCESTRAL, 50, torch_steps.ancestral_ddim),
+    Case("ddpm", methods.DDPM_SMALL, 50, torch_steps.ddpm),
+    Case("ddpm learned_range", methods.DDPM_LEARNED, 50, torch_steps.learned_ddpm),
+    Case("lcm", methods.LCM_FREE, 4, torch_steps.lcm),
+    Case("tcd", methods.TCD_FREE, 4, torch_steps.tcd),
 )

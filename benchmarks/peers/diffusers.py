@@ -1,14 +1,15 @@
-"""A case's step as others have it. Where a peer is absent its function returns None and a note is printed."""
+"""Steps and whole runs of diffusers' schedulers. Where diffusers is absent they are None and a note is printed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from benchmarks.common.cases import SCHEDULE, Case, Operands
+from benchmarks.cases.methods import Method
+from benchmarks.cases.steps import SCHEDULE, Case, Operands
+from fastsample import Schedule
 
 
 def diffusers_step(case: Case, x: Tensor, operands: Operands) -> Callable[[], Tensor] | None:
@@ -16,10 +17,10 @@ def diffusers_step(case: Case, x: Tensor, operands: Operands) -> Callable[[], Te
 
     The schedulers of multistep methods count their steps: they are set back to the same row before each.
     """
-    scheduler = case.pair.theirs(SCHEDULE, case.steps)
+    scheduler = case.method.theirs(SCHEDULE, case.steps)
     if scheduler is None:
         return None
-    t, row, m, options = scheduler.timesteps[case.row], case.row, operands.m, case.pair.step_options
+    t, row, m, options = scheduler.timesteps[case.row], case.row, operands.m, case.method.step_options
     if operands.history:
         scheduler.model_outputs = [None, operands.history[-1].clone()]
         scheduler.lower_order_nums = 2
@@ -35,13 +36,22 @@ def diffusers_step(case: Case, x: Tensor, operands: Operands) -> Callable[[], Te
     return step if case.guidance is None else partial(guided_step, case.guidance)
 
 
-def compiled(step: Callable[..., object], arguments: list[Tensor]) -> Callable[[], object] | None:
-    """A plain step under torch.compile, already compiled for these arguments."""
-    torch.compiler.reset()
-    made = torch.compile(step, fullgraph=True, dynamic=False)
-    try:
-        made(*arguments)
-    except Exception as error:  # whatever its toolchain lacks, the other rows are worth having
-        print(f"torch.compile is left out, it failed: {str(error).strip().splitlines()[0]}")
+def diffusers_loop(
+    method: Method, schedule: Schedule, steps: int, model: Callable[[Tensor, Tensor], Tensor], start: Tensor
+) -> Callable[[], Tensor] | None:
+    """A whole run from `start`; `model` is given t as the scheduler has it, 0-d. None where diffusers is absent.
+
+    set_timesteps belongs to the run, as it does in every pipeline: it also sets the multistep schedulers back.
+    """
+    scheduler = method.theirs(schedule, steps)
+    if scheduler is None:
         return None
-    return lambda: made(*arguments)
+
+    def loop() -> Tensor:
+        scheduler.set_timesteps(steps)
+        x = start
+        for t in scheduler.timesteps:
+            x = scheduler.step(model(x, t), t, x, **method.step_options).prev_sample
+        return x
+
+    return loop

@@ -1,4 +1,4 @@
-"""The sampling loops that users have: around diffusers' schedulers, as its pipelines write it, and in plain torch."""
+"""What users write in plain torch: a sampling loop, and a step under torch.compile."""
 
 from __future__ import annotations
 
@@ -8,29 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.peers.pairs import Pair
-from fastsample import Schedule, Table
-
-
-def diffusers_loop(
-    pair: Pair, schedule: Schedule, steps: int, model: Callable[[Tensor, Tensor], Tensor], start: Tensor
-) -> Callable[[], Tensor] | None:
-    """A whole run from `start`; `model` is given t as the scheduler has it, 0-d. None where diffusers is absent.
-
-    set_timesteps belongs to the run, as it does in every pipeline: it also sets the multistep schedulers back.
-    """
-    scheduler = pair.theirs(schedule, steps)
-    if scheduler is None:
-        return None
-
-    def loop() -> Tensor:
-        scheduler.set_timesteps(steps)
-        x = start
-        for t in scheduler.timesteps:
-            x = scheduler.step(model(x, t), t, x, **pair.step_options).prev_sample
-        return x
-
-    return loop
+from fastsample import Table
 
 
 def plain_loop(
@@ -72,3 +50,15 @@ def plain_loop(
             return y
 
     return longer_loop if table.history or any(table.stochastic) else loop
+
+
+def compiled(step: Callable[..., object], arguments: list[Tensor]) -> Callable[[], object] | None:
+    """A plain step under torch.compile, already compiled for these arguments."""
+    torch.compiler.reset()
+    made = torch.compile(step, fullgraph=True, dynamic=False)
+    try:
+        made(*arguments)
+    except Exception as error:  # whatever its toolchain lacks, the other rows are worth having
+        print(f"torch.compile is left out, it failed: {str(error).strip().splitlines()[0]}")
+        return None
+    return lambda: made(*arguments)

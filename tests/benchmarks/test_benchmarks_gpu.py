@@ -17,11 +17,6 @@ from benchmarks.common.harness import Candidate, measure
 CUDA = torch.device("cuda")
 
 
-@pytest.fixture(autouse=True)
-def no_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FASTSAMPLE_BACKEND", raising=False)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("script", [step, sampler, noise, lora, digits], ids=lambda script: script.__name__[11:])
 def test_without_a_gpu_scripts_refuse(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
