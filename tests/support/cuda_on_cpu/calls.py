@@ -48,9 +48,7 @@ def step(
     batch, size = len(x), x.numel() // len(x)
     guided = guidance is not None
     m_stride = model_output.numel() // (2 * batch if guided else batch)
-    weights = None
-    if guidance is not None:
-        weights = torch.tensor(guidance if isinstance(guidance, Sequence) else [guidance] * batch, dtype=torch.float32)
+    weights = _weights(guidance, batch)
     keys = None if seed is None else sample_keys(seed, 0, batch, x.device)
     h1, h2 = (*history, None, None)[:2]
     rows = row if isinstance(row, Tensor) else None
@@ -93,6 +91,12 @@ def step(
         0,
     )
     return out
+
+
+def _weights(guidance: float | Sequence[float] | None, batch: int) -> Tensor | None:
+    if guidance is None:
+        return None
+    return torch.tensor(guidance if isinstance(guidance, Sequence) else [guidance] * batch, dtype=torch.float32)
 
 
 def posterior(
