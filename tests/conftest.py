@@ -73,6 +73,10 @@ def pytest_configure(config: pytest.Config) -> None:
         backends._cpu = amx_build.amx_on_cpu()
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    return str(val).removeprefix("torch.") if isinstance(val, torch.dtype) else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "backend" in metafunc.fixturenames and "backend" not in own:

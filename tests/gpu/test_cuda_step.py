@@ -17,14 +17,13 @@ from support.cuda_on_cpu import calls
 from support.cuda_on_cpu.build import ORDERS, CudaOnCpu
 from support.cuda_on_cpu.calls import Memory
 from support.formula import normal
-from support.step_modes import MIXED, MODES, case
+from support.step_modes import DTYPES, MIXED, MODES, case
 
 pytest_plugins = ["support.cuda_on_cpu.fixtures"]
 pytestmark = pytest.mark.usefixtures("scalar")
 
 NAN = math.nan
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 # Elements of a sample: 8 to a thread where that divides them, else 4; a block of samples and one of a part of a sample.
 SHAPES = [
     (1, 1, 1),

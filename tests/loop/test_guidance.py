@@ -69,7 +69,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("weights", [3.0, -1, [1.0, 3.0, 0.0], torch.tensor([2, 1, 4])], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_equals_a_model_that_guides_itself(
     backend: str, weights: object, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
@@ -94,7 +94,7 @@ def test_equals_a_model_that_guides_itself(
         pytest.param([200, 700], [600, 400, 200], id="list"),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outside_the_interval_only_the_conditional_half_is_called(
     backend: str, interval: tuple[float, float], guided: list[int], dtype: torch.dtype
 ) -> None:
@@ -154,7 +154,7 @@ def test_rescale_equals_rescaling_by_hand(backend: str, phi: float, weights: obj
     assert (got - unscaled).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("interval", [None, (300, 700)], ids=["everywhere", "interval"])
 def test_looking_at_a_guided_run_changes_nothing(
     backend: str, dtype: torch.dtype, interval: tuple[float, float] | None

@@ -72,7 +72,7 @@ def test_the_model_sees_times_dtype_and_keywords() -> None:
     assert seen == [(torch.int64, (2,), [t, t], torch.float32, "cat") for t in (900, 500, 10)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_model_dtype_is_asked_for_or_that_of_the_parameters(backend: str, dtype: torch.dtype) -> None:
     class Half(nn.Module):
         def __init__(self) -> None:
@@ -96,7 +96,7 @@ def test_model_dtype_is_asked_for_or_that_of_the_parameters(backend: str, dtype:
     assert torch.equal(last.x, asked) and len(sampler_steps) == 5, "the input made in the pass and after it must agree"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_x_is_never_modified_and_computed_in_float32(backend: str, dtype: torch.dtype) -> None:
     x = ops.randn(SHAPE, seed=5).to(dtype)
     before = x.clone()
@@ -173,7 +173,7 @@ def test_callback_sees_every_row_and_x0(backend: str) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_callback_may_change_x(backend: str, dtype: torch.dtype) -> None:
     inputs = []
 
@@ -249,7 +249,7 @@ def test_the_result_is_an_ordinary_tensor() -> None:
     assert weight.grad is not None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("x", [SHAPE, ops.randn(SHAPE, seed=0), ops.randn((4, *SHAPE[1:]), seed=0)[::2]], ids=type)
 def test_the_result_owns_its_memory(backend: str, dtype: torch.dtype, x: Tensor | tuple[int, ...]) -> None:
     """No more storage than its own, and none that the model was shown."""
@@ -308,7 +308,7 @@ def test_correct_x0_comes_before_the_clamp_and_sees_the_time() -> None:
         ddim(model, SHAPE, steps=4, correct_x0=lambda x0, t: None)  # type: ignore[arg-type, return-value]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("observed", [False, True], ids=["alone", "observed"])
 def test_no_tensor_is_allocated_after_the_first_step(dtype: torch.dtype, eta: float, observed: bool) -> None:

@@ -17,7 +17,7 @@ from support.lora_modules import KEEP, Pair, assert_close_to, layer_with, pair, 
 
 pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda d: str(d)[6:])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 
 
 @DTYPES

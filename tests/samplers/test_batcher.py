@@ -67,7 +67,7 @@ def test_every_result_has_the_bits_of_the_plain_sampler(
         assert torch.equal(request.result(), plain(sampler, model, seed, seed / 10, backend=backend))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("sampler", "model"), [SAMPLERS[0], SAMPLERS[-1]])
 def test_half_precision_models(
     backend: str, sampler: Sampler, model: Callable[..., Tensor], dtype: torch.dtype
@@ -82,7 +82,7 @@ def test_half_precision_models(
         assert request.result().dtype == torch.float32 and torch.equal(request.result(), want)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 @pytest.mark.parametrize(("sampler", "model"), [SAMPLERS[0], SAMPLERS[-1]])
 def test_guidance(
@@ -165,7 +165,7 @@ def test_the_model_sees_full_batches_of_finite_data_at_times_of_their_own() -> N
     assert batcher.step() == 0 and len(seen) == 6, "with nothing to do the model is not called"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_places_that_nobody_has_hold_zeros(backend: str, dtype: torch.dtype) -> None:
     inputs: list[Tensor] = []
 

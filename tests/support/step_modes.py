@@ -10,6 +10,8 @@ import torch
 from fastsample import Table
 from support.formula import normal
 
+# Of the model.
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BASE = dict(p=1.25, q=-0.75, a=0.2, b=0.9, d=0.3)
 HISTORY = dict(c1=[0.0, 0.4, 0.4], c2=[0.0, 0.0, -0.3])
 LEARNED = dict(s=0.5, g0=-0.4, g1=0.7)

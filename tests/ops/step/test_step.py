@@ -14,10 +14,9 @@ from fastsample.ops.backend import _cpu
 from support.formula import assert_matches, expected, normal
 from support.golden import golden
 from support.levels import LEVELS, at_level, needs_cpu, on_threads
-from support.step_modes import KINDS, PLAIN_KINDS
+from support.step_modes import DTYPES, KINDS, PLAIN_KINDS
 
 SHAPES = [(1, 1), (3, 5), (1, 16, 7), (2, 3, 5, 7), (2, 4, 33, 31), (1, 2, 2048), (3, 1, 4099)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,7 +25,7 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", PLAIN_KINDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_matches_float64(backend: str, shape: tuple[int, ...], name: str, dtype: torch.dtype) -> None:
     x, m, z = inputs(shape, dtype)
     table = Table([10, 0], **KINDS[name])
@@ -69,7 +68,7 @@ def test_noise_in_the_pass_is_randn_of_the_row_on_stream_1(backend: str, size: i
     assert torch.equal(drawn[1:2], alone), "a sample must not depend on its batch"
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_input_out_is_the_rounded_state(backend: str, dtype: torch.dtype) -> None:
     x, m, _ = inputs((3, 1000))
     x[0, :6] = torch.tensor([1e5, -1e5, 1e-6, 6e-8, 65519.0, 65520.0])
@@ -80,7 +79,7 @@ def test_input_out_is_the_rounded_state(backend: str, dtype: torch.dtype) -> Non
     assert torch.equal(target, state.to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_every_half_precision_value_converts_exactly(backend: str, dtype: torch.dtype) -> None:
     m = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).reshape(1, -1)
     table = Table([0], q=1.0, b=1.0)
@@ -91,7 +90,7 @@ def test_every_half_precision_value_converts_exactly(backend: str, dtype: torch.
     assert torch.equal(out.nan_to_num(1.5), m.nan_to_num(1.5))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rounding_to_half_precision_is_to_nearest_even(backend: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(-(2**31), 2**31, (1, 200_000), generator=generator).to(torch.int32)

@@ -55,7 +55,7 @@ def stepped(name: str, m: Tensor, x: Tensor, target: Tensor | None, in_place: bo
         *((name, 66 * 2048 + 35) for name in ("free", "clamped-reads-x", "clamped-x0-only", "history-clamped")),
     ],
 )
-@pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", HALVES)
 def test_bits_are_those_of_the_same_values_in_float32(backend: str, dtype: torch.dtype, name: str, size: int) -> None:
     x, scale = normal((1, size), 1), torch.tensor(0.7 if isinstance(ROWS[name].get("e"), list) else 1.0)
     for guided in (False, True):
@@ -72,7 +72,7 @@ def test_bits_are_those_of_the_same_values_in_float32(backend: str, dtype: torch
                     assert torch.equal(target, (want[0] * scale).to(other).expand(copies, size)), (guided, other)
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", HALVES)
 def test_states_round_to_the_models_dtype_to_nearest_even(backend: str, dtype: torch.dtype) -> None:
     """x' is x: random bits, exact midpoints, subnormal ones too, and NaN and infinity between others at every place."""
     bits = torch.randint(-(2**31), 2**31, (200_000,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
@@ -92,7 +92,7 @@ def test_states_round_to_the_models_dtype_to_nearest_even(backend: str, dtype: t
     assert torch.equal(target.nan_to_num(1.5), want.nan_to_num(1.5))
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", HALVES)
 def test_every_value_of_the_models_output_reaches_the_state_and_the_input(backend: str, dtype: torch.dtype) -> None:
     m = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).reshape(1, -1)
     table = Table([0], p=1.0, q=1.0, b=1.0)

@@ -12,10 +12,9 @@ import torch
 from fastsample import Table, ops
 from support.formula import assert_matches, expected, normal
 from support.levels import LEVELS, at_level, needs_cpu, on_threads
-from support.step_modes import BASE, MIXED, MODES, alone, case
+from support.step_modes import BASE, DTYPES, MIXED, MODES, alone, case
 
 NAN = math.nan
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(1, 1), (3, 5), (2, 3, 5, 7), (1, 2, 2048), (3, 1, 4099)]
 
 
@@ -125,7 +124,7 @@ def test_variances_beyond_float32_stay_finite_and_nan_stays_nan(backend: str) ->
     assert got[:6].tolist() == [2.0**127] * 3 + [2.0**-126] * 3 and got[6].isnan()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_learned_variance_from_given_and_from_drawn_noise_agree(backend: str, dtype: torch.dtype) -> None:
     table, call = case("learned", (3, 4, 1027), dtype)
     z = ops.randn((3, 4, 1027), seed=8, step=2, stream=1, backend=backend)
@@ -145,7 +144,7 @@ def test_guidance_takes_the_conditional_variance(backend: str) -> None:
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.7], ids=["plain", "rescaled"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_guidance_1_is_the_conditional_output_exactly(backend: str, dtype: torch.dtype, phi: float) -> None:
     columns = {**BASE, "limit": 0.8}
     x, conditional = normal((3, 1000), 1), normal((3, 1000), 2, dtype)
@@ -174,7 +173,7 @@ def test_ways_to_write_a_weight(backend: str, weights: object) -> None:
 
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 @pytest.mark.parametrize("shape", [(7, 2, 3), (7, 2, 1000)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_samples_at_rows_of_their_own_equal_each_alone(
     backend: str, shape: tuple[int, ...], guided: bool, dtype: torch.dtype
 ) -> None:
@@ -285,7 +284,7 @@ def test_a_limit_without_a_quantile_is_a_clamp_beside_thresholded_rows(backend: 
 # The next model input
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize("strided", [False, True], ids=["packed", "strided"])
 def test_the_next_input_is_scaled_rounded_once_and_doubled(
