@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fastsample.lora import LoRALinear, QKVProjection
 from fastsample.ops import backend as backends
-from fastsample.ops import lora
 from fastsample.ops.lora import lora_linear, lora_linear_reference
 from fastsample.ops.lora.pack import LowRank, PackedAdapters, PackedLinear, pack_adapters, pack_linear
 from support.devices import DEVICE, HAS_GPU
@@ -24,6 +23,7 @@ from support.lora_formula import (
     exact,
     problem,
 )
+from support.lora_memory import LAYOUTS, Margins, layouts
 
 pytestmark = [
     pytest.mark.skipif(not backends.backends()["triton"]["available"], reason=backends.backends()["triton"]["reason"]),
@@ -147,28 +147,10 @@ def test_both_forms_agree(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -
     assert_same(*results, "triton")
 
 
-def _layouts(x: Tensor) -> dict[str, Tensor]:
-    """Views with the values of the (12, K) x, or of its first rows, between NaN where there is room for it."""
-    k = x.shape[1]
-    wide = x.new_full((12, 3, k), NAN)
-    wide[:, 1] = x
-    return {
-        "1-D": x[0],
-        "1-D strided": x.repeat_interleave(2, 1)[0, ::2],
-        "rows of a wider tensor": wide[:, 1],
-        "transposed": x.T.contiguous().T,
-        "expanded": x[:1].expand(12, k),
-        "3-D with axes swapped": x.view(2, 6, k).transpose(0, 1),
-        "negative bit": torch._neg_view(-x),
-        "no rows": x[:0].view(2, 0, k),
-        "no samples": x[:0].view(0, 2, k),
-    }
-
-
-@pytest.mark.parametrize("name", _layouts(torch.zeros(12, 1)))
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_of_x(name: str) -> None:
-    p = problem(12, 33, (17, 5), (3,), torch.float32)
-    x = _layouts(p.x.to(DEVICE))[name]
+    p = problem(24, 33, (17, 5), (3,), torch.float32)
+    x = layouts(p.x.to(DEVICE))[name]
     got = run(x, *packs(p))
     want = run(x.resolve_neg().reshape(-1, 33).contiguous(), *packs(p))
     assert [y.shape for y in got] == [(*x.shape[:-1], n) for n in (17, 5)]
@@ -197,18 +179,11 @@ def test_nan_stays_in_its_row(form: str) -> None:
 
 
 def test_nothing_is_written_beyond_the_outputs(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole: list[Tensor] = []
-
-    def with_margins(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        whole.append(torch.full((shape.numel() + 128,), 7.0, dtype=dtype, device=device))
-        return whole[-1][64:-64].view(shape)
-
-    monkeypatch.setattr(lora, "fresh", with_margins)
+    margins = Margins(monkeypatch)
     p = problem(24, 33, (31, 5, 17), (3,), torch.float32)
     for rows in (1, 24):
-        whole.clear()
         assert not any(y.isnan().any() for y in run(p.x[:rows], *packs(p)))
-        assert len(whole) == 3 and all((one[:64] == 7).all() and (one[-64:] == 7).all() for one in whole)
+        margins.check(3)
 
 
 @pytest.mark.parametrize("dtype", HALVES_AND_FLOAT, ids=str)

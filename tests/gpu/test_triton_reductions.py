@@ -15,6 +15,7 @@ from fastsample import Table, ops
 from support.ahead import ENVIRONMENT, Ahead
 from support.devices import DEVICE
 from support.formula import UNIT, normal, same_values
+from support.quantiles import VALUES_AT_THE_ENDS
 
 pytest.importorskip("triton")
 from fastsample.kernels import reductions
@@ -110,18 +111,7 @@ def test_the_value_above_may_share_any_number_of_digits(upper: int) -> None:
     assert same_values(bounds(x0, of_x0(0.4)), quantiles(x0, 0.4)), "between both"
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        pytest.param([INF, 1.0, -2.0, 3.0], id="one-infinity"),
-        pytest.param([INF] * 4, id="all-infinite"),
-        pytest.param([NAN, 1.0, 2.0, 3.0], id="nan"),
-        pytest.param([-NAN, INF, 2.0, 3.0], id="nan-and-infinity"),
-        pytest.param([0.0] * 4, id="zeros"),
-        pytest.param([1e-45, -1e-45, 0.0, 1e-40], id="subnormal"),
-        pytest.param([3e38, -3e38, 3e38, 1.0], id="huge"),
-    ],
-)
+@pytest.mark.parametrize("values", VALUES_AT_THE_ENDS)
 @pytest.mark.parametrize("quantile", [0.5, 1.0])
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy, of infinities
 def test_values_at_the_ends(values: list[float], quantile: float) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastsample import DDIMInverse, graph
 from support.cuda_graphs import NOISY, host
 from support.pretend_device import Device
-from support.whole_runs import COND, GUIDED, SCHEDULE, SHAPE, X, model, moved
+from support.whole_runs import COND, GUIDED, SCHEDULE, SHAPE, X, model, moved, never
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,6 @@ from support.whole_runs import COND, GUIDED, SCHEDULE, SHAPE, X, model, moved
 def test_refused_before_the_model_is_called(
     device: Device, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    def never(x: Tensor, t: Tensor) -> Tensor:
-        raise AssertionError("called")
-
     with pytest.raises(error, match=message):
         graph(NOISY, never, SHAPE, **{"device": "cuda", **options})
 
@@ -117,9 +114,6 @@ def test_a_model_that_cannot_be_captured(device: Device) -> None:
 
 
 def test_autocast_with_its_cache_is_refused(device: Device) -> None:
-    def never(x: Tensor, t: Tensor) -> Tensor:
-        raise AssertionError("called")
-
     with autocast(cache=True), pytest.raises(ValueError, match=r'torch.autocast\("cuda", cache_enabled=False\)'):
         graph(NOISY, never, SHAPE, device="cuda")
     with autocast(cache=False):

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from fastsample import DDIM, Schedule, Shared, ddim
 from support.guided import COND, SHAPE, UNCOND, X
+from support.whole_runs import never
 
 C, U = COND["c"], UNCOND["c"]
 
@@ -83,9 +83,6 @@ C, U = COND["c"], UNCOND["c"]
     ],
 )
 def test_refused_before_the_model_is_called(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    def never(*args: Any, **kwargs: Any) -> Tensor:
-        raise AssertionError("called")
-
     given: dict[str, Any] = {"guidance": 2.0, "cond": COND, "uncond": UNCOND, **options}
     with pytest.raises(error, match=message):
         ddim(never, X, steps=3, **given)

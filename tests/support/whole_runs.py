@@ -49,6 +49,10 @@ def strided(x: Tensor, t: Tensor, c: Tensor | float = 0.0) -> Tensor:
     return model(x, t, c).contiguous(memory_format=torch.channels_last)
 
 
+def never(*args: Any, **kwargs: Any) -> Tensor:
+    raise AssertionError("called")
+
+
 def nudge(step: Step) -> None:
     """A callback that changes the state."""
     step.x.add_(step.x0, alpha=0.01)

@@ -24,6 +24,7 @@ from support.lora_formula import (
     exact,
     problem,
 )
+from support.lora_memory import LAYOUTS, layouts
 
 pytestmark = [pytest.mark.amx_on_cpu, pytest.mark.usefixtures("nan_filled_new_empty")]
 
@@ -112,33 +113,11 @@ def test_nan_stays_in_its_row(backend: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(y[others].double(), clean[others], rtol=0.02, atol=0.05)
 
 
-def _shaped(x: Tensor) -> dict[str, Tensor]:
-    """Views with the values of the (24, K) x, or of its first rows, whose layouts differ."""
-    k = x.shape[1]
-    wide = torch.full((24, 3, k), NAN, dtype=x.dtype)
-    wide[:, 1] = x
-    return {
-        "1-D": x[0],
-        "1-D strided": x.repeat_interleave(2, 1)[0, ::2],
-        "rows of a wider tensor": wide[:, 1],
-        "every other row": x[::2],
-        "transposed": x.T.contiguous().T,
-        "rows backwards": x.flip(0).flip(0),
-        "expanded": x[:1].expand(24, k),
-        "3-D": x.view(4, 6, k),
-        "3-D with axes swapped": x.view(4, 6, k).transpose(0, 1),
-        "3-D from channels first": x.view(4, 6, k).transpose(1, 2).contiguous().transpose(1, 2),
-        "4-D": x.view(2, 3, 4, k),
-        "4-D expanded": x[:4].view(1, 1, 4, k).expand(2, 3, 4, k),
-        "no rows": x[:0].view(2, 0, k),
-    }
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", _shaped(torch.zeros(24, 1)))
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_of_x(backend: str, name: str, dtype: torch.dtype) -> None:
     p = problem(MEASURED, 33, (17, 5), (3,), dtype)
-    x = _shaped(p.x[:24])[name]
+    x = layouts(p.x[:24])[name]
     got = lora_linear(x, *p.packs(), backend=backend)
     want = lora_linear(x.reshape(-1, 33).contiguous(), *p.packs(), backend=backend)
     assert [y.shape for y in got] == [(*x.shape[:-1], n) for n in (17, 5)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastsample import Table, ops
 from fastsample.ops.step.reductions import rescale_factor, threshold
 from support.formula import UNIT, normal, same_values
+from support.quantiles import VALUES_AT_THE_ENDS
 
 INF, NAN = math.inf, math.nan
 
@@ -68,19 +69,7 @@ def test_neighbouring_floats_are_told_apart(backend: str, order: str) -> None:
         assert torch.equal(thresholded(x0, quantile, INF, backend), wanted(x0, quantile, INF)), quantile
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        pytest.param([INF, 1.0, -2.0, 3.0], id="one-infinity"),
-        pytest.param([INF, -INF, 1.0, 2.0], id="two-infinities"),
-        pytest.param([INF] * 4, id="all-infinite"),
-        pytest.param([NAN, 1.0, 2.0, 3.0], id="nan"),
-        pytest.param([-NAN, INF, 2.0, 3.0], id="nan-and-infinity"),
-        pytest.param([0.0] * 4, id="zeros"),
-        pytest.param([1e-45, -1e-45, 0.0, 1e-40], id="subnormal"),
-        pytest.param([3e38, -3e38, 3e38, 1.0], id="huge"),
-    ],
-)
+@pytest.mark.parametrize("values", VALUES_AT_THE_ENDS)
 @pytest.mark.parametrize("limit", [INF, 5.0], ids=["free", "max-5"])
 @pytest.mark.parametrize("quantile", [0.5, 0.9, 1.0])
 def test_values_at_the_ends(backend: str, values: list[float], limit: float, quantile: float) -> None:

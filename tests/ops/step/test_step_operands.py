@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from fastsample import Table, ops
 from support.formula import assert_matches, expected, normal
@@ -52,21 +53,28 @@ def test_same_bits_on_every_level_thread_count_batch_and_in_place(name: str, sha
     for level in LEVELS:
         for threads in (1, 2, 3):
             with at_level(level), on_threads(threads):
-                results.add(_run(table, call, in_place=False))
-                results.add(_run(table, call, in_place=True))
+                results |= {_run(table, call, in_place) for in_place in (False, True)}
     with at_level(LEVELS[-1]), on_threads(2):
         parts = [_run(table, alone(call, i), in_place=i == 1, index=i) for i in range(3)]
     results.add(tuple(b"".join(part) for part in zip(*parts, strict=True)))
     assert len(results) == 1
 
 
-def _run(table: Table, call: dict[str, Any], in_place: bool, index: int = 0) -> tuple[bytes, ...]:
-    """The bytes of x', x0 and the next input of row 2 with noise drawn in the pass."""
-    call = {**call, "x": call["x"].clone(), "history": tuple(one.clone() for one in call["history"])}
+def _run(
+    table: Table,
+    call: dict[str, Any],
+    in_place: bool,
+    row: int | Tensor = 2,
+    index: int = 0,
+    copies: int = 1,
+) -> tuple[bytes, ...]:
+    """The bytes of x', x0 and the next input, `copies` times, with noise drawn in the pass."""
+    call = {**call, "x": call["x"].clone(), "history": tuple(h.clone() for h in call["history"])}
     out = call["x"] if in_place else torch.full_like(call["x"], NAN)
     x0 = call["history"][-1] if in_place and call["history"] else torch.full_like(call["x"], NAN)
-    half = torch.full_like(out, NAN, dtype=torch.float16)
-    ops.step(table=table, row=2, seed=11, index=index, out=out, x0_out=x0, input_out=half, backend="cpu", **call)
+    half = torch.full((copies * len(out), *out.shape[1:]), NAN, dtype=torch.float16)
+    outputs = {"out": out, "x0_out": x0, "input_out": half}
+    ops.step(table=table, row=row, seed=11, index=index, backend="cpu", **call, **outputs)
     return out.numpy().tobytes(), x0.numpy().tobytes(), half.numpy().tobytes()
 
 
@@ -181,52 +189,20 @@ def test_samples_at_rows_of_their_own_equal_each_alone(
     batch = len(rows)
     x, h1, h2 = (normal(shape, i) for i in (1, 2, 3))
     m = normal((2 * batch if guided else batch, 2 * shape[1], *shape[2:]), 4, dtype)
-    weights = [7.5, 1.0, 2.0, 7.5, 0.0, 3.0, 7.5] if guided else None
-    options = dict(guidance_rescale=0.7 if guided else 0.0, backend=backend)
-    buffers = [torch.full(shape, NAN), torch.full(shape, NAN, dtype=torch.bfloat16)]
-    got = ops.step(
-        x,
-        m,
-        MIXED,
-        rows,
-        seed=20,
-        history=(h1, h2),
-        guidance=weights,
-        x0_out=buffers[0],
-        input_out=buffers[1],
-        **options,
-    )
-    given = ops.step(
-        x,
-        m,
-        MIXED,
-        rows,
-        noise=torch.cat(
-            [ops.randn((1, *shape[1:]), seed=20, index=i, step=k % 5, stream=1) for i, k in enumerate(rows.tolist())]
-        ),
-        history=(h1, h2),
-        guidance=weights,
-        **options,
-    )
+    call: dict[str, Any] = {"x": x, "model_output": m, "history": (h1, h2), "guidance": None}
+    if guided:
+        call |= {"guidance": [7.5, 1.0, 2.0, 7.5, 0.0, 3.0, 7.5], "guidance_rescale": 0.7}
+    buffers = {"x0_out": torch.full(shape, NAN), "input_out": torch.full(shape, NAN, dtype=torch.bfloat16)}
+    got = ops.step(table=MIXED, row=rows, seed=20, backend=backend, **call, **buffers)
+    drawn = [ops.randn((1, *shape[1:]), seed=20, index=i, step=k % 5, stream=1) for i, k in enumerate(rows.tolist())]
+    given = ops.step(table=MIXED, row=rows, noise=torch.cat(drawn), backend=backend, **call)
     assert torch.equal(given, got) or backend == "reference", "the reference's own normals differ by 1 ulp"
     for i, row in enumerate(rows.tolist()):
-        own = slice(i, i + 1)
-        x0, half = torch.full_like(x[own], NAN), torch.full_like(x[own], NAN, dtype=torch.bfloat16)
-        want = ops.step(
-            x[own],
-            m[i::batch],
-            MIXED,
-            row,
-            seed=20,
-            index=i,
-            history=(h1[own], h2[own]),
-            guidance=None if weights is None else weights[i],
-            x0_out=x0,
-            input_out=half,
-            **options,
-        )
-        assert torch.equal(got[own], want), f"sample {i} in row {row}"
-        assert torch.equal(buffers[0][own], x0) and torch.equal(buffers[1][own], half), f"sample {i} in row {row}"
+        outputs = {name: torch.full_like(buffer[:1], NAN) for name, buffer in buffers.items()}
+        want = ops.step(table=MIXED, row=row, seed=20, index=i, backend=backend, **alone(call, i), **outputs)
+        assert torch.equal(got[i : i + 1], want), f"sample {i} in row {row}"
+        for name, output in outputs.items():
+            assert torch.equal(buffers[name][i : i + 1], output), f"{name} of sample {i} in row {row}"
 
 
 @needs_cpu
@@ -235,29 +211,13 @@ def test_rows_of_their_own_have_the_same_bits_on_every_level_and_thread_count(sh
     rows = torch.tensor([3, 0, 1, 4, 2])
     x, h1, h2 = (normal(shape, i) for i in (1, 2, 3))
     m = normal((10, 4, shape[2]), 4, torch.float16)
+    call: dict[str, Any] = {"x": x, "model_output": m, "history": (h1, h2), "guidance_rescale": 0.7}
+    call["guidance"] = [7.5, 1.0, 2.0, 0.5, 3.0]
     results = set()
     for level in LEVELS:
         for threads in (1, 2, 3):
             with at_level(level), on_threads(threads):
-                for state, last in ((x, h2), (x.clone(), h2.clone())):
-                    out = torch.full_like(x, NAN) if state is x else state
-                    x0 = torch.full_like(x, NAN) if state is x else last
-                    target = torch.full((10, *shape[1:]), NAN, dtype=torch.bfloat16)
-                    ops.step(
-                        state,
-                        m,
-                        MIXED,
-                        rows,
-                        seed=20,
-                        history=(h1, last),
-                        guidance=[7.5, 1.0, 2.0, 0.5, 3.0],
-                        guidance_rescale=0.7,
-                        out=out,
-                        x0_out=x0,
-                        input_out=target,
-                        backend="cpu",
-                    )
-                    results.add(tuple(one.view(torch.uint8).numpy().tobytes() for one in (out, x0, target)))
+                results |= {_run(MIXED, call, in_place, row=rows, copies=2) for in_place in (False, True)}
     assert len(results) == 1
 
 
