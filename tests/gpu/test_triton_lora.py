@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from conftest import HAS_GPU
 from fastsample.lora import LoRALinear, QKVProjection
 from fastsample.ops import backend as backends
-from fastsample.ops import lora
-from fastsample.ops.lora import lora_linear, lora_linear_reference
-from fastsample.ops.lora.pack import LowRank, PackedAdapters, PackedLinear, pack_adapters, pack_linear
+from fastsample.ops.lora import launch, lora_linear
+from fastsample.ops.lora.adapters import LowRank, PackedAdapters, pack_adapters
+from fastsample.ops.lora.reference import lora_linear_reference
+from fastsample.ops.lora.weights import PackedLinear, pack_linear
 from support.lora_formula import (
     DTYPES,
     MEASURED,
@@ -224,7 +225,7 @@ def test_nothing_is_written_beyond_the_outputs(form: str, monkeypatch: pytest.Mo
         whole.append(torch.full((shape.numel() + 128,), 7.0, dtype=dtype, device=device))
         return whole[-1][64:-64].view(shape)
 
-    monkeypatch.setattr(lora, "fresh", with_margins)
+    monkeypatch.setattr(launch, "fresh", with_margins)
     p = problem(24, 33, (31, 5, 17), (3,), torch.float32)
     for rows in (1, 24):
         whole.clear()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastsample.lora.layers.factors import Layer, Pair, Part, check_ranks, low_rank, merged, stacked
-from fastsample.ops.lora import check_range
-from fastsample.ops.lora.pack import LowRank
+from fastsample.ops.lora.adapters import LowRank
+from fastsample.ops.lora.checks import check_range
 
 T = TypeVar("T")
 _LARGEST = torch.finfo(torch.float32).max

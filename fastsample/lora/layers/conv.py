@@ -11,7 +11,7 @@ from torch.nn import functional
 from fastsample.lora.layers.adapters import Adapters
 from fastsample.lora.layers.factors import Layer, stacked
 from fastsample.lora.layers.linear import AdaptedLayer, check_capacity, check_replaceable
-from fastsample.ops.lora.pack import LowRank
+from fastsample.ops.lora.adapters import LowRank
 
 
 class LoRAConv2d(AdaptedLayer):

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from fastsample.ops.lora.pack import LowRank
+from fastsample.ops.lora.adapters import LowRank
 
 Pair = tuple[Tensor, Tensor]
 

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from fastsample.lora.layers.adapters import Adapters, mark
 from fastsample.lora.layers.factors import Layer
-from fastsample.ops.lora import check, lora_linear, lora_linear_reference
-from fastsample.ops.lora.pack import PackedAdapters, PackedLinear, pack_adapters, pack_linear
+from fastsample.ops.lora import lora_linear
+from fastsample.ops.lora.adapters import PackedAdapters, pack_adapters
+from fastsample.ops.lora.checks import check_operands
+from fastsample.ops.lora.reference import lora_linear_reference
+from fastsample.ops.lora.weights import PackedLinear, pack_linear
 
 # Of which linear (None: all of them), and whether the adapters differ between samples.
 _Key = tuple[int | None, bool]
@@ -101,7 +104,7 @@ class FrozenLinears(Adapters):
             return lora_linear(x, packed)
         live = self._live()
         if live or (torch.is_grad_enabled() and x.requires_grad):
-            check(x, packed, adapters, index)
+            check_operands(x, packed, adapters, index)
             groups = self._groups(key) if live else adapters.groups
             weights = self.weights() if i is None else [self.weight(i)]
             return lora_linear_reference(x, weights, packed.bias, groups, index)

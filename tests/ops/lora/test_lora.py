@@ -15,7 +15,8 @@ from torch import Tensor
 from conftest import LEVELS, LORA_LEVELS
 from fastsample.ops.backend import _cpu
 from fastsample.ops.lora import lora_linear
-from fastsample.ops.lora.pack import LowRank, pack_adapters, pack_linear
+from fastsample.ops.lora.adapters import LowRank, pack_adapters
+from fastsample.ops.lora.weights import pack_linear
 from support.lora_formula import (
     DTYPES,
     MEASURED,

@@ -17,7 +17,8 @@ from torch import Tensor
 from conftest import AMX_ON_CPU, at_level
 from fastsample.ops.backend import _cpu
 from fastsample.ops.lora import lora_linear
-from fastsample.ops.lora.pack import LowRank, PackedLinear, pack_adapters, pack_linear
+from fastsample.ops.lora.adapters import LowRank, pack_adapters
+from fastsample.ops.lora.weights import PackedLinear, pack_linear
 from support.amx_on_cpu.build import AmxOnCpu, amx_on_cpu, undefined
 from support.lora_formula import MEASURED, Problem, exact, problem
 from support.paths import ROOT

@@ -12,10 +12,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import LEVELS
-from fastsample.ops import lora
 from fastsample.ops.backend import _cpu
-from fastsample.ops.lora import lora_linear, lora_linear_reference
-from fastsample.ops.lora.pack import LowRank, PackedAdapters, PackedLinear, pack_adapters, pack_linear
+from fastsample.ops.lora import launch, lora_linear
+from fastsample.ops.lora.adapters import LowRank, PackedAdapters, pack_adapters
+from fastsample.ops.lora.reference import lora_linear_reference
+from fastsample.ops.lora.weights import PackedLinear, pack_linear
 from support.lora_formula import DTYPES, assert_as_good_as_torch, by_hand, problem
 
 needs_cpu = pytest.mark.skipif(_cpu is None, reason="no CPU kernels")
@@ -125,7 +126,7 @@ def test_nothing_is_written_beyond_the_outputs(level: str, dtype: torch.dtype, m
         whole.append(torch.full((shape.numel() + 128,), 7.0, dtype=dtype, device=device))
         return whole[-1][64:-64].view(shape)
 
-    monkeypatch.setattr(lora, "fresh", with_margins)
+    monkeypatch.setattr(launch, "fresh", with_margins)
     for ns in ((1,), (15, 33), (31, 5, 17)):
         p = problem(24, 33, ns, (3,), dtype)
         for rows in (1, 5, 14, 15):
