@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastsample.lora.layers.adapters import Adapters
-from fastsample.lora.layers.linear import QKVProjection, check_replaceable
+from fastsample.lora.layers.frozen import FrozenLayers
+from fastsample.lora.layers.linear import QKVProjection
+from fastsample.lora.layers.replaceable import check_replaceable
 
 
 class FusedAttnProcessor:
@@ -104,7 +105,7 @@ def install(projections: Mapping[nn.Module, QKVProjection]) -> None:
         vars(block)["processor"] = FusedAttnProcessor(projection, block.processor)
 
 
-def uninstall(module: nn.Module, freed: Container[Adapters]) -> None:
+def uninstall(module: nn.Module, freed: Container[FrozenLayers]) -> None:
     """Gives the blocks whose projections have gone their processors back."""
     for block in module.modules():
         processor = getattr(block, "processor", None)
@@ -113,7 +114,7 @@ def uninstall(module: nn.Module, freed: Container[Adapters]) -> None:
         if processor.projection is None:
             diffusers: Any = sys.modules["diffusers.models.attention_processor"]
             block.processor = diffusers.AttnProcessor2_0()
-        elif processor.projection._bank in freed:
+        elif processor.projection._frozen in freed:
             block.processor = processor.original
 
 
