@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastsample.ops import LowRank, lora_linear, pack_adapters, pack_linear, posterior, randn, step
 from fastsample.ops.likelihood import likelihood
-from fastsample.ops.lora.reference import lora_linear_reference
+from fastsample.ops.lora import lora_linear_reference
 from fastsample.ops.noise import STEP
 from fastsample.ops.step.reductions import rescale_factor
 from fastsample.ops.step.reference import step_reference
