@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastsample.lora.checks import check_capacity, check_names, check_weights, finite
 from fastsample.lora.files.formats import Entry, read
 from fastsample.lora.files.names import Resolution, resolve
-from fastsample.lora.files.refused import first
+from fastsample.lora.files.refused import first_few
 from fastsample.lora.layers import attention
 from fastsample.lora.layers.adapted import AdaptedLayer
 from fastsample.lora.layers.frozen import FrozenLayers, release
@@ -184,7 +184,7 @@ def swap(module: nn.Module, source: Source, name: str = "default", scale: float 
     entries = _resolve(module, source, strict=True).entries
     had = {path for path, layer in attached.items() if slot_of(layer, name)}
     if foreign := [path for path in entries if path not in had]:
-        raise ValueError(f"{len(foreign)} layers have no adapter {name!r} to swap: {first(foreign)}")
+        raise ValueError(f"{len(foreign)} layers have no adapter {name!r} to swap: {first_few(foreign)}")
     new = _pairs_of({path: attached[path] for path in entries}, entries, scale)
     with all_or_nothing(all_frozen):
         for frozen in all_frozen:
@@ -261,7 +261,7 @@ def _check_new(name: str, entries: Mapping[str, Entry], before: list[FrozenLayer
     if name in names_of(before):
         raise ValueError(f"name must be new, {name!r} is attached: swap() or detach() it, or choose another")
     if capacity is not None and (large := [path for path, entry in entries.items() if len(entry.down) > capacity]):
-        raise ValueError(f"capacity is {capacity}, the rank is {len(entries[large[0]].down)} in {first(large)}")
+        raise ValueError(f"capacity is {capacity}, the rank is {len(entries[large[0]].down)} in {first_few(large)}")
 
 
 def _forgotten(frozen: FrozenLayers, name: str | None) -> set[str]:

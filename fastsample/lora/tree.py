@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fastsample.lora.layers.adapted import AdaptedLayer
+from fastsample.lora.layers.adapted import AdaptedLayer, check_replaceable
 from fastsample.lora.layers.conv import LoRAConv2d
 from fastsample.lora.layers.frozen import FrozenLayers, release
 from fastsample.lora.layers.linear import LoRALinear, QKVProjection
-from fastsample.lora.layers.replaceable import check_replaceable
 from fastsample.lora.layers.slots import Slot
 
 
@@ -134,7 +133,7 @@ def all_or_nothing(all_frozen: Iterable[FrozenLayers]) -> Iterator[None]:
 def _keep_called(module: nn.Module) -> None:
     """Keeps torch and diffusers from reading the weights of adapted linears instead of calling them."""
     for part in module.modules():
-        own = vars(part)
+        attributes = vars(part)
         if isinstance(part, nn.TransformerEncoderLayer):
             # One with a hook is not left to the kernel that reads the weights alone.
             hooks = part._forward_pre_hooks
@@ -146,15 +145,15 @@ def _keep_called(module: nn.Module) -> None:
         elif isinstance(part, nn.TransformerEncoder):
             # Only that kernel takes the nested tensors that an encoder makes of padded sequences.
             if _adapted(part):
-                own.setdefault("_nested_when_detached", part.use_nested_tensor)
+                attributes.setdefault("_nested_when_detached", part.use_nested_tensor)
                 part.use_nested_tensor = False
-            elif "_nested_when_detached" in own:
-                part.use_nested_tensor = own.pop("_nested_when_detached")
+            elif "_nested_when_detached" in attributes:
+                part.use_nested_tensor = attributes.pop("_nested_when_detached")
         elif callable(getattr(type(part), "fuse_projections", None)):
             if any(isinstance(child, AdaptedLayer) for child in part.children()):
-                own["fuse_projections"] = _refuse_to_fuse
-            elif own.get("fuse_projections") is _refuse_to_fuse:
-                del own["fuse_projections"]
+                attributes["fuse_projections"] = _refuse_to_fuse
+            elif attributes.get("fuse_projections") is _refuse_to_fuse:
+                del attributes["fuse_projections"]
 
 
 def _adapted(module: nn.Module) -> bool:

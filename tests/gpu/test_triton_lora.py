@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from conftest import HAS_GPU
 from fastsample.lora import LoRALinear, QKVProjection
 from fastsample.ops import backend as backends
-from fastsample.ops.lora import launch, lora_linear
+from fastsample.ops.lora import launch, lora_linear, lora_linear_reference
 from fastsample.ops.lora.adapters import LowRank, PackedAdapters, pack_adapters
-from fastsample.ops.lora.reference import lora_linear_reference
 from fastsample.ops.lora.weights import PackedLinear, pack_linear
 from support.lora_formula import (
     DTYPES,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fastsample.lora.files.formats import Entry
-from fastsample.lora.files.refused import first
+from fastsample.lora.files.refused import first_few
 from fastsample.lora.files.sgm import sgm_names
 
 __all__ = ["Resolution", "resolve"]
@@ -55,18 +55,20 @@ def resolve(module: nn.Module, entries: Iterable[Entry]) -> Resolution:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch module, got {type(module).__name__}")
     tree = _Tree(module)
-    places: dict[str, list[tuple[Entry, str | None]]] = {}
+    named: dict[str, list[tuple[Entry, str | None]]] = {}
     for entry in entries:
-        places.setdefault(entry.component, []).append((entry, tree.find(entry)))
-    found = {c: [(e, at) for e, at in all_ if at is not None] for c, all_ in places.items()}
-    meant = _meant({component: hits for component, hits in found.items() if hits}, tree)
+        named.setdefault(entry.component, []).append((entry, tree.find(entry)))
+    hits = {
+        component: [(entry, name) for entry, name in pairs if name is not None] for component, pairs in named.items()
+    }
+    meant = _meant({component: own_hits for component, own_hits in hits.items() if own_hits}, tree)
     unmatched, elsewhere = [], []
-    for component, all_ in places.items():
+    for component, pairs in named.items():
         if meant and component and component not in meant:
-            elsewhere += [entry.key for entry, _ in all_]
+            elsewhere += [entry.key for entry, _ in pairs]
         else:
-            unmatched += [entry.key for entry, at in all_ if at is None]
-    return Resolution(_fitted([hit for component in meant for hit in found[component]], tree), unmatched, elsewhere)
+            unmatched += [entry.key for entry, name in pairs if name is None]
+    return Resolution(_fitted([hit for component in meant for hit in hits[component]], tree), unmatched, elsewhere)
 
 
 class _Tree:
@@ -112,19 +114,19 @@ def _candidates(entry: Entry) -> Iterator[str]:
         yield f"{path}.0"
 
 
-def _meant(found: dict[str, list[tuple[Entry, str]]], tree: _Tree) -> list[str]:
+def _meant(hits: dict[str, list[tuple[Entry, str]]], tree: _Tree) -> list[str]:
     """The components that are in the module; of several that claim the same submodules the one that fits."""
-    fitting = {c: sum(not isinstance(_fit(tree, *hit), str) for hit in hits) for c, hits in found.items()}
+    fitting = {c: sum(not isinstance(_fit(tree, *hit), str) for hit in own_hits) for c, own_hits in hits.items()}
     meant: list[str] = []
-    for component in sorted(found, key=lambda c: -fitting[c]):
-        names = {name for _, name in found[component]}
-        rivals = [c for c in meant if c and component and names & {name for _, name in found[c]}]
+    for component in sorted(hits, key=lambda c: -fitting[c]):
+        names = {name for _, name in hits[component]}
+        rivals = [c for c in meant if c and component and names & {name for _, name in hits[c]}]
         if not rivals:
             meant.append(component)
         elif fitting[component] == fitting[rivals[0]]:
             raise ValueError(
                 f"entries of {rivals[0]} and {component} fit the module equally well: "
-                f"{found[rivals[0]][0][0].key}, {found[component][0][0].key}; pass a state dict of one's entries"
+                f"{hits[rivals[0]][0][0].key}, {hits[component][0][0].key}; pass a state dict of one's entries"
             )
     return meant
 
@@ -145,7 +147,7 @@ def _fitted(hits: list[tuple[Entry, str]], tree: _Tree) -> dict[str, Entry]:
     if problems:
         raise ValueError(
             f"{len(problems)} of {len(hits)} entries do not fit the module, is the file for another model? "
-            f"{first(problems)}"
+            f"{first_few(problems)}"
         )
     return entries
 

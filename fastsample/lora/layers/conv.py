@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastsample.lora.checks import check_capacity
-from fastsample.lora.layers.adapted import AdaptedLayer
+from fastsample.lora.layers.adapted import AdaptedLayer, check_replaceable
 from fastsample.lora.layers.frozen import FrozenLayers
-from fastsample.lora.layers.replaceable import check_replaceable
 from fastsample.lora.layers.slots import Layer, stacked
 from fastsample.ops.lora.adapters import LowRank
 

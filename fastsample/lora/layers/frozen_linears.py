@@ -137,10 +137,10 @@ class FrozenLinears(FrozenLayers):
     def parameters(self, i: int) -> dict[str, nn.Parameter | None]:
         with LOCK:
             self.check_attached()
-            own = self.layers[i]._parameters
+            parameters = self.layers[i]._parameters
             if not self.released:
-                return own
-            return {**own, "weight": nn.Parameter(self.weight(i), self.layers[i].weight.requires_grad)}
+                return parameters
+            return {**parameters, "weight": nn.Parameter(self.weight(i), self.layers[i].weight.requires_grad)}
 
     def weights(self) -> list[Tensor]:
         return [self.weight(i) for i in range(len(self.layers))]
@@ -238,5 +238,5 @@ class FrozenLinears(FrozenLayers):
 
 def _is_nan(weight: Tensor) -> bool:
     """Whether every value is NaN; the first one nearly always tells."""
-    own = weight.detach()
-    return not own.is_meta and all(bool(part.float().isnan().all()) for part in (own[:1, :1], own))
+    values = weight.detach()
+    return not values.is_meta and all(bool(part.float().isnan().all()) for part in (values[:1, :1], values))

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastsample.lora.checks import check_capacity
-from fastsample.lora.layers.adapted import Adaptable, AdaptedLayer
+from fastsample.lora.layers.adapted import Adaptable, AdaptedLayer, check_replaceable
 from fastsample.lora.layers.frozen_linears import FrozenLinears
-from fastsample.lora.layers.replaceable import check_replaceable
 
 
 class LoRALinear(AdaptedLayer):

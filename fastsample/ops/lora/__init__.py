@@ -15,6 +15,8 @@ from fastsample.ops.lora.reference import lora_linear_reference
 from fastsample.ops.lora.weights import PackedLinear
 from fastsample.ops.transforms import transformed
 
+__all__ = ["lora_linear", "lora_linear_reference"]
+
 
 def lora_linear(
     x: Tensor,

@@ -54,10 +54,10 @@ class PackedAdapters:
         new, layout = packed.data.new_empty, packed.layout
         k, ns = packed.in_features, packed.out_features
         widths = [[rank + _missing(rank, layout) for rank in ranks] for ranks in self.ranks]
-        self._up_sizes = [[packed_size(n, r, layout) for n, r in zip(ns, own, strict=True)] for own in widths]
-        self.down = [new(packed_size(sum(own), k, layout)) for own in widths]
+        self._up_sizes = [[packed_size(n, r, layout) for n, r in zip(ns, ranks, strict=True)] for ranks in widths]
+        self.down = [new(packed_size(sum(ranks), k, layout)) for ranks in widths]
         self.up = [new(sum(sizes)) for sizes in self._up_sizes]
-        self.scale = [new(sum(own), dtype=torch.float32) for own in widths]
+        self.scale = [new(sum(ranks), dtype=torch.float32) for ranks in widths]
         self._write(packed, groups)
 
     def __setstate__(self, state: dict[str, object]) -> None:

@@ -50,13 +50,13 @@ def _add_to(members: Tensor, x: Tensor, samples: int, factors: Factors, outputs:
     first, last = int(members[0]), int(members[-1])
     neighbours = last - first + 1 == len(members)
     part = slice(first, last + 1) if neighbours else members  # a slice is no copy
-    chosen = x.unflatten(0, (samples, -1))[part].flatten(0, 1)
-    each = [y.view(samples, -1, y.shape[1]) for y in outputs]
-    own = [y[part] for y in each]
-    _add(chosen, factors, [y.view(-1, y.shape[-1]) for y in own])
+    their_x = x.unflatten(0, (samples, -1))[part].flatten(0, 1)
+    by_sample = [y.view(samples, -1, y.shape[1]) for y in outputs]
+    theirs = [y[part] for y in by_sample]
+    _add(their_x, factors, [y.view(-1, y.shape[-1]) for y in theirs])
     if not neighbours:
-        for y, done in zip(each, own, strict=True):
-            y[members] = done
+        for y, sums in zip(by_sample, theirs, strict=True):
+            y[members] = sums
 
 
 def _add(x: Tensor, factors: Factors, outputs: Sequence[Tensor]) -> None:

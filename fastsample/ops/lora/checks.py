@@ -54,5 +54,5 @@ def check_range(adapter_index: Tensor, groups: int) -> None:
     wrong = (adapter_index < -1) | (adapter_index >= groups)
     if wrong.any():
         sample = int(wrong.nonzero()[0])
-        found = int(adapter_index[sample])
-        raise IndexError(f"adapter_index[{sample}] is {found}: there are {groups} groups of adapters, and -1 is none")
+        group = int(adapter_index[sample])
+        raise IndexError(f"adapter_index[{sample}] is {group}: there are {groups} groups of adapters, and -1 is none")

@@ -88,9 +88,9 @@ def choice(dtype: torch.dtype) -> Choice:
     """
     with _lock:
         if dtype not in _made:
-            _made[dtype] = made = _make(dtype)
-            if made.name not in (made.first, BY_TORCH):
-                cpu_module().set_lora_isa(DTYPES[dtype], made.name)
+            _made[dtype] = new = _make(dtype)
+            if new.name not in (new.first, BY_TORCH):
+                cpu_module().set_lora_isa(DTYPES[dtype], new.name)
         return _made[dtype]
 
 

@@ -13,9 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import LEVELS
 from fastsample.ops.backend import _cpu
-from fastsample.ops.lora import launch, lora_linear
+from fastsample.ops.lora import launch, lora_linear, lora_linear_reference
 from fastsample.ops.lora.adapters import LowRank, PackedAdapters, pack_adapters
-from fastsample.ops.lora.reference import lora_linear_reference
 from fastsample.ops.lora.weights import PackedLinear, pack_linear
 from support.lora_formula import DTYPES, assert_as_good_as_torch, by_hand, problem
 
