@@ -96,6 +96,11 @@ class Adaptable(nn.Module):
         """
         self._frozen.unmerge()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_bank" in state:  # the name that earlier pickles have
+            state["_frozen"] = state.pop("_bank")
+        super().__setstate__(state)
+
 
 class AdaptedLayer(Adaptable):
     """Stands in the place of a module, with its parameters, attributes and hooks."""

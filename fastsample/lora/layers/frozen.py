@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +176,11 @@ class FrozenLayers:
     def changed(self, i: int) -> None:
         """The i-th layer's parameters were moved, cast or loaded."""
         raise NotImplementedError
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "parts" in state:  # pickled before there was an AdapterSet
+            state["adapters"] = AdapterSet(state["layers"], state.pop("parts"), state.pop("active"))
+        self.__dict__.update(state)
 
     def _live(self) -> bool:
         """Whether gradients must reach A and B, so that forward reads them as they are now.
