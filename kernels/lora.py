@@ -5,7 +5,7 @@ takes the low-rank part where the base product ends. Or `expand` alone, which su
 the same loop over K: nothing but y is written, and every tile of y repeats t's products.
 
 A program's rows lie in one sample, so that one adapter serves them all. In memory ranks are padded to multiples of 16
-with zeros (ops/lora/adapters.py), so that factors are read in whole vectors. t is cut off at the rank nevertheless: where x
+with zeros (ops/lora_pack.py), so that factors are read in whole vectors. t is cut off at the rank nevertheless: where x
 is infinite, 0 * x is not 0. Ranks arrive as floats: Triton compiles a kernel anew for integers of another divisibility.
 """
 
