@@ -170,8 +170,8 @@ def cuda_extensions():
 cpu = Pybind11Extension(
     "fastsample._cpu",
     [
-        *(f"csrc/{name}.cpp" for name in ("bindings", "lora_bindings")),
-        *(f"csrc/cpu/{name}.cpp" for name in ("amx", "dispatch", "lora_linear", "memory", "threads")),
+        "csrc/bindings.cpp",
+        *(f"csrc/cpu/{name}.cpp" for name in ("amx", "dispatch", "lora_bindings", "lora_linear", "memory", "threads")),
     ],
     depends=SOURCES,
     extra_compile_args=COMMON,

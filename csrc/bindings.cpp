@@ -12,9 +12,9 @@
 #include "common/key.h"
 #include "cpu/amx.h"
 #include "cpu/dispatch.h"
+#include "cpu/lora_bindings.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"
-#include "lora_bindings.h"
 #include "model_output.h"
 #include "step_operands.h"
 

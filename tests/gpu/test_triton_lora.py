@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fastsample.lora import LoRALinear, QKVProjection
 from fastsample.ops import backend as backends
 from fastsample.ops.lora import lora_linear, lora_linear_reference
-from fastsample.ops.lora.pack import LowRank, PackedAdapters, PackedLinear, pack_adapters, pack_linear
+from fastsample.ops.lora.adapters import LowRank, PackedAdapters, pack_adapters
+from fastsample.ops.lora.weights import PackedLinear, pack_linear
 from support.devices import DEVICE, HAS_GPU
 from support.lora_formula import (
     DTYPES,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsample.ops import lora
+from fastsample.ops.lora import launch
 
 _AROUND = 64  # elements on either side
 
@@ -41,11 +41,11 @@ LAYOUTS = tuple(layouts(torch.zeros(24, 1)))
 
 
 class Margins:
-    """Outputs that ops.lora allocates lie inside memory of another value."""
+    """Outputs that ops.lora.launch allocates lie inside memory of another value."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._memory: list[Tensor] = []
-        monkeypatch.setattr(lora, "fresh", self._fresh)
+        monkeypatch.setattr(launch, "fresh", self._fresh)
 
     def _fresh(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         self._memory.append(torch.full((shape.numel() + 2 * _AROUND,), 7.0, dtype=dtype, device=device))

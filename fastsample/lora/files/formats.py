@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsample.lora.files.reading import Contents, load
-from fastsample.lora.files.refused import first, refuse_keys
+from fastsample.lora.files.refused import first_few, refuse_keys
 
 __all__ = ["Entry", "read"]
 
@@ -155,7 +155,7 @@ def _grouped(contents: Contents) -> dict[str, _Parts]:
         else:
             unknown.append(key)
     if unknown:
-        raise ValueError(f"{contents.name} holds {len(unknown)} keys that are no LoRA's: {first(unknown)}")
+        raise ValueError(f"{contents.name} holds {len(unknown)} keys that are no LoRA's: {first_few(unknown)}")
     return grouped
 
 
@@ -167,12 +167,12 @@ def _entry(stem: str, parts: _Parts, contents: Contents) -> Entry:
             raise ValueError(f"{name}: {key} has no {half} factor beside it")
     down, up = (_checked(*parts.values[half], name) for half in ("down", "up"))
     _check_shapes(parts.values["down"][0], down, parts.values["up"][0], up, name)
-    component, path, flat = _place(stem, parts)
+    component, path, flat = _component_and_path(stem, parts)
     return Entry(stem, component, path, flat, down, up, _factor(component, path, len(down), parts, contents))
 
 
-def _place(stem: str, parts: _Parts) -> tuple[str, str, bool]:
-    """Component, path and whether the path is kohya's."""
+def _component_and_path(stem: str, parts: _Parts) -> tuple[str, str, bool]:
+    """And whether the path is kohya's."""
     if match := _KOHYA_STEM.fullmatch(stem):
         return _KOHYA[match[1]], match[2], True
     component, path = _strip(stem)
@@ -187,7 +187,7 @@ def _strip(path: str) -> tuple[str, str]:
     component = ""
     while True:
         head, _, rest = path.partition(".")
-        wrapper = next((one for one in _WRAPPERS if path.startswith(one) and len(path) > len(one)), None)
+        wrapper = next((known for known in _WRAPPERS if path.startswith(known) and path != known), None)
         if wrapper is not None:
             path = path.removeprefix(wrapper)
         elif not component and rest and head in COMPONENTS:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.lora import lora_linear
-from fastsample.ops.lora.pack import LowRank, pack_adapters, pack_linear
+from fastsample.ops.lora.adapters import LowRank, pack_adapters
+from fastsample.ops.lora.weights import pack_linear
 from support.levels import LEVELS, LORA_LEVELS, at_level, needs_cpu, on_threads
 from support.lora_formula import (
     DTYPES,

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fastsample.ops.backend import _cpu
 from fastsample.ops.lora import lora_linear
-from fastsample.ops.lora.pack import LowRank, PackedLinear, pack_adapters, pack_linear
+from fastsample.ops.lora.adapters import LowRank, pack_adapters
+from fastsample.ops.lora.weights import PackedLinear, pack_linear
 from support.amx_on_cpu.build import AmxOnCpu, amx_on_cpu, undefined
 from support.levels import AMX_ON_CPU, at_level, on_threads
 from support.lora_formula import MEASURED, Problem, exact, problem

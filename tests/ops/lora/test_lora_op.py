@@ -12,7 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsample.ops.lora import lora_linear, lora_linear_reference
-from fastsample.ops.lora.pack import LowRank, PackedAdapters, PackedLinear, pack_adapters, pack_linear
+from fastsample.ops.lora.adapters import LowRank, PackedAdapters, pack_adapters
+from fastsample.ops.lora.weights import PackedLinear, pack_linear
 from support.levels import LEVELS, needs_cpu
 from support.lora_formula import DTYPES, assert_as_good_as_torch, by_hand, problem
 from support.lora_memory import Margins
