@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [row_of(case, before[case], after[case]) for case in after if case in before]
     for row in rows:
         ratio = f"{row.ratio_p50:.3f} ({row.ratio_p20:.3f} .. {row.ratio_p80:.3f})"
-        times = f"{row.before_us:10.2f} {row.after_us:10.2f}"
-        print(f"{row.benchmark} {row.case}, {row.provider:<32} {times} us   {ratio} {row.claim}")
+        medians_us = f"{row.before_us:10.2f} {row.after_us:10.2f}"
+        print(f"{row.benchmark} {row.case}, {row.provider:<32} {medians_us} us   {ratio} {row.claim}")
     if given.out is not None:
         write_csv(given.out, rows)
     return int(any(row.claim == "slower" for row in rows))
@@ -89,7 +89,7 @@ def medians(checkout: Path, command: Sequence[str]) -> dict[Case, float]:
     name, *arguments = command
     with tempfile.TemporaryDirectory() as folder:
         python = checkout.resolve() / ".venv" / "bin" / "python"
-        process = [python, "-m", f"benchmarks.{name}", *arguments, f"--out={folder}"]
+        process = [str(python), "-m", f"benchmarks.{name}", *arguments, f"--out={folder}"]
         subprocess.run(process, cwd=checkout, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         rows = [row for path in sorted(Path(folder).glob("*.csv")) for row in csv.DictReader(path.open())]
     ours = [row for row in rows if row["provider"].startswith(OURS) and row.get("claim") != "share"]

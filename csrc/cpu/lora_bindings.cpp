@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "../step_operands.h"
+#include "../common/address.h"
 #include "dispatch.h"
 #include "lora_linear.h"
 

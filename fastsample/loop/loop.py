@@ -17,12 +17,14 @@ from fastsample.loop.options import Noise, Step
 from fastsample.loop.start import checked_start, noise_level, start_of
 from fastsample.loop.workspace import Kind, Workspace, leave, taken, without_x0, worth_sharing
 from fastsample.model import Model, Predictor
-from fastsample.ops.backend import HUGE, choose, fresh_like, mark_written, ordinary_tensors
+from fastsample.ops.backend import choose
+from fastsample.ops.memory import HUGE, fresh_like, mark_written, ordinary_tensors
 from fastsample.ops.noise import INITIAL, normals
 from fastsample.ops.noise.keys import Index, Seed, renew_keys, sample_keys
 from fastsample.ops.step.compiled import functional_step
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.reductions import limited
-from fastsample.ops.transforms import recording, transformed
+from fastsample.ops.tracing import recording, transformed
 from fastsample.tables import Table
 
 if TYPE_CHECKING:
@@ -312,8 +314,10 @@ class Loop:
                 m = self._predict(model_input, time, guidance.conditional)
             # Generators fill one buffer again and again, which autograd may have kept.
             z = self._source(k).clone() if self._source is not None and table.stochastic[k] else None
-            operands = state, m, applied, k, z, self.keys, guidance.weights, guidance.rescale, history
-            self.state, x0 = functional_step(*operands, self._backend)
+            operands = Operands(
+                state, applied, self.keys, guidance.weights, rescale=guidance.rescale, history=tuple(history)
+            )
+            self.state, x0 = functional_step(operands, m, k, z, self._backend)
             if correct is not None:
                 x0 = _corrected(correct, x0, time[: len(state)], table, k)
                 self.state = self.state + x0 * float(table.b[k])
@@ -334,10 +338,7 @@ def scheduled_rows(table: Table, guidance: Guidance, start: int) -> Rows:
         ValueError: where guidance is asked for and no row is guided.
     """
     if guidance.weights is None and start == 0:
-        unguided: Rows | None = table._derived.get("rows")
-        if unguided is None:
-            unguided = table._derived["rows"] = _rows(table, [False] * len(table))
-        return unguided
+        return table.derived("rows", lambda own: _rows(own, [False] * len(own)))
     guided = [guidance.at(t) for t in table.times]
     if guidance.weights is not None and not any(guided):
         raise ValueError(

@@ -13,6 +13,7 @@ from fastsample.loop.guidance import Guidance
 from fastsample.loop.model_input import ModelInput
 from fastsample.model import Predictor
 from fastsample.ops.noise import INITIAL, fill
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.tables import Table
 
@@ -98,7 +99,7 @@ class Places:
         turns = []
         for i, own in enumerate(inputs):
             then = (i + 1) % count
-            plan = StepPlan(
+            operands = Operands(
                 own.state,
                 table,
                 keys=self._keys,
@@ -109,8 +110,8 @@ class Places:
                 out=inputs[then].state,
                 x0_out=x0[then],
                 input_out=inputs[then].target,
-                backend=self._backend,
             )
+            plan = StepPlan(operands, self._backend)
             turns.append(_Turn(own.state, own.targets, own.views[self._guided], rows[i], plan))
         return turns
 

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fastsample.loop.model_input import ModelInput
 from fastsample.ops.address import address, start_of
-from fastsample.ops.backend import cpu_module, fresh, ordinary_tensors
+from fastsample.ops.backend import cpu_module
+from fastsample.ops.memory import fresh, ordinary_tensors
 from fastsample.ops.noise import INITIAL, fill
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.tables import Table
 
@@ -87,13 +89,13 @@ class Workspace:
             self.plans = plans_in_turn(
                 self.state,
                 without_x0(table) if kind.corrects else table,
+                kind.backend,
                 keeps_x0=kind.changes,
                 keys=self.keys if kind.draws else None,
                 guidance=self.weights,
                 one_guidance=kind.one_weight,
                 rescale=kind.rescale,
                 input_out=None if kind.changes else self.input.target,
-                backend=kind.backend,
             )
             shown = {id(plan.x0_out): plan.x0_out for plan in self.plans if plan.x0_out is not None}
             self._shown = [(name, one, _place(one)) for name, one in self._seen_by_callbacks(shown.values())]
@@ -157,7 +159,7 @@ def worth_sharing(kind: Kind) -> bool:
     return kind.device.type == "cpu" and kind.shape.numel() * kind.dtype.itemsize <= _LARGEST
 
 
-def plans_in_turn(state: Tensor, table: Table, *, keeps_x0: bool = False, **fixed: Any) -> list[StepPlan]:
+def plans_in_turn(state: Tensor, table: Table, backend: str, *, keeps_x0: bool = False, **fixed: Any) -> list[StepPlan]:
     """The plan of a state that is stepped in place, or two that take turns where two earlier x0 are read.
 
     Each keeps x0 where a later row reads it, over the oldest one; `keeps_x0` where no row does but the caller.
@@ -166,12 +168,15 @@ def plans_in_turn(state: Tensor, table: Table, *, keeps_x0: bool = False, **fixe
     turns = [x0, x0[::-1]] if len(x0) == 2 else [x0]
     return [
         StepPlan(
-            state,
-            table,
-            history=history if table.history else (),
-            out=state,
-            x0_out=history[-1] if history else None,
-            **fixed,
+            Operands(
+                state,
+                table,
+                history=history if table.history else (),
+                out=state,
+                x0_out=history[-1] if history else None,
+                **fixed,
+            ),
+            backend,
         )
         for history in turns
     ]
@@ -179,10 +184,7 @@ def plans_in_turn(state: Tensor, table: Table, *, keeps_x0: bool = False, **fixe
 
 def without_x0(table: Table) -> Table:
     """The table of a loop that adds b*x0 itself, after correcting x0 and then limiting it (improved-diffusion)."""
-    found: Table | None = table._derived.get("without_x0")
-    if found is None:
-        found = table._derived["without_x0"] = table.replace(b=0.0, limit=np.inf, quantile=0.0)
-    return found
+    return table.derived("without_x0", lambda own: own.replace(b=0.0, limit=np.inf, quantile=0.0))
 
 
 def _moved(seen: list[tuple[str, Tensor, Place]]) -> str | None:

@@ -14,7 +14,9 @@ from torch import Tensor
 import fastsample
 from fastsample import DDIM, DDPM, Batcher, DPMSolver, DynamicThreshold, Schedule, Table, ops
 from fastsample.ops import backend as hub
+from fastsample.ops.device_table import encoded
 from fastsample.ops.noise.keys import sample_keys
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.ops.step.reference import step_reference
 from support.cuda_on_cpu import build
@@ -117,7 +119,7 @@ def test_rows_are_read_by_the_kernel_at_every_call(any_backend: Target) -> None:
     backend, device = any_backend
     x, m, rows = X.to(device), M.to(device), torch.tensor([0, 1], device=device)
     keys = sample_keys([5, 6], 0, 2, x.device)
-    plan = StepPlan(x, PLAIN, keys=keys, rows=rows, backend=backend)
+    plan = StepPlan(Operands(x, PLAIN, keys=keys, rows=rows), backend)
     for now in ([0, 1], [3, -1], [2, 2]):
         rows.copy_(torch.tensor(now))
         want = ops.step(X, M, PLAIN, torch.tensor(now), seed=[5, 6], backend="reference")
@@ -130,7 +132,7 @@ def test_rows_that_do_not_exist_make_nan_of_their_samples(any_backend: Target) -
     rows = torch.tensor([4, 1], device=device)
     x, x0, model_input = X.to(device), torch.zeros(SHAPE, device=device), torch.zeros(SHAPE, device=device)
     noise = torch.zeros(SHAPE, device=device)
-    plan = StepPlan(x, PLAIN, rows=rows, x0_out=x0, input_out=model_input, backend=backend)
+    plan = StepPlan(Operands(x, PLAIN, rows=rows, x0_out=x0, input_out=model_input), backend)
     for wrong in (4, -5, 2**40):
         rows[0] = wrong
         references = step_reference(x, M.to(device), PLAIN, rows, noise)
@@ -144,12 +146,12 @@ def test_what_any_row_needs_must_be_there(any_backend: Target) -> None:
     x, last = X.to(device), torch.tensor([3, 3], device=device)
     assert not PLAIN.stochastic[3]
     with pytest.raises(TypeError, match="noise must be a tensor"):
-        StepPlan(x, PLAIN, rows=last, backend=backend)(M.to(device), 0)
+        StepPlan(Operands(x, PLAIN, rows=last), backend)(M.to(device), 0)
     solver = DPMSolver(SCHEDULE, steps=3).table
     with pytest.raises(ValueError, match="needs the x0 of 1 earlier row"):
-        StepPlan(x, solver, rows=torch.zeros_like(last), backend=backend)(M.to(device), 0)
+        StepPlan(Operands(x, solver, rows=torch.zeros_like(last)), backend)(M.to(device), 0)
     with pytest.raises(ValueError, match="reads a learned variance"):
-        StepPlan(x, LEARNED, keys=last, rows=last, backend=backend)(M.to(device), 0)
+        StepPlan(Operands(x, LEARNED, keys=last, rows=last), backend)(M.to(device), 0)
 
 
 @GPU_KERNELS
@@ -168,7 +170,7 @@ def test_copies_of_strided_outputs_stay_where_they_are(any_backend: Target, monk
     """A CUDA graph that was captured over one shape reads them after calls with another."""
     backend, device = any_backend
     x, weights = X.to(device), torch.full((2,), 2.0, device=device)
-    plan = StepPlan(x, PLAIN, guidance=weights, backend=backend)
+    plan = StepPlan(Operands(x, PLAIN, guidance=weights), backend)
     seen: dict[int, Tensor] = {}
     copy = Tensor.copy_
 
@@ -261,6 +263,6 @@ def test_rows_beside_x_are_taken_and_others_refused() -> None:
 def test_tables_are_uploaded_once(cuda_on_cpu: None) -> None:
     table = Table([0], a=1.0, p=1.0)
     ops.step(X, M, table, 0, backend="cuda")
-    first = table._derived[CPU]
+    first = encoded(table, CPU)
     ops.step(X, M, table, 0, backend="cuda")
-    assert table._derived[CPU] is first and first[:16].tolist() == table.packed[0].tolist()
+    assert encoded(table, CPU) is first and first[:16].tolist() == table.packed[0].tolist()

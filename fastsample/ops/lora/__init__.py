@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import choose, recorded
+from fastsample.ops.backend import choose
 from fastsample.ops.lora import compiled as compiled  # registers the ops that recorders see
 from fastsample.ops.lora.adapters import PackedAdapters
 from fastsample.ops.lora.checks import check_operands
@@ -13,7 +13,7 @@ from fastsample.ops.lora.launch import launch_linears
 from fastsample.ops.lora.layout import ROWS
 from fastsample.ops.lora.reference import lora_linear_reference
 from fastsample.ops.lora.weights import PackedLinear
-from fastsample.ops.transforms import transformed
+from fastsample.ops.tracing import traced, transformed
 
 __all__ = ["lora_linear", "lora_linear_reference"]
 
@@ -74,7 +74,7 @@ def lora_linear(
     if chosen == "triton" and packed.layout != ROWS:  # interpreted, where copies cost nothing beside the rest
         packed = packed.by_rows()
         adapters = None if adapters is None else PackedAdapters(packed, adapters.groups)
-    run = torch.ops.fastsample.lora_linear if recorded(x) else launch_linears
+    run = torch.ops.fastsample.lora_linear if traced(x) else launch_linears
     down, up, scale = ([], [], []) if adapters is None else (adapters.down, adapters.up, adapters.scale)
     ranks = () if adapters is None else adapters.flat_ranks
     layout = packed.layout

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 
 from fastsample.ops.backend import cpu_module
+from fastsample.ops.dtypes import DTYPE_CODES
 from fastsample.ops.lora.layout import pack, packed_size, products_of_parts
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+DTYPES = DTYPE_CODES
 BY_TORCH = "torch"
 
 FACTOR = 1.5  # how many times faster another one must be to overrule the fixed order

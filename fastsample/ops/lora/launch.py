@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.address import address, addresses
-from fastsample.ops.backend import cpu_module, fresh
+from fastsample.ops.backend import cpu_module
 from fastsample.ops.lora.by_torch import multiply
 from fastsample.ops.lora.checks import check_range
 from fastsample.ops.lora.layout import ROWS, TORCH, products_of_parts
 from fastsample.ops.lora.operands import Operands
+from fastsample.ops.memory import fresh
 
 
 def launch_linears(

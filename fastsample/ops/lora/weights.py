@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fastsample.ops import backend as backends
 from fastsample.ops.address import check_dense
-from fastsample.ops.backend import cpu_module, fresh, recorded
+from fastsample.ops.backend import cpu_module
 from fastsample.ops.lora.choice import BY_TORCH, DTYPES, chosen
 from fastsample.ops.lora.layout import ROWS, TORCH, pack, packed_size, unpack
-from fastsample.ops.transforms import transformed
+from fastsample.ops.memory import fresh
+from fastsample.ops.tracing import traced, transformed
 
 
 class PackedLinear:
@@ -67,7 +68,7 @@ class PackedLinear:
         parts = zip(self.data.split(self.sizes), self.out_features, strict=True)
         if self.native:
             # The op, whose every call imports torch's compiler, for those who record it and for packs without values.
-            op = recorded(self.data) or transformed() or not self.data.is_cpu
+            op = traced(self.data) or transformed() or not self.data.is_cpu
             run = torch.ops.fastsample.lora_unpack if op else unpack
             return tuple(run(part, n, self.in_features, self.layout) for part, n in parts)
         return tuple(part.reshape(n, self.in_features) for part, n in parts)
