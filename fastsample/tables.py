@@ -8,12 +8,34 @@ of the last two rows h1 and h2, and standard normals z into the next state:
 
 limit is a clamp to [-limit, limit]; where quantile > 0, per sample, with r = clamp(quantile of |x0|, 1, limit), it is
 clamp(x0, -r, r) / r. Where neither is in force the x0 term folds into the others: x' = (a + b*p)*x + (b*q + d)*m + ...
+
+A row as a tableau, a line for each sum, a column for each operand:
+
+              x    m    x0   h1   h2   z
+    model     e
+    x0        p    q
+    x'        a    d    b    c1   c2   s exp(g0 + g1*v)
+
+The letters and what papers call them. abar is the product of 1 - beta, a level is (alpha, sigma): (sqrt(abar),
+sqrt(1 - abar)) of a diffusion, (1, sigma) of EDM, (1 - t, t) of a flow; a prime marks the level that the row leads to.
+
+    e         c_in of EDM, 1 / sqrt(sigma^2 + sigma_data^2): what the model's input is scaled by.
+    p, q      c_skip and c_out of EDM. For a model of the noise 1 / alpha and -sigma / alpha, improved-diffusion's
+              sqrt_recip_alphas_cumprod and (negative) sqrt_recipm1_alphas_cumprod.
+    limit     The range of clip_denoised or clip_sample: 1 for images.
+    quantile  The percentile p of Imagen's dynamic thresholding.
+    a, b      DDPM's posterior mean, posterior_mean_coef2 of x and posterior_mean_coef1 of x0. In DPM-Solver++'s first
+              order sigma' / sigma and -alpha' (exp(-h) - 1).
+    c1, c2    The multistep terms of DPM-Solver++, the parts of its D that come from one and from two rows ago.
+    d         DDIM's direction pointing to x_t, sqrt(1 - abar' - sigma_t^2), where the model tells the noise.
+    s         The deviation of the new noise: DDIM's sigma_t, DDPM's sqrt(beta~), sigma_up of ancestral samplers.
+    g0, g1    Half the log variance that improved-diffusion learns, g0 + g1*v = (v log beta + (1 - v) log beta~) / 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,8 +59,16 @@ COLUMNS = {
     "quantile": 0.0,
     "e": 1.0,
 }
+# What each of the 16 floats of a packed row is, in order; csrc/common/row.h declares the same. s is s exp(g0), g1 is
+# g1 / ln 2, since kernels take powers of 2; next_e is e of the next row, whose input a pass writes; folded_x = a + b*p
+# and folded_m = b*q + d serve rows that do not limit x0. What is unused is 0.
+ROW = (
+    *("p", "q", "a", "b", "c1", "c2", "d", "s", "g1", "limit", "quantile", "next_e", "folded_x", "folded_m"),
+    *("unused", "unused"),
+)
 _LEVELS = ("alpha", "sigma")
-_ROW_FLOATS = 16  # a Row's 14, then zeros: 64 bytes, four 128-bit loads on a GPU
+
+_T = TypeVar("_T")
 
 
 class Table:
@@ -55,8 +85,8 @@ class Table:
     Attributes:
         t, alpha, sigma, init_noise_sigma: as given, arrays read-only.
         p, q, a, b, c1, c2, d, s, g0, g1, limit, quantile, e: read-only float64 arrays of shape (N,).
-        packed: what kernels read, float32 of shape (N, 16), a `Row` of csrc/common/row.h each (folded in float64, every
-            number rounded once).
+        packed: what kernels read, float32 of shape (N, 16), laid out as `ROW` (folded in float64, every number rounded
+            once).
         packed_address: where `packed` starts in memory.
         stochastic: for each row whether it adds noise (s is not 0).
         learned: for each row whether it reads the variance half (g1 is not 0).
@@ -107,7 +137,7 @@ class Table:
     scaled: bool
     times: tuple[int | float, ...]
     levels: tuple[tuple[float, float], ...]
-    _derived: dict[Any, Any]  # what ops have made of the table: tensors by device, and other things by name
+    _derived: dict[Hashable, Any]
 
     def __init__(
         self,
@@ -175,6 +205,14 @@ class Table:
     def replace(self, **columns: ArrayLike) -> Table:
         """A new table with these columns in place of the old ones (`t`, `alpha`, `sigma`, `init_noise_sigma` too)."""
         return _rebuild({**self._given(), **columns})
+
+    def derived(self, key: Hashable, make: Callable[[Table], _T]) -> _T:
+        """What `make` makes of this table at the first call with this key, kept as long as the table.
+
+        Copies and pickles of the table begin without. Of two threads that come here at once, one's result stays.
+        """
+        kept: _T | None = self._derived.get(key)
+        return self._derived.setdefault(key, make(self)) if kept is None else kept
 
     def __len__(self) -> int:
         return self.t.size
@@ -269,21 +307,19 @@ def _levels_after(alpha: Float64Array | None, sigma: Float64Array | None, rows: 
 
 def _pack(columns: dict[str, NDArray]) -> NDArray[np.float32]:
     with np.errstate(over="ignore", invalid="ignore"):
-        packed = {
-            **{name: columns[name] for name in ("p", "q", "a", "b", "c1", "c2", "d")},
+        made = {
             "s": columns["s"] * np.exp(columns["g0"]),
-            "g1": columns["g1"] / np.log(2),  # kernels take powers of 2
-            **{name: columns[name] for name in ("limit", "quantile")},
-            # A pass writes the input of the row after it.
+            "g1": columns["g1"] / np.log(2),
             "next_e": np.append(columns["e"][1:], 1.0),
             "folded_x": columns["a"] + columns["b"] * columns["p"],
             "folded_m": columns["b"] * columns["q"] + columns["d"],
+            "unused": np.zeros(columns["t"].shape),
         }
-        stacked = np.stack(list(packed.values()), axis=1).astype(np.float32)
-        stacked = np.pad(stacked, ((0, 0), (0, _ROW_FLOATS - len(packed))))
-    if not np.isfinite(np.delete(stacked, list(packed).index("limit"), axis=1)).all():
+        values = {**columns, **made}
+        packed = np.stack([values[name] for name in ROW], axis=1).astype(np.float32)
+    if not np.isfinite(np.delete(packed, ROW.index("limit"), axis=1)).all():
         raise ValueError("a coefficient of the table overflows float32")
-    return stacked
+    return packed
 
 
 def _rebuild(given: dict[str, Any]) -> Table:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from fastsample import DDIM, Schedule, Table
+from fastsample.tables import ROW
+from support.paths import ROOT
 
 DEFAULTS = {
     **dict.fromkeys(("p", "q", "a", "b", "c1", "c2", "d", "s", "g0", "g1"), 0.0),
@@ -148,7 +150,6 @@ def test_the_largest_float32_is_no_overflow() -> None:
 
 
 def test_packed_layout_that_kernels_read(table: Table) -> None:
-    """A row is the struct Row of csrc/cpu/kernels.h."""
     p, q, a, b, c1, c2, d, s, g0, g1, limit, quantile, e = (
         np.broadcast_to(np.float64(FULL[name]), 3) for name in COLUMNS
     )
@@ -172,12 +173,29 @@ def test_packed_layout_that_kernels_read(table: Table) -> None:
     assert table.packed_address == table.packed.ctypes.data
 
 
+def test_a_row_is_the_struct_that_c_reads() -> None:
+    header = (ROOT / "csrc" / "common" / "row.h").read_text()
+    fields = re.search(r"struct Row \{\s*float ([^;]*);\s*\};", header)
+    assert fields is not None
+    names = [re.fullmatch(r"(\w+)(?:\[(\d+)\])?", one.strip()) for one in fields[1].split(",")]
+    assert tuple(name[1] for name in names if name is not None for _ in range(int(name[2] or 1))) == ROW
+
+
+def test_what_is_derived_is_made_once() -> None:
+    made: list[Table] = []
+    table = Table([0], p=1.0)
+    for key in ("one", ("another", 2), "one"):
+        assert table.derived(key, lambda own: made.append(own) or len(made)) == (1 if key == "one" else 2)
+    assert len(made) == 2 and all(one is table for one in made)
+    assert pickle.loads(pickle.dumps(table)).derived("one", lambda own: "new") == "new"
+
+
 def test_folding_rounds_once() -> None:
     # a + b*p is 2^-30 in float64; folding rounded columns would give 0.
     table = Table([0], a=-1.0, b=1.0 + 2.0**-30, p=1.0, q=1.0, d=-1.0)
-    assert table.packed[0, 3] == 1.0
-    assert table.packed[0, 12] == 2.0**-30
-    assert table.packed[0, 13] == 2.0**-30
+    assert table.packed[0, ROW.index("b")] == 1.0
+    assert table.packed[0, ROW.index("folded_x")] == 2.0**-30
+    assert table.packed[0, ROW.index("folded_m")] == 2.0**-30
 
 
 def test_what_rows_do(table: Table) -> None:
