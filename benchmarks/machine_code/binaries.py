@@ -78,7 +78,7 @@ def triton_variants() -> list[tuple[str, int, str]]:
     """(module, number, label) of every variant of every kernel."""
     found = []
     for module in MODULES:
-        if importlib.util.find_spec(f"fastsample.kernels.{module}") is not None:
+        if importlib.util.find_spec(f"fastsample.kernels.variants.{module}") is not None:
             found += [(module, i, one.label) for i, one in enumerate(_variants(module))]
     return found
 
@@ -189,7 +189,7 @@ def _parameters(op: str, name: str) -> list[str]:
 
 
 def _variants(module: str) -> list[Any]:
-    made: list[Any] = importlib.import_module(f"fastsample.kernels.{module}").variants()
+    made: list[Any] = importlib.import_module(f"fastsample.kernels.variants.{module}").variants()
     return made
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastsample.kernels.arithmetic import INTERPRETED, triton
-from fastsample.kernels.lora_layout import RANK_STEP
+from fastsample.kernels.lora.layout import RANK_STEP
 
 
 class Blocks(NamedTuple):
