@@ -36,7 +36,7 @@ def variants() -> list[Variant]:
 
 def _variant(name: str, dtype: str, kernel: Any, constants: dict[str, Any], bytes_moved: int, warps: int) -> Variant:
     types = {**_TYPES, "m": f"*{DTYPES[dtype]}"}
-    signature = {one: "constexpr" if one in constants else types[one] for one in kernel.arg_names}
-    aligned = tuple(one for one, kind in signature.items() if kind[0] == "*" or one in ("size", "m_stride"))
+    signature = {arg: "constexpr" if arg in constants else types[arg] for arg in kernel.arg_names}
+    aligned = tuple(arg for arg, kind in signature.items() if kind[0] == "*" or arg in ("size", "m_stride"))
     elements = constants["BLOCK"] if bytes_moved else 0
     return Variant("reductions", name, dtype, kernel, signature, constants, aligned, elements, bytes_moved, warps)
