@@ -38,10 +38,10 @@ HALVES_AND_FLOAT = [torch.float32, torch.float16]
 @pytest.fixture(params=["one launch", "two launches"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether expand sums t itself, whatever the rule says; above its largest rank it cannot."""
-    from fastsample.kernels import lora_tiles
+    from fastsample.kernels.lora import tiles
 
     alone = request.param == "one launch"
-    monkeypatch.setattr(lora_tiles, "one_launch", lambda one: alone and one.width <= 64)
+    monkeypatch.setattr(tiles, "one_launch", lambda one: alone and one.width <= 64)
     return request.param
 
 
@@ -139,11 +139,11 @@ def test_rank_0_adds_nothing(form: str) -> None:
 @pytest.mark.parametrize("dtype", HALVES_AND_FLOAT, ids=str)
 def test_both_forms_agree(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """They sum the same products, t's too, in blocks of the same features one after the other."""
-    from fastsample.kernels import lora_tiles
+    from fastsample.kernels.lora import tiles
 
     p, results = problem(2 * 17, 72, (33, 17), (20, 5), dtype), []
     for alone in (True, False):
-        monkeypatch.setattr(lora_tiles, "one_launch", lambda one, alone=alone: alone)
+        monkeypatch.setattr(tiles, "one_launch", lambda one, alone=alone: alone)
         results.append(run(p.x.view(2, 17, 72), *packs(p), index=[1, 0]))
     assert_same(*results, "triton")
 

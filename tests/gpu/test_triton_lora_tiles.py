@@ -1,4 +1,4 @@
-"""kernels/lora_tiles.py: which tiles lora_linear's Triton kernels take, and when one launch does."""
+"""kernels/lora/tiles.py: which tiles lora_linear's Triton kernels take, and when one launch does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RULE: list[tuple[str, dict[str, Any], bool]] = [
 
 
 def a_problem(**values: Any) -> Any:
-    from fastsample.kernels.lora_tiles import Problem as Shape
+    from fastsample.kernels.lora.tiles import Problem as Shape
 
     width = values.get("width", 16)
     some = {"rows": 64, "samples": 1, "k": 64, "ns": (64,), "width": width, "columns": 3 * width}
@@ -40,26 +40,26 @@ def a_problem(**values: Any) -> Any:
 
 @pytest.mark.parametrize(("values", "alone"), [pytest.param(*one[1:], id=one[0]) for one in RULE])
 def test_the_rule_for_one_launch(values: dict[str, Any], alone: bool) -> None:
-    from fastsample.kernels import lora_tiles
+    from fastsample.kernels.lora import tiles
 
-    assert lora_tiles.one_launch(a_problem(**values)) is alone
+    assert tiles.one_launch(a_problem(**values)) is alone
 
 
 @pytest.mark.parametrize("limit", [64, 99, 163, 227])
 @pytest.mark.parametrize("dtype", HALVES_AND_FLOAT, ids=str)
 def test_tiles_fit_the_shared_memory(dtype: torch.dtype, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a block, in KB: gfx942, sm_86 and sm_120, sm_80, sm_90 and sm_100. There is always one."""
-    from fastsample.kernels import lora_tiles
+    from fastsample.kernels.lora import tiles
 
-    monkeypatch.setattr(lora_tiles, "INTERPRETED", False)
-    monkeypatch.setattr(lora_tiles, "_shared_memory_of", lambda device: limit << 10)
+    monkeypatch.setattr(tiles, "INTERPRETED", False)
+    monkeypatch.setattr(tiles, "_shared_memory_of", lambda device: limit << 10)
     most = 0
     for rows, width, alone in itertools.product((1, 64), (0, 16, 64), (True, False)):
         shape = a_problem(rows=rows, width=width, dtype=dtype)
-        found = lora_tiles.expand_blocks(shape, alone)
+        found = tiles.expand_blocks(shape, alone)
         extra = width if alone else 0
-        assert all(lora_tiles.shared_memory(one, extra, dtype.itemsize) <= limit << 10 for one in found)
-        assert all(one.columns <= 64 for one in lora_tiles.shrink_blocks(shape._replace(columns=max(width, 16))))
+        assert all(tiles.shared_memory(one, extra, dtype.itemsize) <= limit << 10 for one in found)
+        assert all(one.columns <= 64 for one in tiles.shrink_blocks(shape._replace(columns=max(width, 16))))
         most = max(most, *(one.rows * one.columns for one in found))
     largest = {torch.float16: {64: 64 * 64, 99: 128 * 128}.get(limit, 128 * 256), torch.float32: 128 * 128}
     assert most == largest[dtype]
@@ -78,16 +78,16 @@ def timed(times: dict[Any, float]) -> tuple[list[Any], Callable[..., float]]:
 
 
 def test_the_fastest_tile_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsample.kernels import lora_tiles
+    from fastsample.kernels.lora import tiles
 
-    blocks = lora_tiles.FEW["half"][:3]
+    blocks = tiles.FEW["half"][:3]
     asked, milliseconds = timed(dict(zip(blocks[1:], (2.0, 1.0), strict=True)))
-    monkeypatch.setattr(lora_tiles, "_best", {})
-    monkeypatch.setattr(lora_tiles, "_milliseconds", milliseconds)
+    monkeypatch.setattr(tiles, "_best", {})
+    monkeypatch.setattr(tiles, "_milliseconds", milliseconds)
 
     def found(rows: int, capturing: bool = False) -> Any:
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-        return lora_tiles.fastest("expand", a_problem(rows=rows), blocks, lambda one: None)
+        return tiles.fastest("expand", a_problem(rows=rows), blocks, lambda one: None)
 
     assert found(100, capturing=True) is blocks[0] and not asked
     assert found(100) is blocks[2] and asked == list(blocks)
@@ -96,20 +96,20 @@ def test_the_fastest_tile_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None
 
     # Float32 is timed again where its products are rounded to tf32.
     def found_in(precision: str) -> Any:
-        monkeypatch.setattr(lora_tiles, "precision", lambda dtype, device: precision)
-        return lora_tiles.fastest("expand", a_problem(dtype=torch.float32), blocks, lambda one: None)
+        monkeypatch.setattr(tiles, "precision", lambda dtype, device: precision)
+        return tiles.fastest("expand", a_problem(dtype=torch.float32), blocks, lambda one: None)
 
     assert found_in("ieee") is found_in("tf32") is found_in("ieee") is blocks[2] and len(asked) == 12
 
 
 def test_an_error_of_every_tile_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsample.kernels import lora_tiles
+    from fastsample.kernels.lora import tiles
 
-    blocks = lora_tiles.FEW["half"][:3]
+    blocks = tiles.FEW["half"][:3]
     asked, milliseconds = timed({})
-    monkeypatch.setattr(lora_tiles, "_best", {})
-    monkeypatch.setattr(lora_tiles, "_milliseconds", milliseconds)
+    monkeypatch.setattr(tiles, "_best", {})
+    monkeypatch.setattr(tiles, "_milliseconds", milliseconds)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with pytest.raises(RuntimeError, match=r"rows=16, columns=32, depth=64.* do not compile"):
-        lora_tiles.fastest("expand", a_problem(), blocks, lambda one: None)
-    assert asked == list(blocks) and not lora_tiles._best
+        tiles.fastest("expand", a_problem(), blocks, lambda one: None)
+    assert asked == list(blocks) and not tiles._best

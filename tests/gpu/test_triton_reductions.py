@@ -50,7 +50,6 @@ def bounds(
             state.to(DEVICE),
             m.to(DEVICE),
             size,
-            guidance is not None,
             *on,
             scratch,
             out,
@@ -261,7 +260,7 @@ def test_factors_do_not_depend_on_the_batch() -> None:
 COMPILE = """
 import dataclasses
 from triton.backends.compiler import GPUTarget
-from fastsample.kernels import likelihood, reductions
+from fastsample.kernels.variants import likelihood, reductions
 
 for variant in [*reductions.variants(), *likelihood.variants()]:
     if variant.dtype != "float32":

@@ -20,7 +20,7 @@ from support.step_modes import KINDS
 
 pytest.importorskip("triton")
 from fastsample.kernels import step
-from fastsample.kernels.step import ALWAYS, NEVER, SOMETIMES, constants_of
+from fastsample.kernels.coefficients import ALWAYS, NEVER, SOMETIMES, constants_of
 from support.triton_launch import Framed, small_launches
 
 pytestmark = [

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastsample.kernels.lora_layout import RANK_STEP
+from fastsample.kernels.lora.layout import RANK_STEP
 from fastsample.ops.address import check_dense
 from fastsample.ops.lora.layout import ROWS, pack, packed_size
 from fastsample.ops.lora.weights import PackedLinear, is_dense

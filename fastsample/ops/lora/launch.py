@@ -57,7 +57,7 @@ def launch_linears(
                 check_range(index, len(down))
             multiply(operands)
             return outputs
-        from fastsample.kernels.lora_launch import launch
+        from fastsample.kernels.lora.launch import launch
 
         launch(*operands)
         return outputs

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastsample.kernels.arithmetic import INTERPRETED, triton
-from fastsample.kernels.lora_layout import RANK_STEP
+from fastsample.kernels.lora.layout import RANK_STEP
 
 
 class Blocks(NamedTuple):
@@ -113,7 +113,7 @@ def shrink_blocks(problem: Problem) -> Sequence[Blocks]:
     if INTERPRETED:
         return _INTERPRETED
     columns = triton.next_power_of_2(problem.columns)
-    blocks = [one._replace(columns=min(one.columns, columns)) for one in SHRINK[kind_of(problem.dtype)]]
+    blocks = [tile._replace(columns=min(tile.columns, columns)) for tile in SHRINK[kind_of(problem.dtype)]]
     return _fitting(problem, blocks, 0)
 
 
@@ -124,7 +124,7 @@ def shared_memory(blocks: Blocks, extra: int, itemsize: int) -> int:
 
 def _fitting(problem: Problem, blocks: Sequence[Blocks], extra: int) -> Sequence[Blocks]:
     limit = _shared_memory_of(problem.device)
-    return [one for one in blocks if shared_memory(one, extra, problem.dtype.itemsize) <= limit] or blocks[:1]
+    return [tile for tile in blocks if shared_memory(tile, extra, problem.dtype.itemsize) <= limit] or blocks[:1]
 
 
 @functools.cache
@@ -177,9 +177,9 @@ def fastest(name: str, problem: Problem, blocks: Sequence[Blocks], run: Callable
             return blocks[0]
         times: dict[Blocks, float] = {}
         failed: Exception | None = None
-        for one in blocks:
+        for tile in blocks:
             try:
-                times[one] = _milliseconds(run, one)
+                times[tile] = _milliseconds(run, tile)
             except torch.OutOfMemoryError:  # timing empties the L2 cache by means of a large tensor
                 return blocks[0]
             # Triton's own errors, and those of LLVM's passes and of the driver.

@@ -1,4 +1,4 @@
-"""How packed adapters lie in memory for lora.py's kernels; without Triton, for those who write it."""
+"""How packed adapters lie in memory for kernels.py; without Triton, for those who write it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the kernels are when they are compiled ahead of time: a specialisation of each that stands for the others."""
+"""What the kernels are when they are compiled ahead of time: a specialisation of each that stands for the others.
+
+A module for each op has its `variants()`, which benchmarks.gpu_static compiles.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from fastsample.kernels.arithmetic import INTERPRETED, triton
 
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 """As Triton's signatures spell them."""
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Of one element."""
 
 
 @dataclass(frozen=True)

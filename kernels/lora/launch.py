@@ -1,4 +1,4 @@
-"""Launches lora.py's kernels on tensors."""
+"""Launches lora_linear's kernels on tensors."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastsample.kernels import lora_tiles
 from fastsample.kernels.arithmetic import INTERPRETED
 from fastsample.kernels.blocks import on
-from fastsample.kernels.lora import expand, shrink
-from fastsample.kernels.lora_layout import padded
-from fastsample.kernels.lora_tiles import Blocks, Problem
+from fastsample.kernels.lora import tiles
+from fastsample.kernels.lora.kernels import expand_kernel, shrink_kernel
+from fastsample.kernels.lora.layout import padded
+from fastsample.kernels.lora.tiles import Blocks, Problem
 
 _Factors = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
 
@@ -31,7 +31,7 @@ def launch(
 ) -> None:
     """Writes y_i into outputs.
 
-    The first call of a shape times a short list of tiles (lora_tiles.py), unless a CUDA graph is being captured.
+    The first call of a shape times a short list of tiles (tiles.py), unless a CUDA graph is being captured.
 
     Args:
         x: (M, K), the columns of a row next to one another.
@@ -50,7 +50,7 @@ def launch(
     widths = [padded(rank) for rank in ranks]
     columns = max((sum(widths[g * len(ns) : (g + 1) * len(ns)]) for g in range(groups)), default=0)
     problem = Problem(rows // samples, samples, k, ns, max(widths, default=0), columns, x.dtype, x.device)
-    alone = not columns or lora_tiles.one_launch(problem)
+    alone = not columns or tiles.one_launch(problem)
     own_ranks = tuple(float(rank) for rank in ranks)
     factors = tuple(down), tuple(up), tuple(scale)
     with on(x):
@@ -67,7 +67,7 @@ def _shrink(
 
     def run(blocks: Blocks) -> None:
         grid = problem.samples * -(-problem.rows // blocks.rows), -(-problem.columns // blocks.columns)
-        shrink[grid](
+        shrink_kernel[grid](
             x,
             down,
             scale,
@@ -81,10 +81,10 @@ def _shrink(
             blocks.rows,
             blocks.columns,
             *_constants(problem, blocks),
-            **lora_tiles.options(blocks),
+            **tiles.options(blocks),
         )
 
-    run(lora_tiles.fastest("shrink", problem, lora_tiles.shrink_blocks(problem), run))
+    run(tiles.fastest("shrink", problem, tiles.shrink_blocks(problem), run))
 
 
 def _expand(
@@ -98,11 +98,11 @@ def _expand(
     outputs: tuple[Tensor, ...],
     ranks: tuple[float, ...],
 ) -> None:
-    ranks_at_a_time = lora_tiles.ranks_at_a_time(problem)
+    ranks_at_a_time = tiles.ranks_at_a_time(problem)
 
     def run(blocks: Blocks) -> None:
-        tiles = sum(-(-n // blocks.columns) for n in problem.ns)
-        expand[(problem.samples * -(-problem.rows // blocks.rows) * tiles,)](
+        columns = sum(-(-n // blocks.columns) for n in problem.ns)
+        expand_kernel[(problem.samples * -(-problem.rows // blocks.rows) * columns,)](
             x,
             weights,
             bias,
@@ -120,13 +120,13 @@ def _expand(
             blocks.columns,
             ranks_at_a_time,
             *_constants(problem, blocks),
-            **lora_tiles.options(blocks),
+            **tiles.options(blocks),
         )
 
     name = "expand with its own t" if t is None else "expand"
-    run(lora_tiles.fastest(name, problem, lora_tiles.expand_blocks(problem, t is None), run))
+    run(tiles.fastest(name, problem, tiles.expand_blocks(problem, t is None), run))
 
 
 def _constants(problem: Problem, blocks: Blocks) -> tuple[int, bool, str, bool]:
     """DEPTH, WHOLE, PRECISION and UPCAST."""
-    return blocks.depth, problem.k % blocks.depth == 0, lora_tiles.precision(problem.dtype, problem.device), INTERPRETED
+    return blocks.depth, problem.k % blocks.depth == 0, tiles.precision(problem.dtype, problem.device), INTERPRETED
