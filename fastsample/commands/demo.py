@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.commands import in_one_line
+from fastsample.commands.console import in_one_line
 from fastsample.ops import randn
 from fastsample.ops.backend import backends
 from fastsample.samplers import ddim
@@ -20,12 +20,20 @@ from fastsample.storage.files import check_replaceable, check_writable, replacin
 from fastsample.times.timesteps import spaced_timesteps
 from fastsample.zoo import UNet, digits
 
+HELP = "sample digits from the bundled model and time it"
 STEPS = (10, 20, 50)
 SHAPE = (10, 1, 28, 28)
 GUIDANCE = 2.0
 # matplotlib's that need no other program.
 _FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
 NO_LABEL = 10  # the class that stands for any digit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `fastsample demo`."""
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture to write (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="noise seed (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timing rounds, the median counts (%(default)s)")
 
 
 @in_one_line("demo")
