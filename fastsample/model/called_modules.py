@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dis
 import functools
-from collections.abc import Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+
+from fastsample.model.modules import only_children, unwrapped_module
 
 _DEPTH = 3  # functions that call functions, and attributes of attributes
 _PLAIN = (type(None), Tensor, int, float, str, type)
@@ -36,28 +37,6 @@ def attribute(model: Any, name: str, kind: type) -> Any:
     parts = (part for module in called_modules(model) for part in only_children(module))
     held = [value for part in parts if isinstance(value := getattr(part, name, None), kind)]
     return held[0] if held and all(value is held[0] for value in held) else None
-
-
-def unwrapped_module(module: nn.Module) -> nn.Module:
-    """The module that torch.compile, DataParallel and DistributedDataParallel wrap."""
-    while True:
-        compiled = module._modules.get("_orig_mod")
-        # Of DataParallel, DistributedDataParallel and FSDP it is the only child; models of one child have other names.
-        inner = compiled if compiled is not None else module._modules.get("module")
-        if inner is None or len(module._modules) != 1 or module._parameters:
-            return module
-        module = inner
-
-
-def only_children(module: nn.Module) -> Iterator[nn.Module]:
-    """The module, and the one it holds where that is all that it holds, and so on."""
-    yield module
-    while len(module._modules) == 1 and not module._parameters:
-        (child,) = module._modules.values()
-        if child is None:
-            return
-        module = child
-        yield module
 
 
 def _gather(value: Any, found: dict[int, nn.Module], depth: int) -> None:
