@@ -16,7 +16,7 @@ from fastsample.ops import randn
 from fastsample.ops.backend import backends
 from fastsample.samplers import ddim
 from fastsample.schedule import Schedule
-from fastsample.storage.files import check_replaceable, check_writable, replacing
+from fastsample.storage.writing import check_replaceable, check_writable, replacing
 from fastsample.times.timesteps import spaced_timesteps
 from fastsample.zoo import UNet, digits
 

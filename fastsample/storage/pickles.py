@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import torch
 
-from fastsample.storage.files import open_regular
+from fastsample.storage.reading import open_regular
 
 # A tensor takes about 200 bytes of it, beside its values.
 _LARGEST_PICKLE = 8 << 20
