@@ -20,14 +20,14 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
         TypeError: for anything else, bool and whole floats included. ValueError: outside low .. high.
     """
     try:
-        found = operator.index(None if _is_bool(value) else value)  # type: ignore[arg-type]
+        number = operator.index(None if _is_bool(value) else value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if low is not None and found < low:
-        raise ValueError(f"{name} must be at least {low}, got {found}")
-    if high is not None and found > high:
-        raise ValueError(f"{name} must be at most {high}, got {found}")
-    return found
+    if low is not None and number < low:
+        raise ValueError(f"{name} must be at least {low}, got {number}")
+    if high is not None and number > high:
+        raise ValueError(f"{name} must be at most {high}, got {number}")
+    return number
 
 
 def real(name: str, value: Any) -> float:

@@ -17,9 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"fastsample {fastsample.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
-        own = commands.add_parser(name, help=command.HELP)
-        command.add_arguments(own)
-        own.set_defaults(run=command.run)
+        subparser = commands.add_parser(name, help=command.HELP)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
     arguments = parser.parse_args(argv)
     status: int = arguments.run(arguments)
     return status

@@ -145,10 +145,10 @@ def _interleaved(model: Denoiser, steps: int, y: Tensor, rounds: int) -> tuple[f
 
 
 def _print_seeds(model: UNet, seed: int) -> None:
-    one, sixteen, place = (1, *SHAPE[1:]), (16, *SHAPE[1:]), 5
-    same = torch.equal(randn(one, seed=seed, index=place), randn(sixteen, seed=seed)[place : place + 1])
+    single, sixteen, place = (1, *SHAPE[1:]), (16, *SHAPE[1:]), 5
+    same = torch.equal(randn(single, seed=seed, index=place), randn(sixteen, seed=seed)[place : place + 1])
     eights = torch.full((16,), 8)
-    alone = ddim(model, one, steps=20, eta=1.0, seed=seed, index=place, **guided(eights[:1]))
+    alone = ddim(model, single, steps=20, eta=1.0, seed=seed, index=place, **guided(eights[:1]))
     among = ddim(model, sixteen, steps=20, eta=1.0, seed=seed, **guided(eights))[place : place + 1]
     print(
         f"sample {place} of seed {seed}, alone and in a batch of 16: noise bits {'identical' if same else 'DIFFERENT'};"

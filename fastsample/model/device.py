@@ -24,8 +24,8 @@ def device_of(parts: list[nn.Module], hooked: list[nn.Module]) -> torch.device |
 def _offloaded_to(module: nn.Module) -> torch.device | None:
     """Where a hook takes the module's weights, or its input, before it computes."""
     if (hook := module.__dict__.get("_hf_hook")) is not None:
-        for one in (hook, *getattr(hook, "hooks", ())):
-            device = getattr(one, "execution_device", None)
+        for single in (hook, *getattr(hook, "hooks", ())):
+            device = getattr(single, "execution_device", None)
             if device is not None and torch.device(device).type != "meta":
                 return torch.device(device)
     grouped = diffusers_hook(module, "group_offloading")

@@ -48,11 +48,11 @@ class Wanted(NamedTuple):
         """In units: the roundings of float32, and the last one where the result is stored in half precision."""
         return self.roundings if self.dtype == torch.float32 else 1 + self.roundings * SINGLE / self.unit
 
-    def error(self, found: Tensor) -> float:
+    def error(self, result: Tensor) -> float:
         """The largest error in units; infinite where a value is missing or the dtype or shape is another."""
-        if found.shape != self.value.shape or found.dtype != self.dtype:
+        if result.shape != self.value.shape or result.dtype != self.dtype:
             return float("inf")
-        gap = (found.double().cpu() - self.value).abs()
+        gap = (result.double().cpu() - self.value).abs()
         error = torch.where(gap == 0, 0.0, gap / self.size.clamp_min(torch.finfo(self.dtype).tiny) / self.unit)
         return float(error.nan_to_num(nan=float("inf")).max())
 

@@ -61,14 +61,14 @@ def likelihood_case(dtype: torch.dtype, shape: Shape, row: int) -> Case:
     m = torch.cat([z + 0.2 * miss, torch.rand(shape, generator=draw) * 2 - 1], dim=1).to(dtype)
 
     def prepare(backend: str, device: torch.device) -> Call:
-        data, state, output = (one.to(device) for one in (pixels, x, m))
+        data, state, output = (tensor.to(device) for tensor in (pixels, x, m))
         return lambda: [likelihood(data, state, output, table, row, backend=backend)]
 
-    data, state, output = operands = [one.double().requires_grad_() for one in (pixels, x, m)]
+    data, state, output = operands = [tensor.double().requires_grad_() for tensor in (pixels, x, m)]
     bits = likelihood(data, state, output, table, row)
     gradients = torch.autograd.grad(bits.sum(), operands)
     # What a rounding of every operand, and of the term itself, does to the result; each goes through at most 16.
-    size = sum((g * one).abs().reshape(shape[0], -1).sum(1) for g, one in zip(gradients, operands, strict=True))
+    size = sum((g * operand).abs().reshape(shape[0], -1).sum(1) for g, operand in zip(gradients, operands, strict=True))
     wanted = Wanted(bits.detach(), (size + bits.abs()).detach(), 16)
     mode = "pixels' bins" if row == len(table) - 1 else "divergence"
     return Case("likelihood", mode, dtype, shape, prepare, [wanted], False, frozenset({"reference", "triton"}))
@@ -89,19 +89,19 @@ def lora_case(dtype: torch.dtype, batch: int, rows: int, width: int) -> Case:
 
     def prepare(backend: str, device: torch.device) -> Call:
         packed = pack_linear([weight.to(device) for weight in weights])
-        there = [[LowRank(*(factor.to(device) for factor in one)) for one in group] for group in groups]
+        there = [[LowRank(*(factor.to(device) for factor in pair)) for pair in group] for group in groups]
         adapters, chosen, given = pack_adapters(packed, there), index.to(device), x.to(device)
         return lambda: lora_linear(given, packed, adapters, adapter_index=chosen, backend=backend)
 
     def in_float64(change: Callable[[Tensor], Tensor]) -> Sequence[Tensor]:
         wide = [change(weight.double()) for weight in weights]
-        factors = [[LowRank(*(change(factor.double()) for factor in one)) for one in group] for group in groups]
+        factors = [[LowRank(*(change(factor.double()) for factor in pair)) for pair in group] for group in groups]
         return lora_linear_reference(change(x.double()), wide, None, factors, index)
 
     # Every product and every sum of the dot products, in whatever order; t once more in half precision.
     roundings = width + max(ranks) + 4
     extra = 0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2 / SINGLE
-    values, sizes = in_float64(lambda one: one), in_float64(torch.abs)
+    values, sizes = in_float64(lambda weight: weight), in_float64(torch.abs)
     wanted = [Wanted(y, size, roundings + extra, dtype) for y, size in zip(values, sizes, strict=True)]
     mode = "q, k, v, adapter per sample"
     return Case("lora_linear", mode, dtype, (batch, rows, width), prepare, wanted, False, ELEMENT_WISE - {"cuda"})

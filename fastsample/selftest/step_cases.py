@@ -58,7 +58,7 @@ class Mode:
         wanted = self.wanted(x, m, row, history, guidance)
 
         def prepare(backend: str, device: torch.device) -> Call:
-            inputs = [one.to(device) for one in (x, m, *history)]
+            inputs = [tensor.to(device) for tensor in (x, m, *history)]
             x0 = torch.empty_like(inputs[0]) if self.keeps_x0 else None
             following = inputs[1].new_empty((2 * batch, *shape[1:])) if self.writes_input else None
             given: dict[str, Any] = {
@@ -74,7 +74,7 @@ class Mode:
             at = row.to(device) if isinstance(row, Tensor) and self.rows_there else row
             return lambda: [
                 step(inputs[0], inputs[1], table, at, **given),
-                *(one for one in (x0, following) if one is not None),
+                *(written for written in (x0, following) if written is not None),
             ]
 
         return Case("step", self.name, dtype, shape, prepare, wanted, self.same_bits, on_gpu=self.rows_there)
@@ -86,12 +86,12 @@ class Mode:
         table, z = self.table, self._noise_of(x, row)
         wide = (x.double(), m.double(), table, row, z.double(), None)
         w = None if guidance is None else guidance.double()
-        value, x0 = step_reference(*wide, w, self.rescale, [one.double() for one in history])
+        value, x0 = step_reference(*wide, w, self.rescale, [h.double() for h in history])
         columns = ("p", "q", "a", "b", "c1", "c2", "d", "s")
         sizes = table.replace(**{name: abs(getattr(table, name)) for name in columns}, limit=float("inf"), quantile=0.0)
         size, size_x0 = step_reference(
             x.double().abs(), self._size_of_m(x, m, w), sizes, row, z.double().abs(), None, None, 0.0,
-            [one.double().abs() for one in history],
+            [h.double().abs() for h in history],
         )  # fmt: skip
         if table.thresholded:
             # The bound is a value of the whole sample, and so is what it brings in of roundings.
@@ -104,7 +104,7 @@ class Mode:
         if self.writes_input:
             assert isinstance(row, int)
             scale = float(table.e[row + 1])
-            twice = [torch.cat([scale * one] * 2) for one in (value, size)]
+            twice = [torch.cat([scale * half] * 2) for half in (value, size)]
             found.append(Wanted(twice[0], twice[1], self.roundings + 2, m.dtype))
         return found
 
