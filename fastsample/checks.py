@@ -93,6 +93,11 @@ def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
     return size
 
 
+def not_a_tensor(name: str, value: object) -> TypeError:
+    """The error to raise where the value is no tensor. Made here and raised there: hot paths call no check."""
+    return TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
 def check_floating(name: str, tensor: object) -> None:
     """Raises TypeError unless this is a floating-point tensor."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
