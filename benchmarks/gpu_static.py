@@ -25,7 +25,7 @@ from benchmarks.machine_code import binaries, sass
 from benchmarks.machine_code.binaries import GFX942, TRITON_ARCHS, Code
 from benchmarks.machine_code.peaks import GPUS, ISSUED, LIMITS, Gpu
 from benchmarks.machine_code.static_tables import on_tensor_cores, render, replaced
-from fastsample.storage.files import replace_text
+from fastsample.storage.writing import replace_text
 
 RESULTS = Path(__file__).with_name("results") / "gpu-static.csv"
 DOCS = Path(__file__).parents[1] / "docs" / "gpu.md"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.checks import not_a_tensor
 from fastsample.lora.files.reading import Contents, load
 from fastsample.lora.files.refused import first_few, refuse_keys
 
@@ -211,7 +212,7 @@ def _modern(path: str, mark: str) -> str:
 
 def _checked(key: str, value: object, name: str) -> Tensor:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: {key} must be a tensor, got {type(value).__name__}")
+        raise not_a_tensor(f"{name}: {key}", value)
     if not value.is_floating_point():
         raise ValueError(f"{name}: {key} must hold floating-point numbers, got {value.dtype}")
     if value.is_meta or value.layout != torch.strided:

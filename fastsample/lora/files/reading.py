@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 
 from fastsample.lora.files.config import LARGEST, PeftConfig, checked, parse
-from fastsample.storage.files import open_regular, regular_size
 from fastsample.storage.pickles import load_pickle, state_dict_of
+from fastsample.storage.reading import open_regular, regular_size
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # In the order of preference: of two forms of one file the safe one is read.

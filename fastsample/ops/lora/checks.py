@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastsample.checks import not_a_tensor
 from fastsample.ops.address import check_strided
 from fastsample.ops.lora.adapters import PackedAdapters
 from fastsample.ops.lora.weights import PackedLinear
@@ -15,7 +16,7 @@ def check_operands(
 ) -> None:
     """Raises unless these fit together."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+        raise not_a_tensor("x", x)
     check_strided("x", x)
     if not isinstance(packed, PackedLinear):
         raise TypeError(f"packed must be what pack_linear returns, got {type(packed).__name__}")
@@ -37,7 +38,7 @@ def check_operands(
     if adapters is None:
         raise ValueError("adapter_index needs adapters")
     if not isinstance(adapter_index, Tensor):
-        raise TypeError(f"adapter_index must be a tensor, got {type(adapter_index).__name__}")
+        raise not_a_tensor("adapter_index", adapter_index)
     if adapter_index.dtype != torch.int64:
         raise TypeError(f"adapter_index must be int64, got {adapter_index.dtype}")
     if x.ndim < 2 or adapter_index.shape != x.shape[:1]:

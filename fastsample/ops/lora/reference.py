@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastsample.broadcast import per_sample
 from fastsample.ops.lora.adapters import Group
 from fastsample.ops.lora.checks import check_range
 
@@ -43,17 +44,13 @@ def lora_linear_reference(
             t = functional.linear(x.to(exact), low_rank.down.to(x).to(exact)) * low_rank.scale.to(x.device, exact)
             delta = _product(t.to(x), low_rank.up.to(x))
             if adapter_index is not None:
-                delta = torch.where(_per_sample(adapter_index == g, x), delta, 0)
+                delta = torch.where(per_sample(adapter_index == g, x), delta, 0)
             y = y + delta
         if adapter_index is not None and unchecked:
             known = (adapter_index >= -1) & (adapter_index < len(groups))
-            y = torch.where(_per_sample(known, x), y, torch.nan)
+            y = torch.where(per_sample(known, x), y, torch.nan)
         outputs.append(y)
     return tuple(outputs)
-
-
-def _per_sample(values: Tensor, x: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
