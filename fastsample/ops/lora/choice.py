@@ -14,7 +14,6 @@ import torch
 
 from fastsample.ops.backend import cpu_module
 from fastsample.ops.dtypes import DTYPE_CODES
-from fastsample.ops.dtypes import DTYPE_CODES
 from fastsample.ops.lora.layout import pack, packed_size, products_of_parts
 
 DTYPES = DTYPE_CODES
