@@ -170,8 +170,8 @@ def cuda_extensions():
 cpu = Pybind11Extension(
     "fastsample._cpu",
     [
-        *(f"csrc/{name}.cpp" for name in ("bindings", "lora_bindings")),
-        *(f"csrc/cpu/{name}.cpp" for name in ("amx", "dispatch", "lora_linear", "memory", "threads")),
+        *(f"csrc/cpu/{name}.cpp" for name in ("bindings", "lora_bindings", "noise", "step", "streams", "lora_linear")),
+        *(f"csrc/cpu/{name}.cpp" for name in ("amx", "dispatch", "memory", "threads")),
     ],
     depends=SOURCES,
     extra_compile_args=COMMON,

@@ -13,6 +13,7 @@ from benchmarks.common.harness import Candidate, measure, spread
 from benchmarks.common.options import begin, parser
 from benchmarks.common.report import Row, plot, rows_of, table, write_csv
 from benchmarks.common.settling import settling
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 
 BATCHES, QUICK_BATCHES = (1, 16, 64), (1,)
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             x, y = torch.randn(batch, 1, 28, 28, device=run.device), torch.arange(batch, device=run.device) % 10
             t = torch.full_like(y, 500)
             output, state = model(x, t, y), x.clone()
-            plan = StepPlan(state, settling(DDIM_STEP.table), out=state)
+            plan = StepPlan(Operands(state, settling(DDIM_STEP.table), out=state))
             timings = measure(
                 [
                     Candidate("forward", partial(model, x, t, y)),

@@ -17,6 +17,7 @@ from benchmarks.peers import pairs, plain
 from benchmarks.peers.pairs import Pair
 from fastsample import Schedule, Table
 from fastsample.ops.noise.keys import sample_keys
+from fastsample.ops.step import operands as step_operands
 from fastsample.ops.step.prepared import StepPlan
 
 SCHEDULE = Schedule.linear(1000)
@@ -76,7 +77,7 @@ class Case:
 
     def plan(self, x: Tensor, history: tuple[Tensor, ...], table: Table, out: Tensor | None) -> StepPlan:
         """The step as the loop sets it up: the x0 that is kept goes where the one before was."""
-        return StepPlan(
+        operands = step_operands.Operands(
             x,
             table,
             keys=sample_keys(0, 0, len(x), x.device) if any(table.stochastic) else None,
@@ -85,6 +86,7 @@ class Case:
             out=out,
             x0_out=history[-1] if history else None,
         )
+        return StepPlan(operands)
 
     def plain_arguments(self, x: Tensor, operands: Operands) -> list[Tensor]:
         """What `plain` is called with: its parameters are named as operands and as columns of the table."""

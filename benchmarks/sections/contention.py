@@ -16,6 +16,7 @@ from benchmarks.common.harness import Candidate, measure, spread
 from benchmarks.common.options import Run, label
 from benchmarks.common.report import Row, rows_of, table
 from benchmarks.common.settling import settling
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 
 SHAPES = ((8, 4, 64, 64), (8, 3, 256, 256), (16, 3, 512, 512))
@@ -44,7 +45,7 @@ def section(run: Run) -> list[Row]:
 def _candidates(shape: tuple[int, ...], width: int) -> list[Candidate]:
     x, m = torch.randn(shape), torch.randn(shape)
     left, right, product = (torch.randn(width, width) for _ in range(3))
-    plan = StepPlan(x, settling(DDIM_STEP.table), out=x)
+    plan = StepPlan(Operands(x, settling(DDIM_STEP.table), out=x))
     calls = {
         "fastsample": partial(plan, m, 0),
         # m + x/2: bounded however often it is applied.

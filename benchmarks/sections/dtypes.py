@@ -16,6 +16,7 @@ from benchmarks.common.report import OURS, Row, against, percent, rows_of, table
 from benchmarks.common.settling import settling
 from benchmarks.peers.plain import ddim
 from benchmarks.peers.steps import compiled, diffusers_step
+from fastsample.ops.step import operands as step_operands
 from fastsample.ops.step.prepared import StepPlan
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -41,7 +42,7 @@ def _candidates(run: Run, shape: Shape, dtype: torch.dtype) -> list[Candidate]:
     x, other = (torch.randn(shape, device=run.device) for _ in range(2))
     m, model_input = other.to(dtype), torch.empty_like(x, dtype=dtype)
     operands = Operands(m, ())
-    plan = StepPlan(x, settling(DDIM_STEP.table), out=x, input_out=model_input)
+    plan = StepPlan(step_operands.Operands(x, settling(DDIM_STEP.table), out=x, input_out=model_input))
     arguments = DDIM_STEP.plain_arguments(x, operands)
     step = diffusers_step(DDIM_STEP, x, operands)
     peers: dict[str, Callable[[], object] | None] = {

@@ -9,9 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "../common/address.h"
+#include "../common/step_operands.h"
 #include "device.h"
 #include "kernels.h"
-#include "../step_operands.h"
 
 namespace py = pybind11;
 using namespace fastsample;
@@ -55,28 +56,12 @@ private:
 // The step with everything fixed that stays the same from row to row; the Python side keeps the tensors alive.
 class Step {
 public:
-    Step(Address rows, int64_t row_count, Address row_of, int64_t batch, int64_t size, Address x, Address keys,
-         Address guidance, float rescale, bool thresholds, Address h1, Address h2, Address x0_out, Address input_out,
-         Address second_input_out, int input_dtype, Address workspace, int device)
-        : workspace_(workspace, batch, size, rescale != 0, thresholds),
+    Step(const StepArgs& fixed, float rescale, bool thresholds, int64_t row_count, Address workspace, int device)
+        : fixed_{fixed, row_count},
+          workspace_(workspace, fixed.batch, fixed.size, rescale != 0, thresholds),
           rescale_(rescale),
           thresholds_(thresholds),
-          device_(device) {
-        fixed_.rows = at<const Row>(rows);
-        fixed_.row_count = row_count;
-        fixed_.row_of = at<const int64_t>(row_of);
-        fixed_.batch = batch;
-        fixed_.size = size;
-        fixed_.x = at<const float>(x);
-        fixed_.keys = at<const uint64_t>(keys);
-        fixed_.guidance = at<const float>(guidance);
-        fixed_.h1 = at<const float>(h1);
-        fixed_.h2 = at<const float>(h2);
-        fixed_.x0_out = at<float>(x0_out);
-        fixed_.input_out = at<void>(input_out);
-        fixed_.second_input_out = at<void>(second_input_out);
-        fixed_.input_dtype = input_dtype;
-    }
+          device_(device) {}
 
     void operator()(int64_t row, Address m, int64_t m_stride, int m_dtype, bool guided, Address z, Address out,
                     bool keeps_x0, bool writes_input, Address stream) {
@@ -96,7 +81,7 @@ public:
     }
 
 private:
-    cuda::DeviceStepArgs fixed_{};
+    cuda::DeviceStepArgs fixed_;
     Workspace workspace_;
     float rescale_;
     bool thresholds_;
@@ -156,13 +141,7 @@ std::vector<std::string> architectures() {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
-    py::class_<Step>(module, "Step")
-        .def(py::init<Address, int64_t, Address, int64_t, int64_t, Address, Address, Address, float, bool, Address,
-                      Address, Address, Address, Address, int, Address, int>(),
-             py::kw_only(), py::arg("rows"), py::arg("row_count"), py::arg("row_of"), py::arg("batch"), py::arg("size"),
-             py::arg("x"), py::arg("keys"), py::arg("guidance"), py::arg("rescale"), py::arg("thresholds"),
-             py::arg("h1"), py::arg("h2"), py::arg("x0_out"), py::arg("input_out"), py::arg("second_input_out"),
-             py::arg("input_dtype"), py::arg("workspace"), py::arg("device"))
+    bind_step<Step, int64_t, Address, int>(module, "row_count", "workspace", "device")
         .def("__call__", &Step::operator());
     module.def("step_workspace", &step_workspace);
     module.def("randn", &randn);

@@ -13,6 +13,7 @@ from fastsample.loop.workspace import Kind, times_of_rows
 from fastsample.ops.noise import INITIAL, normals
 from fastsample.ops.noise.keys import Index, Seed, sample_keys
 from fastsample.ops.step.compiled import functional_step
+from fastsample.ops.step.operands import Operands
 from fastsample.tables import Table
 
 
@@ -56,9 +57,9 @@ class FreshTensors:
     def step(self, m: Tensor, row: int, z: Tensor | None) -> None:
         # Generators fill one buffer again and again, which autograd may have kept.
         z = None if z is None else z.clone()
-        kind, history = self.kind, self._history[:2]
-        operands = self.state, m, self._applied, row, z, self.keys, self.weights, kind.rescale, history
-        self.state, self.x0 = functional_step(*operands, kind.backend)
+        kind, history = self.kind, tuple(self._history[:2])
+        operands = Operands(self.state, self._applied, self.keys, self.weights, rescale=kind.rescale, history=history)
+        self.state, self.x0 = functional_step(operands, m, row, z, kind.backend)
         self._history = [self.x0, *history]
 
     def correct(self, correct: CorrectX0, row: int) -> None:

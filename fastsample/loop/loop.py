@@ -20,9 +20,10 @@ from fastsample.loop.row_schedule import row_schedule
 from fastsample.loop.start import checked_start, noise_level, warn_of_far_noise
 from fastsample.loop.workspace import Kind, Workspace
 from fastsample.model import Model, Predictor
-from fastsample.ops.backend import choose, ordinary_tensors
+from fastsample.ops.backend import choose
+from fastsample.ops.memory import ordinary_tensors
 from fastsample.ops.noise.keys import Index, Seed
-from fastsample.ops.transforms import recording, transformed
+from fastsample.ops.tracing import recording, transformed
 from fastsample.tables import Table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastsample.ops.backend import fresh
+from fastsample.ops.memory import fresh
 
 
 class ModelInput:

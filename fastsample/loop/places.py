@@ -111,12 +111,12 @@ class Places:
             inputs,
             x0,
             table,
+            self._backend,
             writes_input=True,
             rows=rows,
             keys=self._keys,
             guidance=self._guidance.weights,
             rescale=self._guidance.rescale,
-            backend=self._backend,
         )
         guided = self._guided
         return [

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fastsample.loop.model_input import ModelInput
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.tables import Table
 
@@ -16,6 +17,7 @@ def plans_in_turn(
     inputs: Sequence[ModelInput],
     x0: Sequence[Tensor],
     table: Table,
+    backend: str,
     *,
     writes_input: bool,
     rows: Sequence[Tensor] = (),
@@ -29,24 +31,23 @@ def plans_in_turn(
     Args:
         inputs: one for all turns, whose state is stepped in place, or one a turn.
         x0: memory for the x0: none, one, or one a turn.
-        table: the rows to step by.
+        table, backend: the rows to step by, and what runs them.
         writes_input: whether the step writes the next model input too.
         rows: where given, for each turn the row that each sample is at.
-        **fixed: what all plans share, as for StepPlan.
+        **fixed: what all plans share, as in Operands.
     """
     plans = []
     for turn in range(max(len(inputs), len(x0))):
         own, following = inputs[turn % len(inputs)], inputs[(turn + 1) % len(inputs)]
-        plans.append(
-            StepPlan(
-                own.state,
-                table,
-                history=[x0[turn - back] for back in range(table.history)],
-                rows=rows[turn] if rows else None,
-                out=following.state,
-                x0_out=x0[(turn + 1) % len(x0)] if x0 else None,
-                input_out=following.target if writes_input else None,
-                **fixed,
-            )
+        operands = Operands(
+            own.state,
+            table,
+            history=tuple(x0[turn - back] for back in range(table.history)),
+            rows=rows[turn] if rows else None,
+            out=following.state,
+            x0_out=x0[(turn + 1) % len(x0)] if x0 else None,
+            input_out=following.target if writes_input else None,
+            **fixed,
         )
+        plans.append(StepPlan(operands, backend))
     return plans

@@ -17,7 +17,8 @@ from fastsample.loop.options import CorrectX0, Step
 from fastsample.loop.start import Level, at_level
 from fastsample.loop.turns import plans_in_turn
 from fastsample.ops.address import address, start_of
-from fastsample.ops.backend import HUGE, cpu_module, fresh, fresh_like, mark_written, ordinary_tensors
+from fastsample.ops.backend import cpu_module
+from fastsample.ops.memory import HUGE, fresh, fresh_like, mark_written, ordinary_tensors
 from fastsample.ops.noise import INITIAL, fill
 from fastsample.ops.noise.keys import Index, Seed, renew_keys
 from fastsample.ops.step.prepared import StepPlan
@@ -101,12 +102,12 @@ class Workspace:
             [self.input],
             [fresh(kind.shape, kind.dtype, kind.device) for _ in range(count)],
             without_x0(table) if kind.corrects else table,
+            kind.backend,
             writes_input=not kind.changes,
             keys=self.keys if kind.draws else None,
             guidance=self.weights,
             one_guidance=kind.one_weight,
             rescale=kind.rescale,
-            backend=kind.backend,
         )
 
     def _drawing(self, backend: str) -> Callable[[int], None] | None:

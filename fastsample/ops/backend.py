@@ -7,12 +7,12 @@ import importlib
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from fastsample.ops.tracing import constant_when_traced
 
 _NAMES = ("reference", "cpu", "triton", "cuda")
 _FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # what an automatic choice tries
@@ -90,6 +90,7 @@ def backends() -> dict[str, dict[str, Any]]:
     return found
 
 
+@constant_when_traced  # Triton is imported in it and drivers are asked
 def choose(
     backend: str | None,
     device: torch.device,
@@ -129,11 +130,6 @@ def choose(
         reason = _why_not_on(device) if wanted == device.type == "cuda" else ""
         raise ValueError(f"{name}={wanted!r} cannot run on {device}{reason and ': '}{reason}")
     raise ValueError(f"{name}={wanted!r} {why}; use backend='reference'")
-
-
-# What torch.compiler.assume_constant_result does, whose import takes seconds: Dynamo does not look inside, where Triton
-# is imported and drivers are asked.
-choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _automatic(device: torch.device, native: bool, offers: Sequence[str]) -> str:
@@ -232,49 +228,3 @@ def place(device: torch.device) -> tuple[int, int]:
         return 0, 0
     index = torch.cuda.current_device() if device.index is None else device.index
     return index, torch._C._cuda_getCurrentRawStream(index)
-
-
-def recorded(*tensors: Tensor) -> bool:
-    """Whether torch.compile, make_fx, torch.func and the like want to see the registered op, not a kernel's call."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return True
-    # What is made in their reach is a wrapper, whose memory a kernel cannot write.
-    if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
-        return True
-    for tensor in tensors:
-        if type(tensor) is not Tensor and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-            return True
-    return False
-
-
-HUGE = 4 << 20  # bytes from which memory lies in huge pages, as NumPy has it
-
-
-def fresh(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor, large CPU ones (as NumPy has it, from 4 MiB) in huge pages where the system has them."""
-    return _in_huge_pages(torch.empty(shape, dtype=dtype, device=device))
-
-
-def fresh_like(tensor: Tensor) -> Tensor:
-    """`fresh` of this tensor's shape, dtype and device, in less time."""
-    return _in_huge_pages(torch.empty_like(tensor))
-
-
-def _in_huge_pages(tensor: Tensor) -> Tensor:
-    if tensor.nbytes >= HUGE and tensor.is_cpu and _cpu is not None:
-        _cpu.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
-    return tensor
-
-
-def ordinary_tensors() -> AbstractContextManager[object]:
-    """What is made here is no inference tensor, so that it can be written in any mode."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else _NOTHING
-
-
-_NOTHING = nullcontext()
-
-
-def mark_written(tensor: Tensor) -> None:
-    """Tells autograd, which cannot see kernels write, that the tensor has changed; inference tensors keep no count."""
-    if not tensor.is_inference():
-        torch.autograd.graph.increment_version(tensor)

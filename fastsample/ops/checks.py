@@ -10,7 +10,7 @@ from torch import Tensor
 from fastsample.arguments import integer, real, real_array
 from fastsample.ops.address import check_strided, check_written, start_of
 from fastsample.ops.noise import checked_shape
-from fastsample.ops.transforms import followed, outside, transformed
+from fastsample.ops.tracing import followed, outside, transformed
 from fastsample.tables import Table
 
 _ANY_FLOAT = 3e38  # float32 holds it
@@ -131,15 +131,6 @@ def _tensor_of_numbers(guidance: float | Sequence[float]) -> Tensor:
         return torch.from_numpy(real_array("guidance", guidance))
 
 
-def differentiable(*operands: object) -> bool:
-    """Whether derivatives of any kind go through any of these, or vmap does: only the reference serves them."""
-    if torch.is_grad_enabled():
-        for one in operands:
-            if isinstance(one, Tensor) and one.requires_grad:
-                return True
-    return transformed() and any(followed(one) for one in operands)
-
-
 def check_rescale(rescale: float, *, guided: bool) -> None:
     """Raises unless this is a guidance_rescale, 0 where nothing is guided."""
     if not 0 <= real("guidance_rescale", rescale) <= 1:
@@ -157,12 +148,6 @@ def check_history(history: Sequence[Tensor]) -> None:
     for i, one in enumerate(history):
         if not isinstance(one, Tensor):
             raise TypeError(f"history[{i}] must be a tensor, got {type(one).__name__}")
-
-
-def no_compiled_gradients(op: str) -> None:
-    """Raises where torch.compile asks for gradients of an op that has none there."""
-    if torch.compiler.is_compiling():
-        raise ValueError(f"compiled, {op} has no gradients: call it under torch.no_grad() or detach its arguments")
 
 
 def check_memory(inputs: dict[str, Tensor | None], outputs: dict[str, Tensor | None]) -> None:

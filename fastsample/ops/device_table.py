@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.ops.transforms import outside
+from fastsample.ops.tracing import constant_when_traced, outside
 from fastsample.tables import COLUMNS, ROW, Table
 
 _DOUBLES = 2 * len(COLUMNS)  # floats that hold a row's float64 columns, bit for bit
@@ -19,6 +19,7 @@ _DOUBLES = 2 * len(COLUMNS)  # floats that hold a row's float64 columns, bit for
 _tables: WeakValueDictionary[int, Table] = WeakValueDictionary()
 
 
+@constant_when_traced  # Dynamo guards on which table it is
 def encoded(table: Table, device: torch.device) -> Tensor:
     """All of the table as one float32 tensor: `packed`, which kernels read, then the bits of the float64 columns.
 
@@ -35,10 +36,6 @@ def encoded(table: Table, device: torch.device) -> Tensor:
         return tensor
 
     return table.derived(device, make)
-
-
-# As backend.choose is; Dynamo guards on which table it is.
-encoded._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def as_argument(table: Table, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from fastsample import Table
 from fastsample.ops import randn
 from fastsample.ops.backend import _cpu
 from fastsample.ops.noise.keys import sample_keys
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 from support.paths import ROOT
 from support.philox import KNOWN_ANSWERS
@@ -215,7 +216,7 @@ def test_posterior_is_the_step_without_noise(level: str, shape: tuple, row: int 
     noise_free = TABLE.replace(s=0.0, g1=0.0)
     rows = None if row_of is None else row_of % 3
     assert torch.equal(
-        mean.written(), StepPlan(x, noise_free, rows=rows, backend="cpu")(m, 0 if rows is not None else row)
+        mean.written(), StepPlan(Operands(x, noise_free, rows=rows), "cpu")(m, 0 if rows is not None else row)
     )
     v = m[:, shape[1] :].double()
     per_sample = [one.double().reshape(-1, *(1,) * (x.ndim - 1)) for one in (constant, slope)]

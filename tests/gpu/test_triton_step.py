@@ -12,6 +12,7 @@ from torch import Tensor
 from fastsample import Table
 from fastsample.ops.backend import _cpu
 from fastsample.ops.noise import randn_reference
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 
 pytest.importorskip("triton")
@@ -101,10 +102,11 @@ def on_cpu(c: Case) -> tuple[Tensor, Tensor, Tensor]:
     inputs = torch.empty((2 * len(c.x), *c.x.shape[1:]), dtype=c.inputs or torch.float32)
     rows = c.row if isinstance(c.row, Tensor) else None
     keys = None if c.z is not None else KEYS[: len(c.x)]
-    plan = StepPlan(
-        c.x, c.table, keys=keys, guidance=c.guidance, rescale=c.rescale, history=c.histories, rows=rows, out=out,
-        x0_out=x0, input_out=inputs, backend="cpu",
+    operands = Operands(
+        c.x, c.table, keys, guidance=c.guidance, rescale=c.rescale, history=c.histories, rows=rows, out=out,
+        x0_out=x0, input_out=inputs,
     )  # fmt: skip
+    plan = StepPlan(operands, "cpu")
     plan(c.m, 0 if rows is not None else int(c.row), c.z)
     return out, x0, inputs
 

@@ -21,6 +21,7 @@ from fastsample.ops import backend as hub
 from fastsample.ops.checks import guidance_weights
 from fastsample.ops.device_table import encoded
 from fastsample.ops.noise.keys import sample_keys
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.ops.step.reference import step_reference
 from support.cuda_on_cpu import build
@@ -259,7 +260,7 @@ def test_rows_are_read_by_the_kernel_at_every_call(any_backend: Floor) -> None:
     backend, device = any_backend
     x, m, rows = X.to(device), M.to(device), torch.tensor([0, 1], device=device)
     keys = sample_keys([5, 6], 0, 2, x.device)
-    plan = StepPlan(x, PLAIN, keys=keys, rows=rows, backend=backend)
+    plan = StepPlan(Operands(x, PLAIN, keys=keys, rows=rows), backend)
     for now in ([0, 1], [3, -1], [2, 2]):
         rows.copy_(torch.tensor(now))
         want = ops.step(X, M, PLAIN, torch.tensor(now), seed=[5, 6], backend="reference")
@@ -272,7 +273,7 @@ def test_rows_that_do_not_exist_make_nan_of_their_samples(any_backend: Floor) ->
     rows = torch.tensor([4, 1], device=device)
     x, x0, model_input = X.to(device), torch.zeros(SHAPE, device=device), torch.zeros(SHAPE, device=device)
     noise = torch.zeros(SHAPE, device=device)
-    plan = StepPlan(x, PLAIN, rows=rows, x0_out=x0, input_out=model_input, backend=backend)
+    plan = StepPlan(Operands(x, PLAIN, rows=rows, x0_out=x0, input_out=model_input), backend)
     for wrong in (4, -5, 2**40):
         rows[0] = wrong
         references = step_reference(x, M.to(device), PLAIN, rows, noise)
@@ -286,12 +287,12 @@ def test_what_any_row_needs_must_be_there(any_backend: Floor) -> None:
     x, last = X.to(device), torch.tensor([3, 3], device=device)
     assert not PLAIN.stochastic[3]
     with pytest.raises(TypeError, match="noise must be a tensor"):
-        StepPlan(x, PLAIN, rows=last, backend=backend)(M.to(device), 0)
+        StepPlan(Operands(x, PLAIN, rows=last), backend)(M.to(device), 0)
     solver = DPMSolver(SCHEDULE, steps=3).table
     with pytest.raises(ValueError, match="needs the x0 of 1 earlier row"):
-        StepPlan(x, solver, rows=torch.zeros_like(last), backend=backend)(M.to(device), 0)
+        StepPlan(Operands(x, solver, rows=torch.zeros_like(last)), backend)(M.to(device), 0)
     with pytest.raises(ValueError, match="reads a learned variance"):
-        StepPlan(x, LEARNED, keys=last, rows=last, backend=backend)(M.to(device), 0)
+        StepPlan(Operands(x, LEARNED, keys=last, rows=last), backend)(M.to(device), 0)
 
 
 @GPU_KERNELS
@@ -310,7 +311,7 @@ def test_copies_of_strided_outputs_stay_where_they_are(any_backend: Floor, monke
     """A CUDA graph that was captured over one shape reads them after calls with another."""
     backend, device = any_backend
     x, weights = X.to(device), torch.full((2,), 2.0, device=device)
-    plan = StepPlan(x, PLAIN, guidance=weights, backend=backend)
+    plan = StepPlan(Operands(x, PLAIN, guidance=weights), backend)
     seen: dict[int, Tensor] = {}
     copy = Tensor.copy_
 

@@ -101,7 +101,7 @@ class Device(TorchDispatchMode):
     Attributes:
         strict: whether syncs and uploads raise HostSyncError.
         syncs: the names of those there have been.
-        tape: where what runs on the device is recorded, or None.
+        tape: where what runs on the device is traced, or None.
     """
 
     def __init__(self) -> None:
@@ -296,7 +296,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, kernels: bool) -> Iterator[Device
         monkeypatch.setattr(owner, name, _to_meta(getattr(owner, name)))
     # The registered ops are for those who look at a program; this mode is a device that runs one.
     for one in (keys, noise):
-        monkeypatch.setattr(one, "recorded", lambda *tensors: False)
+        monkeypatch.setattr(one, "traced", lambda *tensors: False)
     monkeypatch.setattr(loop, "recording", lambda: False)
     monkeypatch.setattr(address, "start_of", lambda tensor: tensor.data_ptr())
     with device:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.address import check_readable
-from fastsample.ops.backend import choose, recorded
-from fastsample.ops.checks import check_like, check_output, check_state, check_variance, checked_rows, differentiable
-from fastsample.ops.transforms import outside
+from fastsample.ops.backend import choose
+from fastsample.ops.checks import check_like, check_output, check_state, check_variance, checked_rows
+from fastsample.ops.tracing import constant_when_traced, differentiable, outside, traced
 from fastsample.schedule import Float64Array
 from fastsample.tables import Table
 
@@ -75,7 +75,7 @@ def likelihood(
     if any(table.learned):
         check_variance(model_out, x, name="model_out")
     native = x.dtype is torch.float32 and not differentiable(x_start, x, model_out)
-    if recorded(x_start, x, model_out):
+    if traced(x_start, x, model_out):
         coefficients = _coefficients(table, x.dtype, x.device)
         if not native:
             return likelihood_reference(x_start, x, model_out, coefficients, row)
@@ -200,6 +200,7 @@ def _one_per_sample(x_start: Tensor, x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape[0])
 
 
+@constant_when_traced
 def _coefficients(table: Table, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What the terms of each row are made from, shape (rows, 16), made once per dtype and device."""
 
@@ -208,10 +209,6 @@ def _coefficients(table: Table, dtype: torch.dtype, device: torch.device) -> Ten
             return torch.from_numpy(_columns(table)).to(device, dtype)
 
     return table.derived(("likelihood", dtype, device), make)
-
-
-# As ops/device_table.py has it.
-_coefficients._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _columns(table: Table) -> Float64Array:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.address import address, addresses, check_strided
-from fastsample.ops.backend import choose, cpu_module, fresh, recorded
+from fastsample.ops.backend import choose, cpu_module
 from fastsample.ops.lora.by_torch import multiply
 from fastsample.ops.lora.pack import ROWS, TORCH, Group, PackedAdapters, PackedLinear
-from fastsample.ops.transforms import transformed
+from fastsample.ops.memory import fresh
+from fastsample.ops.tracing import traced, transformed
 
 
 def lora_linear(
@@ -70,7 +71,7 @@ def lora_linear(
     if chosen == "triton" and packed.layout != ROWS:  # interpreted, where copies cost nothing beside the rest
         packed = packed.by_rows()
         adapters = None if adapters is None else PackedAdapters(packed, adapters.groups)
-    run = torch.ops.fastsample.lora_linear if recorded(x) else _lora_linear
+    run = torch.ops.fastsample.lora_linear if traced(x) else _lora_linear
     down, up, scale = ([], [], []) if adapters is None else (adapters.down, adapters.up, adapters.scale)
     ranks = () if adapters is None else adapters.flat_ranks
     layout = packed.layout

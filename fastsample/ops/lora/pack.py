@@ -11,9 +11,10 @@ from torch import Tensor
 from fastsample.kernels.lora_layout import RANK_STEP
 from fastsample.ops import backend as backends
 from fastsample.ops.address import address, check_dense
-from fastsample.ops.backend import cpu_module, fresh, recorded
+from fastsample.ops.backend import cpu_module
 from fastsample.ops.lora.choice import BY_TORCH, DTYPES, chosen
-from fastsample.ops.transforms import transformed
+from fastsample.ops.memory import fresh
+from fastsample.ops.tracing import traced, transformed
 
 # How weights lie in memory: numbers from 0 on are the CPU kernels' own layouts; row by row they are read by Triton's
 # kernels, or by torch's own product.
@@ -89,7 +90,7 @@ class PackedLinear:
         parts = zip(self.data.split(self.sizes), self.out_features, strict=True)
         if self.native:
             # The op, whose every call imports torch's compiler, for those who record it and for packs without values.
-            op = recorded(self.data) or transformed() or not self.data.is_cpu
+            op = traced(self.data) or transformed() or not self.data.is_cpu
             unpack = torch.ops.fastsample.lora_unpack if op else _unpack
             return tuple(unpack(part, n, self.in_features, self.layout) for part, n in parts)
         return tuple(part.reshape(n, self.in_features) for part, n in parts)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fastsample.arguments import integer
 from fastsample.ops.address import address, check_written
-from fastsample.ops.backend import choose, cpu_module, cuda_module, fresh, mark_written, place, recorded
+from fastsample.ops.backend import choose, cpu_module, cuda_module, place
+from fastsample.ops.memory import fresh, mark_written
 from fastsample.ops.noise.keys import Index, Seed, sample_keys
-from fastsample.ops.transforms import outside, transformed
+from fastsample.ops.tracing import outside, traced, transformed
 
 INITIAL, STEP = 0, 1  # streams: x_T, and the noise that samplers add; never shared
 
@@ -76,7 +77,7 @@ def randn(
             raise ValueError(f"{name} must lie in [0, 2^32), got {value}")
     where = torch.device("cpu" if device is None else device) if out is None else _checked_out(out, shape, device)
     keys = sample_keys(seed, index, shape[0], where)
-    if recorded(keys, *(() if out is None else (out,))):
+    if traced(keys, *(() if out is None else (out,))):
         if out is None:
             return normals(shape, keys, step, stream, where, backend)
         if transformed():  # which know no op that writes
@@ -94,7 +95,7 @@ def normals(
     shape: torch.Size, keys: Tensor, step: int, stream: int, device: torch.device, backend: str | None = None
 ) -> Tensor:
     """`randn` of these keys in fresh memory, with everything checked beforehand."""
-    if recorded(keys):
+    if traced(keys):
         if torch._C._get_tracing_state() is not None:  # torch.jit.trace takes it as a constant
             with outside():
                 return _drawn(torch.Size([int(size) for size in shape]), keys, step, stream, device, backend)
@@ -150,7 +151,7 @@ def _randn_out(out: Tensor, keys: Tensor, step: int, stream: int, backend: str |
 
 def fill(result: Tensor, keys: Tensor, step: int, stream: int, backend: str | None = None) -> None:
     """`randn` into contiguous memory, with everything checked beforehand; `keys` as sample_keys makes them."""
-    if recorded(result, keys):
+    if traced(result, keys):
         result.copy_(normals(result.shape, keys, step, stream, result.device, backend))
     else:
         _fill(result, keys, step, stream, backend)

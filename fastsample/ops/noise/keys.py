@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import cpu_module, recorded
+from fastsample.ops.backend import cpu_module
+from fastsample.ops.tracing import traced
 
 Seed = int | Sequence[int] | Tensor
 Index = int | Sequence[int] | Tensor
@@ -38,7 +39,7 @@ def sample_keys(seed: Seed | None, index: Index, batch: int, device: torch.devic
             TypeError: for what is no integer.
     """
     tensors = [one for one in (seed, index) if isinstance(one, Tensor)]
-    seen = recorded(*tensors)
+    seen = traced(*tensors)
     if not seen:
         cpu = cpu_module()
         if cpu is not None and device.type == "cpu" and isinstance(seed, int | None) and isinstance(index, int):
@@ -63,7 +64,7 @@ def renew_keys(keys: Tensor, seed: Seed | None, index: Index) -> None:
 
 def fresh_seed() -> int | Tensor:
     """A seed from torch's default generator on the CPU, so that torch.manual_seed governs it; a tensor where traced."""
-    return torch.ops.fastsample.fresh_seed(torch.ops.aten.empty([0], device="cpu")) if recorded() else int(_drawn())
+    return torch.ops.fastsample.fresh_seed(torch.ops.aten.empty([0], device="cpu")) if traced() else int(_drawn())
 
 
 def _drawn() -> Tensor:
@@ -123,7 +124,7 @@ def _per_sample(name: str, given: Seed, batch: int, device: torch.device) -> Ten
 def _of_tensor(name: str, given: Tensor, device: torch.device) -> Tensor:
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise TypeError(f"{name} must be an int or one per sample, integers all of them; got {given.dtype}")
-    if not recorded(given):
+    if not traced(given):
         if given.is_meta and device.type != "meta":
             raise ValueError(f"{name} lies on meta, where there are no values")
         if name == "index" and given.is_cpu and given.dtype.is_signed and (given < 0).any():

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.address import address, check_readable
-from fastsample.ops.backend import choose, cuda_module, fresh, place, recorded
-from fastsample.ops.checks import check_output, check_state, checked_rows, differentiable, no_compiled_gradients
+from fastsample.ops.backend import choose, cuda_module, place
+from fastsample.ops.checks import check_output, check_state, checked_rows
 from fastsample.ops.device_table import as_argument, decoded, packed_rows
+from fastsample.ops.dtypes import DTYPE_CODES
+from fastsample.ops.memory import fresh
 from fastsample.ops.noise import as_int
-from fastsample.ops.step.launch import DTYPE_CODES
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan, visited_rows
-from fastsample.ops.transforms import outside
+from fastsample.ops.tracing import differentiable, no_compiled_gradients, outside, traced
 from fastsample.tables import Table
 
 
@@ -61,7 +63,7 @@ def posterior(
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not isinstance(table, Table):
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
-    if recorded(x, model_out):
+    if traced(x, model_out):
         if not differentiable(x, model_out):
             rows, shared = (row, 0) if isinstance(row, Tensor) else (None, as_int("row", row))
             arguments = as_argument(table, x.device), shared, rows, any(table.learned), backend
@@ -94,7 +96,7 @@ def _posterior(x: Tensor, m: Tensor, table: Table, row: int | Tensor, backend: s
     # Dynamic thresholds are a reduction of the step.
     if chosen in ("cuda", "triton") and not table.thresholded:
         return _in_one_pass(x, m, table, rows, row, learned, chosen)
-    mean = StepPlan(x, of_rows.noise_free, rows=rows, backend=chosen)(m, row)
+    mean = StepPlan(Operands(x, of_rows.noise_free, rows=rows), chosen, short_cuts=False)(m, row)
     each = (1,) * (x.ndim - 1)
     if rows is None:
         constant = torch.full((1, *each), of_rows.constants[row], dtype=x.dtype, device=x.device)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastsample.ops.backend import recorded
-from fastsample.ops.checks import check_history, differentiable, no_compiled_gradients
+from fastsample.ops.checks import check_history
 from fastsample.ops.noise.keys import Index, Seed
-from fastsample.ops.step.compiled import step_recorded
-from fastsample.ops.step.eager import Options, step_once
+from fastsample.ops.step.compiled import traced_step
+from fastsample.ops.step.operands import Operands
+from fastsample.ops.step.prepared import step_once
+from fastsample.ops.tracing import differentiable, no_compiled_gradients, traced
 from fastsample.tables import Table
 
 
@@ -88,9 +89,11 @@ def step(
     check_history(history)
     if not isinstance(noise, Tensor | None):
         raise TypeError(f"noise must be a tensor, got {type(noise).__name__}")
-    options = Options(noise, seed, index, guidance, guidance_rescale, history, out, x0_out, input_out, backend)
-    if recorded(x, model_output):
+    operands = Operands(
+        x, table, rescale=guidance_rescale, history=history, out=out, x0_out=x0_out, input_out=input_out
+    )
+    if traced(x, model_output):
         if not differentiable(x, model_output, noise, guidance, seed, index, row, *history, out, x0_out, input_out):
-            return step_recorded(x, model_output, table, row, options)
+            return traced_step(operands, model_output, row, noise, backend, seed, index, guidance)
         no_compiled_gradients("step")
-    return step_once(x, model_output, table, row, options)
+    return step_once(operands, model_output, row, noise, backend, seed, index, guidance)

@@ -9,52 +9,43 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsample.ops.address import address
+from fastsample.ops.address import address, check_dense
 from fastsample.ops.backend import cpu_module, cuda_module, place
 from fastsample.ops.device_table import packed_rows
-from fastsample.tables import Table
+from fastsample.ops.dtypes import DTYPE_CODES
+from fastsample.ops.step.operands import Operands
 
-DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType in csrc/cpu/kernels.h
-
-
-class Operands(NamedTuple):
-    """What stays the same from row to row: contiguous, checked, on the device of x, in the dtypes that kernels read.
-
-    Whoever launches keeps them alive: kernels of `cpu` and `cuda` know addresses alone.
-    """
-
-    table: Table
-    rows: Tensor | None
-    x: Tensor
-    keys: Tensor | None
-    guidance: Tensor | None
-    one_guidance: bool | None
-    rescale: float
-    h1: Tensor | None
-    h2: Tensor | None
-    x0_out: Tensor | None
-    input_out: Tensor | None
+# kernel(row, m, m_stride, guided, noise, out, keeps_x0, writes_input): one row of the step into `out`. m has m_stride
+# elements a sample and, where guided, twice the batch, the unconditional half first; noise may be None.
+Kernel = Callable[[int, Tensor, int, bool, Tensor | None, Tensor, bool, bool], None]
+# short_cut(m, keeps_x0, writes_input, threads): the same into the operands' out, where m can be read as it is; else it
+# has done nothing and is False.
+ShortCut = Callable[[Tensor, bool, bool, int], bool]
+# Of every shape that m may have: elements from sample to sample, and whether it is guided.
+Layouts = dict[torch.Size, tuple[int, bool]]
 
 
 class Launch(NamedTuple):
     """How a plan calls its kernel.
 
     Attributes:
-        kernel: takes (row, m, m_stride, m_dtype, guided, noise, out, keeps_x0, writes_input, last), where m, noise and
-            out are addresses, 0 for no noise; or, where `takes_tensors`, tensors and None, without m_dtype and last.
-        last: makes the last argument: the number of threads, or the stream.
-        takes_tensors: see kernel.
+        kernel: see Kernel.
+        short_cuts: makes the short cuts for outputs of these layouts in these rows; None on a backend without.
         kept: what the kernel reads or writes beside the operands.
     """
 
-    kernel: Callable[..., None]
-    last: Callable[[], int]
-    takes_tensors: bool = False
+    kernel: Kernel
+    short_cuts: Callable[[Layouts, list[int]], dict[int, ShortCut]] | None = None
     kept: tuple[Tensor, ...] = ()
 
 
 def launch(backend: str, operands: Operands) -> Launch:
-    """The step's kernel on this backend, which can run."""
+    """The step's kernel on this backend, which can run.
+
+    The operands are contiguous, checked, on the device of x and in the dtypes that kernels read. Whoever launches keeps
+    them alive: kernels of `cpu` and `cuda` know addresses alone.
+    """
+    address("out", operands.out)  # which is not asked again row after row
     return _LAUNCHES[backend](operands)
 
 
@@ -62,13 +53,15 @@ def _on_cpu(o: Operands) -> Launch:
     one = o.one_guidance
     if one is None:
         one = o.guidance is not None and len(set(o.guidance.tolist())) == 1
-    kernel = cpu_module().Step(
-        rows=o.table.packed_address,
-        row_of=address("row", o.rows),
-        one_guidance=one,
-        **_addresses(o),
-    )
-    return Launch(kernel, torch.get_num_threads)
+    module, out = cpu_module(), address("out", o.out)
+    step = module.Step(rows=o.table.packed_address, one_guidance=one, **_addresses(o))
+
+    def short_cuts(layouts: Layouts, rows: list[int]) -> dict[int, ShortCut]:
+        outputs = module.PlainOutputs(Tensor, [(shape, *layout) for shape, layout in layouts.items()], [*DTYPE_CODES])
+        plain = functools.partial(step.plain, outputs, out)
+        return {row: functools.partial(plain, row) for row in rows}
+
+    return Launch(_of_tensors(step, torch.get_num_threads), short_cuts)
 
 
 def _on_cuda(o: Operands) -> Launch:
@@ -77,45 +70,82 @@ def _on_cuda(o: Operands) -> Launch:
     batch, size = _shape(o.x)
     count = cuda.step_workspace(batch, size, o.rescale != 0, o.table.thresholded)
     workspace = torch.empty(count, dtype=torch.uint8, device=device)
-    kernel = cuda.Step(
+    step = cuda.Step(
         rows=address("table", rows),
         row_count=len(o.table),
-        row_of=address("row", o.rows),
         workspace=address("workspace", workspace),
         device=place(device)[0],
         **_addresses(o),
     )
-    return Launch(kernel, _stream_of(device), kept=(rows, workspace))
+    return Launch(_of_tensors(step, _stream_of(device)), kept=(rows, workspace))
 
 
 def _on_triton(o: Operands) -> Launch:
     from fastsample.kernels.step import Step
 
     rows = packed_rows(o.table, o.x.device)
-    kernel = Step(
+    h1, h2 = _histories(o)
+    step = Step(
         rows=rows,
         row_of=o.rows,
         x=o.x,
         keys=o.keys,
         guidance=o.guidance,
         rescale=o.rescale,
-        h1=o.h1,
-        h2=o.h2,
+        h1=h1,
+        h2=h2,
         x0_out=o.x0_out,
         input_out=o.input_out,
         thresholds=o.table.thresholded,
         host_rows=o.table.packed,
     )
-    return Launch(kernel, _no_stream, takes_tensors=True, kept=(rows,))
+
+    def kernel(
+        row: int, m: Tensor, m_stride: int, guided: bool, noise: Tensor | None, out: Tensor, *writes: bool
+    ) -> None:
+        for name, tensor in (("model_output", m), ("noise", noise), ("out", out)):
+            address(name, tensor)
+        step(row, m, m_stride, guided, noise, out, *writes)
+
+    return Launch(kernel)
+
+
+def _of_tensors(step: Callable[..., None], last: Callable[[], int]) -> Kernel:
+    """A kernel of addresses as one of tensors; its last argument is the number of threads, or the stream."""
+
+    def kernel(
+        row: int,
+        m: Tensor,
+        m_stride: int,
+        guided: bool,
+        noise: Tensor | None,
+        out: Tensor,
+        keeps_x0: bool,
+        writes_input: bool,
+    ) -> None:
+        # What `address` does, in less time: nearly every call has no more than m to look at.
+        try:
+            of_m = m.data_ptr()
+        except RuntimeError:
+            of_m = 0
+        if not of_m:
+            check_dense("model_output", m)
+        of_noise = 0 if noise is None else address("noise", noise)
+        code = DTYPE_CODES[m.dtype]
+        step(row, of_m, m_stride, code, guided, of_noise, out.data_ptr(), keeps_x0, writes_input, last())
+
+    return kernel
 
 
 def _addresses(o: Operands) -> dict[str, Any]:
     """The arguments that Step of `_cpu` and of `_cuda` share."""
     batch, size = _shape(o.x)
+    h1, h2 = _histories(o)
     input_address = address("input_out", o.input_out)
     twice = o.input_out is not None and o.input_out.shape[0] > batch
     half = 0 if o.input_out is None else o.x.numel() * o.input_out.element_size()
     return {
+        "row_of": address("row", o.rows),
         "batch": batch,
         "size": size,
         "x": address("x", o.x),
@@ -123,13 +153,18 @@ def _addresses(o: Operands) -> dict[str, Any]:
         "guidance": address("guidance", o.guidance),
         "rescale": o.rescale,
         "thresholds": o.table.thresholded,
-        "h1": address("history[0]", o.h1),
-        "h2": address("history[1]", o.h2),
+        "h1": address("history[0]", h1),
+        "h2": address("history[1]", h2),
         "x0_out": address("x0_out", o.x0_out),
         "input_out": input_address,
         "second_input_out": input_address + half if twice else 0,
         "input_dtype": 0 if o.input_out is None else DTYPE_CODES[o.input_out.dtype],
     }
+
+
+def _histories(o: Operands) -> tuple[Tensor | None, ...]:
+    """(h1, h2)."""
+    return (*o.history, None, None)[:2]
 
 
 def _shape(x: Tensor) -> tuple[int, int]:

@@ -49,7 +49,7 @@ def build(sanitizers: str) -> Path:
         CSRC / "cpu" / "lora_linear.cpp": [*checked],
         CSRC / "cpu" / "memory.cpp": ["-O1"],
         CSRC / "cpu" / "threads.cpp": ["-O1"],
-        CSRC / "lora_bindings.cpp": ["-O0", *python_includes()],
+        CSRC / "cpu" / "lora_bindings.cpp": ["-O0", *python_includes()],
         HERE / "module.cpp": ["-O0", *python_includes()],
         HERE / "amx_on_cpu.cpp": ["-O3", *AVX2],
     }

@@ -4,7 +4,7 @@
 #include <stdexcept>
 
 #include "../../../csrc/cpu/dispatch.h"
-#include "../../../csrc/lora_bindings.h"
+#include "../../../csrc/cpu/lora_bindings.h"
 #include "amx_on_cpu.h"
 
 namespace fastsample {

@@ -1,15 +1,31 @@
-"""Who watches an op beside its caller: derivatives, vmap and recorders, which do not see what a kernel does."""
+"""Whether torch.compile, derivatives, vmap or a recorder follow an op; none of them sees what a kernel does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+def traced(*tensors: Tensor) -> bool:
+    """Whether torch.compile, make_fx, torch.func and the like want to see the registered op, not a kernel's call."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    # What is made in their reach is a wrapper, whose memory a kernel cannot write.
+    if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
+        return True
+    for tensor in tensors:
+        if type(tensor) is not Tensor and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            return True
+    return False
 
 
 def transformed() -> bool:
@@ -36,6 +52,27 @@ def followed(operand: object) -> bool:
 def recording() -> bool:
     """Whether make_fx, fake tensors or another mode see every op: registered ones they record, kernels they miss."""
     return torch._C._len_torch_dispatch_stack() > 0 and not torch.compiler.is_compiling()
+
+
+def differentiable(*operands: object) -> bool:
+    """Whether derivatives of any kind go through any of these, or vmap does: only the reference serves them."""
+    if torch.is_grad_enabled():
+        for one in operands:
+            if isinstance(one, Tensor) and one.requires_grad:
+                return True
+    return transformed() and any(followed(one) for one in operands)
+
+
+def no_compiled_gradients(op: str) -> None:
+    """Raises where torch.compile asks for gradients of an op that has none there."""
+    if torch.compiler.is_compiling():
+        raise ValueError(f"compiled, {op} has no gradients: call it under torch.no_grad() or detach its arguments")
+
+
+def constant_when_traced(function: _F) -> _F:
+    """What torch.compiler.assume_constant_result does, whose import takes seconds: Dynamo does not look inside."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @contextmanager

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "step_operands.h"
+#include "../common/address.h"
 
 namespace fastsample {
 

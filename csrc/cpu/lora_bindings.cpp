@@ -4,10 +4,10 @@
 
 #include <vector>
 
-#include "cpu/dispatch.h"
-#include "cpu/lora_linear.h"
-#include "cpu/threads.h"
-#include "step_operands.h"
+#include "../common/address.h"
+#include "dispatch.h"
+#include "lora_linear.h"
+#include "threads.h"
 
 namespace py = pybind11;
 
