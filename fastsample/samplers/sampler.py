@@ -117,6 +117,8 @@ class Sampler:
 
     def _start(self, x: Tensor | Sequence[int], strength: float | None, start_step: int) -> tuple[Table, int]:
         """(the table, its row that the run starts at) for these options of a run."""
+        if strength is None and type(start_step) is int and start_step == 0:
+            return self.table, 0
         if strength is None:
             row = checked_start_step(start_step, len(self.table), x)
             return (self.table_from(row) if row else self.table), row

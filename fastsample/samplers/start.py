@@ -17,7 +17,7 @@ def checked_start_step(start_step: int, rows: int, x: Tensor | Sequence[int]) ->
     Raises:
         TypeError, ValueError: where it is none of these rows, or x is no state before it.
     """
-    row = start_step if type(start_step) is int else integer("start_step", start_step)
+    row = integer("start_step", start_step)
     if not 0 <= row < rows:
         raise ValueError(f"start_step must lie in [0, {rows}), got {row}")
     if row and not _is_tensor(x):
