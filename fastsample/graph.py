@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.loop.guidance import Shared, guidance_of
-from fastsample.loop.loop import Loop
+from fastsample.loop.guidance import Shared
 from fastsample.loop.options import Options
 from fastsample.loop.start import checked_start
 from fastsample.model import Model
 from fastsample.ops.noise.keys import Index, Seed
-from fastsample.samplers.sampler import Sampler
+from fastsample.samplers.sampler import Sampler, loop_of, options_of
 
 _NOT_CAPTURED = {
     "noise": "noise is made outside of it: leave noise= out, and z is drawn from the seed",
@@ -89,16 +88,11 @@ class Graph:
             value = given.pop(name, None)
             if value is not None and value is not False:
                 raise ValueError(f"a graph cannot capture {name}: {reason}")
-        given = sampler._own_options(model, example, given)
+        asked = options_of(sampler, model, example, given)
         # Buffers must be ordinary tensors also where the caller is in inference mode.
         with torch.inference_mode(False):
-            self._options = {
-                name: _copied(value) if name in _INPUTS and value is not None else value
-                for name, value in given.items()
-            }
-            captured = {name: value for name, value in self._options.items() if name not in ("seed", "index")}
-            sampler._check_options(captured)
-            self._loop = loop = Loop(sampler, model, example, **captured)
+            self._options = asked._replace(**{name: _copied(getattr(asked, name)) for name in _INPUTS})
+            self._loop = loop = loop_of(sampler, model, example, self._options)
         if loop.differentiable:
             raise ValueError("example requires gradients, which a graph does not compute: give example.detach()")
         if loop.state.device.type != "cuda":
@@ -111,8 +105,8 @@ class Graph:
                 "a graph cannot be made inside torch.autocast with its cache, which is freed where that ends: "
                 'give torch.autocast("cuda", cache_enabled=False)'
             )
-        self._seed: Seed | None = _copied(given.get("seed"))
-        self._index: Index = _copied(given.get("index", 0))
+        self._seed: Seed | None = _copied(asked.seed)
+        self._index: Index = _copied(asked.index)
         shape = checked_start(example)
         self._example = example.detach().to(loop.state.device, copy=True) if isinstance(example, Tensor) else shape
         self._capture()
@@ -166,7 +160,7 @@ class Graph:
         """
         if unknown := sorted(set(inputs) - set(_INPUTS)):
             raise TypeError(f"a graph cannot change {', '.join(unknown)}; it can change {', '.join(_INPUTS)}")
-        absent = [name for name, value in inputs.items() if value is None or self._options.get(name) is None]
+        absent = [name for name, value in inputs.items() if value is None or getattr(self._options, name) is None]
         if absent:
             raise ValueError(f"{absent[0]} can be changed only to a value, and only where capture was given one")
         with torch.inference_mode(False), torch.no_grad():
@@ -174,36 +168,27 @@ class Graph:
             for old, new in pairs:
                 old.copy_(new)
         if "guidance" in inputs:
-            self._options["guidance"] = _copied(inputs["guidance"])
+            self._options = self._options._replace(guidance=_copied(inputs["guidance"]))
 
     def _replacements(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
         """(what the graph reads, what it is to become): the arguments are worked out anew, as for another run."""
-        loop, known = self._loop, self._options
+        loop = self._loop
         for name in {*inputs} - {"guidance"}:
-            yield from _pairs(known[name], inputs[name], name)
-        now = {**known, **inputs}
+            yield from _pairs(getattr(self._options, name), inputs[name], name)
+        now = self._options._replace(**inputs)
         if {*inputs} - {"mask", "known"}:
-            found = guidance_of(
-                loop.state,
-                now.get("guidance"),
-                loop.guidance.rescale,
-                now.get("guidance_interval"),
-                now.get("model_kwargs"),
-                now.get("cond"),
-                now.get("uncond"),
-                loop.guidance.dtype,
-            )
-            if (found.weights is None) != (loop.guidance.weights is None):
+            old, new = loop.guidance, loop.guidance_for(now)
+            if (new.weights is None) != (old.weights is None):
                 raise ValueError(
                     "guidance other than 1 needs both halves of the model's batch, 1 only one, and which they are is "
                     "captured: make another graph"
                 )
-            if found.weights is not None and loop.guidance.weights is not None:
-                yield loop.guidance.weights, found.weights
-            yield from _pairs(loop.guidance.conditional, found.conditional, "")
-            yield from _pairs(loop.guidance.both, found.both, "")
+            if new.weights is not None and old.weights is not None:
+                yield old.weights, new.weights
+            yield from _pairs(old.conditional, new.conditional, "")
+            yield from _pairs(old.both, new.both, "")
         if {*inputs} & {"mask", "known"} and loop.inpainting is not None:
-            painted = loop.inpainting.like(now["mask"], now["known"])
+            painted = loop.inpainting.like(now.mask, now.known)
             yield from zip(loop.inpainting.tensors, painted.tensors, strict=True)
 
     def _capture(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.broadcast import per_sample
 from fastsample.loop.options import Options
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import DDIM
@@ -62,8 +63,7 @@ def slerp(a: Tensor, b: Tensor, weight: float | Sequence[float] | Tensor) -> Ten
     sine = torch.where(straight, 1.0, theta.sin())
     of_a = torch.where(straight, 1 - w, ((1 - w) * theta).sin() / sine)
     of_b = torch.where(straight, w, (w * theta).sin() / sine)
-    along = (-1, *(1,) * (a.ndim - 1))
-    return of_a.to(a.dtype).reshape(along) * a + of_b.to(a.dtype).reshape(along) * b
+    return per_sample(of_a.to(a.dtype), a) * a + per_sample(of_b.to(a.dtype), b) * b
 
 
 def interpolate(
@@ -95,10 +95,10 @@ def interpolate(
     """
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 2:
         raise ValueError(f"n must be an int of at least 2, got {n!r}")
-    for name, one in (("a", a), ("b", b)):
-        if isinstance(one, Tensor) and one.shape[:1] != (1,):
+    for name, noise in (("a", a), ("b", b)):
+        if isinstance(noise, Tensor) and noise.shape[:1] != (1,):
             raise ValueError(
-                f"{name} must be one sample with its batch axis, (1, ...), got {tuple(one.shape)}: give {name}[None] "
+                f"{name} must be one sample with its batch axis, (1, ...), got {tuple(noise.shape)}: give {name}[None] "
                 "for one without that axis, an interpolate call of its own for each of several"
             )
     if not isinstance(sampler, Sampler | None):

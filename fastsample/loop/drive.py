@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsample.loop.loop import Loop
-from fastsample.loop.options import Step
+from fastsample.loop.options import RunOptions, Step
 from fastsample.model import decoder_dtype, unwrapped
 from fastsample.ops.noise.keys import Index, Seed
 
@@ -30,6 +30,20 @@ class Hooks:
             function = getattr(self, name)
             if not (function is None or callable(function)):
                 raise TypeError(f"{name} must be callable, got {type(function).__name__}")
+
+
+_NO_HOOKS = Hooks()
+
+
+def hooks_of(options: RunOptions) -> Hooks:
+    """The hooks among these options.
+
+    Raises:
+        TypeError: where a callback or decode cannot be called.
+    """
+    if options.callback is None and options.decode is None and not options.progress:
+        return _NO_HOOKS
+    return Hooks(options.callback, options.progress, options.decode)
 
 
 def drive(

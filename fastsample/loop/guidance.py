@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.loop.options import RunOptions
 from fastsample.ops.checks import guidance_weights
 
 
@@ -69,42 +70,42 @@ class Guidance:
 UNGUIDED = Guidance(None, 0.0, None, {}, {})
 
 
-def guidance_of(
-    state: Tensor,
-    guidance: float | Sequence[float] | Tensor | None,
-    rescale: float,
-    interval: tuple[float, float] | None,
-    model_kwargs: Mapping[str, Any] | None,
-    cond: Mapping[str, Any] | None,
-    uncond: Mapping[str, Any] | None,
-    dtype: torch.dtype | None = None,
-) -> Guidance:
-    """The guidance that these arguments of a run ask for.
+def guidance_of(like: Tensor, options: RunOptions, known_dtype: torch.dtype | None) -> Guidance:
+    """The guidance that these options of a run ask for.
+
+    Args:
+        like: a tensor with as many entries as there are samples, on the device and in the dtype of the weights.
+        options: those of the run, of which this reads the model's keywords and all that begins with `guidance`.
+        known_dtype: what the model is known to want, which floating-point tensors among the keywords are cast to; None
+            leaves them as they are, and so does `cast_kwargs=False`.
 
     Raises:
         ValueError, TypeError: for a weight that is not finite, an interval the wrong way round, a missing `uncond`,
             what means nothing without guidance, and keywords that cannot be batched.
     """
-    for name, given in (("model_kwargs", model_kwargs), ("cond", cond), ("uncond", uncond)):
-        if not isinstance(given, Mapping | None):
-            raise TypeError(f"{name} must be a mapping of keywords, got {type(given).__name__}")
+    dtype = known_dtype if options.cast_kwargs else None
+    uncond, rescale, interval = options.uncond, options.guidance_rescale, options.guidance_interval
+    for name in ("model_kwargs", "cond", "uncond"):
+        keywords = getattr(options, name)
+        if not isinstance(keywords, Mapping | None):
+            raise TypeError(f"{name} must be a mapping of keywords, got {type(keywords).__name__}")
     if not 0 <= rescale <= 1:
         raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
-    common = dict(model_kwargs or {})
-    given = {**common, **(cond or {})}
-    conditional = _mapped(given, dtype)
-    if guidance is None:
+    common = dict(options.model_kwargs or {})
+    cond = {**common, **(options.cond or {})}
+    conditional = _mapped(cond, dtype)
+    if options.guidance is None:
         idle = {"uncond": uncond or None, "guidance_interval": interval, "guidance_rescale": rescale or None}
         if useless := [name for name, value in idle.items() if value is not None]:
             raise ValueError(f"{' and '.join(useless)} without guidance=, the weight")
         return Guidance(None, 0.0, None, conditional, {}, dtype)
     interval = None if interval is None else _checked_interval(interval)
-    weights = guidance_weights(guidance, state)
-    if _is_one(guidance, weights):
+    weights = guidance_weights(options.guidance, like)
+    if _is_one(options.guidance, weights):
         return Guidance(None, rescale, interval, conditional, {}, dtype)
     if uncond is None:
         raise ValueError("guidance needs uncond=: the model's keywords for the unconditional half")
-    both = _batched({**common, **uncond}, given, len(state), "")
+    both = _batched({**common, **uncond}, cond, len(like), "")
     return Guidance(weights, rescale, interval, conditional, _mapped(both, dtype), dtype)
 
 

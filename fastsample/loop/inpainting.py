@@ -46,13 +46,13 @@ class Inpainting:
         self._keys, self._backend = keys, backend
         self._noise = torch.empty(state.shape, dtype=torch.float32, device=state.device)
 
-    def like(self, mask: Tensor, known: Tensor) -> Inpainting:
+    def like(self, mask: Tensor | None, known: Tensor | None) -> Inpainting:
         """The same with another mask and known region."""
         return Inpainting(mask, known, self._rest, self._table, self._keys, self._backend)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All that mask and known came to; the mask in the shape that it was given in."""
+        """What the rows read, all of it: the mask in the shape that it was given in, 1 - mask, (1 - mask) known."""
         return self._given_mask, self._rest, self._kept
 
     def apply(self, state: Tensor, k: int) -> None:

@@ -2,135 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastsample.loop.fresh_tensors import FreshTensors
 from fastsample.loop.guidance import UNGUIDED, Guidance, guidance_of
 from fastsample.loop.inpainting import Inpainting
 from fastsample.loop.noise_source import noise_source
-from fastsample.loop.options import Noise, Step
-from fastsample.loop.start import checked_start, noise_level, start_of
-from fastsample.loop.workspace import Kind, Workspace, leave, taken, without_x0, worth_sharing
+from fastsample.loop.options import CorrectX0, RunOptions, Step
+from fastsample.loop.pool import leave, taken, worth_sharing
+from fastsample.loop.row_schedule import row_schedule
+from fastsample.loop.start import checked_start, noise_level, warn_of_far_noise
+from fastsample.loop.workspace import Kind, Workspace
 from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose
-from fastsample.ops.memory import HUGE, fresh_like, mark_written, ordinary_tensors
-from fastsample.ops.noise import INITIAL, normals
-from fastsample.ops.noise.keys import Index, Seed, renew_keys, sample_keys
-from fastsample.ops.step.compiled import functional_step
-from fastsample.ops.step.operands import Operands
-from fastsample.ops.step.reductions import limited
+from fastsample.ops.memory import ordinary_tensors
+from fastsample.ops.noise.keys import Index, Seed
 from fastsample.ops.tracing import recording, transformed
 from fastsample.tables import Table
 
-if TYPE_CHECKING:
-    from fastsample.samplers.sampler import Sampler
-
-CorrectX0 = Callable[[Tensor, Tensor], Tensor]
-Rows = list[tuple[int, int | float, bool, bool, tuple[float, float]]]
-
 
 class Loop:
-    """A run: arguments are checked and memory found at construction; `start` and `rows` then run it, again and again.
+    """A run of a table: arguments are checked and memory is found at construction; then it runs again and again.
 
-    On a GPU the host waits for nothing while rows run and uploads nothing, so that they can be captured as a graph; but
-    noise from a generator on the CPU, or from a function that makes it there, is uploaded in every row that adds some.
+    It knows tables and no samplers. Whoever runs one calls, in this order:
+
+        check_x, check_out    raise where this run cannot start from an x, or its result cannot go to an `out`
+        start                 makes the state before the first row
+        rows                  runs every row, as a generator
+        result                gives the sample in storage of its own
+        close                 lets another run have the memory
+
+    Between runs `ask` gives the model other keywords, and `guidance_for` tells what other options would make of the
+    guidance. On a GPU the host waits for nothing while rows run and uploads nothing, so that they can be captured as a
+    graph; but noise from a generator on the CPU, or from a function that makes it there, is uploaded in every row that
+    adds some.
+
+    Args:
+        table: the rows.
+        correct_x0: what replaces each row's x0, or None.
+        first_row: the row that the run starts at.
+        model, x: as for a sampler.
+        options: those of the run. Of `strength` the loop reads whether it is given, in which case x is clean and gets
+            noise up to the level of the first row. `start_step` and `strength` have been made into the table and its
+            first row, and seed, index, callback, progress, decode and out belong to whoever runs the loop.
+        observed: whether someone looks at x0, and may change x, after a row.
+        borrows: whether another run may have the memory once this one is closed.
 
     Attributes:
-        state: where the sample comes to be: the state before the first row, until rows run.
-        keys: of the noise, one per sample, beside the state.
-        guidance, inpainting: what these options came to; None without inpainting.
-        schedule: see scheduled_rows.
+        guidance: what the options say about classifier-free guidance; its weights are those that the step reads.
+        inpainting: the known region and its mask as the rows use them; None where the options give none.
+        schedule: the rows that run, see row_schedule.
         differentiable: whether gradients go through the run.
     """
 
     def __init__(
         self,
-        sampler: Sampler,
+        table: Table,
+        correct_x0: CorrectX0 | None,
+        first_row: int,
         model: Model,
         x: Tensor | Sequence[int],
+        options: RunOptions,
         *,
         observed: bool = False,
         borrows: bool = False,
-        noise: Noise | None = None,
-        model_dtype: torch.dtype | None = None,
-        model_kwargs: Mapping[str, Any] | None = None,
-        cast_kwargs: bool = True,
-        guidance: float | Sequence[float] | Tensor | None = None,
-        cond: Mapping[str, Any] | None = None,
-        uncond: Mapping[str, Any] | None = None,
-        guidance_rescale: float = 0.0,
-        guidance_interval: tuple[float, float] | None = None,
-        mask: Tensor | None = None,
-        known: Tensor | None = None,
-        strength: float | None = None,
-        start_step: int = 0,
-        backend: str | None = None,
-        device: torch.device | str | None = None,
     ) -> None:
-        """The arguments are those of fastsample.Options, and
-
-        Args:
-            observed: whether someone looks at x0, and may change x, after a row.
-            borrows: whether another run may have the memory once this one is closed.
-        """
-        self._predict = Predictor(model, model_dtype)
-        given = x if isinstance(x, Tensor) else None
-        where = device if device is not None else (given if given is not None else self._predict).device
-        where = where if isinstance(where, torch.device) else torch.device("cpu" if where is None else where)
-        shape = checked_start(x)
-        requires_grad = given is not None and given.requires_grad and torch.is_grad_enabled()
-        self.differentiable = requires_grad or transformed()
-        self._in_fresh_tensors = self.differentiable or recording()
-        double = given is not None and given.dtype == torch.float64
-        self._backend = choose(backend, where, native=not (self.differentiable or double))
-        table, start = start_of(sampler, given is not None, strength, start_step)
-        self._table = table
-        self._noised_to = None if strength is None else noise_level(table, start)
-        self._correct_x0, self._observed = sampler.correct_x0, observed
-        self._asked = guidance, guidance_rescale, guidance_interval
-        self._keywords_dtype = self._predict.known_dtype if cast_kwargs else None
-        draws_in_rows = noise is None and any(table.stochastic[start:])
-        inpaints = mask is not None or known is not None
-        self._draws = draws_in_rows or inpaints or strength is not None
-        self._changes = observed or self._correct_x0 is not None or inpaints
-        self._shape, self._where, self._dtype = shape, where, torch.float64 if double else torch.float32
+        self._table, self._correct_x0, self._options, self._observed = table, correct_x0, options, observed
+        self._predict = Predictor(model, options.model_dtype)
+        self._place(x, options)
+        if options.strength is None and not isinstance(x, Tensor):
+            warn_of_far_noise(table)
+        self._level = None if options.strength is None else noise_level(table, first_row)
+        draws_in_rows = options.noise is None and any(table.stochastic[first_row:])
+        inpaints = options.mask is not None or options.known is not None
+        self._draws = draws_in_rows or inpaints or options.strength is not None
+        self._changes = observed or correct_x0 is not None or inpaints
         with ordinary_tensors():
-            self.guidance = self._guided(model_kwargs, cond, uncond)
+            self.guidance = self.guidance_for(options)
             self._predict.guided = self.guidance.weights is not None
-            self.schedule = scheduled_rows(table, self.guidance, start)
-            self._memory = memory = self._find_memory(noise is None, isinstance(guidance, int | float), borrows)
-            self.state, self.keys = memory.state, memory.keys
-            self._source = None if noise is None else noise_source(noise, self.state)
+            self.schedule = row_schedule(table, self.guidance, first_row)
+            self._memory = memory = self._find_memory(options, borrows)
+            self._source = None if options.noise is None else noise_source(options.noise, memory.state)
             self.inpainting = None
             if inpaints:
-                self.inpainting = Inpainting(mask, known, self.state, table, self.keys, self._backend)
+                mask, known = options.mask, options.known
+                self.inpainting = Inpainting(mask, known, memory.state, table, memory.keys, self._backend)
 
-    def _guided(
-        self, model_kwargs: Mapping[str, Any] | None, cond: Mapping[str, Any] | None, uncond: Mapping[str, Any] | None
-    ) -> Guidance:
-        guidance, rescale, interval = self._asked
-        if guidance is model_kwargs is cond is uncond is interval is None and rescale == 0:
-            return UNGUIDED
-        like = torch.empty(self._shape[0], dtype=self._dtype, device=self._where)
-        return guidance_of(like, *self._asked, model_kwargs, cond, uncond, self._keywords_dtype)
+    def _place(self, x: Tensor | Sequence[int], options: RunOptions) -> None:
+        """Where the state lies, what it looks like and what computes it."""
+        given = x if isinstance(x, Tensor) else None
+        device = options.device if options.device is not None else (self._predict if given is None else given).device
+        self._device = device if isinstance(device, torch.device) else torch.device("cpu" if device is None else device)
+        self._shape = checked_start(x)
+        self.differentiable = (given is not None and given.requires_grad and torch.is_grad_enabled()) or transformed()
+        self._in_fresh_tensors = self.differentiable or recording()
+        double = given is not None and given.dtype == torch.float64
+        self._dtype = torch.float64 if double else torch.float32
+        self._backend = choose(options.backend, self._device, native=not (self.differentiable or double))
 
-    def _find_memory(self, draws: bool, one_weight: bool, borrows: bool) -> Workspace:
-        guidance = self.guidance
+    def _find_memory(self, options: RunOptions, borrows: bool) -> Workspace | FreshTensors:
+        guidance, weights = self.guidance, self.guidance.weights
         kind = Kind(
             id(self._table),
             self._shape,
             self._dtype,
-            self._where,
+            self._device,
             self._predict.dtype,
-            guidance.weights is not None,
-            one_weight,
+            weights is not None,
+            isinstance(options.guidance, int | float),
             guidance.rescale,
-            draws,
+            options.noise is None,
             self._changes,
             self._correct_x0 is not None,
             self._backend,
@@ -138,47 +125,33 @@ class Loop:
         # What callbacks and correct_x0 were shown they may keep.
         self._shares = borrows and not (self._changes or self._in_fresh_tensors) and worth_sharing(kind)
         self._keeps = not borrows or self._shares
-        fresh = self._in_fresh_tensors
-        memory = taken(kind, self._table) if self._shares else Workspace(kind, self._table, in_fresh_tensors=fresh)
-        if guidance.weights is not None and memory.weights is not None and not self._in_fresh_tensors:
-            memory.weights.copy_(guidance.weights)
+        if self._in_fresh_tensors:
+            return FreshTensors(kind, self._table, weights, self.differentiable)
+        memory = taken(kind, self._table) if self._shares else Workspace(kind, self._table)
+        if weights is not None and memory.weights is not None:
+            memory.weights.copy_(weights)
             self.guidance = replace(guidance, weights=memory.weights)
         return memory
 
+    @property
+    def state(self) -> Tensor:
+        """The state before the next row, and after the last one the sample."""
+        return self._memory.state
+
+    def guidance_for(self, options: RunOptions) -> Guidance:
+        """The guidance that these options ask for, in a run of this shape and model."""
+        keywords = options.model_kwargs is options.cond is options.uncond is None
+        if keywords and options.guidance is options.guidance_interval is None and options.guidance_rescale == 0:
+            return UNGUIDED
+        like = torch.empty(self._shape[0], dtype=self._dtype, device=self._device)
+        return guidance_of(like, options, self._predict.known_dtype)
+
     def start(self, x: Tensor | Sequence[int], seed: Seed | None, index: Index) -> None:
         """The state before the first row: x itself, with noise where it is clean, or x_T drawn from the seed."""
-        if self._in_fresh_tensors:
-            self._start_afresh(x, seed, index)
-            return
-        if seed is not None or self._draws or not isinstance(x, Tensor):
-            renew_keys(self.keys, seed, index)
-        state = self.state
-        if isinstance(x, Tensor):
-            # What is not pinned has been read when this returns, so that the host need not wait for the copy.
-            self._noised(state.copy_(x, non_blocking=not state.is_cpu))
-            return
-        self._memory.draw()
-        if self._table.init_noise_sigma != 1:
-            state.mul_(self._table.init_noise_sigma)
-
-    def _start_afresh(self, x: Tensor | Sequence[int], seed: Seed | None, index: Index) -> None:
-        """`start` in operations that gradients, transforms and recorders can follow."""
-        if seed is not None or self._draws or not isinstance(x, Tensor):
-            self.keys.copy_(sample_keys(seed, index, self._shape[0], self._where))
-        if isinstance(x, Tensor):
-            x = x.to(self._where, self._dtype, copy=True, memory_format=torch.contiguous_format)
-            self.state = self._noised(x if self.differentiable else x.detach())
-        else:
-            drawn = normals(self._shape, self.keys, 0, INITIAL, self._where, self._backend)
-            self.state = drawn * self._table.init_noise_sigma
-
-    def _noised(self, x0: Tensor) -> Tensor:
-        """Clean samples at the level of the first row, in place; those that are noisy already as they are."""
-        if self._noised_to is None:
-            return x0
-        alpha, sigma = self._noised_to
-        z = normals(x0.shape, self.keys, 0, INITIAL, self._where, self._backend).to(x0.dtype)
-        return x0.mul_(alpha).add_(z.mul_(sigma))
+        given = x if isinstance(x, Tensor) else None
+        if seed is not None or self._draws or given is None:
+            self._memory.renew_keys(seed, index)
+        self._memory.start(given, self._level)
 
     def check_x(self, x: Tensor | Sequence[int]) -> None:
         """Raises TypeError or ValueError where this run cannot start from x."""
@@ -211,151 +184,80 @@ class Loop:
     def ask(
         self, model_kwargs: Mapping[str, Any] | None, cond: Mapping[str, Any] | None, uncond: Mapping[str, Any] | None
     ) -> None:
-        """Other keywords for the model from now on; all else as it was asked for."""
-        found = self._guided(model_kwargs, cond, uncond)
-        self.guidance = replace(found, weights=self._memory.weights)
+        """Gives the model these keywords from now on; the guidance weight and all else stay."""
+        options = self._options._replace(model_kwargs=model_kwargs, cond=cond, uncond=uncond)
+        self.guidance = replace(self.guidance_for(options), weights=self._memory.weights)
 
     def warn_of_training(self) -> None:
-        """As at construction, for a model that has changed since."""
+        """Warns as construction does, for a model that has changed since."""
         self._predict.warn_of_training()
 
     def rows(self) -> Iterator[Step | None]:
-        """Runs every row; yields a Step after it where someone looks at it."""
-        return self._differentiable_rows() if self._in_fresh_tensors else self._in_place_rows()
+        """Runs every row; yields after it, a Step where someone looks at it."""
+        memory = self._memory
+        if self._changes or not isinstance(memory, Workspace):
+            return self._watched_rows(memory)
+        return self._plain_rows(memory)
 
     def result(self) -> Tensor:
         """The sample, once all rows have run, in storage of its own."""
-        if self._in_fresh_tensors or not (self._keeps or self._memory.input.lends_state):
-            return self.state
-        with ordinary_tensors():
-            small = self.state.nbytes < HUGE
-            return self.state.clone() if small else fresh_like(self.state).copy_(self.state)
+        return self._memory.result(self._keeps)
 
     def close(self) -> None:
         """Once at the end of a run that did not fail: another one may have the memory."""
-        if self._shares:
+        if self._shares and isinstance(self._memory, Workspace):
             leave(self._memory)
 
-    def _in_place_rows(self) -> Iterator[Step | None]:
-        table, predict, memory, changes = self._table, self._predict, self._memory, self._changes
-        model, model_input, source, keeps_x0 = predict.model, memory.input, self._source, table.keeps_x0
-        model_input.fill(float(table.e[self.schedule[0][0]]))
-        inputs, times, needed = model_input.views, memory.times, model_input.needed
-        keywords, last = (self.guidance.conditional, self.guidance.both), len(table) - 1
+    def _plain_rows(self, memory: Workspace) -> Iterator[None]:
+        """The rows of a run in place whose state nobody looks at or changes: the step makes the next input too.
+
+        A robot's whole run is ten of these, so a row is two Python frames: this one and the model's.
+        """
+        table, predict, source = self._table, self._predict, self._source
+        model, keeps_x0, last = predict.model, table.keeps_x0, len(table) - 1
+        memory.input.fill(float(table.e[self.schedule[0][0]]))
+        inputs, times, needed = memory.input.views, memory.times, memory.input.needed
+        keywords = self.guidance.conditional, self.guidance.both
         threads, version_of_times = torch.get_num_threads(), times[False][0]._version
         # A graph runs the rows more than once, from the same turn.
-        turns_of = cycle(memory.plans)
-        for k, t, guided, next_guided, level in self.schedule:
-            x, time = inputs[guided], times[guided][k]
+        turns = cycle(memory.plans)
+        for k, _, guided, next_guided, _ in self.schedule:
+            # The call and the checks of a Predictor, without its frame.
+            x = inputs[guided]
             version = x._version
-            m = model(x, time, **keywords[guided])
+            m = model(x, times[guided][k], **keywords[guided])
             if type(m) is not Tensor or x._version != version or x.requires_grad or predict.guided:
                 m = predict.checked(m, x, version)
             z = source(k) if source is not None and table.stochastic[k] else None
-            plan = next(turns_of)
-            if not changes:
-                plain, writes_input = plan.plain[k], k < last and needed[next_guided]
-                if plain is None or z is not None or not plain(m, keeps_x0[k], writes_input, threads):
-                    plan(m, k, z, keeps_x0[k], writes_input)
+            plan = next(turns)
+            plain, writes_input = plan.plain[k], k < last and needed[next_guided]
+            if plain is None or z is not None or not plain(m, keeps_x0[k], writes_input, threads):
+                plan(m, k, z, keeps_x0[k], writes_input)
+            yield None
+        predict.check_times(times[False][0], version_of_times)
+        memory.check_lent()
+
+    def _watched_rows(self, memory: Workspace | FreshTensors) -> Iterator[Step | None]:
+        """The rows of a run whose x0 or state is looked at, corrected or painted over, or that gradients go through."""
+        table, predict, source = self._table, self._predict, self._source
+        keywords = self.guidance.conditional, self.guidance.both
+        times = memory.times[False][0]
+        version_of_times = times._version
+        memory.rewind()
+        for k, t, guided, _, level in self.schedule:
+            x, time = memory.model_input(k, guided)
+            m = predict(x, time, keywords[guided])
+            memory.step(m, k, source(k) if source is not None and table.stochastic[k] else None)
+            if self._correct_x0 is not None:
+                memory.correct(self._correct_x0, k)
+            if self.inpainting is not None:
+                memory.paint(self.inpainting, k)
+            if not self._observed:
                 yield None
                 continue
-            plan(m, k, z)
-            yield from self._changed(Step(k, t, self.state, cast(Tensor, plan.x0_out), *level), times[False][k])
-            if k < last:
-                model_input.fill(float(table.e[k + 1]))
-        predict.check_times(times[False][0], version_of_times)
-        if name := memory.replaced():
-            raise ValueError(
-                f"the model replaced the memory of its argument {name}, which is the loop's own buffer: let it work on "
-                f"a copy, such as {name} = {name}.clone()"
-            )
-
-    def _changed(self, step: Step, time: Tensor) -> Iterator[Step | None]:
-        """What follows a row's pass where x may change: correct_x0, inpainting, and whoever looks at the step."""
-        self._change(step.x, step.x0, step.index, time)
-        if self._observed:
-            yield from self._shown(step)
-        else:
-            yield None
-
-    def _change(self, state: Tensor, x0: Tensor, k: int, t: Tensor) -> None:
-        """What a row of correct_x0 or inpainting does after its pass, in place."""
-        if self._correct_x0 is not None:
-            address = x0.data_ptr()
-            x0.copy_(_corrected(self._correct_x0, x0.detach(), t, self._table, k))
-            if x0.data_ptr() != address:
-                raise ValueError("correct_x0 resized its argument x0, which is the loop's own buffer: return another")
-            state.add_(x0, alpha=float(self._table.b[k]))
-        if self.inpainting is not None:
-            self.inpainting.apply(state, k)
-
-    def _shown(self, step: Step) -> Iterator[Step]:
-        state, x0 = step.x, step.x0
-        # Autograd cannot see kernels write: whoever uses these between rows shall not get stale gradients.
-        mark_written(state)
-        mark_written(x0)
-        yield step
-        moved = self._memory.replaced_by_callback()
-        if step.x is not state or step.x0 is not x0 or moved is not None:
-            name = moved or ("step.x" if step.x is not state else "step.x0")
-            raise ValueError(f"{name} was replaced or resized: it may only be changed in place, {name}[...] = ...")
-
-    def _differentiable_rows(self) -> Iterator[Step | None]:
-        table, correct, guidance = self._table, self._correct_x0, self.guidance
-        applied = table if correct is None else without_x0(table)
-        history: list[Tensor] = []
-        for k, t, guided, _, level in self.schedule:
-            state = self.state
-            model_input = (state * float(table.e[k])).to(self._predict.dtype)
-            time = self._memory.times[guided][k].clone()
-            if guided:
-                m = self._predict(torch.cat([model_input, model_input]), time, guidance.both)
-            else:
-                m = self._predict(model_input, time, guidance.conditional)
-            # Generators fill one buffer again and again, which autograd may have kept.
-            z = self._source(k).clone() if self._source is not None and table.stochastic[k] else None
-            operands = Operands(
-                state, applied, self.keys, guidance.weights, rescale=guidance.rescale, history=tuple(history)
-            )
-            self.state, x0 = functional_step(operands, m, k, z, self._backend)
-            if correct is not None:
-                x0 = _corrected(correct, x0, time[: len(state)], table, k)
-                self.state = self.state + x0 * float(table.b[k])
-            if self.inpainting is not None:
-                self.state = self.state.clone()
-                self.inpainting.apply(self.state, k)
-            history = [x0, *history][:2]
-            step = Step(k, t, self.state, x0, *level)
+            memory.show()
+            step = Step(k, t, memory.state, memory.x0, *level)
             yield step
-            if step.x is not self.state:
-                raise ValueError("step.x was replaced: it may only be changed in place, step.x[...] = ...")
-
-
-def scheduled_rows(table: Table, guidance: Guidance, start: int) -> Rows:
-    """(index, the model's time, whether it is guided, whether the next one is, the level that it leads to) of each row.
-
-    Raises:
-        ValueError: where guidance is asked for and no row is guided.
-    """
-    if guidance.weights is None and start == 0:
-        return table.derived("rows", lambda own: _rows(own, [False] * len(own)))
-    guided = [guidance.at(t) for t in table.times]
-    if guidance.weights is not None and not any(guided):
-        raise ValueError(
-            f"guidance_interval={guidance.interval} holds none of the times {table.times[0]} .. {table.times[-1]} that "
-            "the model is given"
-        )
-    return _rows(table, guided)[start:]
-
-
-def _rows(table: Table, guided: list[bool]) -> Rows:
-    return list(zip(range(len(table)), table.times, guided, [*guided[1:], False], table.levels, strict=True))
-
-
-def _corrected(correct: CorrectX0, x0: Tensor, t: Tensor, table: Table, k: int) -> Tensor:
-    """What the caller makes of x0, limited as row k says."""
-    corrected = correct(x0, t)
-    if not isinstance(corrected, Tensor) or corrected.shape != x0.shape:
-        got = tuple(corrected.shape) if isinstance(corrected, Tensor) else type(corrected).__name__
-        raise ValueError(f"correct_x0 must return a tensor of shape {tuple(x0.shape)}, got {got}")
-    return limited(corrected.to(x0.dtype), float(table.limit[k]), float(table.quantile[k]))
+            memory.check_shown(step)
+        predict.check_times(times, version_of_times)
+        memory.check_lent()

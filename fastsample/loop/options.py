@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from fastsample.ops.noise.keys import Index, Seed
 
+CorrectX0 = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor] | Generator | Sequence[Generator]
 
 
@@ -120,3 +121,29 @@ class Options(TypedDict, total=False):
     out: Tensor | None
     backend: str | None
     device: torch.device | str | None
+
+
+class RunOptions(NamedTuple):
+    """The options of one run as they travel: those of `Options`, with its defaults for what the caller left out."""
+
+    seed: Seed | None = None
+    index: Index = 0  # type: ignore[assignment]  # a tuple's method of that name is not missed
+    noise: Noise | None = None
+    model_dtype: torch.dtype | None = None
+    model_kwargs: Mapping[str, Any] | None = None
+    cast_kwargs: bool = True
+    guidance: float | Sequence[float] | Tensor | None = None
+    cond: Mapping[str, Any] | None = None
+    uncond: Mapping[str, Any] | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    mask: Tensor | None = None
+    known: Tensor | None = None
+    strength: float | None = None
+    start_step: int = 0
+    callback: Callable[[Step], object] | None = None
+    progress: bool = False
+    decode: Callable[[Tensor], Any] | None = None
+    out: Tensor | None = None
+    backend: str | None = None
+    device: torch.device | str | None = None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.loop.guidance import Guidance
+from fastsample.loop.guidance import guidance_of
 from fastsample.loop.model_input import ModelInput
+from fastsample.loop.options import RunOptions
+from fastsample.loop.turns import plans_in_turn
 from fastsample.model import Predictor
 from fastsample.ops.noise import INITIAL, fill
-from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.tables import Table
 
@@ -35,6 +36,15 @@ class Places:
     A model call reads the buffers of one turn and writes those of the next, so that until the caller counts it as made
     it may fail or be interrupted anywhere, and be made again. Where rows read two earlier x0 there are three turns.
 
+    Args:
+        shape: of one sample.
+        cond, uncond: the model's keywords for one sample, without a batch axis.
+        batch: the number of places.
+        predict: the model.
+        table: the rows of every sample.
+        options: guidance and the keywords that all samples share; cond and uncond in it are replaced.
+        device, backend: where and by what the rows run.
+
     Attributes:
         shape: of one sample.
         cond: the keywords that each sample has its own of, (batch, ...).
@@ -50,7 +60,7 @@ class Places:
         batch: int,
         predict: Predictor,
         table: Table,
-        guide: Callable[..., Guidance],
+        options: RunOptions,
         device: torch.device,
         backend: str,
     ) -> None:
@@ -63,7 +73,8 @@ class Places:
         # Buffers must be ordinary tensors also where the caller is in inference mode.
         with torch.inference_mode(False):
             state = torch.empty((batch, *shape), dtype=torch.float32, device=device)
-            self._guidance = guide(state, cond=batched(cond), uncond=batched(uncond))
+            asked = options._replace(cond=batched(cond), uncond=batched(uncond))
+            self._guidance = guidance_of(state, asked, predict.known_dtype)
             self._guided = predict.guided = self._guidance.weights is not None
             self._keywords = self._guidance.both if self._guided else self._guidance.conditional
             self.cond = {name: self._keywords[name][-batch:] for name in cond}
@@ -95,25 +106,23 @@ class Places:
             model_input.fill(1.0)
         # Beside the state, and not read: on a GPU, asking for a row would wait for all work before it.
         rows = [torch.full((len(state),), idle, dtype=torch.int64, device=state.device) for _ in inputs]
-        x0 = [torch.zeros_like(state) if table.history else None for _ in inputs]
-        turns = []
-        for i, own in enumerate(inputs):
-            then = (i + 1) % count
-            operands = Operands(
-                own.state,
-                table,
-                keys=self._keys,
-                guidance=self._guidance.weights,
-                rescale=self._guidance.rescale,
-                history=[one for one in (x0[i], x0[i - 1])[: table.history] if one is not None],
-                rows=rows[i],
-                out=inputs[then].state,
-                x0_out=x0[then],
-                input_out=inputs[then].target,
-            )
-            plan = StepPlan(operands, self._backend)
-            turns.append(_Turn(own.state, own.targets, own.views[self._guided], rows[i], plan))
-        return turns
+        x0 = [torch.zeros_like(state) for _ in inputs] if table.history else []
+        plans = plans_in_turn(
+            inputs,
+            x0,
+            table,
+            self._backend,
+            writes_input=True,
+            rows=rows,
+            keys=self._keys,
+            guidance=self._guidance.weights,
+            rescale=self._guidance.rescale,
+        )
+        guided = self._guided
+        return [
+            _Turn(own.state, own.targets, own.views[guided], row, plan)
+            for own, row, plan in zip(inputs, rows, plans, strict=True)
+        ]
 
     def enter(self, turn: int, i: int, key: Tensor, cond: Mapping[str, Tensor]) -> None:
         """Starts a sample in place i: its noise, the input made from it, its keywords, row 0."""

@@ -76,12 +76,13 @@ class Prepared:
         try:
             if x is not None:
                 loop.check_x(x)
-            if model_kwargs is not None or cond is not None or uncond is not None:
+            if model_kwargs is None and cond is None and uncond is None:
+                result = self._drive(loop, x, seed, index, out)
+            else:
+                own = loop.guidance
                 self._ask(loop, model_kwargs=model_kwargs, cond=cond, uncond=uncond)
                 result = self._drive(loop, x, seed, index, out)
-                self._ask(loop)
-            else:
-                result = self._drive(loop, x, seed, index, out)
+                loop.guidance = own
         except BaseException:
             del loop  # which may not be what it was; another is made when it is needed
             raise

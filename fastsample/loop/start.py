@@ -1,21 +1,18 @@
-"""Where a run starts: from which x, at which row, and whether the two agree."""
+"""What a run starts from: a state, a clean sample with noise up to the first row's level, or pure noise."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fastsample.arguments import integer
 from fastsample.caller import warn
-from fastsample.ops.noise import checked_shape
-from fastsample.samplers.limits import check_number
+from fastsample.checks import checked_shape
+from fastsample.ops.noise import INITIAL, normals
 from fastsample.tables import Table
 
-if TYPE_CHECKING:
-    from fastsample.samplers.sampler import Sampler
+Level = tuple[float, float]  # alpha, sigma
 
 
 def checked_start(x: Tensor | Sequence[int]) -> torch.Size:
@@ -27,55 +24,6 @@ def checked_start(x: Tensor | Sequence[int]) -> torch.Size:
     if not isinstance(x, torch.Size | tuple | list) and hasattr(x, "__array__"):
         raise TypeError(f"x must be a shape or a tensor, got {type(x).__name__}: torch.from_numpy makes one")
     return checked_shape("x", x)
-
-
-def start_of(sampler: Sampler, has_x: bool, strength: float | None, start_step: int) -> tuple[Table, int]:
-    """(the table, its row that the run starts at); has_x tells whether x is a tensor.
-
-    Warns where the noise that is drawn for want of x is far from the level of the first row.
-    """
-    rows = len(sampler.table)
-    if strength is None:
-        start_step = integer("start_step", start_step)
-        if not 0 <= start_step < rows:
-            raise ValueError(f"start_step must lie in [0, {rows}), got {start_step}")
-        if start_step and not has_x:
-            raise ValueError("start_step needs the state before that row as x, not a shape")
-        if not has_x:
-            warn_of_far_noise(sampler.table)
-        return (sampler.table_from(int(start_step)) if start_step else sampler.table), int(start_step)
-    if start_step:
-        raise ValueError("give strength= (x is clean) or start_step= (x is noisy already), not both")
-    if not has_x:
-        raise ValueError("strength needs a clean sample as x, not a shape")
-    check_number("strength", strength)
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength must lie in (0, 1], got {strength}")
-    return sampler._part(float(strength))
-
-
-def steps_left_out(steps: int, strength: float, *, kept_part: bool = False, unit: str = "rows") -> int:
-    """How many of the steps a run from a clean sample leaves out at the start: steps - floor(steps strength).
-
-    `kept_part` runs the step that only a part of is asked for too, floor(steps - steps strength), as diffusers'
-    pipelines of flow models (Stable Diffusion 3, Flux) do. Both are in floating point, as there.
-
-    Raises:
-        ValueError: where no step is left.
-    """
-    left_out = int(steps - steps * strength) if kept_part else steps - int(steps * strength)
-    if left_out == steps:
-        raise ValueError(f"strength must lie in (0, 1] and leave at least one of {steps} {unit}, got {strength}")
-    return left_out
-
-
-def last_rows(sampler: Sampler, strength: float) -> tuple[Table, int]:
-    """(the table, its first row) of a run of the last `strength` of the rows, or one more where that row can start."""
-    row = steps_left_out(len(sampler.table), strength)
-    try:
-        return (sampler.table_from(row) if row else sampler.table), row
-    except ValueError:
-        return sampler.table_from(row - 1), row - 1
 
 
 def warn_of_far_noise(table: Table) -> None:
@@ -101,7 +49,7 @@ def warn_of_far_noise(table: Table) -> None:
         warn(f"x_T is drawn with the deviation {drawn:.3g}, but {level}: give the table init_noise_sigma={sigma:.3g}")
 
 
-def noise_level(table: Table, row: int) -> tuple[float, float]:
+def noise_level(table: Table, row: int) -> Level:
     """(alpha, sigma) of the state before this row.
 
     Raises:
@@ -110,3 +58,10 @@ def noise_level(table: Table, row: int) -> tuple[float, float]:
     if table.alpha is None or table.sigma is None:
         raise ValueError("strength needs a table with noise levels: Table(..., alpha=, sigma=)")
     return float(table.alpha[row]), float(table.sigma[row])
+
+
+def at_level(x0: Tensor, level: Level, keys: Tensor, backend: str) -> Tensor:
+    """alpha x0 + sigma z of clean samples, in place."""
+    alpha, sigma = level
+    z = normals(x0.shape, keys, 0, INITIAL, x0.device, backend).to(x0.dtype)
+    return x0.mul_(alpha).add_(z.mul_(sigma))

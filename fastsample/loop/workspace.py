@@ -1,30 +1,30 @@
-"""The memory of a run and the plans that step through it, which a later run of the same kind takes over."""
+"""The memory of a run whose rows step over one state in place, and the plans that step over it."""
 
 from __future__ import annotations
 
 import functools
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.loop.correction import corrected, without_x0
+from fastsample.loop.inpainting import Inpainting
 from fastsample.loop.model_input import ModelInput
+from fastsample.loop.options import CorrectX0, Step
+from fastsample.loop.start import Level, at_level
+from fastsample.loop.turns import plans_in_turn
 from fastsample.ops.address import address, start_of
 from fastsample.ops.backend import cpu_module
-from fastsample.ops.memory import fresh, ordinary_tensors
+from fastsample.ops.memory import HUGE, fresh, fresh_like, mark_written, ordinary_tensors
 from fastsample.ops.noise import INITIAL, fill
-from fastsample.ops.step.operands import Operands
+from fastsample.ops.noise.keys import Index, Seed, renew_keys
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.tables import Table
 
 Place = tuple[int, torch.Size, tuple[int, ...]]  # address, shape, strides
-
-_KEPT = 8  # workspaces of a thread that wait for the next run
-_LARGEST = 64 << 10  # bytes of a state that is worth keeping: for more, making the memory is a small part of a run
 
 
 class Kind(NamedTuple):
@@ -60,17 +60,24 @@ class Kind(NamedTuple):
 class Workspace:
     """Buffers for a run of this kind, made on the current stream.
 
+    A loop calls `start` once and then, for every row, `model_input` and `step`; `correct` and `paint` where x0 or x is
+    replaced after it, `show` and `check_shown` around the time in which a caller looks at it. FreshTensors has the same
+    methods.
+
     Attributes:
         kind: see Kind.
         input: the model's input, and with it the state.
-        state: where the sample comes to be.
+        state: the state before the next row; after the last one the sample.
+        x0: the x0 of the last row, once `step` has run.
         keys: int64 (B,), of the noise.
         weights: of guidance, one per sample; None where no row is guided.
         times: for each row what the model is given where it is not guided, and where it is.
-        plans: the step's plans, which take turns; none where the rows step in fresh tensors.
+        plans: the step's plans, which take turns.
     """
 
-    def __init__(self, kind: Kind, table: Table, *, in_fresh_tensors: bool = False) -> None:
+    x0: Tensor
+
+    def __init__(self, kind: Kind, table: Table) -> None:
         self.kind, self._table = kind, table
         shape, device, batch = kind.shape, kind.device, kind.shape[0]
         with ordinary_tensors():
@@ -80,32 +87,28 @@ class Workspace:
             self.state = self.input.state
             self.keys = torch.zeros(batch, dtype=torch.int64, device=device)
             self.weights = torch.ones(batch, dtype=kind.dtype, device=device) if kind.guided else None
-            self.times = _times(table, 2 * batch if kind.guided else batch, batch, device)
-            self._lent = [(name, one, _place(one)) for name, one in self._seen_by_models()]
-            self.plans: list[StepPlan] = []
-            if in_fresh_tensors:
-                return
-            self._draw = self._drawing(kind.backend)
-            self.plans = plans_in_turn(
-                self.state,
-                without_x0(table) if kind.corrects else table,
-                kind.backend,
-                keeps_x0=kind.changes,
-                keys=self.keys if kind.draws else None,
-                guidance=self.weights,
-                one_guidance=kind.one_weight,
-                rescale=kind.rescale,
-                input_out=None if kind.changes else self.input.target,
-            )
-            shown = {id(plan.x0_out): plan.x0_out for plan in self.plans if plan.x0_out is not None}
-            self._shown = [(name, one, _place(one)) for name, one in self._seen_by_callbacks(shown.values())]
+            self.times = times_of_rows(table, kind)
+            self.plans = self._plans()
+        self._draw = self._drawing(kind.backend)
+        shown = {id(plan.x0_out): plan.x0_out for plan in self.plans if plan.x0_out is not None}
+        self._lent = [(name, one, _place(one)) for name, one in self._seen_by_models()]
+        self._shown = [(name, one, _place(one)) for name, one in self._seen_by_callbacks(shown.values())]
 
-    def draw(self) -> None:
-        """x_T of unit deviation from the keys, into the state."""
-        if self._draw is None:
-            fill(self.state, self.keys, 0, INITIAL, self.kind.backend)
-        else:
-            self._draw(torch.get_num_threads())
+    def _plans(self) -> list[StepPlan]:
+        """In place there is one, or where rows read two earlier x0, two that take turns."""
+        kind, table = self.kind, self._table
+        count = table.history or int(kind.changes)
+        return plans_in_turn(
+            [self.input],
+            [fresh(kind.shape, kind.dtype, kind.device) for _ in range(count)],
+            without_x0(table) if kind.corrects else table,
+            kind.backend,
+            writes_input=not kind.changes,
+            keys=self.keys if kind.draws else None,
+            guidance=self.weights,
+            one_guidance=kind.one_weight,
+            rescale=kind.rescale,
+        )
 
     def _drawing(self, backend: str) -> Callable[[int], None] | None:
         if backend != "cpu":
@@ -114,16 +117,84 @@ class Workspace:
         to, keys = address("x", state), address("seed", self.keys)
         return functools.partial(cpu_module().randn, to, batch, state.numel() // batch, keys, 0, INITIAL)
 
-    def replaced(self) -> str | None:
-        """The name of an argument whose memory the model has replaced, such as by `x.data = x.data.clamp(-1, 1)`.
+    def renew_keys(self, seed: Seed | None, index: Index) -> None:
+        """The keys of these samples, from now on."""
+        renew_keys(self.keys, seed, index)
+
+    def start(self, x: Tensor | None, level: Level | None) -> None:
+        """The state before the first row: x itself, x with noise up to a level, or without an x pure noise."""
+        state = self.state
+        if x is not None:
+            # What is not pinned has been read when this returns, so that the host need not wait for the copy.
+            state.copy_(x, non_blocking=not state.is_cpu)
+            if level is not None:
+                at_level(state, level, self.keys, self.kind.backend)
+            return
+        if self._draw is None:
+            fill(state, self.keys, 0, INITIAL, self.kind.backend)
+        else:
+            self._draw(torch.get_num_threads())
+        if self._table.init_noise_sigma != 1:
+            state.mul_(self._table.init_noise_sigma)
+
+    def rewind(self) -> None:
+        """Before the first row of every run: a graph runs the rows more than once, from the same turn."""
+        self._turns: Iterator[StepPlan] = cycle(self.plans)
+
+    def model_input(self, row: int, guided: bool) -> tuple[Tensor, Tensor]:
+        """(x, t) that the model is called with, made from the state as it is now."""
+        self.input.fill(float(self._table.e[row]))
+        return self.input.views[guided], self.times[guided][row]
+
+    def step(self, m: Tensor, row: int, z: Tensor | None) -> None:
+        """The state after this row of the table, and its x0."""
+        plan = next(self._turns)
+        plan(m, row, z)
+        self.x0 = plan.x0_out  # type: ignore[assignment]  # there is one wherever x may change after a row
+
+    def correct(self, correct: CorrectX0, row: int) -> None:
+        """Replaces x0 by what the caller makes of it, and adds to the state what the step has left out."""
+        x0 = self.x0
+        where = x0.data_ptr()
+        x0.copy_(corrected(correct, x0.detach(), self.times[False][row], self._table, row))
+        if x0.data_ptr() != where:
+            raise ValueError("correct_x0 resized its argument x0, which is the loop's own buffer: return another")
+        self.state.add_(x0, alpha=float(self._table.b[row]))
+
+    def paint(self, inpainting: Inpainting, row: int) -> None:
+        """Puts the known region into the state."""
+        inpainting.apply(self.state, row)
+
+    def show(self) -> None:
+        """Before a caller looks: autograd cannot see kernels write, and shall not use what was in these buffers."""
+        mark_written(self.state)
+        mark_written(self.x0)
+
+    def check_shown(self, step: Step) -> None:
+        """Raises where the caller has replaced what it was shown; kernels know the addresses."""
+        moved = _moved(self._shown)
+        if step.x is not self.state or step.x0 is not self.x0 or moved is not None:
+            name = moved or ("step.x" if step.x is not self.state else "step.x0")
+            raise ValueError(f"{name} was replaced or resized: it may only be changed in place, {name}[...] = ...")
+
+    def check_lent(self) -> None:
+        """Raises where the model has replaced its argument's memory, such as by `x.data = x.data.clamp(-1, 1)`.
 
         Of the times the last is asked for: models treat all alike.
         """
-        return _moved(self._lent)
+        if name := _moved(self._lent):
+            raise ValueError(
+                f"the model replaced the memory of its argument {name}, which is the loop's own buffer: let it work on "
+                f"a copy, such as {name} = {name}.clone()"
+            )
 
-    def replaced_by_callback(self) -> str | None:
-        """As `replaced`, of what a callback was shown; kernels know the addresses of these."""
-        return _moved(self._shown)
+    def result(self, keeps: bool) -> Tensor:
+        """The state in storage of its own; it may be the state's own where the workspace does not keep it."""
+        if not (keeps or self.input.lends_state):
+            return self.state
+        with ordinary_tensors():
+            small = self.state.nbytes < HUGE
+            return self.state.clone() if small else fresh_like(self.state).copy_(self.state)
 
     def _seen_by_callbacks(self, x0: Iterable[Tensor]) -> list[tuple[str, Tensor]]:
         return [("step.x", self.state), *(("step.x0", one) for one in x0)]
@@ -133,73 +204,10 @@ class Workspace:
         return [*seen, ("x", self.input.views[1]), ("t", self.times[1][-1])] if self.kind.guided else seen
 
 
-_pool = threading.local()
-
-
-def taken(kind: Kind, table: Table) -> Workspace:
-    """A workspace that nobody else has: one that this thread has left, or a new one."""
-    waiting: OrderedDict[Kind, Workspace] | None = getattr(_pool, "waiting", None)
-    found = None if waiting is None else waiting.pop(kind, None)
-    return Workspace(kind, table) if found is None else found
-
-
-def leave(workspace: Workspace) -> None:
-    """Lets a later run of this thread take the workspace."""
-    waiting = _pool.__dict__.setdefault("waiting", OrderedDict())
-    waiting[workspace.kind] = workspace
-    if len(waiting) > _KEPT:
-        waiting.popitem(last=False)
-
-
-def worth_sharing(kind: Kind) -> bool:
-    """Whether a later run is to take over such a workspace: small ones on the CPU.
-
-    On a GPU another stream could still be reading it, and the allocator keeps memory anyway.
-    """
-    return kind.device.type == "cpu" and kind.shape.numel() * kind.dtype.itemsize <= _LARGEST
-
-
-def plans_in_turn(state: Tensor, table: Table, backend: str, *, keeps_x0: bool = False, **fixed: Any) -> list[StepPlan]:
-    """The plan of a state that is stepped in place, or two that take turns where two earlier x0 are read.
-
-    Each keeps x0 where a later row reads it, over the oldest one; `keeps_x0` where no row does but the caller.
-    """
-    x0 = [fresh(state.shape, state.dtype, state.device) for _ in range(table.history or int(keeps_x0))]
-    turns = [x0, x0[::-1]] if len(x0) == 2 else [x0]
-    return [
-        StepPlan(
-            Operands(
-                state,
-                table,
-                history=history if table.history else (),
-                out=state,
-                x0_out=history[-1] if history else None,
-                **fixed,
-            ),
-            backend,
-        )
-        for history in turns
-    ]
-
-
-def without_x0(table: Table) -> Table:
-    """The table of a loop that adds b*x0 itself, after correcting x0 and then limiting it (improved-diffusion)."""
-    return table.derived("without_x0", lambda own: own.replace(b=0.0, limit=np.inf, quantile=0.0))
-
-
-def _moved(seen: list[tuple[str, Tensor, Place]]) -> str | None:
-    for name, tensor, place in seen:
-        if _place(tensor) != place:
-            return name
-    return None
-
-
-def _place(tensor: Tensor) -> Place:
-    return start_of(tensor), tensor.shape, tensor.stride()
-
-
-def _times(table: Table, count: int, batch: int, device: torch.device) -> tuple[tuple[Tensor, ...], ...]:
-    """Each row's time as the model is given it: the last `batch` of them, and all."""
+def times_of_rows(table: Table, kind: Kind) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Each row's time as the model is given it: one a sample where the row is not guided, and two where it is."""
+    batch, device = kind.shape[0], kind.device
+    count = 2 * batch if kind.guided else batch
     on_cpu = torch.from_numpy(table.t.copy())
     if device.type == "cpu":
         times = on_cpu[:, None].expand(-1, count).clone(memory_format=torch.contiguous_format)
@@ -209,3 +217,15 @@ def _times(table: Table, count: int, batch: int, device: torch.device) -> tuple[
             row.fill_(t)  # an upload would make the host wait
     whole = times.unbind(0)
     return (whole if count == batch else times[:, -batch:].unbind(0)), whole
+
+
+def _moved(seen: list[tuple[str, Tensor, Place]]) -> str | None:
+    """The name of the first tensor that lies elsewhere by now."""
+    for name, tensor, place in seen:
+        if _place(tensor) != place:
+            return name
+    return None
+
+
+def _place(tensor: Tensor) -> Place:
+    return start_of(tensor), tensor.shape, tensor.stride()

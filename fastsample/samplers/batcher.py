@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import operator
 import threading
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsample.loop.guidance import Shared, guidance_of
+from fastsample.loop.options import RunOptions
 from fastsample.loop.places import Places
 from fastsample.loop.start import warn_of_far_noise
 from fastsample.model import Model, Predictor
@@ -133,17 +133,16 @@ class Batcher:
             check_number("guidance", guidance)
         self._predict = Predictor(model, model_dtype)
         device = self._predict.device or torch.device("cpu")
-        self._guide = functools.partial(
-            guidance_of,
+        self._options = RunOptions(
             guidance=guidance,
-            rescale=guidance_rescale,
-            interval=None,
+            guidance_rescale=guidance_rescale,
             model_kwargs=model_kwargs,
-            dtype=self._predict.known_dtype if cast_kwargs else None,
+            cast_kwargs=cast_kwargs,
         )
         # Refuses what cannot work; these keywords are those of one sample.
         of_one = {name: Shared(value) for name, value in uncond.items()} if isinstance(uncond, Mapping) else uncond
-        self._guide(torch.empty(count, dtype=torch.float32, device=device), cond=of_one, uncond=of_one)
+        like = torch.empty(count, dtype=torch.float32, device=device)
+        guidance_of(like, self._options._replace(cond=of_one, uncond=of_one), self._predict.known_dtype)
         self._table, self._uncond = sampler.table, dict(uncond or {})
         self._device, self._backend = device, choose(backend, device, native=True)
         self._now = _Now(0, (None,) * count, (len(sampler.table),) * count)
@@ -281,7 +280,7 @@ class Batcher:
             batch=len(self._now.held),
             predict=self._predict,
             table=self._table,
-            guide=self._guide,
+            options=self._options,
             device=self._device,
             backend=self._backend,
         )

@@ -10,8 +10,7 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.loop.loop import CorrectX0
-from fastsample.loop.options import Options
+from fastsample.loop.options import CorrectX0, Options
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, limit_columns

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.arguments import integer
-from fastsample.loop.loop import CorrectX0
-from fastsample.loop.options import Options
+from fastsample.checks import integer
+from fastsample.loop.options import CorrectX0, Options
 from fastsample.model import Model
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, limit_columns

@@ -9,8 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.loop.loop import CorrectX0
-from fastsample.loop.options import Options
+from fastsample.loop.options import CorrectX0, Options
 from fastsample.model import Model
 from fastsample.samplers.ddim import ddim_table
 from fastsample.samplers.kept import sampler_of

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.loop.loop import CorrectX0
-from fastsample.loop.options import Options, Step
+from fastsample.loop.options import CorrectX0, Options, Step
 from fastsample.model import Model, Predictor, schedule_of
 from fastsample.model.called_modules import attribute
 from fastsample.ops.noise import checked_shape

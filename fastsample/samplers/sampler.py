@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.loop.drive import Hooks, drive, shown
-from fastsample.loop.loop import CorrectX0, Loop
-from fastsample.loop.options import Options, Step
+from fastsample.loop.drive import drive, hooks_of, shown
+from fastsample.loop.loop import Loop
+from fastsample.loop.options import CorrectX0, Options, RunOptions, Step
 from fastsample.loop.prepared import Prepared
-from fastsample.loop.start import last_rows
 from fastsample.model import Model
 from fastsample.samplers.hints import no_argument, warn_of_amplified_errors
+from fastsample.samplers.start import checked_start_step, checked_strength, steps_left_out
 from fastsample.schedule import checked_schedule
 from fastsample.tables import Table
 from fastsample.times.timesteps import Int64Array, Timesteps, one_step_from_the_noisiest
-
-_OPTIONS = frozenset(Options.__annotations__)
-_HOOKS = frozenset({"callback", "progress", "decode"})
-_NO_HOOKS = Hooks()
 
 
 class Sampler:
@@ -55,11 +52,10 @@ class Sampler:
             model, x: see fastsample.ddim.
             **options: see fastsample.Options.
         """
-        given: dict[str, Any] = dict(options)
-        hooks, out = hooks_of(given), given.pop("out", None)
-        seed, index = given.pop("seed", None), given.pop("index", 0)
-        loop = self._loop(model, x, given, observed=hooks.callback is not None, borrows=True)
-        return drive(loop, x, seed, index, out, hooks)
+        asked = options_of(self, model, x, options)
+        hooks = hooks_of(asked)
+        loop = loop_of(self, model, x, asked, observed=hooks.callback is not None, borrows=True)
+        return drive(loop, x, asked.seed, asked.index, asked.out, hooks)
 
     def iterate(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Iterator[Step]:
         """The same loop as a generator: yields a Step after each row; the last one's `x` is the sample.
@@ -69,13 +65,12 @@ class Sampler:
         `previews = [step.x0.clone() for step in sampler.iterate(...)]`. Between steps the caller's own gradient mode is
         in force.
         """
-        given: dict[str, Any] = dict(options)
-        if misplaced := sorted({"callback", "progress", "decode", "out"} & set(given)):
+        if misplaced := sorted({"callback", "progress", "decode", "out"} & set(options)):
             raise TypeError(f"iterate takes no {', '.join(misplaced)}: do that between the steps it yields")
-        seed, index = given.pop("seed", None), given.pop("index", 0)
-        loop = self._loop(model, x, given, observed=True, borrows=True)
+        asked = options_of(self, model, x, options)
+        loop = loop_of(self, model, x, asked, observed=True, borrows=True)
         with torch.set_grad_enabled(loop.differentiable):
-            loop.start(x, seed, index)
+            loop.start(x, asked.seed, asked.index)
         return shown(loop)
 
     def prepare(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Prepared:
@@ -100,21 +95,14 @@ class Sampler:
             >>> act(model_kwargs={"obs": torch.ones(1, 1, 1)}).shape
             torch.Size([1, 16, 7])
         """
-        given: dict[str, Any] = dict(options)
-        if given.pop("out", None) is not None:
+        if options.get("out") is not None:
             raise TypeError("prepare takes no out: give it to the call of what it returns")
-        hooks = hooks_of(given)
-        seed, index = given.pop("seed", None), given.pop("index", 0)
-        given = self._own_options(model, x, given)
-        self._check_options(given)
+        asked = options_of(self, model, x, options)
+        hooks = hooks_of(asked)
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
             raise ValueError("x requires gradients, which a prepared run does not compute: give x.detach()")
-        observed = hooks.callback is not None
-
-        def make() -> Loop:
-            return Loop(self, model, x, observed=observed, **given)
-
-        return Prepared(make, x, seed, index, given, hooks)
+        make = functools.partial(loop_of, self, model, x, asked, observed=hooks.callback is not None)
+        return Prepared(make, x, asked.seed, asked.index, asked._asdict(), hooks)
 
     def table_from(self, row: int) -> Table:
         """The table of a run that starts at this row, of the same length.
@@ -127,30 +115,29 @@ class Sampler:
             raise ValueError(f"{type(self).__name__} cannot start at row {row}, which needs the x0 of earlier rows")
         return table
 
+    def _start(self, x: Tensor | Sequence[int], strength: float | None, start_step: int) -> tuple[Table, int]:
+        """(the table, its row that the run starts at) for these options of a run."""
+        if strength is None and type(start_step) is int and start_step == 0:
+            return self.table, 0
+        if strength is None:
+            row = checked_start_step(start_step, len(self.table), x)
+            return (self.table_from(row) if row else self.table), row
+        return self._part(checked_strength(strength, start_step, x))
+
     def _part(self, strength: float) -> tuple[Table, int]:
-        """(the table, its first row) of a run from a clean sample, as diffusers' image-to-image pipelines have it."""
-        return last_rows(self, strength)
+        """(the table, its first row) of a run from a clean sample, as diffusers' image-to-image pipelines have it.
+
+        That is the last `strength` of the rows, or one more where that row cannot be the first.
+        """
+        row = steps_left_out(len(self.table), strength)
+        try:
+            return (self.table_from(row) if row else self.table), row
+        except ValueError:
+            return self.table_from(row - 1), row - 1
 
     def _own_options(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
         """These options with what this sampler alone takes expressed in what all take."""
         return options
-
-    def _loop(
-        self,
-        model: Model,
-        x: Tensor | Sequence[int],
-        options: dict[str, Any],
-        *,
-        observed: bool = False,
-        borrows: bool = False,
-    ) -> Loop:
-        given = self._own_options(model, x, options)
-        self._check_options(given)
-        return Loop(self, model, x, observed=observed, borrows=borrows, **given)
-
-    def _check_options(self, options: dict[str, Any]) -> None:
-        if not options.keys() <= _OPTIONS:
-            raise TypeError(no_argument(type(self).__name__, min(options.keys() - _OPTIONS), vars(self)))
 
     def _set(self, **attributes: object) -> None:
         if not (self.correct_x0 is None or callable(self.correct_x0)):
@@ -170,8 +157,29 @@ class Sampler:
         return t
 
 
-def hooks_of(options: dict[str, Any]) -> Hooks:
-    """The hooks among these options, which are taken out of them."""
-    if not _HOOKS & options.keys():
-        return _NO_HOOKS
-    return Hooks(**{name: options.pop(name) for name in _HOOKS & options.keys()})
+def options_of(sampler: Sampler, model: Model, x: Tensor | Sequence[int], options: Mapping[str, Any]) -> RunOptions:
+    """The options of a run of this sampler, by name, as one carrier.
+
+    Raises:
+        TypeError: for a name that neither fastsample.Options nor the sampler has.
+    """
+    given = sampler._own_options(model, x, dict(options))
+    try:
+        return RunOptions(**given)
+    except TypeError:
+        unknown = min(given.keys() - set(RunOptions._fields))
+        raise TypeError(no_argument(type(sampler).__name__, unknown, vars(sampler))) from None
+
+
+def loop_of(
+    sampler: Sampler,
+    model: Model,
+    x: Tensor | Sequence[int],
+    options: RunOptions,
+    *,
+    observed: bool = False,
+    borrows: bool = False,
+) -> Loop:
+    """The loop over this sampler's table that these options ask for; observed and borrows as for Loop."""
+    table, row = sampler._start(x, options.strength, options.start_step)
+    return Loop(table, sampler.correct_x0, row, model, x, options, observed=observed, borrows=borrows)

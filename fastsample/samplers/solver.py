@@ -9,10 +9,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsample.loop.start import steps_left_out
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.limits import Clip, check_number
 from fastsample.samplers.sampler import Sampler
+from fastsample.samplers.start import steps_left_out
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.tables import Table
 from fastsample.times.levels import (

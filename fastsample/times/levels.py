@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsample.arguments import integer, real, real_array
+from fastsample.checks import integer, real, real_array
 from fastsample.schedule import Float64Array, Schedule
 
 PREDICTIONS = ("epsilon", "v", "x0", "flow")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fastsample
 from fastsample import DDIM, DDPM, DPMSolver, DynamicThreshold, Sampler, Schedule
-from fastsample.loop import workspace
+from fastsample.loop import pool
 from fastsample.samplers import kept
 from support.whole_runs import RUNS, SHAPE, Run, X
 
@@ -229,12 +229,12 @@ def test_memory_does_not_grow() -> None:
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert grown < 100_000, "a workspace kept for every run would be some 5 MB"
-    assert len(workspace._pool.waiting) <= 8
+    assert len(pool._pool.waiting) <= 8
 
 
 def test_large_states_are_not_kept() -> None:
     def never_run() -> int:
-        return len(getattr(workspace._pool, "waiting", ()))
+        return len(getattr(pool._pool, "waiting", ()))
 
     found = []
 

@@ -19,8 +19,8 @@ def posterior(
         log_variance = 2 (g0 + g1*v) + 2 log s
 
     In a row with s = 0 that has a variance all the same, DDPM's last one, it is 2 (g0 + g1*v): what the likelihood of
-    the data is computed with. The mean is one pass, 12 bytes an element in float32; a learned variance adds 8, in the
-    same pass on a GPU. Under torch.compile this is one registered op, as `step` is.
+    the data is computed with. The mean is one pass, 12 bytes an element in float32; a learned variance adds 8, with the
+    CUDA kernels in the same pass. Under torch.compile this is one registered op, as `step` is.
 
     Args:
         x: the state, shape (B, ...), float32; float64 with the reference backend. Any strides.

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from conftest import HAS_GPU, golden
 from fastsample import DDIM, DDPM, Schedule, Table
 from fastsample.ops.likelihood import likelihood, prior_bits
 from fastsample.ops.posterior import posterior
 from fastsample.samplers.limits import DynamicThreshold
 from support.chains import CHAINS, golden_noise, learned_model
+from support.devices import DEVICE, HAS_GPU
 from support.formula import UNIT, normal
+from support.golden import golden
 
 pytest.importorskip("triton")
 
@@ -29,7 +30,7 @@ VARIANCES = ["fixed_small", "fixed_large", "learned", "learned_range"]
 
 def run(x_start: Tensor, x: Tensor, out: Tensor, table: Table, row: int | Tensor, backend: str) -> Tensor:
     """likelihood where the backend has its tensors."""
-    device = "cuda" if HAS_GPU and backend == "triton" else "cpu"
+    device = DEVICE if backend == "triton" else "cpu"
     given = (one.to(device) for one in (x_start, x, out))
     return likelihood(*given, table, row, backend=backend).cpu()
 
@@ -215,7 +216,7 @@ def test_a_row_of_its_own_for_every_sample(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_outputs_of_any_dtype(backend: str, dtype: torch.dtype) -> None:
     table = example()
     x_start = pixels((2, 3, 8), 1)
@@ -312,7 +313,7 @@ def test_the_registered_op(backend: str) -> None:
     table = example()
     x_start = pixels((2, 2, 5), 1)
     out = learned_model(x_start, torch.full((2,), 4))
-    device = "cuda" if HAS_GPU and backend == "triton" else "cpu"
+    device = DEVICE if backend == "triton" else "cpu"
     tensors = [one.to(device) for one in (x_start, x_start, out)]
     coefficients = coefficients_of(table, torch.float32, torch.device(device))
     rows = torch.tensor([3, 19]) if backend == "triton" else None

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import golden
 from fastsample import DDIM, Schedule, Table, ops
 from fastsample.ops.posterior import posterior
 from fastsample.ops.posterior.reference import posterior_reference
 from fastsample.samplers.ddpm import DDPM
 from support.chains import CHAINS, learned_model, toy_model
+from support.golden import golden
 
 SCHEDULE = Schedule.cosine(20)
 

@@ -1,0 +1,37 @@
+"""Workspaces of a thread that wait for its next run of the same kind."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from fastsample.loop.workspace import Kind, Workspace
+from fastsample.tables import Table
+
+_KEPT = 8  # workspaces of a thread that wait for the next run
+_LARGEST = 64 << 10  # bytes of a state that is worth keeping: for more, making the memory is a small part of a run
+
+_pool = threading.local()
+
+
+def taken(kind: Kind, table: Table) -> Workspace:
+    """A workspace that nobody else has: one that this thread has left, or a new one."""
+    waiting: OrderedDict[Kind, Workspace] | None = getattr(_pool, "waiting", None)
+    left = None if waiting is None else waiting.pop(kind, None)
+    return Workspace(kind, table) if left is None else left
+
+
+def leave(workspace: Workspace) -> None:
+    """Lets a later run of this thread take the workspace."""
+    waiting = _pool.__dict__.setdefault("waiting", OrderedDict())
+    waiting[workspace.kind] = workspace
+    if len(waiting) > _KEPT:
+        waiting.popitem(last=False)
+
+
+def worth_sharing(kind: Kind) -> bool:
+    """Whether a later run is to take over such a workspace: small ones on the CPU.
+
+    On a GPU another stream could still be reading it, and the allocator keeps memory anyway.
+    """
+    return kind.device.type == "cpu" and kind.shape.numel() * kind.dtype.itemsize <= _LARGEST
