@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastsample.arguments import integer
+from fastsample.checks import integer
 from fastsample.loop.start import checked_start
 from fastsample.samplers.limits import check_number
 
