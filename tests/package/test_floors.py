@@ -31,11 +31,8 @@ FLOORS = (
     ),
 )
 # Arrows up, and arrows that close a circle, that are known, as (from, to); one that has gone must leave its list.
-UP: set[tuple[str, str]] = {("fastsample.forward", "fastsample.samplers.limits")}
-ROUND: set[tuple[str, str]] = {
-    ("fastsample.ops.backend", "fastsample.ops.lora.choice"),
-    ("fastsample.ops.lora.pack", "fastsample.ops.lora.choice"),
-}
+UP: set[tuple[str, str]] = set()
+ROUND: set[tuple[str, str]] = set()
 
 
 @cache
