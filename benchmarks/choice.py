@@ -28,7 +28,7 @@ ASK = """
 import json, time
 from fastsample.ops.lora import choice as lora_choice
 found = {}
-for dtype in lora_choice.DTYPES:
+for dtype in lora_choice.DTYPE_CODES:
     start = time.perf_counter()
     made = lora_choice.choice(dtype)
     found[str(dtype).removeprefix("torch.")] = {

@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 
 from fastsample.ops.backend import cpu_module
-from fastsample.ops.lora.choice import DTYPES
+from fastsample.ops.dtypes import DTYPE_CODES
 
 _cpu = cpu_module()
 
@@ -21,7 +21,7 @@ def peak(dtype: torch.dtype) -> tuple[Callable[[], int], int] | None:
 
     float16 is multiplied and added in float32, after a conversion that this does not count.
     """
-    code, threads, iterations = DTYPES[dtype], torch.get_num_threads(), 1000
+    code, threads, iterations = DTYPE_CODES[dtype], torch.get_num_threads(), 1000
     try:
         _cpu.fma_peak(iterations, code, threads)
     except ValueError as error:

@@ -16,7 +16,6 @@ from fastsample.ops.backend import cpu_module
 from fastsample.ops.dtypes import DTYPE_CODES
 from fastsample.ops.lora.layout import pack, packed_size, products_of_parts
 
-DTYPES = DTYPE_CODES
 BY_TORCH = "torch"
 
 FACTOR = 1.5  # how many times faster another one must be to overrule the fixed order
@@ -52,7 +51,7 @@ def chosen(dtype: torch.dtype) -> str:
     Where FASTSAMPLE_CPU_ISA or _cpu.set_isa named a level it is that one, and nothing is measured.
     """
     if cpu_module().isa_is_forced():
-        return str(cpu_module().lora_isa(DTYPES[dtype]))
+        return str(cpu_module().lora_isa(DTYPE_CODES[dtype]))
     return choice(dtype).name
 
 
@@ -91,13 +90,13 @@ def choice(dtype: torch.dtype) -> Choice:
         if dtype not in _made:
             _made[dtype] = new = _make(dtype)
             if new.name not in (new.first, BY_TORCH):
-                cpu_module().set_lora_isa(DTYPES[dtype], new.name)
+                cpu_module().set_lora_isa(DTYPE_CODES[dtype], new.name)
         return _made[dtype]
 
 
 def choices() -> dict[str, str]:
     """`chosen` for every dtype that has kernels, by its name."""
-    return {str(dtype).removeprefix("torch."): chosen(dtype) for dtype in DTYPES}
+    return {str(dtype).removeprefix("torch."): chosen(dtype) for dtype in DTYPE_CODES}
 
 
 def candidates(levels: Sequence[str]) -> list[str]:
@@ -131,7 +130,7 @@ def rounds(calls: Mapping[str, Callable[[], object]], clock: Callable[[], float]
 
 
 def _make(dtype: torch.dtype) -> Choice:
-    levels = cpu_module().lora_isas(DTYPES[dtype])
+    levels = cpu_module().lora_isas(DTYPE_CODES[dtype])
     unmeasured = Choice(levels[0], levels[0], {}, 0)
     # A thread of its own has no modes (fake tensors, functorch, autocast, gradients) that others have set.
     with ThreadPoolExecutor(1) as pool:
@@ -159,7 +158,7 @@ def _measure(dtype: torch.dtype, names: Sequence[str]) -> Choice | None:
 
 def _prepared(dtype: torch.dtype, name: str) -> Callable[[int], object]:
     """x W^T on this candidate by rows of x, with nothing around the product that can be done before."""
-    cpu, code = cpu_module(), DTYPES[dtype]
+    cpu, code = cpu_module(), DTYPE_CODES[dtype]
     values = torch.linspace(-1, 1, (ROW_COUNTS[0] + N) * K, device="cpu", dtype=torch.float32).to(dtype).view(-1, K)
     x, weight = values.split([ROW_COUNTS[0], N])
     y = x.new_empty(ROW_COUNTS[0], N)

@@ -11,7 +11,8 @@ from torch import Tensor
 from fastsample.ops import backend as backends
 from fastsample.ops.address import check_dense
 from fastsample.ops.backend import cpu_module
-from fastsample.ops.lora.choice import BY_TORCH, DTYPES, chosen
+from fastsample.ops.dtypes import DTYPE_CODES
+from fastsample.ops.lora.choice import BY_TORCH, chosen
 from fastsample.ops.lora.layout import ROWS, TORCH, pack, packed_size, unpack
 from fastsample.ops.memory import fresh
 from fastsample.ops.tracing import traced, transformed
@@ -170,17 +171,17 @@ def _has_triton(weights: Tensor) -> bool:
 
     On NVIDIA GPUs before sm_80 it has no tensor cores, and torch's own products are faster.
     """
-    if weights.dtype not in DTYPES or not backends._runs_on("triton", weights.device):
+    if weights.dtype not in DTYPE_CODES or not backends._runs_on("triton", weights.device):
         return False
     return not weights.is_cuda or bool(torch.version.hip) or torch.cuda.get_device_capability(weights.device) >= (8, 0)
 
 
 def _layout(weight: Tensor) -> int:
-    if cpu_module() is None or not weight.is_cpu or weight.dtype not in DTYPES:
+    if cpu_module() is None or not weight.is_cpu or weight.dtype not in DTYPE_CODES:
         return ROWS
     if chosen(weight.dtype) == BY_TORCH:
         return TORCH
-    return int(cpu_module().lora_layout(DTYPES[weight.dtype]))
+    return int(cpu_module().lora_layout(DTYPE_CODES[weight.dtype]))
 
 
 def _what(tensor: Tensor) -> str:

@@ -105,19 +105,19 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_choice(forgotten: None, dtype: torch.dtype) -> None:
-    before, threads = _cpu.lora_isa(lora_choice.DTYPES[dtype]), torch.get_num_threads()
+    before, threads = _cpu.lora_isa(lora_choice.DTYPE_CODES[dtype]), torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a product that does not fit where it is written to
         found = lora_choice.choice(dtype)
-    assert found.first == _cpu.lora_isas(lora_choice.DTYPES[dtype])[0]
-    assert list(found.seconds) == lora_choice.candidates(_cpu.lora_isas(lora_choice.DTYPES[dtype]))
+    assert found.first == _cpu.lora_isas(lora_choice.DTYPE_CODES[dtype])[0]
+    assert list(found.seconds) == lora_choice.candidates(_cpu.lora_isas(lora_choice.DTYPE_CODES[dtype]))
     assert found.name == lora_choice.decide(found.first, found.seconds)
     assert all(0 < seconds < 1 for seconds in itertools.chain(*found.seconds.values()))
     assert lora_choice.choice(dtype) is found
     assert torch.get_num_threads() == threads
     in_use = before if found.name in (found.first, "torch") else found.name
-    assert _cpu.lora_isa(lora_choice.DTYPES[dtype]) == in_use
-    _cpu.set_lora_isa(lora_choice.DTYPES[dtype], before)
+    assert _cpu.lora_isa(lora_choice.DTYPE_CODES[dtype]) == in_use
+    _cpu.set_lora_isa(lora_choice.DTYPE_CODES[dtype], before)
 
 
 def test_torch_keeps_to_one_thread_where_it_is_told_to() -> None:
