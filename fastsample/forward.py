@@ -11,7 +11,7 @@ from fastsample.ops.noise import checked_shape, randn
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.limits import check_number
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
-from fastsample.times.levels import PREDICTIONS
+from fastsample.times.predictions import PREDICTIONS
 
 
 def add_noise(

@@ -62,7 +62,7 @@ class Consistency(Sampler):
     """A consistency sampler: the arguments of `consistency` that shape the table. Immutable and reusable.
 
     Example:
-        >>> from fastsample.times.levels import karras_sigmas
+        >>> from fastsample.times.continuous import karras_sigmas
         >>> sampler = Consistency(sigmas=karras_sigmas(80.0, 0.002, 40)[[0, 22]])
         >>> sampler(lambda x, t: 0.1 * x, (2, 3, 8, 8), seed=1).shape
         torch.Size([2, 3, 8, 8])
@@ -125,7 +125,7 @@ def consistency(
         ValueError, TypeError: for arguments that cannot work, before the model is called.
 
     Example:
-        >>> from fastsample.times.levels import karras_sigmas
+        >>> from fastsample.times.continuous import karras_sigmas
         >>> sigmas = karras_sigmas(80.0, 0.002, 40)[[0, 22]]
         >>> consistency(lambda x, t: 0.1 * x, (2, 3, 8, 8), sigmas=sigmas, seed=0).shape
         torch.Size([2, 3, 8, 8])

@@ -19,12 +19,8 @@ from fastsample.samplers.limits import Clip, check_number, limit_columns
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
-from fastsample.times.levels import (
-    epsilon_coefficients,
-    noise_levels,
-    rederived_epsilon_coefficients,
-    x0_coefficients,
-)
+from fastsample.times.levels import noise_levels
+from fastsample.times.predictions import epsilon_coefficients, rederived_epsilon_coefficients, x0_coefficients
 from fastsample.times.timesteps import Timesteps, spaced_timesteps
 
 

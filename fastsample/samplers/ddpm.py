@@ -18,7 +18,7 @@ from fastsample.samplers.limits import Clip, limit_columns
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
-from fastsample.times.levels import x0_coefficients
+from fastsample.times.predictions import x0_coefficients
 from fastsample.times.timesteps import Timesteps, spaced_timesteps
 
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")

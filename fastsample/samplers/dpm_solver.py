@@ -16,11 +16,12 @@ from fastsample.loop.options import Options
 from fastsample.model import Model
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, limit_columns
-from fastsample.samplers.solver import Solver, Times, schedule_for
+from fastsample.samplers.solver import Solver, schedule_for
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
-from fastsample.times.levels import check_steps, x0_coefficients
-from fastsample.times.timesteps import Timesteps, spaced_timesteps
+from fastsample.times.predictions import x0_coefficients
+from fastsample.times.solver_timesteps import Times, solver_timesteps
+from fastsample.times.timesteps import check_steps
 
 
 def dpm_solver_table(
@@ -91,29 +92,6 @@ def _orders(rows: int, order: int, start: int, lower_order_final: bool, to_clean
     if to_clean_data:  # at an infinite width
         orders[-1] = 1
     return orders
-
-
-def solver_timesteps(
-    T: int, spec: Timesteps = "linspace", steps: int | None = None, steps_offset: int = 0
-) -> NDArray[np.int64]:
-    """As `spaced_timesteps`, but "linspace" and "leading" leave out their last timestep, as diffusers' solvers do:
-
-    round(i (T - 1) / N) and i (T // (N + 1)) + steps_offset, i = N .. 1.
-
-    Example:
-        >>> solver_timesteps(1000, "linspace", steps=4), solver_timesteps(1000, "leading", steps=4, steps_offset=1)
-        (array([999, 749, 500, 250]), array([801, 601, 401, 201]))
-    """
-    if not isinstance(spec, str) or spec not in ("linspace", "leading"):
-        return spaced_timesteps(T, spec, steps)
-    count = check_steps(steps)
-    if count >= T:
-        raise ValueError(f"steps must lie in [1, {T - 1}] on a schedule of {T} timesteps, got {count}")
-    if spec == "linspace":
-        chosen = np.linspace(0, T - 1, count + 1).round()[1:].astype(np.int64)
-    else:
-        chosen = np.arange(1, count + 1) * (T // (count + 1)) + steps_offset
-    return spaced_timesteps(T, chosen)
 
 
 @dataclass(frozen=True)
@@ -187,7 +165,7 @@ def dpm_solver(
             fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing"; other spacings and the
             timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise levels from that of
             T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded. For a flow "linspace",
-            "trailing" or times, see fastsample.times.levels.flow_levels.
+            "trailing" or times, see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s).
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold (diffusers' thresholding); None for neither.

@@ -15,8 +15,9 @@ from fastsample.model import Model
 from fastsample.samplers.ddim import ddim_table
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip
-from fastsample.samplers.solver import Solver, Times, fractional_timesteps, schedule_for
+from fastsample.samplers.solver import Solver, schedule_for
 from fastsample.schedule import Schedule
+from fastsample.times.solver_timesteps import Times, fractional_timesteps
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def euler(
             "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
             spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
             fastsample.spaced_timesteps. For a flow "linspace", "trailing" or times (1000 sigma), see
-            fastsample.times.levels.flow_levels.
+            fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.

@@ -16,10 +16,11 @@ from fastsample.loop.options import Options
 from fastsample.model import Model
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, limit_columns
-from fastsample.samplers.solver import Solver, Times, fractional_timesteps, schedule_for
+from fastsample.samplers.solver import Solver, schedule_for
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
-from fastsample.times.levels import x0_coefficients
+from fastsample.times.predictions import x0_coefficients
+from fastsample.times.solver_timesteps import Times, fractional_timesteps
 
 
 def heun_table(

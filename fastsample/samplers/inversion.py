@@ -16,10 +16,11 @@ from fastsample.samplers.ddim import direction_table
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.limits import Clip, check_number
 from fastsample.samplers.sampler import Sampler
-from fastsample.samplers.solver import Solver, Times, fractional_timesteps, schedule_for
+from fastsample.samplers.solver import Solver, schedule_for
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
 from fastsample.times.levels import noise_levels
+from fastsample.times.solver_timesteps import Times, fractional_timesteps
 from fastsample.times.timesteps import Timesteps, spaced_timesteps
 
 CONVENTIONS = ("mirror", "improved")

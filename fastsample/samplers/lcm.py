@@ -23,7 +23,8 @@ from fastsample.samplers.limits import Clip, check_number, limit_columns
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
-from fastsample.times.levels import noise_levels, x0_coefficients
+from fastsample.times.levels import noise_levels
+from fastsample.times.predictions import x0_coefficients
 from fastsample.times.timesteps import Int64Array, Timesteps, spaced_timesteps
 
 

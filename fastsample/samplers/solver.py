@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastsample.loop.start import steps_left_out
@@ -15,14 +14,10 @@ from fastsample.samplers.limits import Clip, check_number
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.tables import Table
-from fastsample.times.levels import (
-    check_steps,
-    descending_times,
-    flow_levels,
-    noise_levels,
-    spaced_levels,
-)
-from fastsample.times.timesteps import one_step_from_the_noisiest, spaced_timesteps
+from fastsample.times.continuous import spaced_levels
+from fastsample.times.flow import flow_levels
+from fastsample.times.levels import noise_levels
+from fastsample.times.timesteps import one_step_from_the_noisiest
 
 Times = str | Iterable[float]
 
@@ -76,22 +71,3 @@ class Solver(Sampler):
 def schedule_for(prediction: str, model: Model, schedule: Schedule | None) -> Schedule | None:
     """As `schedule_of`, but a flow has none of its own."""
     return schedule if prediction == "flow" else schedule_of(model, schedule)
-
-
-def fractional_timesteps(T: int, spec: Times, steps: int) -> NDArray:
-    """As `spaced_timesteps`, but "linspace" i (T - 1) / (N - 1) is not rounded, and given times may be fractional.
-
-    Returns:
-        Descending, int64, or float64 for "linspace" and where fractional times are given.
-    """
-    if isinstance(spec, str) and spec == "linspace":
-        check_steps(steps)
-        return np.linspace(T - 1, 0, steps)
-    if isinstance(spec, str):
-        return spaced_timesteps(T, spec, steps)
-    times = descending_times(spec)
-    if (times == np.floor(times)).all():
-        return spaced_timesteps(T, times.astype(np.int64))
-    if times[0] > T - 1 or times[-1] < 0:
-        raise ValueError(f"timesteps must lie in [0, {T - 1}], got {times[-1]} .. {times[0]}")
-    return times

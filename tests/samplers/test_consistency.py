@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastsample import ops
 from fastsample.samplers.consistency import Consistency, consistency, consistency_table
-from fastsample.times.levels import karras_sigmas
+from fastsample.times.continuous import karras_sigmas
 from support import live
 from support.chains import diffusers_dummies, toy_model
 

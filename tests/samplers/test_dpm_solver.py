@@ -14,7 +14,7 @@ from fastsample import Schedule
 from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver, dpm_solver_table, solver_timesteps
 from fastsample.samplers.limits import DynamicThreshold
-from fastsample.times.levels import flow_levels
+from fastsample.times.flow import flow_levels
 
 SCHEDULE = Schedule.scaled_linear()
 PEER_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample", "flow": "flow_prediction"}

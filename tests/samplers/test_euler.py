@@ -18,8 +18,10 @@ from fastsample.samplers.ddim import ddim
 from fastsample.samplers.euler import Euler, EulerAncestral, euler, euler_ancestral
 from fastsample.samplers.heun import Heun, heun, heun_table
 from fastsample.samplers.limits import DynamicThreshold
-from fastsample.samplers.solver import fractional_timesteps
-from fastsample.times.levels import flow_levels, karras_sigmas, noise_levels, spaced_levels
+from fastsample.times.continuous import karras_sigmas, spaced_levels
+from fastsample.times.flow import flow_levels
+from fastsample.times.levels import noise_levels
+from fastsample.times.solver_timesteps import fractional_timesteps
 from support import live
 
 SCHEDULE = Schedule.scaled_linear()
