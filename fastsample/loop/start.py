@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastsample.arguments import integer
 from fastsample.caller import warn
-from fastsample.ops.noise import checked_shape
-from fastsample.samplers.limits import check_number
+from fastsample.checks import check_number, checked_shape, integer
 from fastsample.tables import Table
 
 if TYPE_CHECKING:

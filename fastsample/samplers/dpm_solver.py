@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.arguments import integer
+from fastsample.checks import integer
 from fastsample.loop.loop import CorrectX0
 from fastsample.loop.options import Options
 from fastsample.model import Model

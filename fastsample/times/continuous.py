@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastsample.arguments import real
+from fastsample.checks import real
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.times.levels import levels_through, sigma_over_alpha
 from fastsample.times.timesteps import check_steps

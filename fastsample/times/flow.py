@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fastsample.arguments import real
+from fastsample.checks import real
 from fastsample.schedule import Float64Array
 from fastsample.times.timesteps import check_steps, descending_times
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsample.arguments import integer, real_array
+from fastsample.checks import integer, real_array
 from fastsample.schedule import MOST_TIMESTEPS, Float64Array
 
 Int64Array = NDArray[np.int64]
