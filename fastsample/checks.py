@@ -36,6 +36,8 @@ def real(name: str, value: Any) -> float:
     Raises:
         TypeError: for anything else, bool and complex numbers included. ValueError: for integers beyond all floats.
     """
+    if type(value) is float:  # what a step's options nearly always are
+        return value
     number = _number(name, value)
     try:
         return float(number)
