@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,7 @@ from fastsample.loop.prepared import Prepared
 from fastsample.loop.start import last_rows
 from fastsample.model import Model
 from fastsample.samplers.hints import no_argument, warn_of_amplified_errors
-from fastsample.schedule import checked_schedule
 from fastsample.tables import Table
-from fastsample.times.timesteps import Int64Array, Timesteps, one_step_from_the_noisiest
 
 _OPTIONS = frozenset(Options.__annotations__)
 _HOOKS = frozenset({"callback", "progress", "decode"})
@@ -159,15 +157,6 @@ class Sampler:
         self.__dict__.update(attributes)
         if "table" in attributes:
             self.__dict__["_warns"] = warn_of_amplified_errors(self.table)
-
-    def _spaced(self: Any, spacing: Callable[[int, Timesteps, int | None], Int64Array]) -> Int64Array:
-        """The timesteps that `timesteps` and `steps` name; both are replaced by what they came to."""
-        T = checked_schedule(self.schedule).T
-        t = one_step_from_the_noisiest(T, self.timesteps, spacing(T, self.timesteps, self.steps))
-        if not isinstance(self.timesteps, str):
-            self._set(timesteps=tuple(t.tolist()))
-        self._set(steps=len(t))
-        return t
 
 
 def hooks_of(options: dict[str, Any]) -> Hooks:
