@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from inspect import cleandoc
 
@@ -16,7 +17,8 @@ Args:
     x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
         float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
         timestep (more sample than noise) is warned of.
-    x0: the clean samples, a tensor of float16, bfloat16, float32, or float64 for the reference backend. Never modified.
+    x0: the clean samples, a tensor of float16, bfloat16, float32, or float64 for the reference backend. Never
+        modified.
     schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
         wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
     original_steps: how many timesteps the model was distilled at.
@@ -47,7 +49,7 @@ Raises:
 {errors}
 {example}"""
 
-_SCHEDULES = "Make a schedule once, not in every call: two are told apart by identity. "
+_SCHEDULES = "Make a schedule once, not in every call: two are told apart by identity.\n"
 
 
 def function_docs(kind: type, parameters: list[str]) -> str:
@@ -90,6 +92,7 @@ def _arguments(docstring: str | None) -> dict[str, str]:
     return found
 
 
+@functools.cache
 def _sections(docstring: str | None) -> dict[str, str]:
     """The text of each section by its name; what stands before them has none."""
     text, *parts = re.split(r"^(Args|Returns|Raises|Example):\n", cleandoc(docstring or ""), flags=re.M)
