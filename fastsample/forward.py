@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.arguments import integer
-from fastsample.ops.noise import checked_shape, randn
+from fastsample.broadcast import per_sample
+from fastsample.checks import check_floating, check_number, checked_shape, integer
+from fastsample.ops.noise import randn
 from fastsample.ops.noise.keys import Index, Seed
-from fastsample.samplers.limits import check_number
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
-from fastsample.times.levels import PREDICTIONS
+from fastsample.times.predictions import PREDICTIONS
 
 
 def add_noise(
@@ -66,7 +66,8 @@ def add_noise(
         # The fresh noise is where the result comes to lie.
         scaled = randn(x0.shape, seed=seed, index=index, device=x0.device).to(alpha.dtype).mul_(sigma)
     else:
-        scaled = _checked("noise", noise, x0).to(alpha.dtype) * sigma
+        _check_noise(noise, x0)
+        scaled = noise.to(alpha.dtype) * sigma
     return scaled.addcmul_(x0.to(alpha.dtype), alpha).to(x0.dtype)
 
 
@@ -96,7 +97,8 @@ def velocity(
     alpha, sigma = _coefficients(x0, t, schedule, prediction)
     if prediction == "flow":
         alpha, sigma = torch.ones_like(alpha), torch.ones_like(sigma)
-    scaled = _checked("noise", noise, x0).to(alpha.dtype) * alpha
+    _check_noise(noise, x0)
+    scaled = noise.to(alpha.dtype) * alpha
     return scaled.addcmul_(x0.to(alpha.dtype), sigma, value=-1).to(x0.dtype)
 
 
@@ -110,8 +112,7 @@ def _coefficients(
         checked_schedule(schedule)
     elif schedule is not None:
         raise ValueError("prediction='flow' takes no schedule: its levels are alpha = 1 - t / 1000, sigma = t / 1000")
-    if not isinstance(x0, Tensor) or not x0.is_floating_point():
-        raise TypeError(f"x0 must be a floating-point tensor, got {getattr(x0, 'dtype', type(x0).__name__)}")
+    check_floating("x0", x0)
     checked_shape("x0", x0.shape)
     if schedule is None:
         times = _flow_times(t, len(x0))
@@ -123,8 +124,7 @@ def _coefficients(
         abar = schedule.alphas_cumprod[visited]
         levels = (np.sqrt(abar), np.sqrt(1 - abar))
     dtype = torch.float64 if x0.dtype == torch.float64 else torch.float32
-    along = (-1, *(1,) * (x0.ndim - 1))
-    alpha, sigma = (torch.from_numpy(level.reshape(along)).to(x0.device, dtype) for level in levels)
+    alpha, sigma = (per_sample(torch.from_numpy(level).to(x0.device, dtype), x0) for level in levels)
     return alpha, sigma
 
 
@@ -156,14 +156,9 @@ def _one_or_each(t: Tensor, batch: int) -> Tensor:
     return t.detach().cpu().reshape(-1)
 
 
-def _checked(name: str, tensor: Tensor, x0: Tensor) -> Tensor:
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        raise TypeError(
-            f"{name} must be a floating-point tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}"
-        )
-    if tensor.shape != x0.shape or tensor.device != x0.device:
+def _check_noise(noise: Tensor, x0: Tensor) -> None:
+    check_floating("noise", noise)
+    if noise.shape != x0.shape or noise.device != x0.device:
         raise ValueError(
-            f"{name} must have x0's shape {tuple(x0.shape)} on {x0.device}, got {tuple(tensor.shape)} on "
-            f"{tensor.device}"
+            f"noise must have x0's shape {tuple(x0.shape)} on {x0.device}, got {tuple(noise.shape)} on {noise.device}"
         )
-    return tensor

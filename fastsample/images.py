@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastsample.checks import check_floating
+
 
 def to_uint8(x: Tensor) -> Tensor:
     """Images in [-1, 1] as bytes: (x + 1) 127.5, clamped to [0, 255] and rounded to the nearest, halves up.
@@ -26,8 +28,7 @@ def to_uint8(x: Tensor) -> Tensor:
         >>> to_uint8(torch.tensor([-1.0, 0.0, 0.5, 7.0]).reshape(1, 1, 2, 2)).flatten().tolist()
         [0, 128, 191, 255]
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    check_floating("x", x)
     if x.ndim != 4:
         raise ValueError(f"x must be (B, C, H, W), got shape {tuple(x.shape)}")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.broadcast import per_sample
 from fastsample.loop.options import Options
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import DDIM
@@ -62,8 +63,7 @@ def slerp(a: Tensor, b: Tensor, weight: float | Sequence[float] | Tensor) -> Ten
     sine = torch.where(straight, 1.0, theta.sin())
     of_a = torch.where(straight, 1 - w, ((1 - w) * theta).sin() / sine)
     of_b = torch.where(straight, w, (w * theta).sin() / sine)
-    along = (-1, *(1,) * (a.ndim - 1))
-    return of_a.to(a.dtype).reshape(along) * a + of_b.to(a.dtype).reshape(along) * b
+    return per_sample(of_a.to(a.dtype), a) * a + per_sample(of_b.to(a.dtype), b) * b
 
 
 def interpolate(

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsample.arguments import integer, real, real_array
+from fastsample.checks import integer, real, real_array
 
 Float64Array = NDArray[np.float64]
 

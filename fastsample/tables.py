@@ -40,7 +40,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsample.arguments import real, real_array
+from fastsample.checks import real, real_array
 from fastsample.schedule import Float64Array
 
 # Defaults of the columns that a sampler does not set.

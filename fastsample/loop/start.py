@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastsample.caller import warn
-from fastsample.ops.noise import INITIAL, checked_shape, normals
+from fastsample.checks import checked_shape
+from fastsample.ops.noise import INITIAL, normals
 from fastsample.tables import Table
 
 Level = tuple[float, float]  # alpha, sigma

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsample.arguments import integer, real, real_array
+from fastsample.checks import checked_shape, integer, real, real_array
 from fastsample.ops.address import check_strided, check_written, start_of
-from fastsample.ops.noise import checked_shape
 from fastsample.ops.tracing import followed, outside, transformed
 from fastsample.tables import Table
 

@@ -7,14 +7,16 @@ from fastsample.samplers.batcher import Batcher, Request
 from fastsample.samplers.consistency import Consistency, consistency
 from fastsample.samplers.ddim import DDIM, ddim
 from fastsample.samplers.ddpm import DDPM, ddpm
-from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver, solver_timesteps
+from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver
 from fastsample.samplers.euler import Euler, EulerAncestral, euler, euler_ancestral
+from fastsample.samplers.guidance_embedding import guidance_scale_embedding
 from fastsample.samplers.heun import Heun, heun
 from fastsample.samplers.inversion import DDIMInverse, EulerInverse, ddim_invert, euler_invert
-from fastsample.samplers.lcm import LCM, guidance_scale_embedding, lcm
+from fastsample.samplers.lcm import LCM, lcm
 from fastsample.samplers.limits import DynamicThreshold
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.tcd import TCD, tcd
+from fastsample.times.solver_timesteps import solver_timesteps
 
 __all__ = [
     "DDIM",

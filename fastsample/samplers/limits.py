@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Any
+
+from fastsample.checks import check_number
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,3 @@ def limit_columns(clip: Clip) -> dict[str, Any]:
     if not clip > 0:
         raise ValueError(f"clip must be positive or None, got {clip}")
     return {"limit": clip}
-
-
-def check_number(name: str, value: float) -> None:
-    """Raises TypeError for what is not a real number (or a tensor or array that holds one)."""
-    if getattr(value, "ndim", None) == 0 and not isinstance(value, numbers.Real):
-        value = value.item()  # type: ignore[attr-defined]
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r}")

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastsample.arguments import integer
+from fastsample.checks import check_number, integer
 from fastsample.loop.start import checked_start
-from fastsample.samplers.limits import check_number
 
 
 def checked_start_step(start_step: int, rows: int, x: Tensor | Sequence[int]) -> int:

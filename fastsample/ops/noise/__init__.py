@@ -8,7 +8,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from fastsample.arguments import integer
+from fastsample.checks import checked_shape, integer
 from fastsample.ops.address import address, check_written
 from fastsample.ops.backend import choose, cpu_module, cuda_module, place
 from fastsample.ops.memory import fresh, mark_written
@@ -177,22 +177,6 @@ def _fill(result: Tensor, keys: Tensor, step: int, stream: int, backend: str | N
         # Apple's GPUs have no float64, in which the reference rounds.
         drawn_on = torch.device("cpu") if result.device.type == "mps" else result.device
         result.copy_(randn_reference(result.shape, keys.to(drawn_on), step, stream))
-
-
-def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
-    """`shape` as a torch.Size, or an error that calls it `name`."""
-    try:
-        size = torch.Size(shape)
-        if not isinstance(shape, torch.Size) and any(isinstance(one, bool) for one in shape):
-            raise TypeError
-    except (TypeError, OverflowError):
-        got = shape if isinstance(shape, list | tuple) else type(shape).__name__
-        raise TypeError(f"{name} must be a sequence of ints, got {got}") from None
-    if len(size) == 0 or min(size) < 1:
-        raise ValueError(f"{name} must have a first axis of samples and no zero, got {tuple(size)}")
-    if not torch.compiler.is_compiling() and max(size) >= 2**63:  # which torch.Size lets pass
-        raise ValueError(f"{name} is beyond all memory: {tuple(size)}")
-    return size
 
 
 def as_int(name: str, value: SupportsIndex) -> int:

@@ -1,0 +1,121 @@
+"""What callers give: numbers, shapes and tensors are checked here, by errors that name the argument."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """The value as an int: Python's and NumPy's integers, and arrays and tensors that hold one.
+
+    Raises:
+        TypeError: for anything else, bool and whole floats included. ValueError: outside low .. high.
+    """
+    try:
+        found = operator.index(None if _is_bool(value) else value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    if low is not None and found < low:
+        raise ValueError(f"{name} must be at least {low}, got {found}")
+    if high is not None and found > high:
+        raise ValueError(f"{name} must be at most {high}, got {found}")
+    return found
+
+
+def real(name: str, value: Any) -> float:
+    """The value as a float: Python's and NumPy's real numbers, and arrays and tensors that hold one.
+
+    Raises:
+        TypeError: for anything else, bool and complex numbers included. ValueError: for integers beyond all floats.
+    """
+    if type(value) is float:  # what a step's options nearly always are
+        return value
+    number = _number(name, value)
+    try:
+        return float(number)
+    except OverflowError:
+        raise ValueError(f"{name} is beyond what a float holds, got {number!r}") from None
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises TypeError for what `real` takes for no number. Its size is not looked at."""
+    _number(name, value)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises TypeError for what is no number, ValueError for one that is not positive and finite."""
+    check_number(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def real_array(name: str, values: Any) -> NDArray[Any]:
+    """The values as an array of integers or floats of their own, of any shape.
+
+    Raises:
+        TypeError: for what is no array of real numbers: bool, complex numbers, text, other objects.
+        ValueError: for lists of unequal lengths.
+    """
+    if hasattr(values, "detach"):  # NumPy knows neither gradients nor bfloat16 nor GPUs
+        values = values.detach().cpu().resolve_neg()
+        narrow = values.is_floating_point() and values.element_size() < 4
+        values = (values.float() if narrow else values).numpy()
+    try:
+        array = np.array(values)
+    except ValueError:
+        raise ValueError(f"{name} must be an array of numbers, got {values!r}") from None
+    if array.dtype == object and all(isinstance(value, numbers.Real) and not _is_bool(value) for value in array.flat):
+        array = array.astype(np.float64)  # integers beyond 64 bits
+    if array.dtype.kind not in "iuf":
+        kind = "an empty or mixed list" if array.dtype == object else array.dtype
+        raise TypeError(f"{name} must hold real numbers, got {kind}")
+    return array
+
+
+def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
+    """The shape of a batch: a first axis of samples, and nothing zero.
+
+    Raises:
+        TypeError: for what is no sequence of ints. ValueError: for no axis, a size below 1, and one beyond 63 bits.
+    """
+    try:
+        size = torch.Size(shape)
+        if not isinstance(shape, torch.Size) and any(isinstance(length, bool) for length in shape):
+            raise TypeError
+    except (TypeError, OverflowError):
+        got = shape if isinstance(shape, list | tuple) else type(shape).__name__
+        raise TypeError(f"{name} must be a sequence of ints, got {got}") from None
+    if len(size) == 0 or min(size) < 1:
+        raise ValueError(f"{name} must have a first axis of samples and no zero, got {tuple(size)}")
+    if not torch.compiler.is_compiling() and max(size) >= 2**63:  # which torch.Size lets pass
+        raise ValueError(f"{name} is beyond all memory: {tuple(size)}")
+    return size
+
+
+def check_floating(name: str, tensor: object) -> None:
+    """Raises TypeError unless this is a floating-point tensor."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        got = getattr(tensor, "dtype", type(tensor).__name__)
+        raise TypeError(f"{name} must be a floating-point tensor, got {got}")
+
+
+def _number(name: str, value: Any) -> numbers.Real:
+    """The real number itself, out of an array or tensor that holds one."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
