@@ -6,13 +6,46 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from fastsample import lora, ops, samplers, zoo
+from fastsample import lora, ops, zoo
 from fastsample.forward import add_noise, velocity
 from fastsample.graph import Graph, graph
 from fastsample.images import to_uint8
 from fastsample.interpolation import interpolate, slerp
 from fastsample.ops.backend import backends
-from fastsample.samplers import *  # noqa: F403 - what there is, its own list says
+from fastsample.samplers import (
+    DDIM,
+    DDPM,
+    LCM,
+    TCD,
+    Batcher,
+    Consistency,
+    DDIMInverse,
+    DPMSolver,
+    DynamicThreshold,
+    Euler,
+    EulerAncestral,
+    EulerInverse,
+    Heun,
+    Options,
+    Prepared,
+    Request,
+    Sampler,
+    Shared,
+    Step,
+    consistency,
+    ddim,
+    ddim_invert,
+    ddpm,
+    dpm_solver,
+    euler,
+    euler_ancestral,
+    euler_invert,
+    guidance_scale_embedding,
+    heun,
+    lcm,
+    solver_timesteps,
+    tcd,
+)
 from fastsample.schedule import Schedule
 from fastsample.tables import Table
 from fastsample.times.continuous import karras_sigmas
@@ -24,20 +57,51 @@ except PackageNotFoundError:  # an uninstalled source tree
     __version__ = "0+unknown"
 
 __all__ = [
+    "DDIM",
+    "DDPM",
+    "LCM",
+    "TCD",
+    "Batcher",
+    "Consistency",
+    "DDIMInverse",
+    "DPMSolver",
+    "DynamicThreshold",
+    "Euler",
+    "EulerAncestral",
+    "EulerInverse",
     "Graph",
+    "Heun",
+    "Options",
+    "Prepared",
+    "Request",
+    "Sampler",
     "Schedule",
+    "Shared",
+    "Step",
     "Table",
     "add_noise",
     "backends",
+    "consistency",
+    "ddim",
+    "ddim_invert",
+    "ddpm",
+    "dpm_solver",
+    "euler",
+    "euler_ancestral",
+    "euler_invert",
     "graph",
+    "guidance_scale_embedding",
+    "heun",
     "interpolate",
     "karras_sigmas",
+    "lcm",
     "lora",
     "ops",
     "slerp",
+    "solver_timesteps",
     "spaced_timesteps",
+    "tcd",
     "to_uint8",
     "velocity",
     "zoo",
 ]
-__all__ += samplers.__all__

@@ -44,6 +44,7 @@ class DDIM(Spaced):
             prediction that cannot work at one of the levels.
 
     Example:
+        >>> from fastsample import Schedule
         >>> ddim(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
         >>> sampler = DDIM(Schedule.linear(), steps=10)

@@ -55,6 +55,7 @@ class DPMSolver(Solver):
             of the levels, and where alpha bar is 1 at a timestep that is visited.
 
     Example:
+        >>> from fastsample import Schedule
         >>> dpm_solver(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
         >>> sampler = DPMSolver(Schedule.linear(), steps=20)

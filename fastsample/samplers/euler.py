@@ -30,6 +30,7 @@ class Euler(Solver):
         others: as for fastsample.euler.
 
     Example:
+        >>> from fastsample import Schedule
         >>> euler(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
         >>> euler(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=4, prediction="flow", shift=3.0).shape
@@ -74,6 +75,7 @@ class EulerAncestral(Euler):
         others: as for fastsample.euler_ancestral.
 
     Example:
+        >>> from fastsample import Schedule
         >>> euler_ancestral(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
         >>> sampler = EulerAncestral(Schedule.linear(), steps=30)

@@ -40,6 +40,7 @@ class Heun(Solver):
         ValueError: where alpha bar is 0 (unless of a flow) or 1 at a timestep that is visited.
 
     Example:
+        >>> from fastsample import Schedule
         >>> heun(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
         >>> sampler = Heun(Schedule.linear(), steps=10, timesteps="karras")

@@ -99,7 +99,7 @@ class DDIMInverse(Inversion, Spaced):
         ValueError: for an unknown convention, and for a prediction that cannot work at one of the levels.
 
     Example:
-        >>> from fastsample import ddim
+        >>> from fastsample import Schedule, ddim
         >>> x0 = torch.ones(1, 3, 8, 8)
         >>> noise = ddim_invert(lambda x, t: 0.1 * x, x0, steps=100)
         >>> round(float(ddim(lambda x, t: 0.1 * x, noise, steps=100).mean()), 2)

@@ -50,6 +50,7 @@ class LCM(Spaced):
         ValueError: for a scale that is not positive, and for a prediction that cannot work at one of the levels.
 
     Example:
+        >>> from fastsample import Schedule
         >>> lcm(lambda x, t: 0.1 * x, (2, 4, 8, 8), steps=4, schedule=Schedule.scaled_linear(), seed=0).shape
         torch.Size([2, 4, 8, 8])
         >>> sampler = LCM(Schedule.scaled_linear(), steps=4)

@@ -33,7 +33,7 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
     """The function `name(model, x, *, ..., **options)` of a sampler: `ddim = sampling_function(DDIM, "ddim")`.
 
     It takes the fields of the class, and what its call takes beside fastsample.Options, with their defaults and types,
-    and is documented by the class. For type checkers and editors samplers/__init__.pyi says the same.
+    and is documented by the class. For type checkers and editors catalogue.pyi says the same.
 
     Args:
         kind: the class, a dataclass that is made as kind(schedule, ...), or kind(...) where it has no schedule.

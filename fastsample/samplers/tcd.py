@@ -45,6 +45,7 @@ class TCD(Spaced):
         ValueError: for a gamma outside [0, 1], and for a prediction that cannot work at one of the levels.
 
     Example:
+        >>> from fastsample import Schedule
         >>> tcd(lambda x, t: 0.1 * x, (2, 4, 8, 8), steps=4, schedule=Schedule.scaled_linear(), seed=0).shape
         torch.Size([2, 4, 8, 8])
         >>> sampler = TCD(Schedule.scaled_linear(), steps=4, gamma=0.3)

@@ -24,8 +24,9 @@ from torch import Tensor
 
 import fastsample
 from fastsample import DDIM, Schedule
-from fastsample.samplers import ddim as function_of_ddim
-from support import sampler_stub
+from fastsample.samplers import catalogue
+from fastsample.samplers.sampling_function import Model, sampling_function
+from support import catalogue_stub
 from support.ahead import Ahead
 from support.chains import toy_model
 from support.paths import ROOT
@@ -55,6 +56,8 @@ def arguments(function: Callable[..., Any]) -> dict[str, str]:
 def test_every_sampler_has_its_function() -> None:
     kinds = {thing for thing in vars(fastsample).values() if inspect.isclass(thing) and "table_from" in dir(thing)}
     assert kinds == {*FUNCTIONS.values(), fastsample.Sampler}
+    assert {*catalogue.__all__} == {*FUNCTIONS, *(kind.__name__ for kind in FUNCTIONS.values())}
+    assert {*catalogue.__all__} <= {*fastsample.__all__}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -80,7 +83,7 @@ def test_every_argument_is_documented(name: str) -> None:
 
 
 def test_what_a_class_adds_follows_what_holds_for_all() -> None:
-    clip = arguments(function_of_ddim)["clip"].splitlines()
+    clip = arguments(fastsample.ddim)["clip"].splitlines()
     assert clip[0] == "clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither."
     assert clip[1].strip().startswith("Needed where the first timestep is next to pure noise")
     assert arguments(fastsample.heun)["steps"].startswith("times visited; row, `noise`")
@@ -100,7 +103,7 @@ def test_a_function_counts_as_one_of_its_module(name: str) -> None:
     assert function.__module__ == FUNCTIONS[name].__module__
     assert pickle.loads(pickle.dumps(function)) is function
     hints = get_type_hints(function)
-    assert hints["return"] is Tensor and hints["model"] == fastsample.samplers.sampling_function.Model  # type: ignore[attr-defined]
+    assert hints["return"] is Tensor and hints["model"] == Model
     assert inspect.signature(function, eval_str=True).return_annotation is Tensor
 
 
@@ -128,8 +131,8 @@ def test_the_errors_of_a_call_are_those_of_a_function() -> None:
 
 
 def test_the_stub_says_what_the_classes_say() -> None:
-    """`cd tests && python -m support.sampler_stub` renews it."""
-    assert sampler_stub.FILE.read_text() == sampler_stub.stub()
+    """`cd tests && python -m support.catalogue_stub` renews it."""
+    assert catalogue_stub.FILE.read_text() == catalogue_stub.stub()
 
 
 def of_a_user() -> subprocess.CompletedProcess[str]:
@@ -220,5 +223,5 @@ def test_its_function_is_whole(own: ModuleType) -> None:
 def test_without_docstrings(own: ModuleType) -> None:
     """As under python -OO."""
     own.Renoised.__doc__ = None
-    function = fastsample.samplers.sampling_function.sampling_function(own.Renoised, "renoised")  # type: ignore[attr-defined]
+    function = sampling_function(own.Renoised, "renoised")
     assert function(toy_model, (1, 2), steps=2, seed=0).shape == (1, 2)

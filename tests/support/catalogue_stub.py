@@ -1,6 +1,6 @@
-"""The stub of fastsample.samplers: what type checkers and editors are told of the functions made from classes.
+"""The stub of the list of samplers: what type checkers and editors are told of the functions made from classes.
 
-`cd tests && python -m support.sampler_stub` writes it, after a change of a sampler's arguments or docstring.
+`cd tests && python -m support.catalogue_stub` writes it, after a change of a sampler's arguments or docstring.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ import sys
 from types import FunctionType, ModuleType
 from typing import Any
 
-from fastsample import samplers
-from fastsample.samplers import sampling_function, solver, spaced
+from fastsample.samplers import catalogue, sampling_function, solver, spaced
 from support.paths import ROOT
 
-FILE = ROOT / "fastsample" / "samplers" / "__init__.pyi"
+FILE = ROOT / "fastsample" / "samplers" / "catalogue.pyi"
 _HEAD = '''\
-"""The samplers. Written by `cd tests && python -m support.sampler_stub` from their classes, which a test compares."""
+"""The list of all samplers, written from their classes by `python -m support.catalogue_stub`, run in tests/."""
 '''
 
 
 def stub() -> str:
     """The text of the file."""
-    things = {name: getattr(samplers, name) for name in samplers.__all__}
+    things = {name: getattr(catalogue, name) for name in catalogue.__all__}
     functions = {name: thing for name, thing in things.items() if _is_generated(thing)}
     imports = {name: thing.__module__ for name, thing in things.items() if name not in functions}
     for function in functions.values():
         imports |= _annotated(function)
-    listed = "".join(f'    "{name}",\n' for name in samplers.__all__)
+    listed = "".join(f'    "{name}",\n' for name in catalogue.__all__)
     parts = [_HEAD, *_import_lines(imports), f"\n__all__ = [\n{listed}]\n", *map(_definition, functions.values())]
     return "".join(parts)
 

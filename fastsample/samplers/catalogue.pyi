@@ -1,29 +1,24 @@
-"""The samplers. Written by `cd tests && python -m support.sampler_stub` from their classes, which a test compares."""
+"""The list of all samplers, written from their classes by `python -m support.catalogue_stub`, run in tests/."""
 
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.loop.guidance import Shared
-from fastsample.loop.options import CorrectX0, Options, Step
-from fastsample.loop.prepared import Prepared
+from fastsample.loop.options import CorrectX0, Options
 from fastsample.model import Model
-from fastsample.samplers.batcher import Batcher, Request
 from fastsample.samplers.consistency import Consistency
 from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.ddpm import DDPM
 from fastsample.samplers.dpm_solver import DPMSolver
 from fastsample.samplers.euler import Euler, EulerAncestral
-from fastsample.samplers.guidance_embedding import guidance_scale_embedding
 from fastsample.samplers.heun import Heun
 from fastsample.samplers.inversion import DDIMInverse, EulerInverse
 from fastsample.samplers.lcm import LCM
-from fastsample.samplers.limits import Clip, DynamicThreshold
-from fastsample.samplers.sampler import Sampler
+from fastsample.samplers.limits import Clip
 from fastsample.samplers.tcd import TCD
 from fastsample.schedule import Schedule
-from fastsample.times.solver_timesteps import Times, solver_timesteps
+from fastsample.times.solver_timesteps import Times
 from fastsample.times.timesteps import Timesteps
 
 __all__ = [
@@ -31,21 +26,13 @@ __all__ = [
     "DDPM",
     "LCM",
     "TCD",
-    "Batcher",
     "Consistency",
     "DDIMInverse",
     "DPMSolver",
-    "DynamicThreshold",
     "Euler",
     "EulerAncestral",
     "EulerInverse",
     "Heun",
-    "Options",
-    "Prepared",
-    "Request",
-    "Sampler",
-    "Shared",
-    "Step",
     "consistency",
     "ddim",
     "ddim_invert",
@@ -54,10 +41,8 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "euler_invert",
-    "guidance_scale_embedding",
     "heun",
     "lcm",
-    "solver_timesteps",
     "tcd",
 ]
 
@@ -194,6 +179,7 @@ def ddim(
             prediction that cannot work at one of the levels.
 
     Example:
+        >>> from fastsample import Schedule
         >>> ddim(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
         >>> sampler = DDIM(Schedule.linear(), steps=10)
@@ -269,7 +255,7 @@ def ddim_invert(
         ValueError: for an unknown convention, and for a prediction that cannot work at one of the levels.
 
     Example:
-        >>> from fastsample import ddim
+        >>> from fastsample import Schedule, ddim
         >>> x0 = torch.ones(1, 3, 8, 8)
         >>> noise = ddim_invert(lambda x, t: 0.1 * x, x0, steps=100)
         >>> round(float(ddim(lambda x, t: 0.1 * x, noise, steps=100).mean()), 2)
@@ -439,6 +425,7 @@ def dpm_solver(
             of the levels, and where alpha bar is 1 at a timestep that is visited.
 
     Example:
+        >>> from fastsample import Schedule
         >>> dpm_solver(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
         >>> sampler = DPMSolver(Schedule.linear(), steps=20)
@@ -509,6 +496,7 @@ def euler(
         ValueError, TypeError: for arguments that cannot work, before the model is called.
 
     Example:
+        >>> from fastsample import Schedule
         >>> euler(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
         >>> euler(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=4, prediction="flow", shift=3.0).shape
@@ -584,6 +572,7 @@ def euler_ancestral(
         ValueError, TypeError: for arguments that cannot work, before the model is called.
 
     Example:
+        >>> from fastsample import Schedule
         >>> euler_ancestral(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
         >>> sampler = EulerAncestral(Schedule.linear(), steps=30)
@@ -741,6 +730,7 @@ def heun(
         ValueError: where alpha bar is 0 (unless of a flow) or 1 at a timestep that is visited.
 
     Example:
+        >>> from fastsample import Schedule
         >>> heun(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
         >>> sampler = Heun(Schedule.linear(), steps=10, timesteps="karras")
@@ -822,6 +812,7 @@ def lcm(
         ValueError: for a scale that is not positive, and for a prediction that cannot work at one of the levels.
 
     Example:
+        >>> from fastsample import Schedule
         >>> lcm(lambda x, t: 0.1 * x, (2, 4, 8, 8), steps=4, schedule=Schedule.scaled_linear(), seed=0).shape
         torch.Size([2, 4, 8, 8])
         >>> sampler = LCM(Schedule.scaled_linear(), steps=4)
@@ -897,6 +888,7 @@ def tcd(
         ValueError: for a gamma outside [0, 1], and for a prediction that cannot work at one of the levels.
 
     Example:
+        >>> from fastsample import Schedule
         >>> tcd(lambda x, t: 0.1 * x, (2, 4, 8, 8), steps=4, schedule=Schedule.scaled_linear(), seed=0).shape
         torch.Size([2, 4, 8, 8])
         >>> sampler = TCD(Schedule.scaled_linear(), steps=4, gamma=0.3)
