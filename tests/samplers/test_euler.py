@@ -16,10 +16,12 @@ from torch import Tensor
 from fastsample import Schedule, Step
 from fastsample.samplers.ddim import ddim
 from fastsample.samplers.euler import Euler, EulerAncestral, euler, euler_ancestral
-from fastsample.samplers.heun import Heun, heun, heun_table
+from fastsample.samplers.heun import Heun, heun
 from fastsample.samplers.limits import DynamicThreshold
-from fastsample.samplers.solver import fractional_timesteps
-from fastsample.times.levels import flow_levels, karras_sigmas, noise_levels, spaced_levels
+from fastsample.times.continuous import karras_sigmas, spaced_levels
+from fastsample.times.flow import flow_levels
+from fastsample.times.levels import noise_levels
+from fastsample.times.solver_timesteps import fractional_timesteps
 from support import diffusers_runs
 from support.chains import toy_model
 from support.diffusers_runs import start
@@ -338,7 +340,7 @@ def test_levels_without_noise_are_refused_but_at_the_end() -> None:
     with pytest.raises(ValueError, match="spacing must be karras or log_snr"):
         spaced_levels(SCHEDULE, "exponential", 5)
     with pytest.raises(ValueError, match="clip must be positive"):
-        heun_table(np.array([1]), np.array([0.5, 1.0]), np.array([0.5, 0.0]), clip=-1.0)
+        Heun(SCHEDULE, clip=-1.0)
 
 
 @pytest.mark.parametrize("function", [euler, euler_ancestral, heun], ids=lambda f: f.__name__)
