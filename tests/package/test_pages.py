@@ -68,6 +68,7 @@ def test_the_reference_names_all_that_is_public() -> None:
 CHOOSING = ROOT / "docs" / "choosing-a-sampler.md"
 
 
+@pytest.mark.filterwarnings("error")
 def test_examples_of_choosing_run() -> None:
     names: dict[str, Any] = {}
     exec(compile(code_of(CHOOSING), CHOOSING.name, "exec"), names)
