@@ -120,3 +120,9 @@ def test_an_op(tmp_path: Path) -> None:
     assert table is not None and table[1].endswith(", blend")
     count = table[1].count(",") + 1
     run(AT_EACH_LEVEL.format(count=count, libraries=compiled(tmp_path), tried=tried), tmp_path)
+
+
+def test_a_backend(tmp_path: Path) -> None:
+    copy_of_the_library(tmp_path)
+    (tried,) = follow("A backend", tmp_path)
+    run(tried, tmp_path)
