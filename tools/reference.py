@@ -6,9 +6,13 @@ package, so the functions that are made at import are shown as `help` shows them
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import sys
+import typing
 import warnings
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pdoc
@@ -25,6 +29,7 @@ def main() -> None:
     """Writes the pages, or raises what pdoc warned of, or names public names without a section."""
     folder = Path(sys.argv[1]) if sys.argv[1:] else ROOT / "build" / "reference"
     pdoc.render.configure(docformat="google", show_source=False, template_directory=ROOT / "docs" / "reference")
+    resolve_annotations()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", UNRESOLVED)
@@ -32,6 +37,21 @@ def main() -> None:
     if missing := undocumented(folder):
         sys.exit(f"the reference lacks {', '.join(missing)}")
     print(folder / "fastsample.html")
+
+
+def resolve_annotations() -> None:
+    """Annotations are text, which pdoc reads in the module where a thing is defined, and all names need not be there.
+
+    A dataclass has its bases' annotations, and a function that is made from one has them too.
+    """
+    for name in PUBLIC:
+        module = importlib.import_module(name)
+        for thing in (getattr(module, member) for member in module.__all__):
+            if is_dataclass(thing):
+                hints = typing.get_type_hints(thing)
+                thing.__init__.__annotations__.update({field: hints[field] for field in thing.__dataclass_fields__})
+            elif inspect.isfunction(thing):
+                thing.__annotations__ = typing.get_type_hints(thing)
 
 
 def undocumented(folder: Path) -> list[str]:
