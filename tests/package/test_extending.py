@@ -1,13 +1,13 @@
-"""The recipes of docs/extending.md, followed to the letter in a copy of the library."""
+"""The recipes of docs/extending.md, followed to the letter in one copy of the library."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,17 +18,17 @@ from support.ahead import ENVIRONMENT
 from support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-LEVELS = {"scalar": [], "avx2": ["-mavx2", "-mfma", "-mf16c"]}
+FLAGS = {"scalar": [], "avx2": ["-mavx2", "-mfma", "-mf16c"]}
 KERNELS = {"scalar": "_ZN10fastsample6scalar7kernelsE", "avx2": "_ZN10fastsample4avx27kernelsE"}
-# Stands for the module that `pip install -e .` would build: at each level the last kernel of the table, called for each
-# sample as the binding calls it. Then the rest of the recipe is tried out.
-AT_EACH_LEVEL = """
-import ctypes
+# Tries out every recipe. In place of `pip install -e .`, which takes a minute, the last kernel of the table is called at
+# each level, for every sample as the binding calls it.
+TRY = """
+import ctypes, json, traceback
 from fastsample.ops import backend
 
-def binding(library, symbol):
-    kernels = (ctypes.c_void_p * {count}).in_dll(ctypes.CDLL(library), symbol)
-    kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, ctypes.c_float, ctypes.c_int64)(kernels[{count} - 1])
+def binding(library, symbol, count):
+    kernels = (ctypes.c_void_p * count).in_dll(ctypes.CDLL(library), symbol)
+    kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, ctypes.c_float, ctypes.c_int64)(kernels[count - 1])
 
     def blend(out, x, y, weight, batch, size, threads):
         weights = (ctypes.c_float * batch).from_address(weight)
@@ -37,17 +37,22 @@ def binding(library, symbol):
 
     return blend
 
-for library, symbol in {libraries!r}:
-    backend._cpu.blend = binding(library, symbol)
-    exec({tried!r}, {{}})
+errors = {}
+for title, code, library in json.loads(input()):
+    if library:
+        backend._cpu.blend = binding(*library)
+    try:
+        exec(code, {})
+    except Exception:
+        errors[title] = traceback.format_exc()
+print(json.dumps(errors))
 """
 
 
 def recipe(title: str) -> list[tuple[str, str]]:
     """The blocks of one section in order: each its language and its text."""
-    section = re.split(r"^## ", PAGE, flags=re.MULTILINE)
-    text = next(part for part in section if part.startswith(f"{title}\n"))
-    return re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    section = next(part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE) if part.startswith(f"{title}\n"))
+    return re.findall(r"^```(\w+)\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
 
 
 def copy_of_the_library(folder: Path) -> None:
@@ -57,12 +62,13 @@ def copy_of_the_library(folder: Path) -> None:
     (folder / "fastsample" / "kernels").symlink_to("../kernels")
     for name in ("kernels", "csrc"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for built in (Path(fastsample.__file__).parent).glob("_*.so"):
+    for built in Path(fastsample.__file__).parent.glob("_*.so"):
         (folder / "fastsample" / built.name).symlink_to(built)
 
 
-def follow(title: str, folder: Path) -> Iterator[str]:
-    """Writes the recipe's files and makes its changes; yields the code of blocks that are neither, to be tried out."""
+def follow(title: str, folder: Path) -> str:
+    """Writes the recipe's files and makes its changes; the code of what is neither, to be tried out."""
+    tried = []
     for language, text in recipe(title):
         name = re.match(r"(?:#|//) ([\w/]+\.\w+)\n", text)
         if language == "diff":
@@ -73,7 +79,8 @@ def follow(title: str, folder: Path) -> Iterator[str]:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
         else:
-            yield text
+            tried.append(text)
+    return "\n".join(tried)
 
 
 def change(folder: Path, text: str) -> None:
@@ -87,42 +94,50 @@ def change(folder: Path, text: str) -> None:
         (folder / name).write_text(source.replace(f"\n{old}\n", f"\n{new}\n"))
 
 
-def run(code: str, folder: Path) -> None:
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(folder), "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r})\n{code}"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def compiled(folder: Path) -> list[tuple[str, str]]:
-    """The kernels at the levels of this CPU, each as a library and its symbol; bindings are read through alone."""
+def compiled(folder: Path) -> list[tuple[str, str, int]]:
+    """The kernels at the levels of this CPU: a library, its symbol, how many there are; bindings are read through."""
     pybind11 = pytest.importorskip("pybind11")
     includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
     commands = [["-fsyntax-only", *includes, str(folder / "csrc/bindings.cpp")]]
+    table = re.search(r"kernels = \{(.*), blend\};", (folder / "csrc/cpu/kernels.inl").read_text())
+    assert table is not None
     libraries = []
-    for isa in LEVELS.keys() & set(fastsample.backends()["cpu"]["isas"]):
+    for isa in FLAGS.keys() & set(fastsample.backends()["cpu"]["isas"]):
         source, library = folder / f"csrc/cpu/kernels_{isa}.cpp", folder / f"{isa}.so"
-        flags = ["-O0", "-ffp-contract=off", "-fPIC", "-shared", *LEVELS[isa]]
+        flags = ["-O0", "-ffp-contract=off", "-fPIC", "-shared", *FLAGS[isa]]
         commands.append([*flags, str(source), "-o", str(library)])
-        libraries.append((str(library), KERNELS[isa]))
+        libraries.append((str(library), KERNELS[isa], table[1].count(",") + 2))
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda arguments: subprocess.run(["g++", "-std=c++17", "-w", *arguments], check=True), commands))
     return libraries
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
-@pytest.mark.skipif(not fastsample.backends()["cpu"]["available"], reason="no CPU kernels")
-def test_an_op(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What went wrong in each recipe, all of them in one process."""
     pytest.importorskip("triton")
-    copy_of_the_library(tmp_path)
-    (tried,) = follow("An op", tmp_path)
-    table = re.search(r"kernels = \{(.*)\};", (tmp_path / "csrc/cpu/kernels.inl").read_text())
-    assert table is not None and table[1].endswith(", blend")
-    count = table[1].count(",") + 1
-    run(AT_EACH_LEVEL.format(count=count, libraries=compiled(tmp_path), tried=tried), tmp_path)
+    if shutil.which("g++") is None or not fastsample.backends()["cpu"]["available"]:
+        pytest.skip("there is no g++, or there are no CPU kernels")
+    folder = tmp_path_factory.mktemp("checkout")
+    copy_of_the_library(folder)
+    tries = [(title, follow(title, folder), None) for title in ("A sampler", "A backend")]
+    tried = follow("An op", folder)
+    tries += [("An op", tried, library) for library in compiled(folder)]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(folder), "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r})\n{TRY}"],
+        input=json.dumps(tries),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    by_title: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return by_title
 
 
-def test_a_backend(tmp_path: Path) -> None:
-    copy_of_the_library(tmp_path)
-    (tried,) = follow("A backend", tmp_path)
-    run(tried, tmp_path)
+@pytest.mark.parametrize("title", ["A sampler", "An op", "A backend"])
+def test_recipe(title: str, errors: dict[str, str]) -> None:
+    assert title not in errors, errors[title]
