@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,28 +21,28 @@ from support.paths import ROOT
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 TITLES = ("A sampler", "An op", "A backend")
 FLAGS = {"scalar": [], "avx2": ["-mavx2", "-mfma", "-mf16c"]}
-KERNELS = {"scalar": "_ZN10fastsample6scalar7kernelsE", "avx2": "_ZN10fastsample4avx27kernelsE"}
-# Tries out every recipe. In place of `pip install -e .`, which takes a minute, the last kernel of the table is called at
-# each level, for every sample as the binding calls it.
+# In place of `pip install -e .`, which takes a minute: the op's C++ with the kernels of one level, without pybind11.
+ONE_LEVEL = """
+#include "blend.h"
+#include "dispatch.h"
+
+namespace fastsample {
+const Kernels& kernels() { return LEVEL::kernels; }
+}  // namespace fastsample
+
+extern "C" void blend(float* out, float* x, float* y, float* w, int64_t batch, int64_t size, int threads) {
+    fastsample::blend(out, x, y, w, batch, size, threads);
+}
+"""
 TRY = """
 import ctypes, json, traceback
 from fastsample.ops import backend
 
-def binding(library, symbol, count):
-    kernels = (ctypes.c_void_p * count).in_dll(ctypes.CDLL(library), symbol)
-    kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, ctypes.c_float, ctypes.c_int64)(kernels[count - 1])
-
-    def blend(out, x, y, weight, batch, size, threads):
-        weights = (ctypes.c_float * batch).from_address(weight)
-        for i in range(batch):
-            kernel(*(start + 4 * i * size for start in (out, x, y)), weights[i], size)
-
-    return blend
-
 errors = {}
 for title, code, library in json.loads(input()):
     if library:
-        backend._cpu.blend = binding(*library)
+        backend._cpu.blend = ctypes.CDLL(library).blend
+        backend._cpu.blend.argtypes = *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2, ctypes.c_int
     try:
         exec(code, {})
     except Exception:
@@ -63,6 +64,7 @@ def copy_of_the_library(folder: Path) -> None:
     (folder / "fastsample" / "kernels").symlink_to("../kernels")
     for name in ("kernels", "csrc"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.py", folder)
     for built in Path(fastsample.__file__).parent.glob("_*.so"):
         (folder / "fastsample" / built.name).symlink_to(built)
 
@@ -95,21 +97,22 @@ def change(folder: Path, text: str) -> None:
         (folder / name).write_text(source.replace(f"\n{old}\n", f"\n{new}\n"))
 
 
-def compiled(folder: Path) -> list[tuple[str, str, int]]:
-    """The kernels at the levels of this CPU: a library, its symbol, how many there are; bindings are read through."""
+def compiled(folder: Path) -> list[str]:
+    """A library with the op at each level of this CPU, of scalar and avx2; bindings are read through alone."""
     pybind11 = pytest.importorskip("pybind11")
+    sources = folder / "csrc" / "cpu"
+    (sources / "one_level.cpp").write_text(ONE_LEVEL)
     includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
-    commands = [["-fsyntax-only", *includes, str(folder / "csrc/bindings.cpp")]]
-    table = re.search(r"kernels = \{(.*), blend\};", (folder / "csrc/cpu/kernels.inl").read_text())
-    assert table is not None
-    libraries = []
+    commands, libraries = [["-fsyntax-only", *includes, "bindings.cpp"]], []
     for isa in FLAGS.keys() & set(fastsample.backends()["cpu"]["isas"]):
-        source, library = folder / f"csrc/cpu/kernels_{isa}.cpp", folder / f"{isa}.so"
-        flags = ["-O0", "-ffp-contract=off", "-fPIC", "-shared", *FLAGS[isa]]
-        commands.append([*flags, str(source), "-o", str(library)])
-        libraries.append((str(library), KERNELS[isa], table[1].count(",") + 2))
+        libraries.append(str(folder / f"{isa}.so"))
+        flags = ["-O0", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", f"-DLEVEL={isa}", *FLAGS[isa]]
+        commands.append(
+            [*flags, "one_level.cpp", "blend.cpp", "threads.cpp", f"kernels_{isa}.cpp", "-o", libraries[-1]]
+        )
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda arguments: subprocess.run(["g++", "-std=c++17", "-w", *arguments], check=True), commands))
+        run = partial(subprocess.run, cwd=sources, check=True)
+        list(pool.map(lambda arguments: run(["g++", "-std=c++17", "-w", *arguments]), commands))
     return libraries
 
 
