@@ -13,16 +13,6 @@ from fastsample.times.levels import noise_levels
 # Noise levels
 
 
-def test_noise_levels_follow_the_list_and_then_the_end() -> None:
-    schedule, t = Schedule.linear(), np.array([900, 33, 2])
-    for final in (1.0, float(schedule.alphas_cumprod[0]), float(schedule.alphas_cumprod[2])):
-        alpha, sigma = noise_levels(schedule, t, final)
-        alpha_bar = [*schedule.alphas_cumprod[t], final]
-        np.testing.assert_allclose(alpha, [math.sqrt(value) for value in alpha_bar], rtol=1e-15)
-        np.testing.assert_allclose(sigma, [math.sqrt(1 - value) for value in alpha_bar], rtol=1e-15)
-    assert noise_levels(schedule, t)[0][-1] == 1.0
-
-
 @pytest.mark.parametrize("final", [0.0, -0.5, 1.0 + 1e-9, math.nan, math.inf, 0.99])
 def test_final_alpha_cumprod_out_of_range(final: float) -> None:
     schedule = Schedule.linear()
