@@ -26,7 +26,7 @@ from benchmarks.common.report import write_csv
 LOADS, AT_ONCE = 2, 2
 ASK = """
 import json, time
-from fastsample.ops import lora_choice
+from fastsample.ops.lora import choice as lora_choice
 found = {}
 for dtype in lora_choice.DTYPES:
     start = time.perf_counter()

@@ -22,7 +22,7 @@ from benchmarks.common.options import begin, parser
 from benchmarks.common.report import pyplot_for, write_csv
 from benchmarks.models.mixture import Mixture
 from fastsample import DDIM, DDIMInverse, DPMSolver, Heun, Sampler, Schedule, spaced_timesteps
-from fastsample.storage.files import replacing
+from fastsample.storage.writing import replacing
 from fastsample.times.timesteps import Timesteps
 
 LOG_SNR = (-8.0, 6.0)  # from nearly pure noise to nearly clean data: log(alpha^2 / sigma^2)

@@ -8,11 +8,11 @@ from functools import partial
 import torch
 
 import fastsample
-from benchmarks.common.cases import DDIM_STEP
+from benchmarks.cases.repeatable import repeatable
+from benchmarks.cases.steps import DDIM_STEP
 from benchmarks.common.harness import Candidate, measure, spread
 from benchmarks.common.options import begin, parser
 from benchmarks.common.report import Row, plot, rows_of, table, write_csv
-from benchmarks.common.settling import settling
 from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             x, y = torch.randn(batch, 1, 28, 28, device=run.device), torch.arange(batch, device=run.device) % 10
             t = torch.full_like(y, 500)
             output, state = model(x, t, y), x.clone()
-            plan = StepPlan(Operands(state, settling(DDIM_STEP.table), out=state))
+            plan = StepPlan(Operands(state, repeatable(DDIM_STEP.table), out=state))
             timings = measure(
                 [
                     Candidate("forward", partial(model, x, t, y)),

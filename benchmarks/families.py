@@ -29,7 +29,7 @@ from benchmarks.sections.projections import (
     name_of,
     provider,
 )
-from fastsample.storage.files import replace_text
+from fastsample.storage.writing import replace_text
 
 RESULTS = Path(__file__).with_name("results")
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"

@@ -25,7 +25,7 @@ from benchmarks.machine_code import binaries, sass
 from benchmarks.machine_code.binaries import GFX942, TRITON_ARCHS, Code
 from benchmarks.machine_code.peaks import GPUS, ISSUED, LIMITS, Gpu
 from benchmarks.machine_code.static_tables import on_tensor_cores, render, replaced
-from fastsample.storage.files import replace_text
+from fastsample.storage.writing import replace_text
 
 RESULTS = Path(__file__).with_name("results") / "gpu-static.csv"
 DOCS = Path(__file__).parents[1] / "docs" / "gpu.md"
@@ -93,14 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.pop("TRITON_INTERPRET", None)
     archs = arguments.archs.split(",") if arguments.archs else ["90"] if arguments.quick else None
     rows, failed = [], 0
-    for found in collect(arguments.only, archs, arguments.match or [""]):
-        if isinstance(found, str):
-            print(found, flush=True)
+    for kernels in collect(arguments.only, archs, arguments.match or [""]):
+        if isinstance(kernels, str):
+            print(kernels, flush=True)
             failed += 1
             continue
-        for row in found:
+        for row in kernels:
             print(line(row), flush=True)
-        rows += found
+        rows += kernels
     rows.sort(key=key)
     partial = bool(arguments.only or archs or arguments.match)
     if partial and arguments.out == RESULTS:
@@ -163,11 +163,11 @@ def cuda_rows(cubin: Path, arch: str, match: Sequence[str]) -> list[Row]:
 def row_of(code: Code, compiler: str) -> Row:
     """With the bound on the GPU that has this architecture."""
     names = {field.name for field in fields(Row)} & {field.name for field in fields(Code)} - {"bytes_per_element"}
-    found = {name: getattr(code, name) for name in names}
-    gpu = next((one for one in GPUS if f"sm_{one.arch}" == code.arch), None)
+    columns = {name: getattr(code, name) for name in names}
+    gpu = next((gpu for gpu in GPUS if f"sm_{gpu.arch}" == code.arch), None)
     if gpu is not None and code.ways is not None and code.elements:
-        found |= bound(code, gpu)
-    row = Row(compiler=compiler, occupancy=code.occupancy, **found)
+        columns |= bound(code, gpu)
+    row = Row(compiler=compiler, occupancy=code.occupancy, **columns)
     return Row(**{**asdict(row), "shortfalls": "; ".join(shortfalls(row))})
 
 

@@ -17,26 +17,27 @@ import torch
 from torch import Tensor
 
 import fastsample
-from benchmarks.common.cases import SCHEDULE
+from benchmarks.cases import methods
+from benchmarks.cases.steps import SCHEDULE
 from benchmarks.common.harness import Candidate, Timing, measure, ratio, spread
 from benchmarks.common.options import Run, begin, parser
 from benchmarks.common.report import OURS, Row, percent, plot, rows_of, table, write_csv
 from benchmarks.models.policy import OBSERVATION, ActionUNet
-from benchmarks.peers import pairs
-from benchmarks.peers.loops import diffusers_loop, plain_loop
+from benchmarks.peers.diffusers import diffusers_loop
+from benchmarks.peers.plain_torch import plain_loop
 from benchmarks.sections import overhead, short_runs
 from fastsample import Sampler
 
 ALONE = "model alone"
 GUIDANCE = 2.0
 ACTION_RUNS = (
-    ("ddim", pairs.DDIM_FREE, 10),
-    ("ddpm", pairs.DDPM_SMALL, 100),
-    ("dpm_solver 2M", pairs.DPM_SOLVER, 10),
-    ("lcm", pairs.LCM_FREE, 4),
+    ("ddim", methods.DDIM_FREE, 10),
+    ("ddpm", methods.DDPM_SMALL, 100),
+    ("dpm_solver 2M", methods.DPM_SOLVER, 10),
+    ("lcm", methods.LCM_FREE, 4),
 )
 QUICK_STEPS = 2
-DIGIT_RUNS = (("ddim", pairs.DDIM_FREE, 20), ("dpm_solver 2M", pairs.DPM_SOLVER, 10))
+DIGIT_RUNS = (("ddim", methods.DDIM_FREE, 20), ("dpm_solver 2M", methods.DPM_SOLVER, 10))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,11 +68,11 @@ def actions(run: Run) -> list[Row]:
     def model(x: Tensor, t: Tensor) -> Tensor:
         return unet(x, t.expand(1).to(x.device), observation)
 
-    for name, pair, most in ACTION_RUNS:
+    for name, method, most in ACTION_RUNS:
         steps = min(most, QUICK_STEPS) if run.quick else most
-        sampler = pair.sampler(SCHEDULE, steps=steps)
+        sampler = method.sampler(SCHEDULE, steps=steps)
         ours = partial(sampler, unet, x, model_kwargs={"observation": observation})
-        theirs = diffusers_loop(pair, SCHEDULE, steps, model, x)
+        theirs = diffusers_loop(method, SCHEDULE, steps, model, x)
         check_agreement(sampler, ours, theirs)
         plain = plain_loop(sampler.table, lambda x, t: unet(x, t, observation), x)
         alone = partial(unet, x, t, observation)
@@ -93,11 +94,11 @@ def digits(run: Run) -> list[Row]:
         ].chunk(2)
         return unconditional + GUIDANCE * (conditional - unconditional)
 
-    for name, pair, most in DIGIT_RUNS[:1] if run.quick else DIGIT_RUNS:
+    for name, method, most in DIGIT_RUNS[:1] if run.quick else DIGIT_RUNS:
         steps = min(most, QUICK_STEPS) if run.quick else most
-        sampler = pair.sampler(model.schedule, steps=steps)
+        sampler = method.sampler(model.schedule, steps=steps)
         ours = partial(sampler, model, x, guidance=GUIDANCE, cond={"y": labels}, uncond={"y": none})
-        theirs = diffusers_loop(pair, model.schedule, steps, guided, x)
+        theirs = diffusers_loop(method, model.schedule, steps, guided, x)
         check_agreement(sampler, ours, theirs)
         alone, plain = partial(model, torch.cat([x, x]), t, both), plain_loop(sampler.table, guided, x)
         rows += _compare(run, f"digits {name}, guidance 2", "batch 10", ours, theirs, plain, alone, steps)

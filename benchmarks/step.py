@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common.bounds import copy, triad
-from benchmarks.common.cases import NOISE_FREE, NOISY, Case
+from benchmarks.cases.repeatable import repeatable
+from benchmarks.cases.steps import NOISE_FREE, NOISY, Case
 from benchmarks.common.harness import Candidate, Timing, measure, ratio
+from benchmarks.common.memory import copy, triad
 from benchmarks.common.options import CPU, Run, begin, label, parser, refuse
 from benchmarks.common.report import OURS, Row, against, percent, plot, rows_of, table, write_csv
-from benchmarks.common.settling import settling
-from benchmarks.peers.steps import compiled, diffusers_step
+from benchmarks.peers.diffusers import diffusers_step
+from benchmarks.peers.plain_torch import compiled
 from benchmarks.sections import contention, dtypes
 from fastsample import ops
 
@@ -79,7 +80,7 @@ def section(run: Run, cases: Sequence[Case]) -> list[Row]:
 
 def candidates(case: Case, x: Tensor, *, with_compile: bool) -> list[Candidate]:
     """All that do the same step, on the same x, m and history: nobody has luck with pages or finds colder caches."""
-    operands, steady = case.operands(x.shape, x.device), settling(case.table)
+    operands, steady = case.operands(x.shape, x.device), repeatable(case.table)
     m, row, n, traffic = operands.m, case.row, x.numel(), 4 * case.streams * x.numel()
     peers = {
         "diffusers": diffusers_step(case, x, operands),

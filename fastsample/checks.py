@@ -21,14 +21,14 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
         TypeError: for anything else, bool and whole floats included. ValueError: outside low .. high.
     """
     try:
-        found = operator.index(None if _is_bool(value) else value)  # type: ignore[arg-type]
+        number = operator.index(None if _is_bool(value) else value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if low is not None and found < low:
-        raise ValueError(f"{name} must be at least {low}, got {found}")
-    if high is not None and found > high:
-        raise ValueError(f"{name} must be at most {high}, got {found}")
-    return found
+    if low is not None and number < low:
+        raise ValueError(f"{name} must be at least {low}, got {number}")
+    if high is not None and number > high:
+        raise ValueError(f"{name} must be at most {high}, got {number}")
+    return number
 
 
 def real(name: str, value: Any) -> float:
@@ -99,6 +99,11 @@ def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
     if not torch.compiler.is_compiling() and max(size) >= 2**63:  # which torch.Size lets pass
         raise ValueError(f"{name} is beyond all memory: {tuple(size)}")
     return size
+
+
+def not_a_tensor(name: str, value: object) -> TypeError:
+    """The error to raise where the value is no tensor. Made here and raised there: hot paths call no check."""
+    return TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def check_floating(name: str, tensor: object) -> None:

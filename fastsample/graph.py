@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.checks import not_a_tensor
 from fastsample.loop.guidance import Shared
 from fastsample.loop.options import Options
 from fastsample.loop.start import checked_start
@@ -137,7 +138,7 @@ class Graph:
         loop = self._loop
         if x is not None:
             if not isinstance(x, Tensor):
-                raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+                raise not_a_tensor("x", x)
             loop.check_x(x)
         start = self._example if x is None else x
         if out is not None:

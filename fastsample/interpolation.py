@@ -95,10 +95,10 @@ def interpolate(
     """
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 2:
         raise ValueError(f"n must be an int of at least 2, got {n!r}")
-    for name, one in (("a", a), ("b", b)):
-        if isinstance(one, Tensor) and one.shape[:1] != (1,):
+    for name, noise in (("a", a), ("b", b)):
+        if isinstance(noise, Tensor) and noise.shape[:1] != (1,):
             raise ValueError(
-                f"{name} must be one sample with its batch axis, (1, ...), got {tuple(one.shape)}: give {name}[None] "
+                f"{name} must be one sample with its batch axis, (1, ...), got {tuple(noise.shape)}: give {name}[None] "
                 "for one without that axis, an interpolate call of its own for each of several"
             )
     if not isinstance(sampler, Sampler | None):

@@ -1,4 +1,4 @@
-"""The likelihood's terms, what ops/likelihood.py specifies: one pass over x_start, x and m.
+"""The likelihood's terms, what fastsample/ops/likelihood specifies: one pass over x_start, x and m.
 
 Moves 4 bytes an element for each, 2 for a 16-bit m, and m's again where its variance half is read. A program sums a
 chunk of one sample in float64; chunks are cut by the size of a sample alone and added up in order, so that a sample's
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from fastsample.kernels.arithmetic import exp2_of, fma, tl, triton
 from fastsample.kernels.blocks import on
+from fastsample.kernels.chunks import chunks_of, own_chunk, sum_of
 from fastsample.kernels.noise import minus_two_log
-from fastsample.kernels.reductions import chunk_of, chunks_of, row_at, sum_of
-from fastsample.kernels.variants import Variant
+from fastsample.kernels.row import FLOATS, row_of_sample
 
-_BLOCK = 1024
-_COMBINED = 128
+BLOCK = 1024
+COMBINED = 128
 
-# Of a row of coefficients.
+# Of a row of coefficients, which is as long as a table's.
 _P, _Q, _LIMIT, _A, _B = (tl.constexpr(i) for i in range(5))
 _WEIGHT, _CONSTANT, _SLOPE, _DATA = (tl.constexpr(i) for i in range(5, 9))
 
@@ -42,14 +42,14 @@ def likelihood(
     coefficients are ops.likelihood's, float32 (rows, 16); x_start, x and m are contiguous, m of x's size or twice that.
     """
     batch, size = len(x), x.numel() // len(x)
-    chunks = triton.cdiv(size, _BLOCK)
+    chunks = triton.cdiv(size, BLOCK)
     partial = torch.empty(batch, chunks, dtype=torch.float64, device=x.device)
     with on(x):
-        _terms[(batch * chunks,)](
+        terms_kernel[(batch * chunks,)](
             coefficients, len(coefficients), row_of, row, x_start, x, m, m.numel() // batch, size, partial,
-            BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False,
+            BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
-        _bits[(batch,)](partial, chunks, size, out, BLOCK=_COMBINED, num_warps=1, enable_fp_fusion=False)
+        bits_kernel[(batch,)](partial, chunks, size, out, BLOCK=COMBINED, num_warps=1, enable_fp_fusion=False)
 
 
 @triton.jit
@@ -100,19 +100,24 @@ def _surprise(x_start, mean, log_variance):
 
 
 @triton.jit(do_not_specialize=["row_count", "row"])
-def _terms(
-    coefficients, row_count, row_of, row, x_start, x, m, m_stride, size, partial, BLOCK: tl.constexpr
+def terms_kernel(
+    coefficients, row_count, row_of, row,  # [row_count, 16]; [batch] or None
+    x_start, x, m, m_stride, size,  # [batch, size] twice, [batch, m_stride]
+    partial,  # [batch, chunks]
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    sample, chunk, at, inside = chunk_of(size, BLOCK)
-    own, exists = row_at(coefficients, row_count, row_of, row, sample)
+    """The sum of a chunk's terms, in nats."""
+    sample, chunk, at, inside = own_chunk(size, BLOCK)
+    index, exists = row_of_sample(row, row_count, row_of, sample)
+    own = coefficients + index * FLOATS
     p, q, a, slope = tl.load(own + _P), tl.load(own + _Q), tl.load(own + _A), tl.load(own + _SLOPE)
     # What has no coefficient is not read.
     reads_x, reads_m = at < tl.where((p != 0.0) | (a != 0.0), size, 0), at < tl.where(q != 0.0, size, 0)
     reads_v = at < tl.where(slope != 0.0, size, 0)
-    data = tl.load(x_start + sample * size + at, mask=inside, other=0.0)
-    state = tl.load(x + sample * size + at, mask=reads_x, other=0.0)
-    output = tl.load(m + sample * m_stride + at, mask=reads_m, other=0.0).to(tl.float32)
-    v = tl.load(m + sample * m_stride + size + at, mask=reads_v, other=0.0).to(tl.float32)
+    data = tl.load(x_start + sample * size + at, mask=inside, other=0.0)  # [BLOCK]
+    state = tl.load(x + sample * size + at, mask=reads_x, other=0.0)  # [BLOCK]
+    output = tl.load(m + sample * m_stride + at, mask=reads_m, other=0.0).to(tl.float32)  # [BLOCK]
+    v = tl.load(m + sample * m_stride + size + at, mask=reads_v, other=0.0).to(tl.float32)  # [BLOCK]
     limit = tl.load(own + _LIMIT)
     x0 = fma(output, q, tl.where(p != 0.0, fma(state, p, 0.0), 0.0))
     x0 = tl.maximum(x0, -limit, propagate_nan=tl.PropagateNan.ALL)
@@ -127,26 +132,8 @@ def _terms(
 
 
 @triton.jit(do_not_specialize=["chunks"])
-def _bits(partial, chunks, size, out, BLOCK: tl.constexpr):
+def bits_kernel(partial, chunks, size, out, BLOCK: tl.constexpr):
+    """The mean of one sample's terms, in bits."""
     sample = tl.program_id(0).to(tl.int64)
     total = sum_of(partial + sample * chunks, chunks, BLOCK)
     tl.store(out + sample, (total / tl.cast(size, tl.float64) * _PER_BIT).to(tl.float32))
-
-
-def variants() -> list[Variant]:
-    """What the static checks compile."""
-    found = []
-    for dtype, pointer in (("float32", "*fp32"), ("float16", "*fp16"), ("bfloat16", "*bf16")):
-        signature = {
-            "coefficients": "*fp32", "row_count": "i32", "row_of": "constexpr", "row": "i32", "x_start": "*fp32",
-            "x": "*fp32", "m": pointer, "m_stride": "i32", "size": "i32", "partial": "*fp64", "BLOCK": "constexpr",
-        }  # fmt: skip
-        aligned = ("coefficients", "x_start", "x", "m", "m_stride", "size", "partial")
-        moved = 8 + 2 * (4 if dtype == "float32" else 2)
-        constants = {"BLOCK": _BLOCK, "row_of": None}
-        found.append(Variant("likelihood", "terms", dtype, _terms, signature, constants, aligned, _BLOCK, moved))
-    signature = {"partial": "*fp64", "chunks": "i32", "size": "i32", "out": "*fp32", "BLOCK": "constexpr"}
-    found.append(
-        Variant("likelihood", "bits", "float32", _bits, signature, {"BLOCK": _COMBINED}, ("partial", "out"), 0, 0, 1)
-    )
-    return found

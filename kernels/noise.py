@@ -1,4 +1,4 @@
-"""Philox and Box-Muller: what ops/noise.py specifies. Writes 4 bytes a normal, reads nothing.
+"""Philox and Box-Muller: what fastsample/ops/noise specifies. Writes 4 bytes a normal, reads nothing.
 
 The values are those of csrc/common/philox.h and normal.h; comments say where other instructions give the same ones.
 """
@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 
 from fastsample.kernels.arithmetic import INTERPRETED, fma, tl, triton
-from fastsample.kernels.blocks import QUADS, blocks_of, on, own_part, sample_size, tile_offsets
-from fastsample.kernels.variants import Variant
+from fastsample.kernels.blocks import blocks_of, on, own_part, sample_size, tile_offsets
 
 _NVIDIA = tl.constexpr(not INTERPRETED and torch.version.hip is None)
 
 
 @triton.jit
 def as_bits(v):
+    """A float's bits."""
     return v.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
 def as_float(bits):
+    """The float that has these bits."""
     return bits.to(tl.float32, bitcast=True)
 
 
@@ -102,6 +103,7 @@ def cos_sin_turn(y):
 
 @triton.jit
 def box_muller(x, y):
+    """Two normals from two words."""
     u = fma(to_float(x >> 8), 5.9604644775390625e-8, 2.98023223876953125e-8)
     radius = square_root(minus_two_log(u))
     cosine, sine = cos_sin_turn(y)
@@ -126,8 +128,8 @@ def normals(first, key, step, stream, QUADS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["batch", "size", "parts", "step", "stream"])
 def randn_kernel(
-    out,
-    keys,
+    out,  # [batch, size]
+    keys,  # [batch]
     batch: tl.int64,
     size: tl.int64,
     parts: tl.int64,
@@ -136,12 +138,13 @@ def randn_kernel(
     QUADS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
+    """Each sample's normals."""
     size = sample_size(size, ALIGNED)
     sample, first, end = own_part(batch, size, parts, QUADS)
     key = tl.load(keys + sample)
     at = tile_offsets(QUADS)
     for begin in range(first, end, QUADS * 4):
-        z = normals(begin, key, step, stream, QUADS)
+        z = normals(begin, key, step, stream, QUADS)  # [QUADS, 4]
         tl.store(out + (sample * size + begin) + at, z, mask=at < size - begin)
 
 
@@ -162,23 +165,3 @@ def randn(out: Tensor, keys: Tensor, step: int, stream: int) -> None:
             num_warps=blocks.num_warps,
             enable_fp_fusion=False,
         )
-
-
-def variants() -> list[Variant]:
-    """What the static checks compile."""
-    integers = dict.fromkeys(("batch", "size", "parts", "step", "stream"), "i64")
-    signature = {"out": "*fp32", "keys": "*i64", **integers, "QUADS": "constexpr", "ALIGNED": "constexpr"}
-    return [
-        Variant(
-            "noise",
-            name,
-            "float32",
-            randn_kernel,
-            signature,
-            {"QUADS": QUADS, "ALIGNED": aligned},
-            aligned=("out", "keys"),
-            elements=4 * QUADS,
-            bytes_per_element=4,
-        )
-        for name, aligned in (("", True), ("odd size", False))
-    ]

@@ -1,7 +1,7 @@
-"""The distribution that a row samples from, what ops/posterior.py specifies: the step without noise, and log variances.
+"""The distribution that a row samples from, what fastsample/ops/posterior specifies.
 
-The mean moves 12 bytes an element in float32, as the step does, the log variance 8, in a pass of its own: the two share
-nothing.
+The mean is the step without noise, 12 bytes an element in float32. The log variance is a pass of its own, 8 bytes: the
+two share nothing.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastsample.kernels.arithmetic import fma, tl, triton
-from fastsample.kernels.blocks import QUADS, blocks_of, on, own_part, sample_size, tile_offsets
-from fastsample.kernels.step import NEVER, SOMETIMES, step_kernel
-from fastsample.kernels.variants import DTYPES, Variant
+from fastsample.kernels.blocks import blocks_of, on, own_part, sample_size, tile_offsets
+from fastsample.kernels.coefficients import NEVER, SOMETIMES
+from fastsample.kernels.step import step_kernel
 
 # The host does not know the rows: every coefficient may be 0.
 _MEAN = dict.fromkeys(("C1", "C2", "S", "G1"), NEVER.value) | dict.fromkeys("PQABD", SOMETIMES.value)
@@ -20,15 +20,16 @@ _MEAN = dict.fromkeys(("C1", "C2", "S", "G1"), NEVER.value) | dict.fromkeys("PQA
 @triton.jit(do_not_specialize=["batch", "size", "parts"])
 def log_variance_kernel(
     m,  # [batch, 2, size]
-    constant,
-    slope,
-    out,
+    constant,  # [batch]
+    slope,  # [batch]
+    out,  # [batch, size]
     batch: tl.int64,
     size: tl.int64,
     parts: tl.int64,
     QUADS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
+    """constant + slope v of each element."""
     size = sample_size(size, ALIGNED)
     sample, first, end = own_part(batch, size, parts, QUADS)
     own_constant, own_slope = tl.load(constant + sample), tl.load(slope + sample)
@@ -36,7 +37,7 @@ def log_variance_kernel(
     for begin in range(first, end, QUADS * 4):
         inside = at < size - begin
         read = at < tl.where(own_slope != 0.0, size - begin, 0)
-        v = tl.load(m + (sample * (size * 2) + size + begin) + at, mask=read, other=0.0).to(tl.float32)
+        v = tl.load(m + (sample * (size * 2) + size + begin) + at, mask=read, other=0.0).to(tl.float32)  # [QUADS, 4]
         tl.store(out + (sample * size + begin) + at, fma(v, own_slope, own_constant), mask=inside)
 
 
@@ -75,7 +76,6 @@ def posterior(
             **_MEAN,
             LIMITED=SOMETIMES.value,
             M_PARTS=m_stride // blocks.size,
-            GUIDED=False,
             INPUTS=0,
             **division,
             enable_fp_fusion=False,
@@ -86,23 +86,3 @@ def posterior(
                 **division,
                 enable_fp_fusion=False,
             )
-
-
-def variants() -> list[Variant]:
-    """What the static checks compile; the mean is a step."""
-    integers = dict.fromkeys(("batch", "size", "parts"), "i64")
-    return [
-        Variant(
-            "posterior",
-            "log variance",
-            dtype,
-            log_variance_kernel,
-            {"m": f"*{short}", "constant": "*fp32", "slope": "*fp32", "out": "*fp32", **integers}
-            | {"QUADS": "constexpr", "ALIGNED": "constexpr"},
-            {"QUADS": QUADS, "ALIGNED": True},
-            aligned=("m", "constant", "slope", "out"),
-            elements=4 * QUADS,
-            bytes_per_element=8 if dtype == "float32" else 6,
-        )
-        for dtype, short in DTYPES.items()
-    ]

@@ -1,7 +1,7 @@
 """What a step needs to know of whole samples first; csrc/cpu/reductions.inl in passes of many programs.
 
-Chunks are cut by the size of a sample alone, and what they find is combined in one order or is integer: results depend
-neither on the batch nor on which program runs first. Nothing is read back by the host and nothing allocated in a call.
+What the chunks of a sample find is combined in one order or is integer, so that results do not depend on which program
+runs first. Nothing is read back by the host and nothing allocated in a call.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from fastsample.kernels.arithmetic import fma, guide, tl, triton
-from fastsample.kernels.variants import Variant
+from fastsample.kernels.chunks import chunks_of, own_chunk, sum_of
+from fastsample.kernels.row import AT_LIMIT, AT_P, AT_Q, AT_QUANTILE, FLOATS, row_of_sample
 
 # Moments: a chunk has four sums, 128 chunks are added up at once.
-_MOMENTS_BLOCK = 1024
-_COMBINED = 128
+MOMENTS_BLOCK = 1024
+COMBINED = 128
 
 # Magnitudes: 31 bits in digits of 8, 8, 8 and 7. A histogram costs each warp instructions in every bin, so that three
 # digits of 11, 10 and 10 bits would take more than twice those of these four.
-_COUNT_BLOCK = 2048
+COUNT_BLOCK = 2048
 _BINS = tl.constexpr(256)
-_DIGITS = 4
+DIGITS = 4
 # Per sample: a histogram for each digit, then whether there is a NaN, what lies nearest above, and for each digit but
 # the last the bits down to it and the number of values below.
 _NAN = tl.constexpr(4 * 256)
@@ -30,8 +31,6 @@ _NEAREST = tl.constexpr(4 * 256 + 1)
 _PICKED = tl.constexpr(4 * 256 + 2)
 _SLOTS = tl.constexpr(4 * 256 + 8)
 
-_ROW = tl.constexpr(16)
-_P, _Q, _LIMIT, _QUANTILE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(9), tl.constexpr(10)
 _INFINITY = tl.constexpr(0x7F800000)
 _LARGEST = tl.constexpr(0x7FFFFFFF)
 _NO_COUNT = tl.constexpr(0x7FFFFFFFFFFFFFFF)
@@ -39,7 +38,7 @@ _NO_COUNT = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 def rescale_scratch(batch: int, size: int, device: torch.device) -> Tensor:
     """What `rescale_factor` puts its partial sums into."""
-    return torch.empty(batch, 4, triton.cdiv(size, _MOMENTS_BLOCK), dtype=torch.float64, device=device)
+    return torch.empty(batch, 4, triton.cdiv(size, MOMENTS_BLOCK), dtype=torch.float64, device=device)
 
 
 def rescale_factor(
@@ -51,10 +50,10 @@ def rescale_factor(
     Reads both halves of m once.
     """
     chunks = scratch.shape[2]
-    _moments[(batch * chunks,)](
-        m, m_stride, batch, size, guidance, scratch, BLOCK=_MOMENTS_BLOCK, num_warps=4, enable_fp_fusion=False
+    moments_kernel[(batch * chunks,)](
+        m, m_stride, batch, size, guidance, scratch, BLOCK=MOMENTS_BLOCK, num_warps=4, enable_fp_fusion=False
     )
-    _factor[(batch,)](scratch, chunks, size, phi, out, BLOCK=_COMBINED, num_warps=1, enable_fp_fusion=False)
+    factor_kernel[(batch,)](scratch, chunks, size, phi, out, BLOCK=COMBINED, num_warps=1, enable_fp_fusion=False)
 
 
 def threshold_scratch(batch: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -70,7 +69,6 @@ def threshold(
     x: Tensor,
     m: Tensor,
     m_stride: int,
-    guided: bool,
     guidance: Tensor | None,
     factors: Tensor | None,
     scratch: tuple[Tensor, Tensor],
@@ -84,38 +82,26 @@ def threshold(
     magnitudes, counts = scratch
     batch, size = magnitudes.shape
     counts.zero_()
-    grid = (batch * triton.cdiv(size, _COUNT_BLOCK),)
+    grid = (batch * triton.cdiv(size, COUNT_BLOCK),)
     where = (rows, len(rows), row_of, row)
-    options: dict[str, Any] = {"BLOCK": _COUNT_BLOCK, "num_warps": 4, "enable_fp_fusion": False}
-    weights = guidance if guided else None
-    _magnitudes[grid](*where, x, m, m_stride, batch, size, weights, factors, magnitudes, counts, **options)
-    for digit in range(1, _DIGITS):
-        _digits[grid](*where, size, magnitudes, counts, DIGIT=digit, **options)
-    _quantile[(batch,)](*where, size, counts, out, num_warps=4, enable_fp_fusion=False)
-
-
-@triton.jit
-def chunks_of(size, BLOCK: tl.constexpr):
-    # A size of 1 is a constant of the kernel, which has no dtype; one near 2^31 is rounded up beyond that.
-    return tl.cdiv(tl.cast(size, tl.int64), BLOCK)
-
-
-@triton.jit
-def chunk_of(size, BLOCK: tl.constexpr):
-    """(sample, chunk, its elements, which of them exist) of this program."""
-    chunks = chunks_of(size, BLOCK).to(tl.int32)
-    sample, chunk = tl.program_id(0) // chunks, (tl.program_id(0) % chunks).to(tl.int64)
-    at = chunk * BLOCK + tl.arange(0, BLOCK)
-    return sample.to(tl.int64), chunk, at, at < size
+    options: dict[str, Any] = {"BLOCK": COUNT_BLOCK, "num_warps": 4, "enable_fp_fusion": False}
+    magnitudes_kernel[grid](*where, x, m, m_stride, batch, size, guidance, factors, magnitudes, counts, **options)
+    for digit in range(1, DIGITS):
+        digits_kernel[grid](*where, size, magnitudes, counts, DIGIT=digit, **options)
+    quantile_kernel[(batch,)](*where, size, counts, out, num_warps=4, enable_fp_fusion=False)
 
 
 @triton.jit(do_not_specialize=["batch"])
-def _moments(m, m_stride, batch, size, guidance, scratch, BLOCK: tl.constexpr):
-    sample, chunk, at, inside = chunk_of(size, BLOCK)
+def moments_kernel(
+    m, m_stride, batch, size, guidance, scratch,  # [2 batch, m_stride]; [batch]; [batch, 4, chunks]
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sum and sum of squares of a chunk, of the conditional half and of the guided output."""
+    sample, chunk, at, inside = own_chunk(size, BLOCK)
     unconditional, conditional = m + sample * m_stride, m + (batch + sample) * m_stride
     weight = tl.load(guidance + sample)
-    c = tl.load(conditional + at, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(unconditional + at, mask=inside, other=0.0).to(tl.float32)
+    c = tl.load(conditional + at, mask=inside, other=0.0).to(tl.float32)  # [BLOCK]
+    u = tl.load(unconditional + at, mask=inside, other=0.0).to(tl.float32)  # [BLOCK]
     first_c, first_u = tl.load(conditional).to(tl.float32), tl.load(unconditional).to(tl.float32)
     chunks = chunks_of(size, BLOCK)
     to = scratch + sample * 4 * chunks + chunk
@@ -130,23 +116,16 @@ def _moments(m, m_stride, batch, size, guidance, scratch, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def sum_of(scratch, chunks, BLOCK: tl.constexpr):
-    total = tl.zeros([BLOCK], tl.float64)
-    for first in range(0, chunks, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        total += tl.load(scratch + at, mask=at < chunks, other=0.0)
-    return tl.sum(total)
-
-
-@triton.jit
 def _deviations(scratch, chunks, size, BLOCK: tl.constexpr):
+    """The sum of squared deviations from the mean."""
     total = sum_of(scratch, chunks, BLOCK)
     left = sum_of(scratch + chunks, chunks, BLOCK) - total * total / tl.cast(size, tl.float64)
     return tl.where(left < 0.0, 0.0, left)
 
 
 @triton.jit(do_not_specialize=["chunks"])
-def _factor(scratch, chunks, size, phi, out, BLOCK: tl.constexpr):
+def factor_kernel(scratch, chunks, size, phi, out, BLOCK: tl.constexpr):
+    """The rescale factor of one sample."""
     sample = tl.program_id(0).to(tl.int64)
     own = scratch + sample * 4 * chunks
     of_conditional = _deviations(own, chunks, size, BLOCK)
@@ -157,27 +136,18 @@ def _factor(scratch, chunks, size, phi, out, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def row_at(rows, row_count, row_of, row, sample):
-    """(the sample's row, whether there is such a one)"""
-    index = tl.cast(row, tl.int64)
-    if row_of is not None:
-        index = tl.load(row_of + sample)
-        index = tl.where(index < 0, index + row_count, index)
-    exists = (index >= 0) & (index < row_count)
-    return rows + tl.where(exists, index, 0) * _ROW, exists
-
-
-@triton.jit
 def _has_quantile(rows, row_count, row_of, row, sample):
-    at, exists = row_at(rows, row_count, row_of, row, sample)
-    return at, exists & (tl.load(at + _QUANTILE) != 0.0)
+    """(the sample's row, whether it asks for a threshold)."""
+    index, exists = row_of_sample(row, row_count, row_of, sample)
+    own = rows + index * FLOATS
+    return own, exists & (tl.load(own + AT_QUANTILE) != 0.0)
 
 
 @triton.jit
 def _rank(row, size):
     """(rank of the quantile, that of the value at or below it), of which float32 holds the first as torch does."""
     last = tl.cast(size, tl.int64) - 1
-    rank = tl.load(row + _QUANTILE) * last.to(tl.float32)
+    rank = tl.load(row + AT_QUANTILE) * last.to(tl.float32)
     return rank, tl.minimum(rank.to(tl.int64), last)
 
 
@@ -196,27 +166,31 @@ def _nearest_above(to, bits, above):
 
 
 @triton.jit(do_not_specialize=["row_count", "row", "batch"])
-def _magnitudes(
-    rows, row_count, row_of, row, x, m, m_stride, batch, size, guidance, factors, magnitudes, counts,
+def magnitudes_kernel(
+    rows, row_count, row_of, row,  # [row_count, 16]; [batch] or None
+    x, m, m_stride, batch, size,  # [batch, size]; [batch or, guided, 2 batch, m_stride]
+    guidance, factors,  # [batch] or None
+    magnitudes, counts,  # [batch, size]; [batch, _SLOTS]
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    sample, _, at, inside = chunk_of(size, BLOCK)
+    """|x0| of a chunk as bits, counted by the first digit."""
+    sample, _, at, inside = own_chunk(size, BLOCK)
     own, wanted = _has_quantile(rows, row_count, row_of, row, sample)
     if not wanted:
         return
-    p, q = tl.load(own + _P), tl.load(own + _Q)
+    p, q = tl.load(own + AT_P), tl.load(own + AT_Q)
     if factors is not None:
         q = tl.where(q != 0.0, q * tl.load(factors + sample), 0.0)
     x_row, m_row = x + sample * size, m + sample * m_stride
     # What has no coefficient is not read: fma leaves a sum as it is where both factors are 0.
     reads_x, reads_m = at < tl.where(p != 0.0, size, 0), at < tl.where(q != 0.0, size, 0)
     if guidance is not None:
-        u = tl.load(m_row + at, mask=reads_m, other=0.0).to(tl.float32)
-        c = tl.load(m_row + batch * m_stride + at, mask=reads_m, other=0.0).to(tl.float32)
+        u = tl.load(m_row + at, mask=reads_m, other=0.0).to(tl.float32)  # [BLOCK]
+        c = tl.load(m_row + batch * m_stride + at, mask=reads_m, other=0.0).to(tl.float32)  # [BLOCK]
         output = guide(u, c, tl.load(guidance + sample))
     else:
-        output = tl.load(m_row + at, mask=reads_m, other=0.0).to(tl.float32)
-    state = tl.load(x_row + at, mask=reads_x, other=0.0)
+        output = tl.load(m_row + at, mask=reads_m, other=0.0).to(tl.float32)  # [BLOCK]
+    state = tl.load(x_row + at, mask=reads_x, other=0.0)  # [BLOCK]
     x0 = fma(output, q, fma(state, p, 0.0))
     bits = x0.to(tl.int32, bitcast=True) & _LARGEST
     tl.store(magnitudes + sample * size + at, bits, mask=inside)
@@ -234,7 +208,7 @@ def _pick(counts, lower, DIGIT: tl.constexpr):
         prefix = tl.load(counts + _PICKED + 2 * DIGIT - 2)
         below = tl.load(counts + _PICKED + 2 * DIGIT - 1)
     bins = tl.arange(0, _BINS)
-    through = below + tl.cumsum(tl.load(counts + DIGIT * _BINS + bins))
+    through = below + tl.cumsum(tl.load(counts + DIGIT * _BINS + bins))  # [_BINS]
     passed = through <= lower
     bucket = tl.sum(passed.to(tl.int64))
     prefix = prefix * (128 if DIGIT == 3 else 256) + bucket
@@ -242,10 +216,11 @@ def _pick(counts, lower, DIGIT: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["row_count", "row"])
-def _digits(
+def digits_kernel(
     rows, row_count, row_of, row, size, magnitudes, counts, DIGIT: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    sample, chunk, at, inside = chunk_of(size, BLOCK)
+    """The digit before is picked; values that share all digits down to it are counted by this one."""
+    sample, chunk, at, inside = own_chunk(size, BLOCK)
     own, wanted = _has_quantile(rows, row_count, row_of, row, sample)
     if not wanted:
         return
@@ -255,7 +230,7 @@ def _digits(
     if chunk == 0:
         tl.store(to + _PICKED + 2 * DIGIT - 2, prefix)
         tl.store(to + _PICKED + 2 * DIGIT - 1, below)
-    bits = tl.load(magnitudes + sample * size + at, mask=inside, other=0)
+    bits = tl.load(magnitudes + sample * size + at, mask=inside, other=0)  # [BLOCK]
     ABOVE: tl.constexpr = 31 - 8 * DIGIT
     SHIFT: tl.constexpr = ABOVE - 8 if DIGIT < 3 else 0
     upper, prefix = bits >> ABOVE, prefix.to(tl.int32)
@@ -276,61 +251,29 @@ def _as_float(bits):
 
 
 @triton.jit(do_not_specialize=["row_count", "row"])
-def _quantile(rows, row_count, row_of, row, size, counts, out):
+def quantile_kernel(rows, row_count, row_of, row, size, counts, out):
+    """The last digit is picked, and the bound of one sample interpolated."""
     sample = tl.program_id(0).to(tl.int64)
-    own, exists = row_at(rows, row_count, row_of, row, sample)
-    limit, quantile = tl.load(own + _LIMIT), tl.load(own + _QUANTILE)
+    index, exists = row_of_sample(row, row_count, row_of, sample)
+    own = rows + index * FLOATS
+    limit, quantile = tl.load(own + AT_LIMIT), tl.load(own + AT_QUANTILE)
     to = counts + sample * _SLOTS
     rank, lower = _rank(own, size)
     low, _, through = _pick(to, lower, 3)
     # The next larger value: another one with the same upper bits, else what lies nearest above those.
     bins = tl.arange(0, _BINS)
     bucket = (low & 127).to(tl.int32)
-    later = (tl.load(to + 3 * _BINS + bins) > 0) & (bins > bucket)
+    later = (tl.load(to + 3 * _BINS + bins) > 0) & (bins > bucket)  # [_BINS]
     behind = tl.min(tl.where(later, bins, 2 * _BINS))
     nearest = tl.minimum(tl.load(to + _NEAREST) ^ _LARGEST, _INFINITY)
     next_up = tl.where(behind < _BINS, low - bucket + behind, nearest)
     weight = rank - lower.to(tl.float32)
     between_two = (weight > 0.0) & (through <= lower + 1) & (lower + 1 < size)
     a, b = _as_float(low), _as_float(tl.where(between_two, next_up, low))
-    found = tl.where(weight < 0.5, fma(weight, b - a, a), fma(weight - 1.0, b - a, b))
+    bound = tl.where(weight < 0.5, fma(weight, b - a, a), fma(weight - 1.0, b - a, b))
     # Comparisons that a NaN fails leave it as it is.
-    found = tl.where(found < 1.0, 1.0, found)
-    found = tl.where(found > limit, limit, found)
-    found = tl.where((tl.load(to + _NAN) != 0) | (found == float("inf")), float("nan"), found)
-    found = tl.where(quantile == 0.0, limit, found)
-    tl.store(out + sample, tl.where(exists, found, float("nan")))
-
-
-_TYPES = {
-    "x": "*fp32", "rows": "*fp32", "guidance": "*fp32", "out": "*fp32", "magnitudes": "*i32", "counts": "*i64",
-    "scratch": "*fp64", "row_count": "i32", "row": "i32", "batch": "i32", "chunks": "i32", "size": "i32",
-    "m_stride": "i32", "phi": "fp32",
-}  # fmt: skip
-
-
-def variants() -> list[Variant]:
-    """What the static checks compile: one row for all samples, no guidance rescale beside a threshold."""
-    halves, counted = {"BLOCK": _MOMENTS_BLOCK}, {"BLOCK": _COUNT_BLOCK, "row_of": None}
-    once: list[tuple[str, Any, dict[str, Any], int, int]] = [
-        ("factor", _factor, {"BLOCK": _COMBINED}, 0, 1),
-        ("quantile", _quantile, {"row_of": None}, 0, 4),
-        *((f"digit {digit}", _digits, {"DIGIT": digit, **counted}, 4, 4) for digit in range(1, _DIGITS)),
-    ]
-    found = [_variant(name, "float32", *rest) for name, *rest in once]
-    for dtype, width in (("float32", 4), ("float16", 2), ("bfloat16", 2)):
-        free = {"factors": None, **counted}
-        found += [
-            _variant("moments", dtype, _moments, halves, 2 * width, 4),
-            _variant("magnitudes, guided", dtype, _magnitudes, free, 2 * width + 8, 4),
-            _variant("magnitudes", dtype, _magnitudes, {"guidance": None, **free}, width + 8, 4),
-        ]
-    return found
-
-
-def _variant(name: str, dtype: str, kernel: Any, constants: dict[str, Any], bytes_moved: int, warps: int) -> Variant:
-    types = {**_TYPES, "m": {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}[dtype]}
-    signature = {one: "constexpr" if one in constants else types[one] for one in kernel.arg_names}
-    aligned = tuple(one for one, kind in signature.items() if kind[0] == "*" or one in ("size", "m_stride"))
-    elements = constants["BLOCK"] if bytes_moved else 0
-    return Variant("reductions", name, dtype, kernel, signature, constants, aligned, elements, bytes_moved, warps)
+    bound = tl.where(bound < 1.0, 1.0, bound)
+    bound = tl.where(bound > limit, limit, bound)
+    bound = tl.where((tl.load(to + _NAN) != 0) | (bound == float("inf")), float("nan"), bound)
+    bound = tl.where(quantile == 0.0, limit, bound)
+    tl.store(out + sample, tl.where(exists, bound, float("nan")))

@@ -18,7 +18,7 @@ import torch
 import fastsample
 from benchmarks.common import cpu, gpu
 from benchmarks.common.harness import Spread, Timing, ratio, spread
-from fastsample.storage.files import replace_text, replacing
+from fastsample.storage.writing import replace_text, replacing
 
 OURS = "fastsample"
 CPU = torch.device("cpu")

@@ -76,11 +76,11 @@ class Code:
 
 def triton_variants() -> list[tuple[str, int, str]]:
     """(module, number, label) of every variant of every kernel."""
-    found = []
+    labels = []
     for module in MODULES:
-        if importlib.util.find_spec(f"fastsample.kernels.{module}") is not None:
-            found += [(module, i, one.label) for i, one in enumerate(_variants(module))]
-    return found
+        if importlib.util.find_spec(f"fastsample.kernels.variants.{module}") is not None:
+            labels += [(module, number, variant.label) for number, variant in enumerate(_variants(module))]
+    return labels
 
 
 def compile_triton(module: str, number: int, arch: int | str) -> Code:
@@ -126,11 +126,11 @@ def cuda_compiler(cubin: Path) -> str:
 
 def cuda_resources(cubin: Path, arch: str) -> dict[tuple[str, str, str, str], tuple[int, int, int]]:
     """(registers, stack, shared memory) by (op, variant, dtype, arch), without a look at the instructions."""
-    found = {}
+    resources = {}
     for name, (registers, stack, shared) in _resources(cubin).items():
         op, dtype, _, variant = describe(name)
-        found[op, variant, dtype, arch] = registers, stack, _own_shared(shared, arch)
-    return found
+        resources[op, variant, dtype, arch] = registers, stack, _own_shared(shared, arch)
+    return resources
 
 
 def _own_shared(counted: int, arch: str) -> int:
@@ -140,17 +140,17 @@ def _own_shared(counted: int, arch: str) -> int:
 
 def read_cuda(cubin: Path, arch: str) -> list[Code]:
     """The kernels in one cubin."""
-    found = []
+    codes = []
     for name, blocks, registers, stack, shared in _read(cubin):
         op, dtype, elements, variant = describe(name)
         warps, own = -(-_threads(cubin, name) // peaks.WARP), _measured(blocks)
         if "unaligned" not in variant:
             elements = elements or 4.0 * own["stores128"]
         shared = _own_shared(shared, arch)
-        found.append(
+        codes.append(
             Code("cuda", op, variant, dtype, arch, registers, stack, shared, warps=warps, elements=elements, **own)
         )
-    return found
+    return codes
 
 
 def describe(mangled: str) -> tuple[str, str, float, str]:
@@ -166,7 +166,7 @@ def describe(mangled: str) -> tuple[str, str, float, str]:
     if arguments.startswith("I"):
         if dtypes := re.match(r"I(?:NS0_\d+(Half|Bfloat)E|f)", arguments):
             dtype = {"Half": "float16", "Bfloat": "bfloat16", None: "float32"}[dtypes[1]]
-        parameters = [one for one in _parameters(op, name) if not one.startswith("class")]
+        parameters = [parameter for parameter in _parameters(op, name) if not parameter.startswith("class")]
         for parameter, value in zip(parameters, re.findall(r"L[a-z](\d+)E", arguments), strict=False):
             kind, _, label = parameter.partition(" ")
             label = label.removeprefix("k").lower()
@@ -185,11 +185,11 @@ def describe(mangled: str) -> tuple[str, str, float, str]:
 def _parameters(op: str, name: str) -> list[str]:
     source = (SOURCES / f"{op}.cu").read_text()
     found = re.search(rf"template <([^>]*)>\s*__global__[^{{;]*?\b{name}\(", source)
-    return [one.strip() for one in found[1].split(",")] if found else []
+    return [parameter.strip() for parameter in found[1].split(",")] if found else []
 
 
 def _variants(module: str) -> list[Any]:
-    made: list[Any] = importlib.import_module(f"fastsample.kernels.{module}").variants()
+    made: list[Any] = importlib.import_module(f"fastsample.kernels.variants.{module}").variants()
     return made
 
 
@@ -220,11 +220,11 @@ def _read(cubin: Path) -> list[tuple[str, list[sass.Block], int, int, int]]:
 
 def _resources(cubin: Path) -> dict[str, tuple[int, int, int]]:
     """(registers, stack, shared memory) of each kernel."""
-    found = {}
+    resources = {}
     for name, line in re.findall(r"Function (\S+):\s*\n\s*(.*)", _tool("cuobjdump", "--dump-resource-usage", cubin)):
         numbers = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", line)}
-        found[name] = numbers["REG"], numbers["STACK"], numbers["SHARED"]
-    return found
+        resources[name] = numbers["REG"], numbers["STACK"], numbers["SHARED"]
+    return resources
 
 
 @cache

@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 
 from fastsample.ops.backend import _cpu
-from fastsample.ops.lora.pack import DTYPES
+from fastsample.ops.lora.choice import DTYPES
 
 PEAK = "FMA peak"
 

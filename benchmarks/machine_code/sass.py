@@ -29,12 +29,11 @@ class Block:
     @property
     def calls(self) -> bool:
         """Whether it hands over to a subroutine: the rare cases of square root and division."""
-        return any(opcode(one).startswith("CALL") and not _TARGET.search(one) for one in self.instructions)
+        return any(opcode(line).startswith("CALL") and not _TARGET.search(line) for line in self.instructions)
 
     def has(self, names: Sequence[str], part: str) -> bool:
         """Whether some opcode is one of these and has `part` among its modifiers."""
-        opcodes = map(opcode, self.instructions)
-        return any(one.partition(".")[0] in names and part in one for one in opcodes)
+        return any(name.partition(".")[0] in names and part in name for name in map(opcode, self.instructions))
 
 
 def opcode(instruction: str) -> str:
@@ -45,15 +44,15 @@ def opcode(instruction: str) -> str:
 
 def functions(listing: str) -> dict[str, list[Block]]:
     """The blocks of each function in the output of `nvdisasm -c`, the entry first."""
-    found: dict[str, list[str]] = {}
+    listings: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in listing.splitlines():
         section = _SECTION.search(line)
         if section:
-            lines = found[section[1]] = []
+            lines = listings[section[1]] = []
         else:
             lines.append(line)
-    return {name: _blocks(own) for name, own in found.items()}
+    return {name: _blocks(own) for name, own in listings.items()}
 
 
 class Ways:
@@ -121,17 +120,17 @@ class Ways:
 
 def count(blocks: Iterable[Block]) -> Counter[str]:
     """How often each opcode without its modifiers, "LDG" of LDG.E.128."""
-    return Counter(opcode(one).partition(".")[0] for block in blocks for one in block.instructions)
+    return Counter(opcode(line).partition(".")[0] for block in blocks for line in block.instructions)
 
 
 def accesses(blocks: Iterable[Block], names: Sequence[str]) -> Counter[int]:
     """How often these, LOADS or STORES, have each width in bits."""
-    found: Counter[int] = Counter()
+    widths: Counter[int] = Counter()
     for block in blocks:
-        for one in map(opcode, block.instructions):
-            if one.partition(".")[0] in names:
-                found[next((bits for bits in (128, 64, 16, 8) if re.search(rf"\.[US]?{bits}\b", one)), 32)] += 1
-    return found
+        for name in map(opcode, block.instructions):
+            if name.partition(".")[0] in names:
+                widths[next((bits for bits in (128, 64, 16, 8) if re.search(rf"\.[US]?{bits}\b", name)), 32)] += 1
+    return widths
 
 
 def streamed(block: Block) -> int:
@@ -142,11 +141,11 @@ def streamed(block: Block) -> int:
     """
     open_bases: dict[str, list[tuple[str, int]]] = {}
     closed: list[list[tuple[str, int]]] = []
-    for one in block.instructions:
-        found = _ACCESS.search(one)
-        if found:
-            open_bases.setdefault(found[2], []).append((found[1], int(found[3] or "0", 16)))
-        written = _WRITTEN.search(one)
+    for line in block.instructions:
+        access = _ACCESS.search(line)
+        if access:
+            open_bases.setdefault(access[2], []).append((access[1], int(access[3] or "0", 16)))
+        written = _WRITTEN.search(line)
         if written and written[1] in open_bases:
             closed.append(open_bases.pop(written[1]))
     streams = [own for own in (*closed, *open_bases.values()) if max(offset for _, offset in own) < 32]
@@ -155,13 +154,13 @@ def streamed(block: Block) -> int:
 
 def units(blocks: Iterable[Block]) -> dict[str, int]:
     """How many instructions go to each unit with a throughput of its own; packed pairs count as two."""
-    found = dict.fromkeys(("fma", "imad", "alu", "xu", "fp64"), 0)
+    counts = dict.fromkeys(("fma", "imad", "alu", "xu", "fp64"), 0)
     for name, number in count(blocks).items():
         if name in _UNITS:
-            found[_UNITS[name]] += number
+            counts[_UNITS[name]] += number
         elif name in _PAIRS:
-            found["fma"] += 2 * number
-    return found
+            counts["fma"] += 2 * number
+    return counts
 
 
 _PAIRS = ("FADD2", "FMUL2", "FFMA2")
@@ -226,7 +225,7 @@ def _conditional(instruction: str) -> bool:
 
 
 def _backward_edges(blocks: Sequence[Block]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
+    edges: list[tuple[int, int]] = []
     state = [0] * len(blocks)
     stack: list[tuple[int, Iterator[int]]] = [(0, iter(blocks[0].successors))]
     state[0] = 1
@@ -234,7 +233,7 @@ def _backward_edges(blocks: Sequence[Block]) -> list[tuple[int, int]]:
         block, following = stack[-1]
         for successor in following:
             if state[successor] == 1:
-                found.append((block, successor))
+                edges.append((block, successor))
             elif state[successor] == 0:
                 state[successor] = 1
                 stack.append((successor, iter(blocks[successor].successors)))
@@ -242,7 +241,7 @@ def _backward_edges(blocks: Sequence[Block]) -> list[tuple[int, int]]:
         else:
             state[block] = 2
             stack.pop()
-    return found
+    return edges
 
 
 def _loop(blocks: Sequence[Block], tail: int, head: int) -> set[int]:

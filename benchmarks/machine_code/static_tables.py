@@ -69,13 +69,13 @@ def _bounds(rows: Sequence[_Row]) -> list[str]:
 
 
 def _shortfalls(rows: Sequence[_Row]) -> list[str]:
-    found: dict[tuple[str, str], list[str]] = {}
+    places: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        for one in filter(None, row["shortfalls"].split("; ")):
-            found.setdefault((_name(row), one), []).append(f"{row['arch']} {row['dtype']}")
-    if not found:
+        for shortfall in filter(None, row["shortfalls"].split("; ")):
+            places.setdefault((_name(row), shortfall), []).append(f"{row['arch']} {row['dtype']}")
+    if not places:
         return ["Shortfalls: none."]
-    return ["Shortfalls:", "", *(f"- {name}: {what} ({', '.join(where)})" for (name, what), where in found.items())]
+    return ["Shortfalls:", "", *(f"- {name}: {what} ({', '.join(where)})" for (name, what), where in places.items())]
 
 
 def on_tensor_cores(dtype: str, variant: str) -> bool:

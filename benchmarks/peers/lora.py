@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.sections.lora_case import SCALE, Outputs, Pair, linear
+from benchmarks.cases.lora import SCALE, Outputs, Pair, linear
+from benchmarks.common.optional import optional
 
 
 class Projections(nn.Module):
@@ -48,7 +48,7 @@ def by_hand(x: Tensor, weights: Sequence[Tensor], pairs: Sequence[Pair]) -> Outp
 
 def with_peft(weights: Sequence[Tensor], pairs: Sequence[Pair], merged: bool) -> list[nn.Module] | None:
     """PEFT's layers around the same weights, or around copies where it adds the adapter to them; None without PEFT."""
-    peft = peft_if_there()
+    peft = optional("peft", "PEFT")
     if peft is None:
         return None
     made = Projections([weight.clone() for weight in weights] if merged else weights).eval()
@@ -64,14 +64,3 @@ def with_peft(weights: Sequence[Tensor], pairs: Sequence[Pair], merged: bool) ->
 def set_peft(layer: Any, down: Tensor, up: Tensor) -> None:
     """Gives PEFT's layer these factors."""
     layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data = down, up
-
-
-@cache
-def peft_if_there() -> Any:
-    """The module peft; without it None, and one note."""
-    try:
-        import peft
-    except ImportError as error:
-        print(f"PEFT is left out, it cannot be imported: {error}")
-        return None
-    return peft

@@ -6,13 +6,13 @@ The fusion looks for adapters that are variables of the model, as OpenVINO GenAI
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.sections.lora_case import SCALE, Call, Case, Outputs, Pair
+from benchmarks.cases.lora import SCALE, Call, Case, Outputs, Pair
+from benchmarks.common.optional import optional
 
 FUSED = "LoRA"  # the type of the fused operation in a compiled model
 # Of float16 it makes bfloat16 on CPUs without arithmetic for it: another, less exact product.
@@ -24,7 +24,7 @@ def with_openvino(case: Case, pairs: Sequence[Pair]) -> Call | None:
 
     Its outputs are written over by the next call. Raises AssertionError where OpenVINO did not fuse the adapters.
     """
-    openvino = openvino_if_there()
+    openvino = optional("openvino", "OpenVINO")
     if openvino is None or case.x.dtype not in TYPES or not case.x.is_cpu:
         return None
     kind = getattr(openvino.Type, TYPES[case.x.dtype])
@@ -44,17 +44,6 @@ def with_openvino(case: Case, pairs: Sequence[Pair]) -> Call | None:
         return outputs
 
     return call
-
-
-@cache
-def openvino_if_there() -> Any:
-    """The module openvino; without it None, and one note."""
-    try:
-        import openvino
-    except ImportError as error:
-        print(f"OpenVINO is left out, it cannot be imported: {error}")
-        return None
-    return openvino
 
 
 def _model(openvino: Any, kind: Any, case: Case, pairs: Sequence[Pair]) -> Any:

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.cases.lora import Case, layer, tolerance
 from benchmarks.common.harness import Candidate, Spread, measure, ratio
 from benchmarks.common.options import Run, Shape, label
 from benchmarks.common.report import Row, rows_of, table
-from benchmarks.sections.lora_case import Case, layer, tolerance
 from benchmarks.sections.projections import geometric, name_of
 
 RANK, SAMPLES, KINDS = 16, 8, 4

@@ -11,11 +11,11 @@ from functools import partial
 
 import torch
 
-from benchmarks.common.cases import DDIM_STEP
+from benchmarks.cases.repeatable import repeatable
+from benchmarks.cases.steps import DDIM_STEP
 from benchmarks.common.harness import Candidate, measure, spread
 from benchmarks.common.options import Run, label
 from benchmarks.common.report import Row, rows_of, table
-from benchmarks.common.settling import settling
 from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 
@@ -45,7 +45,7 @@ def section(run: Run) -> list[Row]:
 def _candidates(shape: tuple[int, ...], width: int) -> list[Candidate]:
     x, m = torch.randn(shape), torch.randn(shape)
     left, right, product = (torch.randn(width, width) for _ in range(3))
-    plan = StepPlan(Operands(x, settling(DDIM_STEP.table), out=x))
+    plan = StepPlan(Operands(x, repeatable(DDIM_STEP.table), out=x))
     calls = {
         "fastsample": partial(plan, m, 0),
         # m + x/2: bounded however often it is applied.

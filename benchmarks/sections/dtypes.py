@@ -8,14 +8,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.common.bounds import copy, triad
-from benchmarks.common.cases import DDIM_STEP, Operands
+from benchmarks.cases.repeatable import repeatable
+from benchmarks.cases.steps import DDIM_STEP, Operands
+from benchmarks.cases.torch_steps import ddim
 from benchmarks.common.harness import Candidate, measure, ratio
+from benchmarks.common.memory import copy, triad
 from benchmarks.common.options import Run, Shape, label
 from benchmarks.common.report import OURS, Row, against, percent, rows_of, table
-from benchmarks.common.settling import settling
-from benchmarks.peers.plain import ddim
-from benchmarks.peers.steps import compiled, diffusers_step
+from benchmarks.peers.diffusers import diffusers_step
+from benchmarks.peers.plain_torch import compiled
 from fastsample.ops.step import operands as step_operands
 from fastsample.ops.step.prepared import StepPlan
 
@@ -42,7 +43,7 @@ def _candidates(run: Run, shape: Shape, dtype: torch.dtype) -> list[Candidate]:
     x, other = (torch.randn(shape, device=run.device) for _ in range(2))
     m, model_input = other.to(dtype), torch.empty_like(x, dtype=dtype)
     operands = Operands(m, ())
-    plan = StepPlan(step_operands.Operands(x, settling(DDIM_STEP.table), out=x, input_out=model_input))
+    plan = StepPlan(step_operands.Operands(x, repeatable(DDIM_STEP.table), out=x, input_out=model_input))
     arguments = DDIM_STEP.plain_arguments(x, operands)
     step = diffusers_step(DDIM_STEP, x, operands)
     peers: dict[str, Callable[[], object] | None] = {

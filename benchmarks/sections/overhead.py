@@ -5,22 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.common.cases import SCHEDULE
+from benchmarks.cases import methods
+from benchmarks.cases.methods import Method
+from benchmarks.cases.steps import SCHEDULE
 from benchmarks.common.harness import Candidate, Timing, measure
 from benchmarks.common.options import Run
 from benchmarks.common.report import OURS, Row, against, rows_of, table
-from benchmarks.peers import pairs
-from benchmarks.peers.loops import diffusers_loop, plain_loop
-from benchmarks.peers.pairs import Pair
+from benchmarks.peers.diffusers import diffusers_loop
+from benchmarks.peers.plain_torch import plain_loop
 
 SHAPE = (1, 16, 7)  # one action chunk of a robot: nothing but overhead
 FEW = 10  # what real-time users run; there the set-up of a run shows
 # And so many that it does not; a consistency model has no more than its teacher's 50.
 LOOPS = (
-    ("ddim", pairs.DDIM_FREE, 1000),
-    ("ddpm", pairs.DDPM_SMALL, 1000),
-    ("dpm_solver 2M", pairs.DPM_SOLVER, 500),
-    ("lcm", pairs.LCM_FREE, 50),
+    ("ddim", methods.DDIM_FREE, 1000),
+    ("ddpm", methods.DDPM_SMALL, 1000),
+    ("dpm_solver 2M", methods.DPM_SOLVER, 500),
+    ("lcm", methods.LCM_FREE, 50),
 )
 QUICK_STEPS = 20
 PLAIN = "plain torch loop"
@@ -29,9 +30,9 @@ PLAIN = "plain torch loop"
 def section(run: Run) -> list[Row]:
     """Microseconds a step, the model's own calls taken off round by round."""
     rows: list[Row] = []
-    for name, pair, many in LOOPS:
+    for name, method, many in LOOPS:
         for steps in (min(many, QUICK_STEPS) if run.quick else many, FEW):
-            timings = measure(_candidates(pair, steps, run.device), run.rounds, clock=run.loop_clock)
+            timings = measure(_candidates(method, steps, run.device), run.rounds, clock=run.loop_clock)
             bare = timings.pop("bare model").seconds
             net = {name: Timing((one.seconds - bare) / steps, one.calls) for name, one in timings.items()}
             found = rows_of(f"loop {name}", f"1x16x7, {steps} steps", net, against(OURS, net))
@@ -40,20 +41,20 @@ def section(run: Run) -> list[Row]:
     return rows
 
 
-def _candidates(pair: Pair, steps: int, device: torch.device) -> list[Candidate]:
+def _candidates(method: Method, steps: int, device: torch.device) -> list[Candidate]:
     x, m = (torch.randn(SHAPE, device=device) for _ in range(2))
 
     def model(x: Tensor, t: Tensor) -> Tensor:
         return m
 
-    sampler = pair.sampler(SCHEDULE, steps=steps)
+    sampler = method.sampler(SCHEDULE, steps=steps)
     t = torch.zeros(1, dtype=torch.int64, device=device)
 
     def bare() -> None:
         for _ in range(steps):
             model(x, t)
 
-    peer = diffusers_loop(pair, SCHEDULE, steps, model, x)
+    peer = diffusers_loop(method, SCHEDULE, steps, model, x)
     return [
         *([Candidate("diffusers", peer)] if peer is not None else []),
         Candidate(PLAIN, plain_loop(sampler.table, model, x)),

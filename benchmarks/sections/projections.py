@@ -13,14 +13,14 @@ from functools import partial
 
 import torch
 
+from benchmarks.cases.lora import Call, Case, Outputs, error, layer, linear, tolerance
 from benchmarks.common.harness import Candidate, Spread, Timing, measure, ratio, spread
 from benchmarks.common.options import Run, Shape, label
 from benchmarks.common.report import OURS, Row, against, percent, rows_of, table
 from benchmarks.machine_code.fma import PEAK, peak
 from benchmarks.peers.lora import Projections, by_hand, each, with_peft
 from benchmarks.peers.openvino import with_openvino
-from benchmarks.peers.steps import compiled
-from benchmarks.sections.lora_case import Call, Case, Outputs, error, layer, linear, tolerance
+from benchmarks.peers.plain_torch import compiled
 
 SHAPES: tuple[Shape, ...] = ((4096, 320), (1024, 640), (256, 1280), (2048, 1024), (77, 768, 320), (4096, 1536))
 QUICK_SHAPES: tuple[Shape, ...] = ((29, 32), (13, 24, 40))

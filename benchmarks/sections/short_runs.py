@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 import fastsample
-from benchmarks.common.cases import SCHEDULE
+from benchmarks.cases import methods
+from benchmarks.cases.steps import SCHEDULE
 from benchmarks.common.harness import Candidate, Timing, measure
 from benchmarks.common.options import Run, label
 from benchmarks.common.report import Row, against, rows_of, table
-from benchmarks.peers import pairs
-from benchmarks.peers.loops import diffusers_loop, plain_loop
+from benchmarks.peers.diffusers import diffusers_loop
+from benchmarks.peers.plain_torch import plain_loop
 from benchmarks.sections.overhead import PLAIN
 from fastsample import DDIM
 
@@ -55,7 +56,7 @@ def _calls(shape: tuple[int, ...], steps: int, device: torch.device) -> dict[str
         return m
 
     sampler = DDIM(SCHEDULE, steps=steps)
-    peer = diffusers_loop(pairs.DDIM_FREE, SCHEDULE, steps, model, x)
+    peer = diffusers_loop(methods.DDIM_FREE, SCHEDULE, steps, model, x)
     return {
         PLAIN: plain_loop(sampler.table, model, x),
         "plain torch loop, torch.add": plain_loop(sampler.table, model, x, added=True),

@@ -13,9 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common.harness import Candidate, measure, ratio
+from benchmarks.common.optional import optional
 from benchmarks.common.options import Run, Shape, label
 from benchmarks.common.report import OURS, Row, against, rows_of, table
-from benchmarks.peers.lora import peft_if_there, set_peft
+from benchmarks.peers.lora import set_peft
 from benchmarks.sections.projections import name_of, provider
 from fastsample import lora
 from fastsample.lora.layers.attention import FusedAttnProcessor
@@ -91,14 +92,12 @@ def section(run: Run, dtype: torch.dtype) -> list[Row]:
 
 def build(config: dict[str, Any]) -> Any:
     """The UNet with random weights, the same every time; None without diffusers."""
-    try:
-        from diffusers import UNet2DConditionModel
-    except ImportError as error:
-        print(f"the UNet is left out, diffusers cannot be imported: {error}")
+    diffusers = optional("diffusers", "the UNet")
+    if diffusers is None:
         return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet: Any = UNet2DConditionModel(**config)
+        unet: Any = diffusers.UNet2DConditionModel(**config)
     return unet.eval().requires_grad_(False)
 
 
@@ -119,7 +118,7 @@ def with_ours(unet: nn.Module, rank: int) -> nn.Module:
 
 def with_peft(unet: nn.Module, rank: int) -> nn.Module | None:
     """The same with PEFT's."""
-    peft = peft_if_there()
+    peft = optional("peft", "PEFT")
     if peft is None:
         return None
     made: Any = sharing(unet)

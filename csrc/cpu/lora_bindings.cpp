@@ -7,7 +7,6 @@
 #include "../common/address.h"
 #include "dispatch.h"
 #include "lora_linear.h"
-#include "threads.h"
 
 namespace py = pybind11;
 
@@ -32,22 +31,6 @@ void linear(Address x, int64_t samples, int64_t rows, int64_t x_stride, int layo
     lora_linear(args, groups, samples, rows, at<const int64_t>(group_of), threads);
 }
 
-// FLOPs done, on each thread alike.
-int64_t fma_peak(int64_t rounds, int dtype, int threads) {
-    struct Job {
-        const LoraKernels* kernels;
-        int64_t rounds;
-    } const job{&lora_kernels(dtype), rounds};
-    py::gil_scoped_release released;
-    const auto body = [](const void* context, int64_t, int64_t) {
-        const Job& job = *static_cast<const Job*>(context);
-        volatile float kept = job.kernels->multiply_adds(job.rounds);
-        (void)kept;
-    };
-    parallel(threads, threads, body, &job);
-    return rounds * threads * job.kernels->flops;
-}
-
 }  // namespace
 
 void bind_lora(py::module_& module) {
@@ -62,7 +45,10 @@ void bind_lora(py::module_& module) {
     });
     module.def("lora_linear", &linear);
     module.def("lora_layout", &lora_layout);
-    module.def("fma_peak", &fma_peak);
+    module.def("fma_peak", [](int64_t rounds, int dtype, int threads) {
+        py::gil_scoped_release released;
+        return lora_multiply_adds(rounds, dtype, threads);
+    });
 }
 
 }  // namespace fastsample

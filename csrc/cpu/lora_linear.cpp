@@ -243,4 +243,19 @@ void lora_linear(LoraArgs args, const std::vector<LoraAdapters>& adapters, int64
              [](const void* job, int64_t begin, int64_t end) { static_cast<const Job*>(job)->columns(begin, end); }, &job);
 }
 
+int64_t lora_multiply_adds(int64_t rounds, int dtype, int threads) {
+    struct Peak {
+        const LoraKernels* kernels;
+        int64_t rounds;
+    } const peak{&lora_kernels(dtype), rounds};
+    parallel(threads, threads,
+             [](const void* context, int64_t, int64_t) {
+                 const Peak& peak = *static_cast<const Peak*>(context);
+                 volatile float kept = peak.kernels->multiply_adds(peak.rounds);
+                 (void)kept;
+             },
+             &peak);
+    return rounds * threads * peak.kernels->flops;
+}
+
 }  // namespace fastsample

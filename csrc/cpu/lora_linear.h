@@ -21,4 +21,7 @@ struct LoraAdapters {
 void lora_linear(LoraArgs args, const std::vector<LoraAdapters>& groups, int64_t samples, int64_t rows,
                  const int64_t* group_of, int threads);
 
+// Multiply-adds between registers, as many rounds on each thread; returns the FLOPs done in all.
+int64_t lora_multiply_adds(int64_t rounds, int dtype, int threads);
+
 }  // namespace fastsample

@@ -11,21 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.commands import in_one_line
+from fastsample.commands.console import in_one_line
 from fastsample.ops import randn
 from fastsample.ops.backend import backends
 from fastsample.samplers import ddim
 from fastsample.schedule import Schedule
-from fastsample.storage.files import check_replaceable, check_writable, replacing
+from fastsample.storage.writing import check_replaceable, check_writable, replacing
 from fastsample.times.timesteps import spaced_timesteps
 from fastsample.zoo import UNet, digits
 
+HELP = "sample digits from the bundled model and time it"
 STEPS = (10, 20, 50)
 SHAPE = (10, 1, 28, 28)
 GUIDANCE = 2.0
 # matplotlib's that need no other program.
 _FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
 NO_LABEL = 10  # the class that stands for any digit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `fastsample demo`."""
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture to write (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="noise seed (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timing rounds, the median counts (%(default)s)")
 
 
 @in_one_line("demo")
@@ -137,10 +145,10 @@ def _interleaved(model: Denoiser, steps: int, y: Tensor, rounds: int) -> tuple[f
 
 
 def _print_seeds(model: UNet, seed: int) -> None:
-    one, sixteen, place = (1, *SHAPE[1:]), (16, *SHAPE[1:]), 5
-    same = torch.equal(randn(one, seed=seed, index=place), randn(sixteen, seed=seed)[place : place + 1])
+    single, sixteen, place = (1, *SHAPE[1:]), (16, *SHAPE[1:]), 5
+    same = torch.equal(randn(single, seed=seed, index=place), randn(sixteen, seed=seed)[place : place + 1])
     eights = torch.full((16,), 8)
-    alone = ddim(model, one, steps=20, eta=1.0, seed=seed, index=place, **guided(eights[:1]))
+    alone = ddim(model, single, steps=20, eta=1.0, seed=seed, index=place, **guided(eights[:1]))
     among = ddim(model, sixteen, steps=20, eta=1.0, seed=seed, **guided(eights))[place : place + 1]
     print(
         f"sample {place} of seed {seed}, alone and in a batch of 16: noise bits {'identical' if same else 'DIFFERENT'};"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from fastsample.commands import in_one_line
+from fastsample.commands.console import in_one_line
 from fastsample.train.data import load_data
 from fastsample.train.trainer import Settings, check_place, train
 
+HELP = "train a small U-Net as the bundled model was trained"
 _MOST_THREADS = 4096
 _SETTINGS = {
     "steps": "optimizer steps",

@@ -9,16 +9,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastsample.lora.files.formats import read
-from fastsample.lora.files.names import Factors, Resolution, resolve
-from fastsample.lora.files.refused import first
+from fastsample.lora.checks import check_capacity, check_names, check_weights, finite
+from fastsample.lora.files.formats import Entry, read
+from fastsample.lora.files.names import Resolution, resolve
+from fastsample.lora.files.refused import first_few
 from fastsample.lora.layers import attention
-from fastsample.lora.layers.adapters import Adapters, check_names, check_weights, finite
-from fastsample.lora.layers.conv import LoRAConv2d
-from fastsample.lora.layers.factors import Pair
-from fastsample.lora.layers.frozen import release
-from fastsample.lora.layers.linear import AdaptedLayer, LoRALinear, QKVProjection, check_capacity
-from fastsample.lora.tree import active_of, all_or_nothing, banks_of, layers_of, names_of, put, replaceable
+from fastsample.lora.layers.adapted import AdaptedLayer
+from fastsample.lora.layers.frozen import FrozenLayers, release
+from fastsample.lora.layers.slots import Pair
+from fastsample.lora.tree import (
+    active_of,
+    all_or_nothing,
+    frozen_of,
+    layers_of,
+    modules_to_replace,
+    names_of,
+    put,
+    replacements,
+    slot_of,
+)
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
@@ -84,49 +93,32 @@ def attach(
     """
     check_capacity(capacity)
     finite("scale", scale)
-    before = banks_of(layers_of(module).values())
+    before = frozen_of(layers_of(module).values())
     resolution = _resolve(module, source, strict)
-    factors = resolution.factors
-    report = Report(tuple(factors), tuple(resolution.unmatched), tuple(resolution.elsewhere))
-    if not factors:
+    entries = resolution.entries
+    report = Report(tuple(entries), tuple(resolution.unmatched), tuple(resolution.elsewhere))
+    if not entries:
         return report
-    if name in names_of(before):
-        raise ValueError(f"name must be new, {name!r} is attached: swap() or detach() it, or choose another")
-    if capacity is not None and (large := [path for path, own in factors.items() if len(own.down) > capacity]):
-        raise ValueError(f"capacity is {capacity}, the rank is {len(factors[large[0]].down)} in {first(large)}")
-    touched = {path: module.get_submodule(path) for path in factors}
+    _check_new(name, entries, before, capacity)
+    touched = {path: module.get_submodule(path) for path in entries}
     blocks = attention.fusible(module, touched.values()) if fuse else {}
-    new = replaceable(module, touched, blocks, keep_weight)
-    made: dict[nn.Module, AdaptedLayer] = {}
-    projections: dict[nn.Module, QKVProjection] = {}
-    with all_or_nothing(before):
-        try:
-            for block, linears in blocks.items():
-                projections[block] = QKVProjection.from_linears(linears, keep_weight=keep_weight)
-                made.update((linear, projections[block].linear(i)) for i, linear in enumerate(linears))
-            for old in new:
-                if isinstance(old, nn.Conv2d):
-                    made[old] = LoRAConv2d.from_conv(old)
-                elif isinstance(old, nn.Linear) and old not in made:
-                    made[old] = LoRALinear.from_linear(old, keep_weight=keep_weight)
-            after = [*before, *banks_of(made.values())]
-            layers = {path: made.get(old, old) for path, old in touched.items()}
-            active, own = {**active_of(before), name: 1.0}, _by_bank(layers, factors, scale)
-            for bank in after:
-                if bank in own:
-                    bank.add(name, *own[bank], capacity=capacity, active=active)
-                else:
-                    bank.activate(active)
-        except BaseException:
-            release(banks_of(made.values()))
-            raise
-    for bank in own:
-        bank.names_by_attach.add(name)
-    for bank in after:
-        bank.made_by_attach |= bank not in before
-        bank.index = before[0].index if before else None
-    put(module, made)
-    attention.install(projections)
+    new = modules_to_replace(module, touched, blocks, keep_weight)
+    with all_or_nothing(before), replacements(new, blocks, keep_weight) as made:
+        after = [*before, *frozen_of(made.layers.values())]
+        layers = {path: made.layers.get(old, old) for path, old in touched.items()}
+        active, added = {**active_of(before), name: 1.0}, _pairs_of(layers, entries, scale)
+        for frozen in after:
+            if frozen in added:
+                frozen.add(name, *added[frozen], capacity=capacity, active=active)
+            else:
+                frozen.activate(active)
+    for frozen in added:
+        frozen.names_by_attach.add(name)
+    for frozen in after:
+        frozen.made_by_attach |= frozen not in before
+        frozen.index = before[0].index if before else None
+    put(module, made.layers)
+    attention.install(made.projections)
     return report
 
 
@@ -139,13 +131,13 @@ def set_adapters(module: nn.Module, weights: Mapping[str, float]) -> None:
         ValueError, TypeError: for names that are not attached, weights that are not finite, and another order while a
             set_adapter_index counts the present one. RuntimeError: while layers are merged. Nothing has changed then.
     """
-    banks = banks_of(layers_of(module).values())
-    check_weights(weights, names_of(banks))
-    for bank in banks:
-        bank.check_order(weights)
-    with all_or_nothing(banks):
-        for bank in banks:
-            bank.activate(weights)
+    all_frozen = frozen_of(layers_of(module).values())
+    check_weights(weights, names_of(all_frozen))
+    for frozen in all_frozen:
+        frozen.check_order(weights)
+    with all_or_nothing(all_frozen):
+        for frozen in all_frozen:
+            frozen.activate(weights)
 
 
 def set_adapter_index(module: nn.Module, index: Tensor | None) -> None:
@@ -160,18 +152,18 @@ def set_adapter_index(module: nn.Module, index: Tensor | None) -> None:
     Raises:
         ValueError, TypeError: for an index that cannot be one. A length other than the batch's raises at the call.
     """
-    banks = banks_of(layers_of(module).values())
+    all_frozen = frozen_of(layers_of(module).values())
     if index is not None:
         if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 1:
             what = f"{index.dtype} of shape {tuple(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
             raise TypeError(f"index must be an int64 tensor with one axis, got {what}")
-        active = active_of(banks)
+        active = active_of(all_frozen)
         if not ((index >= -1) & (index < len(active))).all():
             places = ", ".join(f"{i} ({name})" for i, name in enumerate(active)) or "no adapter"
             raise ValueError(f"index must hold -1 or one of {places}; got {index.tolist()}")
         index = index.clone()
-    for bank in banks:
-        bank.index = None if index is None else index.to(bank.layers[0].weight.device)
+    for frozen in all_frozen:
+        frozen.index = None if index is None else index.to(frozen.layers[0].weight.device)
 
 
 def swap(module: nn.Module, source: Source, name: str = "default", scale: float = 1.0) -> None:
@@ -187,17 +179,17 @@ def swap(module: nn.Module, source: Source, name: str = "default", scale: float 
     """
     finite("scale", scale)
     attached = layers_of(module)
-    banks = banks_of(attached.values())
-    check_names([name], names_of(banks))
-    factors = _resolve(module, source, strict=True).factors
-    had = {path for path, layer in attached.items() if name in layer._bank.parts and layer._bank.parts[name][layer._i]}
-    if foreign := [path for path in factors if path not in had]:
-        raise ValueError(f"{len(foreign)} layers have no adapter {name!r} to swap: {first(foreign)}")
-    own = _by_bank({path: attached[path] for path in factors}, factors, scale)
-    with all_or_nothing(banks):
-        for bank in banks:
-            if name in bank.parts:
-                bank.replace(name, *own.get(bank, ([None] * len(bank.layers), 1.0)))
+    all_frozen = frozen_of(attached.values())
+    check_names([name], names_of(all_frozen))
+    entries = _resolve(module, source, strict=True).entries
+    had = {path for path, layer in attached.items() if slot_of(layer, name)}
+    if foreign := [path for path in entries if path not in had]:
+        raise ValueError(f"{len(foreign)} layers have no adapter {name!r} to swap: {first_few(foreign)}")
+    new = _pairs_of({path: attached[path] for path in entries}, entries, scale)
+    with all_or_nothing(all_frozen):
+        for frozen in all_frozen:
+            if name in frozen.adapters.slots:
+                frozen.replace(name, *new.get(frozen, ([None] * len(frozen.layers), 1.0)))
 
 
 def detach(module: nn.Module, name: str | None = None) -> None:
@@ -213,20 +205,21 @@ def detach(module: nn.Module, name: str | None = None) -> None:
             several adapters while layers are merged. Nothing has changed then.
     """
     layers = layers_of(module, detached=True)
-    banks = banks_of(layers.values())
+    all_frozen = frozen_of(layers.values())
     if name is not None:
-        check_names([name], names_of(banks))
-    freed = [bank for bank in banks if bank.made_by_attach and (name is None or list(bank.parts) == [name])]
-    gone = {bank: names for bank in banks if bank not in freed and (names := _gone(bank, name))}
-    for bank, names in gone.items():
-        bank.check_order([key for key in active_of(banks) if key not in names])
-    with all_or_nothing(gone):
-        for bank, names in gone.items():
-            bank.forget(names)
+        check_names([name], names_of(all_frozen))
+    going = [frozen for frozen in all_frozen if frozen.made_by_attach]
+    freed = [frozen for frozen in going if name is None or list(frozen.adapters.slots) == [name]]
+    forgotten = {frozen: names for frozen in all_frozen if frozen not in freed and (names := _forgotten(frozen, name))}
+    for frozen, names in forgotten.items():
+        frozen.check_order([key for key in active_of(all_frozen) if key not in names])
+    with all_or_nothing(forgotten):
+        for frozen, names in forgotten.items():
+            frozen.change(frozen.adapters.without(names))
         release(freed)
-    for bank, names in gone.items():
-        bank.names_by_attach -= names
-    put(module, {layer: layer.give_back() for layer in layers.values() if layer._bank in freed})
+    for frozen, names in forgotten.items():
+        frozen.names_by_attach -= names
+    put(module, {layer: layer.give_back() for layer in layers.values() if layer._frozen in freed})
     attention.uninstall(module, freed)
 
 
@@ -243,31 +236,40 @@ def state_dict(module: nn.Module, name: str | None = None) -> dict[str, Tensor]:
         ValueError: for a name that is not attached, or without one where there are several or none.
     """
     layers = layers_of(module)
-    names = names_of(banks_of(layers.values()))
+    names = names_of(frozen_of(layers.values()))
     if name is None and len(names) != 1:
         raise ValueError(f"name must say which adapter: {', '.join(map(repr, names)) or 'none'} attached")
     name = next(iter(names)) if name is None else name
     check_names([name], names)
     state = {}
     for path, layer in layers.items():
-        part = layer._bank.parts[name][layer._i] if name in layer._bank.parts else None
-        if part is None or not len(part.down):
+        slot = slot_of(layer, name)
+        if slot is None or not len(slot.down):
             continue
-        stem, rank = path.replace("_orig_mod.", ""), len(part.down)
+        stem, rank = path.replace("_orig_mod.", ""), len(slot.down)
         # Files give an alpha of 0 the meaning of none.
-        silent = part.factor == 0
-        state[f"{stem}.lora_A.weight"] = part.down.detach()
-        state[f"{stem}.lora_B.weight"] = torch.zeros_like(part.up) if silent else part.up.detach()
-        alpha = float(rank) if silent else part.factor * rank
+        silent = slot.factor == 0
+        state[f"{stem}.lora_A.weight"] = slot.down.detach()
+        state[f"{stem}.lora_B.weight"] = torch.zeros_like(slot.up) if silent else slot.up.detach()
+        alpha = float(rank) if silent else slot.factor * rank
         state[f"{stem}.alpha"] = torch.tensor(alpha, dtype=torch.float64, device="cpu")
     return state
 
 
-def _gone(bank: Adapters, name: str | None) -> set[str]:
+def _check_new(name: str, entries: Mapping[str, Entry], before: list[FrozenLayers], capacity: int | None) -> None:
+    """Raises where the name is taken, or a rank above the capacity."""
+    if name in names_of(before):
+        raise ValueError(f"name must be new, {name!r} is attached: swap() or detach() it, or choose another")
+    if capacity is not None and (large := [path for path, entry in entries.items() if len(entry.down) > capacity]):
+        raise ValueError(f"capacity is {capacity}, the rank is {len(entries[large[0]].down)} in {first_few(large)}")
+
+
+def _forgotten(frozen: FrozenLayers, name: str | None) -> set[str]:
     """What a layer that stays forgets: the name, or all that attach brought, adapters of its and of other layers."""
+    slots, active = frozen.adapters.slots, frozen.adapters.active
     if name is not None:
-        return {name} & {*bank.parts, *bank.active}
-    return bank.names_by_attach | {own for own in bank.active if own not in bank.parts}
+        return {name} & {*slots, *active}
+    return frozen.names_by_attach | {other for other in active if other not in slots}
 
 
 def _resolve(module: nn.Module, source: Source, strict: bool) -> Resolution:
@@ -280,14 +282,15 @@ def _resolve(module: nn.Module, source: Source, strict: bool) -> Resolution:
     return resolution
 
 
-def _by_bank(
-    layers: Mapping[str, nn.Module], factors: Mapping[str, Factors], scale: float
-) -> dict[Adapters, tuple[list[Pair | None], list[float]]]:
-    """What add and replace take, for each bank that the factors touch."""
-    found: dict[Adapters, tuple[list[Pair | None], list[float]]] = {}
+def _pairs_of(
+    layers: Mapping[str, nn.Module], entries: Mapping[str, Entry], scale: float
+) -> dict[FrozenLayers, tuple[list[Pair | None], list[float]]]:
+    """The pairs and scales that add and replace take, for all layers that the entries touch."""
+    arguments: dict[FrozenLayers, tuple[list[Pair | None], list[float]]] = {}
     for path, layer in layers.items():
         assert isinstance(layer, AdaptedLayer)
-        bank, own = layer._bank, factors[path]
-        pairs, scales = found.setdefault(bank, ([None] * len(bank.layers), [1.0] * len(bank.layers)))
-        pairs[layer._i], scales[layer._i] = (own.down, own.up), scale * own.factor
-    return found
+        frozen, entry = layer._frozen, entries[path]
+        count = len(frozen.layers)
+        pairs, scales = arguments.setdefault(frozen, ([None] * count, [1.0] * count))
+        pairs[layer._i], scales[layer._i] = (entry.down, entry.up), scale * entry.factor
+    return arguments

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from torch import nn
 
-from fastsample.lora.layers.adapters import Adapters
-from fastsample.lora.layers.linear import AdaptedLayer, check_replaceable
+from fastsample.lora.layers.adapted import AdaptedLayer, check_replaceable
+from fastsample.lora.layers.conv import LoRAConv2d
+from fastsample.lora.layers.frozen import FrozenLayers, release
+from fastsample.lora.layers.linear import LoRALinear, QKVProjection
+from fastsample.lora.layers.slots import Slot
 
 
 def layers_of(module: nn.Module, detached: bool = False) -> dict[str, AdaptedLayer]:
@@ -17,26 +21,33 @@ def layers_of(module: nn.Module, detached: bool = False) -> dict[str, AdaptedLay
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch module, got {type(module).__name__}")
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptedLayer)}
-    for bank in () if detached else banks_of(layers.values()):
-        bank.check_attached()
+    for frozen in () if detached else frozen_of(layers.values()):
+        frozen.check_attached()
     return layers
 
 
-def banks_of(layers: Iterable[AdaptedLayer]) -> list[Adapters]:
-    return list(dict.fromkeys(layer._bank for layer in layers))
+def frozen_of(layers: Iterable[AdaptedLayer]) -> list[FrozenLayers]:
+    """What the layers are part of, each once: those that share their adapters are one."""
+    return list(dict.fromkeys(layer._frozen for layer in layers))
 
 
-def names_of(banks: Iterable[Adapters]) -> dict[str, None]:
+def names_of(all_frozen: Iterable[FrozenLayers]) -> dict[str, None]:
     """The adapters of a tree, of which a layer may have some."""
-    return dict.fromkeys(name for bank in banks for name in bank.parts)
+    return dict.fromkeys(name for frozen in all_frozen for name in frozen.adapters.slots)
 
 
-def active_of(banks: Iterable[Adapters]) -> dict[str, float]:
+def active_of(all_frozen: Iterable[FrozenLayers]) -> dict[str, float]:
     """The active adapters of a tree, in the order that an adapter index counts."""
     active: dict[str, float] = {}
-    for bank in banks:
-        active = {**bank.active, **active}
+    for frozen in all_frozen:
+        active = {**frozen.adapters.active, **active}
     return active
+
+
+def slot_of(layer: AdaptedLayer, name: str) -> Slot | None:
+    """What an adapter keeps in the layer; None where it leaves it alone, and where these layers do not have it."""
+    slots = layer._frozen.adapters.slots
+    return slots[name][layer._i] if name in slots else None
 
 
 def put(module: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
@@ -48,13 +59,13 @@ def put(module: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     _keep_called(module)
 
 
-def replaceable(
+def modules_to_replace(
     module: nn.Module,
     touched: Mapping[str, nn.Module],
     blocks: Mapping[nn.Module, list[nn.Linear]],
     keep_weight: bool,
 ) -> list[nn.Module]:
-    """The modules that adapted layers will replace, once it is known that they can."""
+    """Those of the touched modules that have no adapters yet, once it is known that adapted layers can replace them."""
     for path, old in touched.items():
         if not isinstance(old, AdaptedLayer):
             try:
@@ -71,24 +82,58 @@ def replaceable(
     return new
 
 
+class Replacements(NamedTuple):
+    """Adapted layers that are in no tree yet.
+
+    Attributes:
+        layers: by the module that each will replace.
+        projections: by the attention block whose linears it runs as one.
+    """
+
+    layers: dict[nn.Module, AdaptedLayer]
+    projections: dict[nn.Module, QKVProjection]
+
+
 @contextmanager
-def all_or_nothing(banks: Iterable[Adapters]) -> Iterator[None]:
+def replacements(
+    modules: Iterable[nn.Module], blocks: Mapping[nn.Module, list[nn.Linear]], keep_weight: bool
+) -> Iterator[Replacements]:
+    """Makes adapted layers of linears, convolutions and attention blocks; unmakes them if something raises inside."""
+    layers: dict[nn.Module, AdaptedLayer] = {}
+    projections: dict[nn.Module, QKVProjection] = {}
+    try:
+        for block, linears in blocks.items():
+            projections[block] = QKVProjection.from_linears(linears, keep_weight=keep_weight)
+            layers.update((linear, projections[block].linear(i)) for i, linear in enumerate(linears))
+        for module in modules:
+            if isinstance(module, nn.Conv2d):
+                layers[module] = LoRAConv2d.from_conv(module)
+            elif isinstance(module, nn.Linear) and module not in layers:
+                layers[module] = LoRALinear.from_linear(module, keep_weight=keep_weight)
+        yield Replacements(layers, projections)
+    except BaseException:
+        release(frozen_of(layers.values()))
+        raise
+
+
+@contextmanager
+def all_or_nothing(all_frozen: Iterable[FrozenLayers]) -> Iterator[None]:
     """Takes back what happened to the adapters inside if something raises."""
-    before = [(bank, bank.parts, bank.active) for bank in banks]
-    for bank, *_ in before:
-        bank.check_not_merged()
+    before = [(frozen, frozen.adapters) for frozen in all_frozen]
+    for frozen, _ in before:
+        frozen.check_not_merged()
     try:
         yield
     except BaseException:
-        for bank, parts, active in before:
-            bank.change(parts, active)
+        for frozen, adapters in before:
+            frozen.change(adapters)
         raise
 
 
 def _keep_called(module: nn.Module) -> None:
     """Keeps torch and diffusers from reading the weights of adapted linears instead of calling them."""
     for part in module.modules():
-        own = vars(part)
+        attributes = vars(part)
         if isinstance(part, nn.TransformerEncoderLayer):
             # One with a hook is not left to the kernel that reads the weights alone.
             hooks = part._forward_pre_hooks
@@ -100,15 +145,15 @@ def _keep_called(module: nn.Module) -> None:
         elif isinstance(part, nn.TransformerEncoder):
             # Only that kernel takes the nested tensors that an encoder makes of padded sequences.
             if _adapted(part):
-                own.setdefault("_nested_when_detached", part.use_nested_tensor)
+                attributes.setdefault("_nested_when_detached", part.use_nested_tensor)
                 part.use_nested_tensor = False
-            elif "_nested_when_detached" in own:
-                part.use_nested_tensor = own.pop("_nested_when_detached")
+            elif "_nested_when_detached" in attributes:
+                part.use_nested_tensor = attributes.pop("_nested_when_detached")
         elif callable(getattr(type(part), "fuse_projections", None)):
             if any(isinstance(child, AdaptedLayer) for child in part.children()):
-                own["fuse_projections"] = _refuse_to_fuse
-            elif own.get("fuse_projections") is _refuse_to_fuse:
-                del own["fuse_projections"]
+                attributes["fuse_projections"] = _refuse_to_fuse
+            elif attributes.get("fuse_projections") is _refuse_to_fuse:
+                del attributes["fuse_projections"]
 
 
 def _adapted(module: nn.Module) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dis
 import functools
-from collections.abc import Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+
+from fastsample.model.modules import only_children, unwrapped_module
 
 _DEPTH = 3  # functions that call functions, and attributes of attributes
 _PLAIN = (type(None), Tensor, int, float, str, type)
@@ -20,9 +21,9 @@ def called_modules(model: Any) -> tuple[nn.Module, ...]:
     A function is seen to call what its closure, its defaults and the globals it names hold, and what these hold under
     an attribute that it names, as in `lambda x, t: pipe.unet(x, t).sample`. Nothing is run and no property is read.
     """
-    found: dict[int, nn.Module] = {}
-    _gather(model, found, _DEPTH)
-    return tuple(found.values())
+    modules: dict[int, nn.Module] = {}
+    _gather(model, modules, _DEPTH)
+    return tuple(modules.values())
 
 
 def attribute(model: Any, name: str, kind: type) -> Any:
@@ -30,57 +31,35 @@ def attribute(model: Any, name: str, kind: type) -> Any:
 
     A module without it may hold a single one, of which it is then asked.
     """
-    own = getattr(model, name, None)
-    if own is not None:
-        return own
+    value = getattr(model, name, None)
+    if value is not None:
+        return value
     parts = (part for module in called_modules(model) for part in only_children(module))
     held = [value for part in parts if isinstance(value := getattr(part, name, None), kind)]
     return held[0] if held and all(value is held[0] for value in held) else None
 
 
-def unwrapped_module(module: nn.Module) -> nn.Module:
-    """The module that torch.compile, DataParallel and DistributedDataParallel wrap."""
-    while True:
-        compiled = module._modules.get("_orig_mod")
-        # Of DataParallel, DistributedDataParallel and FSDP it is the only child; models of one child have other names.
-        inner = compiled if compiled is not None else module._modules.get("module")
-        if inner is None or len(module._modules) != 1 or module._parameters:
-            return module
-        module = inner
-
-
-def only_children(module: nn.Module) -> Iterator[nn.Module]:
-    """The module, and the one it holds where that is all that it holds, and so on."""
-    yield module
-    while len(module._modules) == 1 and not module._parameters:
-        (child,) = module._modules.values()
-        if child is None:
-            return
-        module = child
-        yield module
-
-
-def _gather(value: Any, found: dict[int, nn.Module], depth: int) -> None:
+def _gather(value: Any, modules: dict[int, nn.Module], depth: int) -> None:
     if isinstance(value, nn.Module):
         inner = unwrapped_module(value)
-        found[id(inner)] = inner
+        modules[id(inner)] = inner
     elif depth <= 0:
         return
     elif isinstance(value, FunctionType):
-        _gather_from_function(value, None, found, depth)
+        _gather_from_function(value, None, modules, depth)
     elif isinstance(value, MethodType):
         if isinstance(value.__self__, nn.Module):
-            _gather(value.__self__, found, depth)
+            _gather(value.__self__, modules, depth)
         elif isinstance(value.__func__, FunctionType):
-            _gather_from_function(value.__func__, value.__self__, found, depth)
+            _gather_from_function(value.__func__, value.__self__, modules, depth)
     elif isinstance(value, functools.partial):
         for part in (value.func, *value.args, *value.keywords.values()):
-            _gather(part, found, depth - 1)
+            _gather(part, modules, depth - 1)
     elif callable(value) and isinstance(call := type(value).__call__, FunctionType):
-        _gather_from_function(call, value, found, depth)
+        _gather_from_function(call, value, modules, depth)
 
 
-def _gather_from_function(function: FunctionType, owner: Any, found: dict[int, nn.Module], depth: int) -> None:
+def _gather_from_function(function: FunctionType, owner: Any, modules: dict[int, nn.Module], depth: int) -> None:
     """What a function is seen to call, where it is a method with what its owner holds."""
     global_names, attribute_names = _names(function.__code__)
     held = []
@@ -100,16 +79,16 @@ def _gather_from_function(function: FunctionType, owner: Any, found: dict[int, n
             held.append(value)
     for value in held:
         if not isinstance(value, _PLAIN):
-            _gather(value, found, depth - 1)
-            _gather_attributes(value, attribute_names, found, depth - 1)
+            _gather(value, modules, depth - 1)
+            _gather_attributes(value, attribute_names, modules, depth - 1)
     if owner is not None:
-        _gather_attributes(owner, attribute_names, found, depth - 1)
+        _gather_attributes(owner, attribute_names, modules, depth - 1)
         for name in attribute_names & vars(type(owner)).keys() if depth > 1 else ():
             if isinstance(method := vars(type(owner))[name], FunctionType):
-                _gather_from_function(method, owner, found, depth - 1)
+                _gather_from_function(method, owner, modules, depth - 1)
 
 
-def _gather_attributes(value: Any, names: frozenset[str], found: dict[int, nn.Module], depth: int) -> None:
+def _gather_attributes(value: Any, names: frozenset[str], modules: dict[int, nn.Module], depth: int) -> None:
     """What a function that names these attributes is seen to call of an object's own."""
     attributes = getattr(value, "__dict__", None)
     if depth < 0 or isinstance(value, nn.Module | FunctionType) or type(attributes) is not dict:
@@ -118,8 +97,8 @@ def _gather_attributes(value: Any, names: frozenset[str], found: dict[int, nn.Mo
         inner = attributes[name]
         if isinstance(inner, _PLAIN) or (isinstance(value, ModuleType) and not isinstance(inner, nn.Module)):
             continue
-        _gather(inner, found, depth)
-        _gather_attributes(inner, names, found, depth - 1)
+        _gather(inner, modules, depth)
+        _gather_attributes(inner, names, modules, depth - 1)
 
 
 @functools.lru_cache(maxsize=256)

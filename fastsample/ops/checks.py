@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsample.checks import checked_shape, integer, real, real_array
+from fastsample.checks import checked_shape, integer, not_a_tensor, real, real_array
 from fastsample.ops.address import check_strided, check_written, start_of
 from fastsample.ops.tracing import followed, outside, transformed
 from fastsample.tables import Table
@@ -41,7 +41,7 @@ def check_output(m: Tensor, x: Tensor, *, guided: bool, name: str = "model_outpu
 def check_like(name: str, tensor: Tensor | None, x: Tensor, *, dtype: torch.dtype | None, copies: int = 1) -> None:
     """Raises unless the tensor has x's shape (or up to `copies` batches of it), device and this dtype."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        raise not_a_tensor(name, tensor)
     check_strided(name, tensor)
     if not any(tensor.shape == (count * x.shape[0], *x.shape[1:]) for count in range(1, copies + 1)):
         or_twice = " or twice its batch" if copies > 1 else ""
@@ -146,7 +146,7 @@ def check_history(history: Sequence[Tensor]) -> None:
         raise ValueError(f"history holds the x0 of at most 2 earlier rows, got {len(history)}")
     for i, one in enumerate(history):
         if not isinstance(one, Tensor):
-            raise TypeError(f"history[{i}] must be a tensor, got {type(one).__name__}")
+            raise not_a_tensor(f"history[{i}]", one)
 
 
 def check_memory(inputs: dict[str, Tensor | None], outputs: dict[str, Tensor | None]) -> None:

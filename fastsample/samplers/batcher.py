@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.checks import check_number
 from fastsample.loop.guidance import Shared, guidance_of
 from fastsample.loop.options import RunOptions
 from fastsample.loop.places import Places
@@ -20,7 +21,6 @@ from fastsample.loop.start import warn_of_far_noise
 from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose
 from fastsample.ops.noise.keys import sample_keys
-from fastsample.samplers.limits import check_number
 from fastsample.samplers.sampler import Sampler
 
 _ENTERING = -1  # the row of a place whose sample has yet to be begun

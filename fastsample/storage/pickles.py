@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import torch
 
-from fastsample.storage.files import open_regular
+from fastsample.storage.reading import open_regular
 
 # A tensor takes about 200 bytes of it, beside its values.
 _LARGEST_PICKLE = 8 << 20
@@ -110,7 +110,7 @@ def _look_through_old(file: BinaryIO, whole: int) -> None:
         dry = _Dry(start, lambda key: whole)
         dry.load()
         storages = dry.storages
-    if (total := sum(one.nbytes for one in storages.values())) > whole:
+    if (total := sum(storage.nbytes for storage in storages.values())) > whole:
         raise ValueError(f"its storages have {total} bytes, the file {whole}")
 
 
@@ -133,9 +133,9 @@ class _Dry(pickle._Unpickler):
             return _tensor
         if module == "torch._utils" and name in _PARAMETERS:
             return _parameter
-        found = getattr(torch, name, None) if module in ("torch", "torch.storage") else None
-        if isinstance(found, torch.dtype) or (isinstance(found, type) and name.endswith("Storage")):
-            return found
+        named = getattr(torch, name, None) if module in ("torch", "torch.storage") else None
+        if isinstance(named, torch.dtype) or (isinstance(named, type) and name.endswith("Storage")):
+            return named
         raise ValueError(f"GLOBAL {module[:100]}.{name[:100]} is no part of a tensor")
 
     def _build(self) -> None:
@@ -172,7 +172,7 @@ def _inert(*arguments: object) -> _Inert:
 
 
 def _bounded(*arguments: object) -> _Inert:
-    if any(isinstance(one, int) for one in arguments):
+    if any(isinstance(argument, int) for argument in arguments):
         raise ValueError("a bytearray is made of a number, not of bytes")
     return _Inert()
 
@@ -182,7 +182,7 @@ def _parameter(data: object, *_: object) -> object:
 
 
 def _tensor(storage: _Storage, offset: Any, size: Any, stride: Any, *rest: Any) -> _Inert:
-    dtype = next((one for one in rest if isinstance(one, torch.dtype)), None)
+    dtype = next((item for item in rest if isinstance(item, torch.dtype)), None)
     itemsize = storage.itemsize if dtype is None else dtype.itemsize
     if not all(map(_is_size, (offset, *size, *stride))) or len(size) != len(stride):
         raise ValueError("a tensor's offset, size and stride must be whole numbers from 0 on")
@@ -199,10 +199,10 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
-def state_dict_of(found: object, path: object) -> Mapping[Any, Any]:
+def state_dict_of(loaded: object, path: object) -> Mapping[Any, Any]:
     """The state dict in what was loaded, which may lie in a training framework's checkpoint."""
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not a state dict")
-    return found
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a state dict")
+    return loaded

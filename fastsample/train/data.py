@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsample.storage.files import check_expansion, regular_size
+from fastsample.storage.reading import check_expansion, regular_size
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # Pillow would also take what only looks like one by its name, such as PostScript, for which it runs a program.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastsample.storage.files import replace_text, replacing
+from fastsample.storage.writing import replace_text, replacing
 
 _ROW = 50
 

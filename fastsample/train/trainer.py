@@ -15,14 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastsample.schedule import Schedule
-from fastsample.storage.files import (
-    check_replaceable,
-    check_writable,
-    remove_parts,
-    replacing,
-    sole_writer,
-)
 from fastsample.storage.pickles import load_pickle
+from fastsample.storage.writing import check_replaceable, check_writable, remove_parts, replacing, sole_writer
 from fastsample.train.data import ImageData
 from fastsample.train.losses import HybridLoss
 from fastsample.train.report import write_report

@@ -12,14 +12,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fastsample.schedule import Schedule
-from fastsample.storage.files import regular_size, replacing
+from fastsample.storage.reading import regular_size
+from fastsample.storage.writing import replacing
 from fastsample.zoo.unet import UNet, UNetConfig
 
 _KEY = "fastsample_unet"
 
 
 def save(model: UNet, path: str | Path) -> None:
-    """Writes the model, replacing the file at once, so that readers never see half of one; see files.replacing.
+    """Writes the model, replacing the file at once, so that readers never see half of one (storage.writing).
 
     Raises:
         OSError: it cannot be written. ValueError: there is a folder or a device. What was there stays.

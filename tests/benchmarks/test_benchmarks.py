@@ -1,9 +1,7 @@
 """The benchmarks' harness, and smoke runs of every script."""
 
-import csv
 import gc
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,35 +11,16 @@ import torch
 
 import fastsample
 from benchmarks import convergence, digits, lora, noise, sampler, step
+from benchmarks.cases.repeatable import repeatable
+from benchmarks.cases.steps import NOISE_FREE, NOISY, Case
 from benchmarks.common import cpu, harness, options, report
-from benchmarks.common.cases import NOISE_FREE, NOISY, Case
 from benchmarks.common.harness import Candidate, Spread, Timing, measure
-from benchmarks.common.settling import settling
 from benchmarks.models.mixture import Mixture
-from benchmarks.peers import pairs
-from benchmarks.peers import steps as peers
+from benchmarks.peers.plain_torch import compiled
+from support.levels import needs_cpu
+from support.results import read
 
 FAMILY = cpu.slug(cpu.family())
-
-needs_cpu = pytest.mark.skipif(not fastsample.backends()["cpu"]["available"], reason="no CPU kernels")
-
-
-@pytest.fixture(autouse=True)
-def no_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FASTSAMPLE_BACKEND", raising=False)
-
-
-@pytest.fixture
-def quick(tmp_path: Path) -> Iterator[list[str]]:
-    """Flags of a smoke run. On one thread: a busy machine makes two wait for each other."""
-    threads = torch.get_num_threads()
-    yield ["--quick", "--threads", "1", "--out", str(tmp_path)]
-    torch.set_num_threads(threads)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def timing(*seconds: float, bytes: int = 0) -> Timing:
@@ -199,7 +178,7 @@ def test_a_step_can_be_timed_for_ever(case: Case) -> None:
     2 (|m| + |noise|); the noise stays below 5.9 exp(g0 + g1 v), and |v| below 5.
     """
     x = torch.randn(2, 4, 8, 8)
-    operands, table = case.operands(x.shape), settling(case.table)
+    operands, table = case.operands(x.shape), repeatable(case.table)
     original, row = case.table, case.row
     for name in ("p", "q", "a", "b", "c1", "c2", "d", "s", "g1"):
         assert (getattr(original, name)[row] != 0) == (getattr(table, name)[row] != 0), "another row, other work"
@@ -227,19 +206,8 @@ def test_what_torch_compile_cannot_do_is_left_out(
         return lambda *tensors: (_ for _ in ()).throw(raise_it)
 
     monkeypatch.setattr(torch, "compile", broken)
-    assert peers.compiled(torch.add, [torch.ones(1), torch.ones(1)]) is None
+    assert compiled(torch.add, [torch.ones(1), torch.ones(1)]) is None
     assert "torch.compile is left out, it failed: no C++ compiler\n" in capsys.readouterr().out
-
-
-@pytest.fixture(params=["with diffusers", "without diffusers"])
-def has_diffusers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    pairs._diffusers.cache_clear()
-    if request.param == "with diffusers":
-        pytest.importorskip("diffusers")
-        return True
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    request.addfinalizer(pairs._diffusers.cache_clear)
-    return False
 
 
 @needs_cpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,6 @@ from benchmarks.common import cpu, gpu, options, report
 from benchmarks.common.harness import Candidate, measure
 
 CUDA = torch.device("cuda")
-
-
-@pytest.fixture(autouse=True)
-def no_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FASTSAMPLE_BACKEND", raising=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -88,7 +84,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: log.append("wait"))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: __import__("contextlib").nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(gpu, "driver", lambda: "580.1")
     monkeypatch.setattr(torch, "empty", flush)

@@ -1,8 +1,6 @@
 """benchmarks.lora: smoke runs, what it counts, and what it refuses to time."""
 
-import csv
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,49 +9,16 @@ import torch
 
 import fastsample
 from benchmarks import choice, lora
+from benchmarks.cases.lora import Case, error
 from benchmarks.common import cpu, precision
 from benchmarks.common.harness import Spread
+from benchmarks.common.optional import optional
 from benchmarks.peers import openvino as openvino_peer
-from benchmarks.peers.lora import peft_if_there
 from benchmarks.sections import projections, unets
-from benchmarks.sections.lora_case import Case, error
+from support.levels import needs_cpu
+from support.results import read
 
 FAMILY = cpu.slug(cpu.family())
-needs_cpu = pytest.mark.skipif(not fastsample.backends()["cpu"]["available"], reason="no CPU kernels")
-
-
-@pytest.fixture
-def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Flags of a smoke run. On one thread: a busy machine makes two wait for each other."""
-    monkeypatch.delenv("FASTSAMPLE_BACKEND", raising=False)
-    threads = torch.get_num_threads()
-    yield ["--quick", "--threads", "1", "--out", str(tmp_path)]
-    torch.set_num_threads(threads)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture(params=["with", "without"])
-def has_diffusers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    return _there("diffusers", request.param, monkeypatch)
-
-
-@pytest.fixture(params=["with", "without"])
-def has_peft(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
-    peft_if_there.cache_clear()
-    yield _there("peft", request.param, monkeypatch)
-    peft_if_there.cache_clear()
-
-
-def _there(package: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> bool:
-    if wanted == "with":
-        pytest.importorskip(package)
-        return True
-    monkeypatch.setitem(sys.modules, package, None)
-    return False
 
 
 @needs_cpu
@@ -127,7 +92,7 @@ def test_a_torch_without_the_switch_is_refused(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_openvino_fuses_and_agrees(dtype: torch.dtype) -> None:
     pytest.importorskip("openvino")
-    openvino_peer.openvino_if_there.cache_clear()
+    optional.cache_clear()
     case = Case.of((29, 24, 40), dtype)
     call = openvino_peer.with_openvino(case, case.pairs(4))
     assert call is not None
@@ -136,11 +101,11 @@ def test_openvino_fuses_and_agrees(dtype: torch.dtype) -> None:
 
 def test_without_openvino_it_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    openvino_peer.openvino_if_there.cache_clear()
+    optional.cache_clear()
     case = Case.of((3, 8), torch.float32)
     assert openvino_peer.with_openvino(case, case.pairs(4)) is None
     assert "OpenVINO is left out" in capsys.readouterr().out
-    openvino_peer.openvino_if_there.cache_clear()
+    optional.cache_clear()
 
 
 @needs_cpu

@@ -17,8 +17,9 @@ import torch
 
 from fastsample import selftest
 from fastsample.cli import main
-from fastsample.commands import demo, one_line
+from fastsample.commands import demo
 from fastsample.commands import train as train_command
+from fastsample.commands.console import one_line
 
 SMALL = ["--batch-size", "4", "--widths", "8", "16", "--timesteps", "20"]
 
@@ -199,7 +200,7 @@ def test_other_errors_are_one_line_too(
 def test_output_that_cannot_be_written(output: str, status: int, lines: int, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom fastsample import selftest\nfrom fastsample.cli import main\n"
-        "selftest.run = lambda arguments: print('a table') or 0\nsys.exit(main(['selftest']))"
+        "selftest.run = lambda *arguments: print('a table') or 0\nsys.exit(main(['selftest']))"
     )
     if output == "closed":
         reading, writing = os.pipe()

@@ -150,13 +150,13 @@ def test_what_lies_beyond_ends_the_process(address_sanitizer: Path, name: str, c
 
 # The cases that reach the ends of memory: odd sizes, both kernels of a step, all dtypes, several chunks of a reduction.
 UNDER_ADDRESS_SANITIZER = [
-    "test_cuda_noise.py::test_same_bits_as_the_cpu",
-    *(f"test_cuda_step.py::test_modes[{mode}-{dtype}]" for mode in ("everything", "learned") for dtype in DTYPES),
-    "test_cuda_step.py::test_in_place_and_x0_over_its_history[everything-h1]",
-    *(f"test_cuda_reductions.py::test_thresholds[{size}]" for size in (1, 9, 8193)),
-    *(f"test_cuda_reductions.py::test_rescale_factors[{size}-{dtype}]" for size in (9, 8193) for dtype in DTYPES),
+    "gpu/test_cuda_noise.py::test_same_bits_as_the_cpu",
+    *(f"gpu/test_cuda_step.py::test_modes[{mode}-{dtype}]" for mode in ("everything", "learned") for dtype in DTYPES),
+    "gpu/test_cuda_step.py::test_in_place_and_x0_over_its_history[everything-h1]",
+    *(f"gpu/test_cuda_reductions.py::test_thresholds[{size}]" for size in (1, 9, 8193)),
+    *(f"gpu/test_cuda_reductions.py::test_rescale_factors[{size}-{dtype}]" for size in (9, 8193) for dtype in DTYPES),
     *(
-        f"test_cuda_reductions.py::test_posterior[{size}-learned_range-clip-{dtype}]"
+        f"gpu/test_cuda_reductions.py::test_posterior[{size}-learned_range-clip-{dtype}]"
         for size in (5, 8)
         for dtype in DTYPES
     ),

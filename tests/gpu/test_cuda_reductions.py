@@ -17,13 +17,13 @@ from support.cuda_on_cpu import calls
 from support.cuda_on_cpu.build import ORDERS, CudaOnCpu
 from support.cuda_on_cpu.calls import Memory
 from support.formula import normal
+from support.step_modes import DTYPES
 
 pytest_plugins = ["support.cuda_on_cpu.fixtures"]
 pytestmark = pytest.mark.usefixtures("scalar")
 
 NAN, INF = math.nan, math.inf
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 # Within a chunk of 8192, at its ends, and several, with 8 elements to a thread and without.
 SIZES = [1, 2, 7, 8, 9, 1000, 4100, 8191, 8192, 8193, 20_003, 24_584]
 

@@ -17,14 +17,13 @@ from support.cuda_on_cpu import calls
 from support.cuda_on_cpu.build import ORDERS, CudaOnCpu
 from support.cuda_on_cpu.calls import Memory
 from support.formula import normal
-from support.step_modes import MODES, ROWS, case
+from support.step_modes import DTYPES, MIXED, MODES, case
 
 pytest_plugins = ["support.cuda_on_cpu.fixtures"]
 pytestmark = pytest.mark.usefixtures("scalar")
 
 NAN = math.nan
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 # Elements of a sample: 8 to a thread where that divides them, else 4; a block of samples and one of a part of a sample.
 SHAPES = [
     (1, 1, 1),
@@ -189,7 +188,7 @@ def test_rows_of_their_own(on_cpu: CudaOnCpu, memory: Memory, guided: bool, dtyp
         if guided:
             call |= dict(guidance=[7.5, 1.0, 2.0, 7.5, 0.0, 3.0, 7.5], guidance_rescale=0.7)
         for noise in (dict(seed=20), dict(noise=normal(shape, 9))):
-            check(on_cpu, memory, ROWS, rows, {**call, **noise})
+            check(on_cpu, memory, MIXED, rows, {**call, **noise})
 
 
 @pytest.mark.parametrize("columns", [{}, dict(quantile=0.9)], ids=["plain", "thresholded"])

@@ -16,15 +16,15 @@ from fastsample.ops.backend import _cpu
 from fastsample.ops.noise.keys import sample_keys
 from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
+from support.devices import DEVICE
+from support.levels import needs_cpu
 from support.paths import ROOT
 from support.philox import KNOWN_ANSWERS
 
 pytest.importorskip("triton")
 from fastsample.kernels import arithmetic, blocks, noise, posterior
 from fastsample.kernels.arithmetic import exp2_of, fma, rounded, tl, triton
-from support.triton_launch import DEVICE, Framed, small_launches
-
-needs_cpu = pytest.mark.skipif(_cpu is None, reason="the C++ extension is not built")
+from support.triton_launch import Framed, small_launches
 
 
 @triton.jit

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import HAS_GPU
 from fastsample.lora import LoRALinear, QKVProjection
 from fastsample.ops import backend as backends
-from fastsample.ops import lora
 from fastsample.ops.lora import lora_linear, lora_linear_reference
-from fastsample.ops.lora.pack import LowRank, PackedAdapters, PackedLinear, pack_adapters, pack_linear
+from fastsample.ops.lora.adapters import LowRank, PackedAdapters, pack_adapters
+from fastsample.ops.lora.weights import PackedLinear, pack_linear
+from support.devices import DEVICE, HAS_GPU
 from support.lora_formula import (
     DTYPES,
     MEASURED,
@@ -26,12 +24,13 @@ from support.lora_formula import (
     exact,
     problem,
 )
+from support.lora_memory import LAYOUTS, Margins, layouts
 
-pytestmark = pytest.mark.skipif(
-    not backends.backends()["triton"]["available"], reason=backends.backends()["triton"]["reason"]
-)
+pytestmark = [
+    pytest.mark.skipif(not backends.backends()["triton"]["available"], reason=backends.backends()["triton"]["reason"]),
+    pytest.mark.usefixtures("nan_filled_new_empty"),
+]
 
-DEVICE = "cuda" if HAS_GPU else "cpu"
 NAN = math.nan
 HALVES_AND_FLOAT = [torch.float32, torch.float16]
 
@@ -39,30 +38,11 @@ HALVES_AND_FLOAT = [torch.float32, torch.float16]
 @pytest.fixture(params=["one launch", "two launches"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether expand sums t itself, whatever the rule says; above its largest rank it cannot."""
-    from fastsample.kernels import lora_tiles
+    from fastsample.kernels.lora import tiles
 
     alone = request.param == "one launch"
-    monkeypatch.setattr(lora_tiles, "one_launch", lambda one: alone and one.width <= 64)
+    monkeypatch.setattr(tiles, "one_launch", lambda one: alone and one.width <= 64)
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def nan_filled_new_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As conftest does it for torch.empty: packed factors and t start as NaN, the padding of ranks too."""
-    new_empty = Tensor.new_empty
-
-    def poisoned(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        made = new_empty(self, *args, **kwargs)
-        return made.fill_(NAN) if made.is_floating_point() else made
-
-    monkeypatch.setattr(Tensor, "new_empty", poisoned)
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def packs(p: Problem) -> tuple[PackedLinear, PackedAdapters | None]:
@@ -159,37 +139,19 @@ def test_rank_0_adds_nothing(form: str) -> None:
 @pytest.mark.parametrize("dtype", HALVES_AND_FLOAT, ids=str)
 def test_both_forms_agree(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """They sum the same products, t's too, in blocks of the same features one after the other."""
-    from fastsample.kernels import lora_tiles
+    from fastsample.kernels.lora import tiles
 
     p, results = problem(2 * 17, 72, (33, 17), (20, 5), dtype), []
     for alone in (True, False):
-        monkeypatch.setattr(lora_tiles, "one_launch", lambda one, alone=alone: alone)
+        monkeypatch.setattr(tiles, "one_launch", lambda one, alone=alone: alone)
         results.append(run(p.x.view(2, 17, 72), *packs(p), index=[1, 0]))
     assert_same(*results, "triton")
 
 
-def _layouts(x: Tensor) -> dict[str, Tensor]:
-    """Views with the values of the (12, K) x, or of its first rows, between NaN where there is room for it."""
-    k = x.shape[1]
-    wide = x.new_full((12, 3, k), NAN)
-    wide[:, 1] = x
-    return {
-        "1-D": x[0],
-        "1-D strided": x.repeat_interleave(2, 1)[0, ::2],
-        "rows of a wider tensor": wide[:, 1],
-        "transposed": x.T.contiguous().T,
-        "expanded": x[:1].expand(12, k),
-        "3-D with axes swapped": x.view(2, 6, k).transpose(0, 1),
-        "negative bit": torch._neg_view(-x),
-        "no rows": x[:0].view(2, 0, k),
-        "no samples": x[:0].view(0, 2, k),
-    }
-
-
-@pytest.mark.parametrize("name", _layouts(torch.zeros(12, 1)))
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_of_x(name: str) -> None:
-    p = problem(12, 33, (17, 5), (3,), torch.float32)
-    x = _layouts(p.x.to(DEVICE))[name]
+    p = problem(24, 33, (17, 5), (3,), torch.float32)
+    x = layouts(p.x.to(DEVICE))[name]
     got = run(x, *packs(p))
     want = run(x.resolve_neg().reshape(-1, 33).contiguous(), *packs(p))
     assert [y.shape for y in got] == [(*x.shape[:-1], n) for n in (17, 5)]
@@ -218,18 +180,11 @@ def test_nan_stays_in_its_row(form: str) -> None:
 
 
 def test_nothing_is_written_beyond_the_outputs(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole: list[Tensor] = []
-
-    def with_margins(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        whole.append(torch.full((shape.numel() + 128,), 7.0, dtype=dtype, device=device))
-        return whole[-1][64:-64].view(shape)
-
-    monkeypatch.setattr(lora, "fresh", with_margins)
+    margins = Margins(monkeypatch)
     p = problem(24, 33, (31, 5, 17), (3,), torch.float32)
     for rows in (1, 24):
-        whole.clear()
         assert not any(y.isnan().any() for y in run(p.x[:rows], *packs(p)))
-        assert len(whole) == 3 and all((one[:64] == 7).all() and (one[-64:] == 7).all() for one in whole)
+        margins.check(3)
 
 
 @pytest.mark.parametrize("dtype", HALVES_AND_FLOAT, ids=str)
@@ -342,99 +297,3 @@ def test_layers_run_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     qkv.set_adapters({"a": 0.3, "b": -2.0})
     qkv.swap_adapter("a", [pair(16, 1), None, pair(8, 4)])
     compared()
-
-
-RULE: list[tuple[str, dict[str, Any], bool]] = [
-    ("a text encoder's 77 tokens", {"rows": 77, "k": 768, "ns": (320, 320), "width": 16}, True),
-    ("q, k and v of 32 x 32", {"rows": 1024, "k": 640, "ns": (640,) * 3, "width": 16}, True),
-    ("q, k and v of 64 x 64, twice", {"rows": 4096, "samples": 2, "k": 640, "ns": (640,) * 3, "width": 16}, False),
-    ("rank 128", {"rows": 1, "k": 320, "ns": (320,), "width": 128}, False),
-    ("rank 64 in float32", {"rows": 1, "k": 320, "ns": (320,), "width": 64, "dtype": torch.float32}, False),
-    ("rank 64", {"rows": 1, "k": 320, "ns": (320,), "width": 64}, True),
-    ("q, k and v in float32", {"rows": 1024, "k": 640, "ns": (640,) * 3, "width": 16, "dtype": torch.float32}, False),
-]
-
-
-def a_problem(**values: Any) -> Any:
-    from fastsample.kernels.lora_tiles import Problem as Shape
-
-    width = values.get("width", 16)
-    some = {"rows": 64, "samples": 1, "k": 64, "ns": (64,), "width": width, "columns": 3 * width}
-    return Shape(**{**some, "dtype": torch.float16, "device": torch.device("cuda:0"), **values})
-
-
-@pytest.mark.parametrize(("values", "alone"), [pytest.param(*one[1:], id=one[0]) for one in RULE])
-def test_the_rule_for_one_launch(values: dict[str, Any], alone: bool) -> None:
-    from fastsample.kernels import lora_tiles
-
-    assert lora_tiles.one_launch(a_problem(**values)) is alone
-
-
-@pytest.mark.parametrize("limit", [64, 99, 163, 227])
-@pytest.mark.parametrize("dtype", HALVES_AND_FLOAT, ids=str)
-def test_tiles_fit_the_shared_memory(dtype: torch.dtype, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a block, in KB: gfx942, sm_86 and sm_120, sm_80, sm_90 and sm_100. There is always one."""
-    from fastsample.kernels import lora_tiles
-
-    monkeypatch.setattr(lora_tiles, "INTERPRETED", False)
-    monkeypatch.setattr(lora_tiles, "_shared_memory_of", lambda device: limit << 10)
-    most = 0
-    for rows, width, alone in itertools.product((1, 64), (0, 16, 64), (True, False)):
-        shape = a_problem(rows=rows, width=width, dtype=dtype)
-        found = lora_tiles.expand_blocks(shape, alone)
-        extra = width if alone else 0
-        assert all(lora_tiles.shared_memory(one, extra, dtype.itemsize) <= limit << 10 for one in found)
-        assert all(one.columns <= 64 for one in lora_tiles.shrink_blocks(shape._replace(columns=max(width, 16))))
-        most = max(most, *(one.rows * one.columns for one in found))
-    largest = {torch.float16: {64: 64 * 64, 99: 128 * 128}.get(limit, 128 * 256), torch.float32: 128 * 128}
-    assert most == largest[dtype]
-
-
-def timed(times: dict[Any, float]) -> tuple[list[Any], Callable[..., float]]:
-    asked: list[Any] = []
-
-    def milliseconds(run: Any, blocks: Any) -> float:
-        asked.append(blocks)
-        if blocks not in times:
-            raise RuntimeError(f"{blocks} do not compile")
-        return times[blocks]
-
-    return asked, milliseconds
-
-
-def test_the_fastest_tile_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsample.kernels import lora_tiles
-
-    blocks = lora_tiles.FEW["half"][:3]
-    asked, milliseconds = timed(dict(zip(blocks[1:], (2.0, 1.0), strict=True)))
-    monkeypatch.setattr(lora_tiles, "_best", {})
-    monkeypatch.setattr(lora_tiles, "_milliseconds", milliseconds)
-
-    def found(rows: int, capturing: bool = False) -> Any:
-        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-        return lora_tiles.fastest("expand", a_problem(rows=rows), blocks, lambda one: None)
-
-    assert found(100, capturing=True) is blocks[0] and not asked
-    assert found(100) is blocks[2] and asked == list(blocks)
-    assert found(128, capturing=True) is blocks[2] and found(70) is blocks[2] and len(asked) == 3
-    assert found(129) is blocks[2] and len(asked) == 6
-
-    # Float32 is timed again where its products are rounded to tf32.
-    def found_in(precision: str) -> Any:
-        monkeypatch.setattr(lora_tiles, "precision", lambda dtype, device: precision)
-        return lora_tiles.fastest("expand", a_problem(dtype=torch.float32), blocks, lambda one: None)
-
-    assert found_in("ieee") is found_in("tf32") is found_in("ieee") is blocks[2] and len(asked) == 12
-
-
-def test_an_error_of_every_tile_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsample.kernels import lora_tiles
-
-    blocks = lora_tiles.FEW["half"][:3]
-    asked, milliseconds = timed({})
-    monkeypatch.setattr(lora_tiles, "_best", {})
-    monkeypatch.setattr(lora_tiles, "_milliseconds", milliseconds)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    with pytest.raises(RuntimeError, match=r"rows=16, columns=32, depth=64.* do not compile"):
-        lora_tiles.fastest("expand", a_problem(), blocks, lambda one: None)
-    assert asked == list(blocks) and not lora_tiles._best

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import HAS_GPU
 from fastsample import Table, ops
 from support.ahead import ENVIRONMENT, Ahead
-from support.formula import UNIT, normal
+from support.devices import DEVICE
+from support.formula import UNIT, normal, same_values
+from support.quantiles import VALUES_AT_THE_ENDS
 
 pytest.importorskip("triton")
 from fastsample.kernels import reductions
 from fastsample.kernels.arithmetic import tl, triton
 
-DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 INF, NAN = math.inf, math.nan
 
 
@@ -50,7 +50,6 @@ def bounds(
             state.to(DEVICE),
             m.to(DEVICE),
             size,
-            guidance is not None,
             *on,
             scratch,
             out,
@@ -67,10 +66,6 @@ def quantiles(x0: Tensor, quantile: float, limit: float = INF) -> Tensor:
     found = torch.stack([torch.quantile(one.float().abs(), quantile) for one in x0])
     r = found.clamp(1.0, limit)
     return r.masked_fill(r.isinf(), NAN)
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("quantile", [0.25, 0.995, 1.0])
@@ -112,29 +107,18 @@ def test_neighbouring_floats_are_told_apart(order: str) -> None:
 @pytest.mark.parametrize("upper", [0x40400001, 0x404000FF, 0x4040FFFF, 0x407FFFFF, 0x41000000, 0x7F7FFFFF, 0x7F800000])
 def test_the_value_above_may_share_any_number_of_digits(upper: int) -> None:
     x0 = torch.tensor([[0x40400000, upper, 0, upper]], dtype=torch.int32).view(torch.float32)
-    assert same(bounds(x0, of_x0(0.4)), quantiles(x0, 0.4)), "between both"
+    assert same_values(bounds(x0, of_x0(0.4)), quantiles(x0, 0.4)), "between both"
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        pytest.param([INF, 1.0, -2.0, 3.0], id="one-infinity"),
-        pytest.param([INF] * 4, id="all-infinite"),
-        pytest.param([NAN, 1.0, 2.0, 3.0], id="nan"),
-        pytest.param([-NAN, INF, 2.0, 3.0], id="nan-and-infinity"),
-        pytest.param([0.0] * 4, id="zeros"),
-        pytest.param([1e-45, -1e-45, 0.0, 1e-40], id="subnormal"),
-        pytest.param([3e38, -3e38, 3e38, 1.0], id="huge"),
-    ],
-)
+@pytest.mark.parametrize("values", VALUES_AT_THE_ENDS)
 @pytest.mark.parametrize("quantile", [0.5, 1.0])
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy, of infinities
 def test_values_at_the_ends(values: list[float], quantile: float) -> None:
     x0 = torch.tensor([values, [1.0, 2.0, 3.0, 4.0]])
     got = bounds(x0, of_x0(quantile, 5.0))
-    assert same(got, quantiles(x0, quantile, 5.0))
+    assert same_values(got, quantiles(x0, quantile, 5.0))
     assert got[1].isfinite(), "only the sample that holds them suffers"
-    assert same(bounds(x0[:1], of_x0(quantile)), quantiles(x0[:1], quantile))
+    assert same_values(bounds(x0[:1], of_x0(quantile)), quantiles(x0[:1], quantile))
 
 
 @pytest.mark.parametrize("limit", [INF, 5.0], ids=["free", "max-5"])
@@ -143,9 +127,9 @@ def test_values_at_the_ends(values: list[float], quantile: float) -> None:
 def test_a_step_whose_quantile_is_next_to_an_infinity(quantile: float, limit: float) -> None:
     x0 = torch.tensor([[0.5, 1.0, 2.0, -3.0, INF, 4.0, 5.0, 6.0, 7.0]])
     table, x = of_x0(quantile, limit), torch.zeros_like(x0)
-    assert same(bounds(x0, table), quantiles(x0, quantile, limit))
+    assert same_values(bounds(x0, table), quantiles(x0, quantile, limit))
     got = ops.step(x.to(DEVICE), x0.to(DEVICE), table, 0, backend="triton").cpu()
-    assert same(got, ops.step(x, x0, table, 0, backend="reference"))
+    assert same_values(got, ops.step(x, x0, table, 0, backend="reference"))
     assert got.isnan().all() == (quantile > 0.9375 or limit == INF)
 
 
@@ -166,7 +150,7 @@ def test_scratch_can_be_used_again() -> None:
     assert torch.equal(bounds(x0, of_x0(0.9), calls=3), quantiles(x0, 0.9))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 def test_x0_is_limited_as_by_the_cpu_kernel(guided: bool, dtype: torch.dtype) -> None:
     """The step's x0 / r with r from here has the bits that the CPU kernel's step has with its own."""
@@ -217,7 +201,7 @@ def factors_by_formula(m: Tensor, guidance: Tensor, phi: float) -> Tensor:
 WEIGHTS = torch.tensor([7.5, 0.0, 1.0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("size", "phi"), [(2, 0.7), (7, 1.0), (1024, 0.1), (1025, 0.7), (5000, 0.7)])
 def test_rescale_is_that_of_the_cpu_kernel(size: int, phi: float, dtype: torch.dtype) -> None:
     """A guided output of 1 comes out of the step as the factor. Sums in another order differ by 1e-15, no float."""
@@ -276,7 +260,7 @@ def test_factors_do_not_depend_on_the_batch() -> None:
 COMPILE = """
 import dataclasses
 from triton.backends.compiler import GPUTarget
-from fastsample.kernels import likelihood, reductions
+from fastsample.kernels.variants import likelihood, reductions
 
 for variant in [*reductions.variants(), *likelihood.variants()]:
     if variant.dtype != "float32":

@@ -10,50 +10,32 @@ import torch
 from torch import Tensor
 
 from fastsample import Table
-from fastsample.ops.backend import _cpu
-from fastsample.ops.noise import randn_reference
+from fastsample.ops.noise.reference import randn_reference
 from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
+from support.devices import DEVICE
+from support.formula import normal, same_values
+from support.levels import needs_cpu
+from support.step_modes import KINDS
 
 pytest.importorskip("triton")
 from fastsample.kernels import step
-from fastsample.kernels.step import ALWAYS, NEVER, SOMETIMES, constants_of
-from support.triton_launch import DEVICE, Framed, same_bits, small_launches
+from fastsample.kernels.coefficients import ALWAYS, NEVER, SOMETIMES, constants_of
+from support.triton_launch import Framed, small_launches
 
 pytestmark = [
-    pytest.mark.skipif(_cpu is None, reason="the C++ extension is not built"),
+    needs_cpu,
     pytest.mark.parametrize("level", ["scalar"], indirect=True),
     pytest.mark.usefixtures("level"),
 ]
 
 KEYS = torch.tensor([3, -1, 2**62, 17, 5])
 INF = float("inf")
-# One row each; what a row does not name is 0, e is that of the row after.
-ROWS: dict[str, dict[str, float]] = {
-    "two coefficients": {"p": 1.5, "q": -1.0, "a": 0.5, "b": 0.7, "d": 0.2},
-    "x alone": {"a": 0.5},
-    "m alone": {"d": -0.3},
-    "nothing": {},
-    "clipped": {"p": 1.5, "q": -1.0, "a": 0.5, "b": 0.7, "limit": 1.0},
-    "clipped, all of it": {"p": 1.5, "q": -1.0, "a": 0.5, "b": 0.7, "d": 0.2, "limit": 1.0},
-    "clipped, x0 of m": {"q": 1.1, "a": 0.2, "b": 0.9, "limit": 0.8},
-    "clipped, x0 of x": {"p": 1.1, "b": 0.9, "limit": 0.8},
-    "clipped, x0 unused": {"p": 1.1, "q": 2.0, "a": 0.9, "limit": 0.8},
-    "noisy": {"p": 1.2, "q": -0.4, "b": 0.8, "s": 0.6},
-    "noisy, clipped": {"p": 1.2, "q": -0.4, "a": 0.1, "b": 0.8, "s": 0.6, "limit": 1.0},
-    "learned variance": {"p": 1.2, "q": -0.4, "b": 0.8, "s": 0.6, "g0": -0.5, "g1": 0.7},
-    "learned variance, clipped": {"p": 1.2, "q": -0.4, "a": 0.1, "b": 0.8, "s": 0.6, "g1": 40.0, "limit": 1.0},
-    "one history": {"p": 1.2, "q": -0.4, "a": 0.1, "b": 0.8, "c1": -0.3},
-    "two histories": {"p": 1.2, "q": -0.4, "a": 0.1, "b": 0.8, "c1": -0.3, "c2": 0.2},
-    "everything": {"p": 1.2, "q": -0.4, "a": 0.1, "b": 0.8, "c1": -0.3, "c2": 0.2, "d": 0.1, "s": 0.6, "g1": 0.4,
-                   "limit": 1.0},
-    "dynamic threshold": {"p": 1.2, "q": -0.9, "a": 0.1, "b": 0.8, "limit": 2.5, "quantile": 0.9},
-}  # fmt: skip
 
 
 def table_of(*names: str) -> Table:
-    """These rows, with two before them so that any of them may have a history."""
-    rows = [{}, {}, *(ROWS[name] for name in names)]
+    """Rows of these kinds, with two before them so that any of them may have a history; e differs from row to row."""
+    rows = [{}, {}, *(KINDS[name] for name in names)]
     columns = {name: [row.get(name, INF if name == "limit" else 0.0) for row in rows]
                for name in ("p", "q", "a", "b", "c1", "c2", "d", "s", "g0", "g1", "limit", "quantile")}  # fmt: skip
     return Table(range(len(rows), 0, -1), e=np.linspace(0.5, 1.5, len(rows)), **columns)
@@ -73,10 +55,6 @@ class Case(NamedTuple):
     inputs: torch.dtype | None = None
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def case(
     *names: str,
     shape: tuple[int, ...] = (2, 3, 5, 7),
@@ -89,11 +67,11 @@ def case(
     **more: Any,
 ) -> Case:
     channels = (2 if variance else 1) * shape[1]
-    m = drawn(shape[0] * (2 if guided else 1), channels, *shape[2:], seed=1).to(dtype)
+    m = normal((shape[0] * (2 if guided else 1), channels, *shape[2:]), 1, dtype)
     weights = torch.linspace(1.0, 7.5, shape[0]) if guided else None
-    histories = drawn(*shape, seed=2), drawn(*shape, seed=3)
-    z = drawn(*shape, seed=4) if given else None
-    return Case(table_of(*names), row, drawn(*shape), m, weights, z=z, histories=histories, inputs=inputs, **more)
+    histories = normal(shape, 2), normal(shape, 3)
+    z = normal(shape, 4) if given else None
+    return Case(table_of(*names), row, normal(shape, 0), m, weights, z=z, histories=histories, inputs=inputs, **more)
 
 
 def on_cpu(c: Case) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,9 +129,9 @@ def check(c: Case, **options: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # the interpreter's, where an input becomes infinite
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_row(name: str) -> None:
-    learned = "g1" in ROWS[name]
+    learned = "g1" in KINDS[name]
     check(case(name, variance=learned, dtype=torch.float16 if learned else torch.float32))
 
 
@@ -163,10 +141,10 @@ def test_every_kind_of_row(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        pytest.param("two coefficients", (1, 1), id="two coefficients, 1 element"),
+        pytest.param("folded", (1, 1), id="folded, 1 element"),
         pytest.param("everything", (2, 3), id="everything, 3 elements"),
         pytest.param("everything", (1, 16, 7), id="everything, actions"),
-        pytest.param("noisy", (1, 4100), id="noisy, 4100 elements"),
+        pytest.param("folded-noise", (1, 4100), id="folded-noise, 4100 elements"),
     ],
 )
 def test_sizes_and_dtypes(name: str, shape: tuple, dtype: torch.dtype) -> None:
@@ -176,17 +154,17 @@ def test_sizes_and_dtypes(name: str, shape: tuple, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        pytest.param("two coefficients", {}, id="two coefficients"),
+        pytest.param("folded", {}, id="folded"),
         pytest.param("everything", {"variance": True, "dtype": torch.float16}, id="everything"),
-        pytest.param("dynamic threshold", {}, id="dynamic threshold"),
-        pytest.param("clipped", {"variance": True}, id="unread variance half"),
+        pytest.param("thresholded", {}, id="thresholded"),
+        pytest.param("clamped", {"variance": True}, id="unread variance half"),
     ],
 )
 def test_guidance_with_a_weight_per_sample(name: str, options: dict[str, Any]) -> None:
     check(case(name, guided=True, shape=(3, 2, 9), **options))
 
 
-@pytest.mark.parametrize("name", ["two coefficients", "clipped", "dynamic threshold"])
+@pytest.mark.parametrize("name", ["folded", "clamped", "thresholded"])
 def test_guidance_rescale(name: str) -> None:
     # The factor comes from sums in another order than the CPU's: an ulp of it, times what a step amplifies.
     c = case(name, guided=True, rescale=0.7, inputs=torch.float32)
@@ -194,20 +172,20 @@ def test_guidance_rescale(name: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["noisy", "everything"])
+@pytest.mark.parametrize("name", ["folded-noise", "everything"])
 def test_given_noise(name: str) -> None:
     check(case(name, given=True, variance=name == "everything"))
 
 
 def test_drawn_noise_is_that_of_stream_1_and_the_row() -> None:
-    c = case("nothing", "noisy", row=3, shape=(2, 4, 9), inputs=None)
+    c = case("nothing", "folded-noise", row=3, shape=(2, 4, 9), inputs=None)
     z = randn_reference(c.x.shape, KEYS[:2], step=3, stream=1)
     torch.testing.assert_close(on_triton(c)[0], on_triton(c._replace(z=z))[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("guided", [False, True], ids=["", "guided"])
 def test_rows_of_samples(guided: bool) -> None:
-    names = ("everything", "two coefficients", "noisy, clipped", "x alone")
+    names = ("everything", "folded", "clamped-noise", "x-only")
     row = torch.tensor([5, 2, -3, 4, 3])
     c = case(*names, row=row, shape=(5, 3, 7), variance=True, guided=guided, dtype=torch.float16)
     expected = on_cpu(c._replace(row=row % 6))
@@ -216,7 +194,7 @@ def test_rows_of_samples(guided: bool) -> None:
 
 
 def test_rows_outside_the_table_are_nan_and_leave_the_others_alone() -> None:
-    c = case("noisy", "clipped", row=torch.tensor([4, 2, -5, 3]), shape=(4, 3, 7), inputs=torch.float32)
+    c = case("folded-noise", "clamped", row=torch.tensor([4, 2, -5, 3]), shape=(4, 3, 7), inputs=torch.float32)
     inside = on_cpu(c._replace(row=torch.tensor([0, 2, 0, 3])))
     for found, wanted in zip(on_triton(c), inside, strict=True):
         found, wanted = found.unflatten(0, (-1, 4)), wanted.unflatten(0, (-1, 4))
@@ -225,7 +203,7 @@ def test_rows_outside_the_table_are_nan_and_leave_the_others_alone() -> None:
 
 
 def test_rows_that_miss_an_operand_are_nan() -> None:
-    names = ("one history", "learned variance", "clipped")
+    names = ("one-history", "learned", "clamped")
     c = case(*names, row=torch.tensor([2, 3, 4]), shape=(3, 8), inputs=None)._replace(histories=())
     found = on_triton(c)[0]
     assert found.isnan().all(dim=1).tolist() == [True, True, False]
@@ -235,12 +213,12 @@ def test_rows_that_miss_an_operand_are_nan() -> None:
 @pytest.mark.parametrize(
     ("name", "poisoned"),
     [
-        ("x alone", "m h1 h2 z"),
-        ("m alone", "x h1 h2 z"),
-        ("clipped, x0 of x", "m h1 h2 z"),
-        ("clipped, x0 of m", "h1 h2 z"),
-        ("one history", "h2 z"),
-        ("noisy", "v h1 h2"),
+        ("x-only", "m h1 h2 z"),
+        ("m-only", "x h1 h2 z"),
+        ("clamped-x0-of-x", "m h1 h2 z"),
+        ("clamped-x0-of-m", "h1 h2 z"),
+        ("one-history", "h2 z"),
+        ("folded-noise", "v h1 h2"),
         ("nothing", "x m v h1 h2 z"),
     ],
 )
@@ -261,30 +239,30 @@ def test_an_operand_whose_coefficient_is_0_may_be_nan(name: str, poisoned: str, 
         assert torch.equal(found[0][1], expected[0][1])
 
 
-@pytest.mark.parametrize("name", ["everything", "two histories"])
+@pytest.mark.parametrize("name", ["everything", "two-histories"])
 def test_in_place(name: str) -> None:
     check(case(name, variance=True), in_place=True)
 
 
 def test_nan_and_infinity_go_where_the_cpu_lets_them() -> None:
-    c = case("noisy, clipped", shape=(2, 40), inputs=None)
+    c = case("clamped-noise", shape=(2, 40), inputs=None)
     c.x[0, :3] = torch.tensor([float("nan"), INF, -INF])
     c.m[1, 5:8] = torch.tensor([float("nan"), INF, -INF])
     for found, expected in zip(on_triton(c)[:2], on_cpu(c)[:2], strict=True):
-        assert same_bits(found, expected)
+        assert same_values(found, expected)
         assert expected.isnan().any()
 
 
 def test_what_is_not_asked_for_is_not_written() -> None:
-    out, x0, inputs = on_triton(case("clipped", inputs=None), keeps_x0=False)
+    out, x0, inputs = on_triton(case("clamped", inputs=None), keeps_x0=False)
     assert out.isfinite().all() and x0.isnan().all() and inputs.numel() == 0
 
 
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        pytest.param("noisy", (3, 300), id="3 samples of 3 tiles"),
-        pytest.param("two coefficients", (3, 1, 107), id="samples as one"),
+        pytest.param("folded-noise", (3, 300), id="3 samples of 3 tiles"),
+        pytest.param("folded", (3, 1, 107), id="samples as one"),
         pytest.param("everything", (5, 129), id="odd size"),
     ],
 )
@@ -300,10 +278,10 @@ def test_constants_tell_what_all_rows_do() -> None:
         return constants_of(rows, **{"keeps_x0": False, "noise": True, "rescaled": False, **options})
 
     never, always, sometimes = NEVER.value, ALWAYS.value, SOMETIMES.value
-    folded = found("two coefficients")
+    folded = found("folded")
     assert {name for name, use in folded.items() if use} == {"A", "D"}
-    assert found("two coefficients", keeps_x0=True)["P"] == always
-    assert found("noisy")["S"] == always and found("noisy", noise=False)["S"] == never
-    assert found("noisy", "clipped")["S"] == sometimes
-    assert found("clipped", rescaled=True)["Q"] == sometimes
-    assert found("m alone", "clipped")["LIMITED"] == sometimes
+    assert found("folded", keeps_x0=True)["P"] == always
+    assert found("folded-noise")["S"] == always and found("folded-noise", noise=False)["S"] == never
+    assert found("folded-noise", "clamped")["S"] == sometimes
+    assert found("clamped", rescaled=True)["Q"] == sometimes
+    assert found("m-only", "clamped")["LIMITED"] == sometimes

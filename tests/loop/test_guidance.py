@@ -6,31 +6,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fastsample import DDIM, DynamicThreshold, Schedule, Shared, ddim, ops
+from fastsample import DDIM, DynamicThreshold, Schedule, ddim
 from support.formula import UNIT
+from support.guided import COND, SHAPE, UNCOND, X, model, smooth
 
-SHAPE = (3, 2, 5, 4)
-COND = {"c": torch.tensor([0.4, -0.3, 0.2]).reshape(3, 1, 1, 1)}
-UNCOND = {"c": torch.zeros(3, 1, 1, 1)}
-X = ops.randn(SHAPE, seed=5)
 # Three rows with values below 8, whose chain multiplies a disturbance by less than 5, rescaled or not.
 SHORT = [400, 200, 50]
 SMOOTH_ERROR = 3 * 16 * UNIT * 8 * 5  # a row rounds at most 16 times
-
-
-def smooth(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-    assert len(x) == len(t) == len(c)
-    return 0.5 * torch.tanh(x) + c.to(x.dtype) * torch.cos(x)
-
-
-def model(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-    """Outputs in 64ths below 1, which half precision holds exactly: small whole weights guide them without rounding."""
-    return (64 * smooth(x, t, c)).round() / 64
 
 
 def guided_by_hand(
@@ -83,7 +69,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("weights", [3.0, -1, [1.0, 3.0, 0.0], torch.tensor([2, 1, 4])], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_equals_a_model_that_guides_itself(
     backend: str, weights: object, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
@@ -108,7 +94,7 @@ def test_equals_a_model_that_guides_itself(
         pytest.param([200, 700], [600, 400, 200], id="list"),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outside_the_interval_only_the_conditional_half_is_called(
     backend: str, interval: tuple[float, float], guided: list[int], dtype: torch.dtype
 ) -> None:
@@ -168,7 +154,7 @@ def test_rescale_equals_rescaling_by_hand(backend: str, phi: float, weights: obj
     assert (got - unscaled).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("interval", [None, (300, 700)], ids=["everywhere", "interval"])
 def test_looking_at_a_guided_run_changes_nothing(
     backend: str, dtype: torch.dtype, interval: tuple[float, float] | None
@@ -254,150 +240,6 @@ def test_gradients_through_guidance(clip: float | None) -> None:
 # Keywords
 
 
-def test_keywords_are_batched_by_their_kind() -> None:
-    seen: list[dict[str, Any]] = []
-
-    def spy(x: Tensor, t: Tensor, **keywords: Any) -> Tensor:
-        seen.append(keywords)
-        return 0.5 * x
-
-    shared, marker, words = torch.arange(7.0), object(), ["a", "b", "c"]
-    ddim(
-        spy,
-        X,
-        steps=2,
-        guidance=2.0,
-        guidance_interval=(400, 999),
-        model_kwargs={
-            "mask": torch.ones(3, 4),
-            "scale": 2.0,
-            "table": Shared(shared),
-            "marker": marker,
-            "text": torch.zeros(3, 5),
-        },
-        cond={
-            "text": torch.ones(3, 5),
-            "more": {"pooled": torch.full((3, 2), 7.0), "size": (64, 64), "n": {"k": None}},
-            "residuals": (torch.ones(3, 1), (torch.full((3, 1), 2.0), "a")),
-            "words": words,
-            "level": torch.tensor(0.5),
-            "array": np.arange(3),
-        },
-        uncond={
-            "more": {"pooled": torch.zeros(3, 2), "size": (64, 64), "n": {"k": None}},
-            "residuals": (torch.zeros(3, 1), (torch.zeros(3, 1), "a")),
-            "words": ["", "", ""],
-            "level": torch.tensor(0.5),
-            "array": np.arange(3),
-        },
-    )
-    both, conditional = seen
-    assert torch.equal(both["text"], torch.cat([torch.zeros(3, 5), torch.ones(3, 5)])), "uncond keeps model_kwargs' own"
-    assert torch.equal(both["mask"], torch.ones(6, 4)), "what model_kwargs give is batched for both"
-    assert torch.equal(both["more"]["pooled"], torch.tensor([0.0] * 3 + [7.0] * 3)[:, None].expand(6, 2))
-    assert both["scale"] == 2.0 and both["marker"] is marker and both["table"] is shared
-    assert both["words"] == ["", "", "", *words] and both["level"] == 0.5
-    first, (second, text) = both["residuals"]
-    assert first.flatten().tolist() == [0, 0, 0, 1, 1, 1] and second.flatten().tolist() == [0, 0, 0, 2, 2, 2]
-    assert text == "a" and type(both["residuals"]) is tuple and both["array"].tolist() == [0, 1, 2]
-    assert both["more"]["size"] == (64, 64) and both["more"]["n"] == {"k": None}
-    assert torch.equal(conditional["text"], torch.ones(3, 5)) and torch.equal(conditional["mask"], torch.ones(3, 4))
-    assert torch.equal(conditional["more"]["pooled"], torch.full((3, 2), 7.0)) and conditional["marker"] is marker
-    assert conditional["words"] is words and conditional["table"] is shared
-
-
-def test_the_callers_keywords_are_left_alone() -> None:
-    cond, uncond, common = {"c": COND["c"].clone()}, {"c": UNCOND["c"].clone()}, {"scale": 1.0}
-    ddim(lambda x, t, c, scale: model(x, t, c), X, steps=2, guidance=2.0, cond=cond, uncond=uncond, model_kwargs=common)
-    assert list(cond) == list(uncond) == ["c"] and common == {"scale": 1.0}
-    assert torch.equal(cond["c"], COND["c"]) and torch.equal(uncond["c"], UNCOND["c"])
-
-
-C, U = COND["c"], UNCOND["c"]
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        pytest.param({"uncond": None}, ValueError, "guidance needs uncond=", id="no-uncond"),
-        pytest.param({"uncond": {}}, ValueError, "only one of them has c", id="keyword-missing"),
-        pytest.param({"cond": {**COND, "z": 1, "y": 2}}, ValueError, "only one of them has y, z", id="keywords-extra"),
-        pytest.param(
-            {"cond": {"c": {"k": C}}, "uncond": {"c": {"l": U}}}, ValueError, r"has c\.k, c\.l", id="nested-keywords"
-        ),
-        pytest.param({"cond": {"c": C[:, 0]}}, ValueError, "c must have one shape in cond and uncond", id="shapes"),
-        pytest.param({"cond": {"c": C[:2]}, "uncond": {"c": U[:2]}}, ValueError, r"c is a tensor.*Shared", id="batch"),
-        pytest.param({"cond": {"c": C[:2]}}, ValueError, r"c is a tensor.*: 3 in", id="one-wrong-batch"),
-        pytest.param({"cond": {"c": torch.tensor(1.0)}}, ValueError, r"c is a tensor.*\(\) and", id="0-d-and-batch"),
-        pytest.param(
-            {"cond": {"c": torch.tensor(1.0)}, "uncond": {"c": torch.tensor(2.0)}},
-            ValueError,
-            "c differs between",
-            id="0-d",
-        ),
-        pytest.param(
-            {"model_kwargs": {"k": torch.arange(7.0)}}, ValueError, r"k is a tensor.*Shared", id="of-no-sample"
-        ),
-        pytest.param({"model_kwargs": {"k": torch.ones(1, 3)}}, ValueError, r"k is a tensor.*Shared", id="batch-of-1"),
-        pytest.param(
-            {"cond": {"c": Shared(C)}, "uncond": {"c": Shared(U)}}, ValueError, "c differs between", id="two-shared"
-        ),
-        pytest.param({"cond": {"c": Shared(C)}}, ValueError, "c differs between", id="shared-in-one"),
-        pytest.param({"cond": {"c": 2.0}, "uncond": {"c": 3.0}}, ValueError, "c differs between", id="numbers"),
-        pytest.param({"cond": {"c": 2}, "uncond": {"c": 2.0}}, ValueError, "c differs between", id="types"),
-        pytest.param({"cond": {"c": C}, "uncond": {"c": None}}, ValueError, "c differs between", id="none"),
-        pytest.param(
-            {"cond": {"c": {"k": "a"}}, "uncond": {"c": {"k": "b"}}}, ValueError, r"c\.k differs", id="nested"
-        ),
-        pytest.param({"cond": {"c": (C, 1)}, "uncond": {"c": (U, 2)}}, ValueError, r"c\[1\] differs", id="in-a-tuple"),
-        pytest.param(
-            {"cond": {"c": (C,)}, "uncond": {"c": (U, U)}}, ValueError, "c differs", id="tuples-of-two-lengths"
-        ),
-        pytest.param(
-            {"cond": {"c": [C]}, "uncond": {"c": [U, U]}}, ValueError, "c is a list.*tuple", id="list-lengths"
-        ),
-        pytest.param({"model_kwargs": {"k": [1, 2]}}, ValueError, "k is a list.*: 3 in cond", id="list-of-2"),
-        pytest.param({"cond": {"c": np.ones(2)}, "uncond": {"c": np.zeros(2)}}, ValueError, "c differs", id="arrays"),
-        pytest.param({"cond": {"c": {"k": C}}}, ValueError, "c differs between", id="mapping-and-tensor"),
-        pytest.param({"cond": [C]}, TypeError, "cond must be a mapping", id="cond-list"),
-        pytest.param({"uncond": "none"}, TypeError, "uncond must be a mapping", id="uncond-text"),
-        pytest.param({"model_kwargs": 1}, TypeError, "model_kwargs must be a mapping", id="kwargs-number"),
-        pytest.param({"guidance": math.nan}, ValueError, "guidance must be finite", id="weight-nan"),
-        pytest.param({"guidance": [1.0, 2.0]}, ValueError, "guidance must be one number or 3", id="weights-too-few"),
-        pytest.param({"guidance": torch.ones(3, 1)}, ValueError, "guidance must be one number or 3", id="weights-2d"),
-        pytest.param({"guidance_rescale": 1.5}, ValueError, "guidance_rescale must lie in", id="phi"),
-        pytest.param({"guidance_rescale": math.nan}, ValueError, "guidance_rescale must lie in", id="phi-nan"),
-        pytest.param({"guidance": "much"}, TypeError, "guidance must be a number or one per sample", id="weight-text"),
-        pytest.param({"guidance": None}, ValueError, "uncond without guidance=", id="weight-missing"),
-        pytest.param(
-            {"guidance": None, "uncond": None, "guidance_interval": (1, 5), "guidance_rescale": 0.5},
-            ValueError,
-            "guidance_interval and guidance_rescale without guidance=",
-            id="options-without-a-weight",
-        ),
-        pytest.param({"guidance_interval": (1, 2, 3)}, TypeError, r"must be \(t_lo, t_hi\)", id="interval-of-three"),
-        pytest.param({"guidance_interval": 500}, TypeError, r"must be \(t_lo, t_hi\)", id="interval-number"),
-        pytest.param({"guidance_interval": (400.5, 599)}, ValueError, "holds none of the times", id="interval-empty"),
-        pytest.param({"guidance_interval": (5, 4)}, ValueError, "t_lo <= t_hi", id="interval-backwards"),
-        pytest.param({"guidance_interval": (math.nan, 4)}, ValueError, "t_lo <= t_hi", id="interval-nan"),
-    ],
-)
-def test_refused_before_the_model_is_called(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    def never(*args: Any, **kwargs: Any) -> Tensor:
-        raise AssertionError("called")
-
-    given: dict[str, Any] = {"guidance": 2.0, "cond": COND, "uncond": UNCOND, **options}
-    with pytest.raises(error, match=message):
-        ddim(never, X, steps=3, **given)
-    with pytest.raises(error, match=message):
-        DDIM(Schedule.linear(), steps=3).iterate(never, X, **given)
-
-
-def test_without_a_weight_only_cond_counts(backend: str) -> None:
-    got = ddim(model, X, steps=4, cond=COND, model_kwargs=UNCOND, backend=backend)
-    assert torch.equal(got, ddim(model, X, steps=4, model_kwargs=COND, backend=backend)), "cond goes over model_kwargs"
-
-
 def test_weights_are_read_once(backend: str) -> None:
     weights = torch.tensor([3.0, 2.0, 1.0])
     options: dict[str, Any] = dict(cond=COND, uncond=UNCOND, backend=backend)
@@ -407,12 +249,6 @@ def test_weights_are_read_once(backend: str) -> None:
     weights += 100
     *_, last = steps
     assert torch.equal(last.x, want)
-
-
-@pytest.mark.parametrize("rows", [2, 5, 7], ids=lambda rows: f"{rows}B")
-def test_an_output_of_another_batch_is_refused(backend: str, rows: int) -> None:
-    with pytest.raises(ValueError, match="with twice the batch under guidance"):
-        ddim(lambda x, t: torch.zeros(rows, *SHAPE[1:]), X, steps=2, guidance=2.0, uncond={}, backend=backend)
 
 
 def test_modules_with_half_precision_parameters(backend: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastsample import DDIM, DynamicThreshold, Sampler, Schedule, Step, Table, ddim, ops
 from support.formula import UNIT
+from support.whole_runs import never
 
 SHAPE = (3, 2, 6, 5)
 KNOWN = 0.5 * ops.randn(SHAPE, seed=77)
@@ -174,9 +175,6 @@ def test_states_with_other_axes(shape: tuple[int, ...]) -> None:
     ],
 )
 def test_what_could_be_read_two_ways_is_refused(shape: Any, mask: Any, known: Any, message: str) -> None:
-    def never(x: Tensor, t: Tensor) -> Tensor:
-        raise AssertionError("called")
-
     with pytest.raises(ValueError, match=message):
         ddim(never, shape, steps=2, mask=torch.ones(mask or shape), known=torch.zeros(known or shape))
 
@@ -269,9 +267,6 @@ def test_gradients(mask: Tensor) -> None:
     ],
 )
 def test_refused_before_the_model_is_called(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    def never(x: Tensor, t: Tensor) -> Tensor:
-        raise AssertionError("called")
-
     with pytest.raises(error, match=message):
         ddim(never, SHAPE, steps=3, **options)
 

@@ -114,7 +114,7 @@ def test_gradients_take_the_same_path(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", TABLES)
 def test_other_model_dtypes(backend: str, dtype: torch.dtype, name: str) -> None:
     table, seen = Table(TIMES, **TABLES[name]), []

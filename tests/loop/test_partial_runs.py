@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from fastsample import DDIM, DynamicThreshold, Sampler, Schedule, Step, Table, ddim, ops
+from support.guided import COND, UNCOND
+from support.whole_runs import never
 
 SHAPE = (3, 2, 6, 5)
 CLEAN = 0.5 * ops.randn(SHAPE, seed=77)
 SCHEDULE = Schedule.linear()
-COND = {"c": torch.tensor([0.4, -0.3, 0.2]).reshape(3, 1, 1, 1)}
-UNCOND = {"c": torch.zeros(3, 1, 1, 1)}
 
 
 def model(x: Tensor, t: Tensor, c: Tensor | float = 0.0) -> Tensor:
@@ -166,9 +166,6 @@ RECALLS = ONE_LEVEL.replace(c1=[0.0, 0.0, 0.5])
 def test_refused_before_the_model_is_called(
     x: Any, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    def never(x: Tensor, t: Tensor) -> Tensor:
-        raise AssertionError("called")
-
     with pytest.raises(error, match=message):
         ddim(never, x, steps=3, **options)
     with pytest.raises(error, match=message):

@@ -260,7 +260,7 @@ def test_detach_leaves_ones_own_layers(net: Net) -> None:
     lora.attach(net, file("first"), "c")
     lora.detach(net)
     assert net.blocks[0][0] is own
-    assert (own.adapters, own._bank.active) == (("mine",), {"mine": 1.0})
+    assert (own.adapters, own._frozen.adapters.active) == (("mine",), {"mine": 1.0})
     assert type(net.first) is nn.Linear
     assert torch.equal(net(X), before)
     lora.detach(net, "mine")
@@ -270,7 +270,7 @@ def test_detach_leaves_ones_own_layers(net: Net) -> None:
 
 def test_detach_frees_at_once(net: Net) -> None:
     lora.attach(net, file())
-    packed = weakref.ref(net.first._bank._packed)
+    packed = weakref.ref(net.first._frozen._packed)
     gc.disable()
     try:
         lora.detach(net)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsample import lora
-from fastsample.lora.layers import frozen
+from fastsample.lora.layers import frozen_linears
 from support.lora_modules import KEEP, Net, State, Unchanged, file
 
 pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
@@ -113,7 +113,7 @@ def test_a_failure_half_way_leaves_the_module_alone(
 ) -> None:
     lora.attach(net, file("first"), "before", keep_weight=keep_weight)
     unchanged = Unchanged(net)
-    original, calls = getattr(frozen, step), iter([*[False] * passed, True])
+    original, calls = getattr(frozen_linears, step), iter([*[False] * passed, True])
 
     def failing(*args: Any) -> Any:
         if next(calls, False):
@@ -121,7 +121,7 @@ def test_a_failure_half_way_leaves_the_module_alone(
         return original(*args)
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(frozen, step, failing)
+        patch.setattr(frozen_linears, step, failing)
         lora.attach(net, file(), keep_weight=keep_weight)
     unchanged.check(storage=keep_weight)
     assert not net.blocks[0][0].weight.isnan().any()

@@ -128,7 +128,7 @@ def test_other_blocks_keep_their_processor(name: str) -> None:
     lora.attach(block, factors(block))
     assert block.processor is before
     assert all(type(block.get_submodule(part)) is LoRALinear for part in ("to_q", "to_k", "to_v", "to_out.0"))
-    assert len({id(block.get_submodule(part)._bank) for part in ("to_q", "to_k", "to_v")}) == 3
+    assert len({id(block.get_submodule(part)._frozen) for part in ("to_q", "to_k", "to_v")}) == 3
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_untouched_projections_join_without_an_adapter(names: str, options: Any,
     assert report.matched == tuple(names.split())
     adapted = {name for name, part in block.named_modules() if isinstance(part, LoRALinear)}
     assert adapted == {*fused.split(), *single.split()}
-    assert len({id(block.get_submodule(name)._bank) for name in fused.split()}) == bool(fused)
+    assert len({id(block.get_submodule(name)._frozen) for name in fused.split()}) == bool(fused)
     torch.testing.assert_close(block(x, **context), before(x, **context), rtol=1e-5, atol=1e-5)
     assert block.processor is processor or block.processor.original is processor
     lora.attach(block, factors(block), "more")
@@ -173,7 +173,7 @@ def test_two_files_make_one_projection() -> None:
         lora.attach(single, state, names, fuse=False)
         torch.testing.assert_close(block(x, context), single(x, context), rtol=1e-5, atol=1e-5)
     assert type(block.processor) is FusedAttnProcessor
-    assert block.to_k._bank is block.to_v._bank is not block.to_q._bank
+    assert block.to_k._frozen is block.to_v._frozen is not block.to_q._frozen
 
 
 @pytest.mark.parametrize("keep_weight", [True, False], ids=["kept", "released"])

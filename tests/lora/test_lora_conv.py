@@ -99,11 +99,11 @@ def test_conv_trains_compiles_and_refuses(compiler: Any) -> None:
         before = layer(x)
         up.mul_(2)
         assert not torch.equal(layer(x), before)
-        layer._bank.replace("a", [(down.detach(), up.detach())], 1.0)
+        layer._frozen.replace("a", [(down.detach(), up.detach())], 1.0)
         compiled = torch.compile(layer, backend=compiler, fullgraph=True)
         compiled(x)
         layer.set_adapters({"a": 0.5})
-        layer._bank.replace("a", [(torch.randn(1, 3, 3, 3), torch.randn(5, 1, 1, 1))], 2.0)
+        layer._frozen.replace("a", [(torch.randn(1, 3, 3, 3), torch.randn(5, 1, 1, 1))], 2.0)
         torch.testing.assert_close(compiled(x), layer(x), rtol=0, atol=1e-5)
     assert compiler.frame_count == 1
     for bad_index in (torch.tensor([0]), torch.tensor([0.0, 1.0])):

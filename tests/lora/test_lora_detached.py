@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fastsample import lora
 from fastsample.lora import LoRALinear
-from fastsample.lora.layers import frozen
-from fastsample.lora.layers.linear import AdaptedLayer
+from fastsample.lora.layers import frozen_linears
+from fastsample.lora.layers.adapted import AdaptedLayer
 from support.lora_modules import KEEP, Net, Unchanged, X, file, layer_with, pair, small_unet
 
 pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
@@ -153,18 +153,18 @@ def test_a_detach_that_fails_leaves_every_layer_in_use(keep_weight: bool, monkey
     net = Net()
     lora.attach(net, file(), keep_weight=keep_weight)
     before, calls = Unchanged(net), []
-    restore = frozen.FrozenLinears.restore
+    restore = frozen_linears.FrozenLinears.restore
 
-    def fails(bank: frozen.FrozenLinears) -> None:
-        calls.append(bank)
+    def fails(frozen: frozen_linears.FrozenLinears) -> None:
+        calls.append(frozen)
         if len(calls) == 3:
             raise MemoryError
-        restore(bank)
+        restore(frozen)
 
-    monkeypatch.setattr(frozen.FrozenLinears, "restore", fails)
+    monkeypatch.setattr(frozen_linears.FrozenLinears, "restore", fails)
     with pytest.raises(MemoryError):
         lora.detach(net)
-    monkeypatch.setattr(frozen.FrozenLinears, "restore", restore)
+    monkeypatch.setattr(frozen_linears.FrozenLinears, "restore", restore)
     before.check(storage=False)
     lora.detach(net)
 
@@ -227,7 +227,7 @@ def test_a_first_call_that_waits_for_detach_does_not_pack_again(monkeypatch: pyt
     net = copy.deepcopy(net)
     layer, weight = net.first, net.first.weight.detach().clone()
     errors, inside = list[Exception](), threading.Event()
-    restore = frozen.FrozenLinears.restore
+    restore = frozen_linears.FrozenLinears.restore
 
     def call() -> None:
         inside.set()
@@ -238,13 +238,13 @@ def test_a_first_call_that_waits_for_detach_does_not_pack_again(monkeypatch: pyt
 
     caller = threading.Thread(target=call)
 
-    def slow(bank: frozen.FrozenLinears) -> None:
-        restore(bank)
+    def slow(frozen: frozen_linears.FrozenLinears) -> None:
+        restore(frozen)
         caller.start()
         inside.wait(10)
         caller.join(0.05)
 
-    monkeypatch.setattr(frozen.FrozenLinears, "restore", slow)
+    monkeypatch.setattr(frozen_linears.FrozenLinears, "restore", slow)
     lora.detach(net)
     caller.join(10)
     assert "was detached" in str(errors)

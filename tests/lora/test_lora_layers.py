@@ -12,12 +12,12 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from fastsample.lora import LoRALinear, QKVProjection, set_adapter_index
-from fastsample.lora.layers import frozen
+from fastsample.lora.layers import frozen_linears
 from support.lora_modules import KEEP, Pair, assert_close_to, layer_with, pair, qkv
 
 pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda d: str(d)[6:])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 
 
 @DTYPES
@@ -165,8 +165,8 @@ def test_a_failure_while_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch
         raise MemoryError
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        original, calls = frozen.pack_adapters, iter([no_memory])
-        patch.setattr(frozen, "pack_adapters", lambda *args: next(calls, original)(*args))
+        original, calls = frozen_linears.pack_adapters, iter([no_memory])
+        patch.setattr(frozen_linears, "pack_adapters", lambda *args: next(calls, original)(*args))
         layer.add_adapter("more", [pair(3)])
     assert layer.adapters == ("a0",)
     assert torch.equal(layer(x), want)
@@ -238,9 +238,9 @@ def test_swap_adapter() -> None:
     linears, projection = qkv(capacity=3)
     x, one, two = torch.randn(4, 7), pair(2), pair(3)
     projection.add_adapter("a", [one, None, pair(2, out=6)])
-    packed = projection._bank._forms[None, False][1].down[0].data_ptr()
+    packed = projection._frozen._forms[None, False][1].down[0].data_ptr()
     projection.swap_adapter("a", [two, None, None], scale=0.5, alpha=6)
-    assert projection._bank._forms[None, False][1].down[0].data_ptr() == packed
+    assert projection._frozen._forms[None, False][1].down[0].data_ptr() == packed
     outputs = projection(x)
     assert_close_to(outputs[0], x, linears[0].weight.detach(), linears[0].bias, (two, 1.0))
     assert_close_to(outputs[2], x, linears[2].weight.detach(), linears[2].bias)

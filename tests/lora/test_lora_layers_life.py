@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fastsample.lora import LoRALinear
-from fastsample.lora.layers import frozen
+from fastsample.lora.layers import frozen_linears
 from support.lora_modules import KEEP, assert_close_to, layer_with, pair, qkv
 
 pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
@@ -84,7 +84,11 @@ def test_a_weight_changed_after_packing_raises(change: str, merged: bool) -> Non
         with pytest.raises(RuntimeError, match=r"\(5, 7\) has changed since it was packed: call repack"):
             layer(x)
     layer.repack()
-    adapters = [] if merged else [((layer._bank.parts["a0"][0].down, layer._bank.parts["a0"][0].up), 1.0)]
+    adapters = (
+        []
+        if merged
+        else [((layer._frozen.adapters.slots["a0"][0].down, layer._frozen.adapters.slots["a0"][0].up), 1.0)]
+    )
     assert_close_to(layer(x), x, layer.weight.detach(), layer.bias, *adapters)
 
 
@@ -143,7 +147,7 @@ def test_copies_are_whole_and_their_own(how: str, keep_weight: bool) -> None:
     twin = COPIES[how](projection)
     assert all(torch.equal(y, z) for y, z in zip(twin(x), want, strict=True))
     assert all(torch.equal(value, state[name]) for name, value in twin.state_dict().items())
-    assert twin.linear(0)._bank is twin.linear(2)._bank is not projection.linear(0)._bank
+    assert twin.linear(0)._frozen is twin.linear(2)._frozen is not projection.linear(0)._frozen
     twin.set_adapters({"a": 3.0})
     twin.load_state_dict({name: value * 0 for name, value in state.items()})
     assert all(torch.equal(y, z) for y, z in zip(projection(x), want, strict=True))
@@ -154,10 +158,10 @@ def test_copies_are_whole_and_their_own(how: str, keep_weight: bool) -> None:
 @pytest.mark.parametrize("how", COPIES)
 def test_copying_leaves_the_original_alone(how: str) -> None:
     _, projection = qkv(keep_weight=False)
-    x, packed = torch.randn(4, 7), projection._bank._packed.data.data_ptr()
+    x, packed = torch.randn(4, 7), projection._frozen._packed.data.data_ptr()
     weights = [linear.weight.data_ptr() for linear in projection.children()]
     twin = COPIES[how](projection)
-    assert projection._bank._packed.data.data_ptr() == packed
+    assert projection._frozen._packed.data.data_ptr() == packed
     assert [linear.weight.data_ptr() for linear in projection.children()] == weights
     assert not any(linear.weight.isnan().any() for linear in twin.children())
     for i, linear in enumerate(twin.children()):
@@ -172,7 +176,7 @@ def test_copying_leaves_the_original_alone(how: str) -> None:
 def test_two_threads_make_the_first_call(keep_weight: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = layer_with(pair(2), keep_weight=keep_weight), torch.randn(4, 7)
     want, layer = layer(x), copy.deepcopy(layer)
-    original, packed = frozen.pack_linear, list[Any]()
+    original, packed = frozen_linears.pack_linear, list[Any]()
     inside, both = threading.Event(), ThreadPoolExecutor(2)
 
     def slow(*args: Any) -> Any:
@@ -181,7 +185,7 @@ def test_two_threads_make_the_first_call(keep_weight: bool, monkeypatch: pytest.
         time.sleep(0.05)  # for the other to come by
         return packed[-1]
 
-    monkeypatch.setattr(frozen, "pack_linear", slow)
+    monkeypatch.setattr(frozen_linears, "pack_linear", slow)
     with both:
         first = both.submit(layer, x)
         inside.wait(10)
@@ -246,12 +250,12 @@ def test_compiled_once_for_all_weights_and_factors(indexed: bool, compiler: Any)
                 torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
     assert_right()
-    packed = [id(adapters.down[0]) for _, adapters in projection._bank._forms.values()]
+    packed = [id(adapters.down[0]) for _, adapters in projection._frozen._forms.values()]
     projection.set_adapters({"a": 0.5, "b": -2.0})
     assert_right()
-    projection._bank.replace("a", [pair(1), None, None], 0.5)
+    projection._frozen.replace("a", [pair(1), None, None], 0.5)
     assert_right()
-    assert packed == [id(adapters.down[0]) for _, adapters in projection._bank._forms.values()]
+    assert packed == [id(adapters.down[0]) for _, adapters in projection._frozen._forms.values()]
     projection.load_state_dict({name: value * 2 for name, value in projection.state_dict().items()})
     assert_right()
     assert compiler.frame_count == 1

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastsample.lora.files.formats import Entry
-from fastsample.lora.files.names import Factors, resolve
+from fastsample.lora.files.names import resolve
 from support.lora_files import SMALL, Tree, assert_resolves, clip, entries_of, entry, flat, sd, sdxl
 
 # Names
@@ -74,13 +74,13 @@ def test_text_encoders_with_and_without_a_level(projection: bool, level: bool, k
     ],
 )
 def test_one_name(tree: nn.Module, one: Entry, name: str) -> None:
-    assert resolve(tree, [one]).factors == {name: Factors(one.down, one.up, one.factor)}
+    assert resolve(tree, [one]).entries == {name: one}
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch of itself
 def test_a_compiled_modules_wrapper_is_no_part_of_a_name() -> None:
     paths = ("input_blocks_4_1_proj_in", "down_blocks_1_attentions_1_proj_in")
-    found = resolve(torch.compile(sdxl()), [entry(path, (8, 8, 1, 1), "unet", True) for path in paths]).factors
+    found = resolve(torch.compile(sdxl()), [entry(path, (8, 8, 1, 1), "unet", True) for path in paths]).entries
     assert list(found) == [f"_orig_mod.down_blocks.1.attentions.{i}.proj_in" for i in (0, 1)]
 
 
@@ -88,7 +88,7 @@ def test_ambiguous_names_are_refused() -> None:
     tree = Tree(a=Tree(b_c=nn.Linear(5, 7)), a_b=Tree(c=nn.Linear(5, 7)))
     with pytest.raises(ValueError, match=r"lora_unet_a_b_c may mean a\.b_c or a_b\.c"):
         resolve(tree, [entry("a_b_c", component="unet", flat=True, key="lora_unet_a_b_c")])
-    assert list(resolve(tree, [entry("a.b_c")]).factors) == ["a.b_c"]
+    assert list(resolve(tree, [entry("a.b_c")]).entries) == ["a.b_c"]
 
 
 def test_two_keys_for_one_module_are_refused() -> None:
@@ -113,16 +113,17 @@ def test_two_keys_for_one_module_are_refused() -> None:
 )
 def test_factors_take_the_modules_shape(layer: nn.Module, shape: tuple[int, ...], fits: tuple[int, ...]) -> None:
     one = entry("a", shape)
-    down, up, factor = resolve(Tree(a=layer), [one]).factors["a"]
+    fitted = resolve(Tree(a=layer), [one]).entries["a"]
+    down, up = fitted.down, fitted.up
     assert down.shape == (2, *fits[1:]) and up.shape == (fits[0], 2, *(1 for _ in fits[2:]))
     assert torch.equal(down.flatten(), one.down.flatten()) and torch.equal(up.flatten(), one.up.flatten())
-    assert factor == one.factor
+    assert fitted.factor == one.factor
 
 
 def test_gradients_reach_factors_that_took_another_shape() -> None:
     one = entry("a", (7, 5, 1, 1))
     one.down.requires_grad_()
-    resolve(Tree(a=nn.Linear(5, 7)), [one]).factors["a"].down.sum().backward()
+    resolve(Tree(a=nn.Linear(5, 7)), [one]).entries["a"].down.sum().backward()
     assert one.down.grad is not None and one.down.grad.shape == (2, 5, 1, 1)
 
 
@@ -189,15 +190,15 @@ def test_entries_of_other_components_are_elsewhere() -> None:
     ]
     text = [entry(name, component="text_encoder", key=f"te.{name}") for name in ("text_model.q", "text_model.k")]
     found = resolve(sd(), [*unet, *text, entry("loose")])
-    assert list(found.factors) == ["down_blocks.0.attentions.0.proj_in"]
+    assert list(found.entries) == ["down_blocks.0.attentions.0.proj_in"]
     assert found.elsewhere == ["te.text_model.q", "te.text_model.k"]
     assert found.unmatched == ["down_blocks.9.proj", "loose"], "an entry of no component may be the module's"
 
 
 def test_where_nothing_resolves_nothing_is_elsewhere() -> None:
     found = resolve(Tree(a=nn.Linear(5, 7)), [entry("b", component="unet"), entry("c", component="text_encoder")])
-    assert (found.factors, found.unmatched, found.elsewhere) == ({}, ["b", "c"], [])
-    assert resolve(Tree(a=nn.Linear(5, 7)), []).factors == {}
+    assert (found.entries, found.unmatched, found.elsewhere) == ({}, ["b", "c"], [])
+    assert resolve(Tree(a=nn.Linear(5, 7)), []).entries == {}
 
 
 def test_a_transformer_takes_what_kohya_calls_a_unet() -> None:
@@ -214,8 +215,8 @@ def test_of_two_text_encoders_the_one_that_fits_is_meant(which: int) -> None:
         for size, component in zip(sizes, ("text_encoder", "text_encoder_2"), strict=True)
     ]
     found = resolve(clip(False, **sizes[which]), [*parts[0].values(), *parts[1].values()])
-    assert set(found.factors) == set(parts[which])
-    assert all(found.factors[name].down is one.down for name, one in parts[which].items())
+    assert set(found.entries) == set(parts[which])
+    assert all(found.entries[name].down is one.down for name, one in parts[which].items())
     assert not found.unmatched
     assert found.elsewhere == [one.key for one in parts[1 - which].values()]
 
@@ -226,7 +227,7 @@ def test_two_text_encoders_that_fit_alike_are_refused() -> None:
     with pytest.raises(ValueError, match="entries of text_encoder and text_encoder_2 fit the module equally well"):
         resolve(encoder, [*parts[0].values(), *parts[1].values()])
     both = Tree(text_encoder=encoder, text_encoder_2=clip(False))
-    assert len(resolve(both, [*parts[0].values(), *parts[1].values()]).factors) == 24
+    assert len(resolve(both, [*parts[0].values(), *parts[1].values()]).entries) == 24
 
 
 def test_a_module_is_wanted() -> None:

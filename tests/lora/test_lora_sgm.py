@@ -69,10 +69,10 @@ def test_names_of_the_original_unet(make: Callable[[], Any], table: dict[str, st
         shape = tuple(unet.get_submodule(own).weight.shape) if own else (3, 3)
         entries[original] = entry(flat(original) if is_flat else original, shape, "unet", is_flat)
     found = resolve(unet, entries.values())
-    assert set(found.factors) == {own for own in table.values() if own}
+    assert set(found.entries) == {own for own in table.values() if own}
     for original, own in table.items():
         if own:
-            assert found.factors[own].down is entries[original].down, original
+            assert found.entries[own].down is entries[original].down, original
     assert found.unmatched == [entries[original].key for original, own in table.items() if own is None]
 
 
@@ -142,8 +142,8 @@ def test_what_real_writers_saved_finds_its_module(writer: str, tmp_path: Any) ->
         for name, layer in unet.named_modules()
         if hasattr(layer, "scaling")
     }
-    assert set(found.factors) == set(expected) and len(expected) > 100
+    assert set(found.entries) == set(expected) and len(expected) > 100
     for name, (down, up) in expected.items():
-        assert torch.equal(found.factors[name].down, down) and torch.equal(found.factors[name].up, up), name
-        assert found.factors[name].factor == 1.0
+        assert torch.equal(found.entries[name].down, down) and torch.equal(found.entries[name].up, up), name
+        assert found.entries[name].factor == 1.0
     assert not found.unmatched and not found.elsewhere

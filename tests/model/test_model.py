@@ -15,26 +15,11 @@ from torch import Tensor, nn
 import fastsample
 from fastsample import DDIM, Schedule, ddim, ops
 from fastsample.model import Predictor, decoder_dtype, schedule_of
+from support.networks import Net
 
 SHAPE = (2, 4, 6, 5)
 X = ops.randn(SHAPE, seed=1)
 BF16, HALF, FP32 = torch.bfloat16, torch.float16, torch.float32
-
-
-class Net(nn.Module):
-    """Convolutions in one dtype and whatever else in others; refuses an input of another dtype, as torch does."""
-
-    def __init__(self, dtype: torch.dtype = BF16, **islands: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        for name, island in islands.items():
-            setattr(self, name, island)
-        self.conv = nn.Conv2d(4, 4, 1).to(dtype)
-        self.seen: list[torch.dtype] = []
-        self.eval()
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        self.seen.append(x.dtype)
-        return 0.1 * self.conv(x)
 
 
 def dtype_of(model: Any) -> torch.dtype:

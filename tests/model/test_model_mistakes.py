@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_model import Net
 from torch import Tensor, nn
 
 import fastsample
 from fastsample import DDIM, Schedule, ddim, ops
+from support.networks import Net
 
 SHAPE = (2, 4, 6, 5)
 X = ops.randn(SHAPE, seed=1)

@@ -21,12 +21,11 @@ import torch
 
 import fastsample
 from support.ahead import ENVIRONMENT, Ahead
+from support.levels import needs_cpu
 from support.paths import ROOT
 
 CPU = fastsample.backends()["cpu"]
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "*.dylib", "*.pyd", "__pycache__")
-
-needs_cpu = pytest.mark.skipif(not CPU["available"], reason=f"no CPU kernels: {CPU['reason']}")
 
 
 def run(command: list[str], cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":

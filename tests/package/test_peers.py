@@ -9,8 +9,7 @@ from packaging.markers import Marker, default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conftest import pytest_report_header
-from support.peers import lock, outside, ranges
+from support.peers import beside_the_lock, lock, outside, ranges
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 # A CUDA build of torch pins them itself.
@@ -54,7 +53,7 @@ def test_what_is_outside_is_named(requirement: str, named: bool) -> None:
 
 
 def test_the_header_names_what_lies_beside_the_lock() -> None:
-    header = pytest_report_header()
+    header = beside_the_lock()
     assert "constraints.txt" in header and all(text in header for text in outside(lock()))
 
 

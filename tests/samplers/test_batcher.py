@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsample
-from conftest import LEVELS
 from fastsample import (
     DDIM,
     DDPM,
@@ -26,50 +25,12 @@ from fastsample import (
     Euler,
     Heun,
     Sampler,
-    Schedule,
     Table,
 )
 from fastsample.samplers.batcher import Request
+from support.batcher_runs import EVERYTHING, SCHEDULE, SHAPE, HandMade, exact, plain, with_variance
+from support.levels import LEVELS
 
-SHAPE = (2, 5, 3)
-SCHEDULE = Schedule.linear()
-
-
-def exact(x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-    """Sums, products and clamps alone, which round alike wherever an element lies."""
-    along = (-1, *(1,) * (x.ndim - 1))
-    m = (x * 0.5).clamp(-1, 1) + (t * 0.0003).to(x.dtype).reshape(along)
-    return m if c is None else m * c.to(x.dtype).reshape(along)
-
-
-def with_variance(x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-    return torch.cat([exact(x, t, c), (x * 0.25).clamp(-1, 1)], dim=1)
-
-
-class HandMade(Sampler):
-    def __init__(self, table: Table) -> None:
-        self.table = table
-
-
-# Two x0 of history, noise that depends on the row, a scaled input and fractional times, all at once.
-EVERYTHING = HandMade(
-    Table(
-        [9.5, 7.25, 3.0, 2.5, 0.125],
-        p=1.1,
-        q=-0.5,
-        a=0.3,
-        b=0.4,
-        c1=[0, 0.2, -0.1, 0.3, 0.1],
-        c2=[0, 0, 0.2, -0.2, 0.1],
-        d=0.1,
-        s=[0.5, 0.4, 0.3, 0.2, 0.1],
-        g0=-0.5,
-        g1=[0.5, 0, 0.25, 0.5, 0.1],
-        limit=[1.5, 1.0, 2.0, 3.0, 1.0],
-        e=[0.5, 0.6, 0.7, 0.8, 0.9],
-        init_noise_sigma=3.0,
-    )
-)
 SAMPLERS = [
     pytest.param(DDIM(SCHEDULE, steps=5, eta=1.0, clip=1.0), exact, id="ddim-eta1"),
     pytest.param(DDIM(SCHEDULE, steps=4, clip=DynamicThreshold(0.9, max=2.0)), exact, id="ddim-thresholded"),
@@ -82,13 +43,6 @@ SAMPLERS = [
     pytest.param(Consistency(sigmas=[80.0, 5.0, 0.5]), exact, id="consistency"),
     pytest.param(EVERYTHING, with_variance, id="everything"),
 ]
-
-
-def plain(sampler: Sampler, model: Callable[..., Tensor], seed: int, c: float | None = None, **options: Any) -> Tensor:
-    """The same sample from the sampler's own loop, in a batch of one."""
-    keywords = {} if c is None else {"c": torch.tensor([c])}
-    result: Tensor = sampler(model, (1, *SHAPE), seed=seed, model_kwargs=keywords, **options)[0]
-    return result
 
 
 def staggered(batcher: Batcher, seeds: list[int], gap: int = 2) -> list[Request]:
@@ -113,7 +67,7 @@ def test_every_result_has_the_bits_of_the_plain_sampler(
         assert torch.equal(request.result(), plain(sampler, model, seed, seed / 10, backend=backend))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("sampler", "model"), [SAMPLERS[0], SAMPLERS[-1]])
 def test_half_precision_models(
     backend: str, sampler: Sampler, model: Callable[..., Tensor], dtype: torch.dtype
@@ -128,7 +82,7 @@ def test_half_precision_models(
         assert request.result().dtype == torch.float32 and torch.equal(request.result(), want)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 @pytest.mark.parametrize(("sampler", "model"), [SAMPLERS[0], SAMPLERS[-1]])
 def test_guidance(
@@ -163,15 +117,7 @@ def test_any_order_of_arrival(
         assert torch.equal(request.result(), plain(sampler, model, seed))
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Where two threads share a matrix product, its rounding depends on the row."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+# Where two threads share a matrix product, its rounding depends on the row.
 def test_a_real_model_alone_and_in_company(one_thread: None) -> None:
     model = fastsample.zoo.digits()
     sampler = DDPM(model.schedule, steps=6, variance="learned_range", clip=1.0)
@@ -219,7 +165,7 @@ def test_the_model_sees_full_batches_of_finite_data_at_times_of_their_own() -> N
     assert batcher.step() == 0 and len(seen) == 6, "with nothing to do the model is not called"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_places_that_nobody_has_hold_zeros(backend: str, dtype: torch.dtype) -> None:
     inputs: list[Tensor] = []
 

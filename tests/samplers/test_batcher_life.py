@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_batcher import EVERYTHING, SCHEDULE, SHAPE, exact, plain, with_variance
 from torch import Tensor
 
 from fastsample import DDIM, Batcher, DPMSolver, Sampler
 from fastsample.loop import places
 from fastsample.samplers import batcher as batchers
 from fastsample.samplers.batcher import Request
+from support.batcher_runs import EVERYTHING, SCHEDULE, SHAPE, exact, plain, with_variance
 
 SAMPLERS = [
     pytest.param(DDIM(SCHEDULE, steps=3, eta=1.0), exact, id="ddim"),

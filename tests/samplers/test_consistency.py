@@ -13,7 +13,7 @@ from torch import Tensor
 from fastsample import ops
 from fastsample.samplers.consistency import Consistency, consistency
 from fastsample.times.continuous import karras_sigmas
-from support import live
+from support import diffusers_runs
 from support.chains import diffusers_dummies, toy_model
 
 
@@ -37,7 +37,7 @@ def test_the_live_diffusers(backend: str, T: int, indices: list[int], clip: floa
     scheduler = diffusers.CMStochasticIterativeScheduler(num_train_timesteps=T, clip_denoised=clip is not None)
     scheduler.set_timesteps(timesteps=indices[::-1])
     x = ops.randn((2, 3, 8, 8), seed=5) * 80
-    want = live.chain(scheduler, toy_model, x)
+    want = diffusers_runs.chain(scheduler, toy_model, x)
     sigmas = karras_sigmas(80.0, 0.002, T)[indices]
     got = consistency(toy_model, x, sigmas=sigmas, clip=clip, seed=5, backend=backend)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()

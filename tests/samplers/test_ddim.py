@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import golden
 from fastsample import DDIM, Schedule, ddim, ops
 from support.chains import CHAINS, diffusers_dummies, golden_noise, toy_model
+from support.golden import golden
 
 
 @pytest.mark.parametrize("clip", [None, 1.0], ids=["free", "clip"])

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import golden
 from fastsample import Schedule, Table, ops
 from fastsample.samplers.ddpm import DDPM, ddpm
 from fastsample.samplers.limits import DynamicThreshold
-from support import live
+from support import diffusers_runs
 from support.chains import CHAINS, golden_noise, learned_model, toy_model
+from support.golden import golden
 
 NAMES = [(chain.values[0], chain.values[1]) for chain in CHAINS]
 
@@ -126,7 +126,7 @@ def live_chain(variance: str, prediction: str, steps: int) -> Tensor:
     names = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
     scheduler = diffusers.DDPMScheduler(variance_type=variance, prediction_type=names[prediction])
     scheduler.set_timesteps(steps)
-    return live.chain(scheduler, model_for(variance), ops.randn((2, 3, 8, 8), seed=5))
+    return diffusers_runs.chain(scheduler, model_for(variance), ops.randn((2, 3, 8, 8), seed=5))
 
 
 def model_for(variance: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -165,7 +165,7 @@ def test_the_live_diffusers_with_thresholding(backend: str) -> None:
     scheduler = diffusers.DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=3.0)
     scheduler.set_timesteps(50)
     x = ops.randn((2, 3, 8, 8), seed=5)
-    want = live.chain(scheduler, toy_model, x)
+    want = diffusers_runs.chain(scheduler, toy_model, x)
     clip = DynamicThreshold(0.9, max=3.0)
     got = ddpm(toy_model, x, steps=50, timesteps="leading", clip=clip, seed=5, backend=backend)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
@@ -186,7 +186,7 @@ def test_a_learned_log_variance(backend: str) -> None:
         x0 = (state - math.sqrt(1 - now) * epsilon) / math.sqrt(now)
         beta = 1 - now / then
         mean = (math.sqrt(then) * beta * x0 + math.sqrt(1 - beta) * (1 - then) * state) / (1 - now)
-        state = mean + (torch.exp(v / 2) * live.step_noise(k, x.shape, 7).double() if t else 0)
+        state = mean + (torch.exp(v / 2) * diffusers_runs.step_noise(k, x.shape, 7).double() if t else 0)
     got = ddpm(model, x, schedule=schedule, variance="learned", seed=7, backend=backend)
     # 100 steps of a few float32 roundings each.
     assert (got - state).abs().max() <= 1e-5 * state.abs().max()

@@ -15,30 +15,17 @@ from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver, solver_timesteps
 from fastsample.samplers.limits import DynamicThreshold
 from fastsample.times.flow import flow_levels
+from support import diffusers_runs
+from support.chains import toy_model
+from support.diffusers_runs import start
 
 SCHEDULE = Schedule.scaled_linear()
 PEER_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample", "flow": "flow_prediction"}
 
 
-def toy_model(x: Tensor, t: Tensor) -> Tensor:
-    return 0.6 * torch.tanh(x) + 0.2 * torch.sin(0.013 * t.to(x.dtype)).reshape(-1, *[1] * (x.ndim - 1))
-
-
-def start() -> Tensor:
-    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
 def peer(**options: Any) -> Any:
-    """diffusers' scheduler, on SCHEDULE and with the order of our arguments' defaults."""
-    diffusers = pytest.importorskip("diffusers")
-    base = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    return diffusers.DPMSolverMultistepScheduler(**{**base, **options})
-
-
-def peer_chain(scheduler: Any, x: Tensor) -> Tensor:
-    for t in scheduler.timesteps:
-        x = scheduler.step(toy_model(x, t), t, x).prev_sample
-    return x
+    """diffusers' scheduler on SCHEDULE."""
+    return diffusers_runs.scheduler_of("DPMSolverMultistepScheduler", **options)
 
 
 # Against diffusers
@@ -68,7 +55,7 @@ def test_diffusers_chains(prediction: str, order: int, spacing: str, clip: Dynam
         scheduler.set_timesteps(steps)
         sampler = DPMSolver(SCHEDULE, steps=steps, order=order, timesteps=spacing, prediction=prediction, clip=clip)
         assert sampler.table.t.tolist() == scheduler.timesteps.tolist()
-        want = peer_chain(scheduler, start())
+        want = diffusers_runs.chain(scheduler, toy_model, start())
         assert (sampler(toy_model, start()) - want).abs().max() <= 1e-4 * want.abs().max(), steps
 
 
@@ -101,7 +88,7 @@ def test_diffusers_options(backend: str, arguments: dict, options: dict, order: 
         scheduler.set_timesteps(timesteps=arguments["timesteps"])
     else:
         scheduler.set_timesteps(7)
-    want = peer_chain(scheduler, start())
+    want = diffusers_runs.chain(scheduler, toy_model, start())
     got = dpm_solver(toy_model, start(), **{"steps": 7, **arguments}, order=order, schedule=SCHEDULE, backend=backend)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 
@@ -113,7 +100,7 @@ def test_flow_chains(order: int) -> None:
     scheduler.set_timesteps(16)
     t, _, sigma = flow_levels("linspace", 16, shift=3.0)
     scheduler.sigmas, scheduler.timesteps = torch.tensor(sigma).float(), torch.tensor(t).float()
-    want = peer_chain(scheduler, start())
+    want = diffusers_runs.chain(scheduler, toy_model, start())
     got = dpm_solver(toy_model, start(), steps=16, order=order, prediction="flow", shift=3.0)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 

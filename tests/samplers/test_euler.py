@@ -22,35 +22,19 @@ from fastsample.times.continuous import karras_sigmas, spaced_levels
 from fastsample.times.flow import flow_levels
 from fastsample.times.levels import noise_levels
 from fastsample.times.solver_timesteps import fractional_timesteps
-from support import live
+from support import diffusers_runs
+from support.chains import toy_model
+from support.diffusers_runs import start
 
 SCHEDULE = Schedule.scaled_linear()
 PEER_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 SPACINGS = ("linspace", "leading", "trailing", "karras")
 
 
-def toy_model(x: Tensor, t: Tensor) -> Tensor:
-    return 0.6 * torch.tanh(x) + 0.2 * torch.sin(0.013 * t.to(x.dtype)).reshape(-1, *[1] * (x.ndim - 1))
-
-
-def start() -> Tensor:
-    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
 def peer(name: str, spacing: str = "linspace", **options: Any) -> Any:
     """diffusers' scheduler `name` on SCHEDULE."""
-    diffusers = pytest.importorskip("diffusers")
-    base = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     spaced = {"use_karras_sigmas": True} if spacing == "karras" else {"timestep_spacing": spacing}
-    return getattr(diffusers, name)(**{**base, **spaced, **options})
-
-
-def peer_chain(scheduler: Any, x: Tensor, model: Callable[[Tensor, Tensor], Tensor] = toy_model) -> Tensor:
-    """Its state is x / alpha, what the model is given is scaled back."""
-    scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
-    for t in scheduler.timesteps:
-        x = scheduler.step(model(scaled(x, t), t), t, x).prev_sample
-    return x
+    return diffusers_runs.scheduler_of(name, **spaced, **options)
 
 
 # Against diffusers
@@ -64,7 +48,7 @@ def discrete_runs(solver: type[Euler | Heun], prediction: str, spacing: str) -> 
     for steps in (5, 10, 30):
         scheduler.set_timesteps(steps)
         alpha = solver(SCHEDULE, steps=steps, timesteps=spacing, prediction=prediction).table.alpha[0]
-        found.append((steps, scheduler.timesteps.numpy(), peer_chain(scheduler, start() / alpha)))
+        found.append((steps, scheduler.timesteps.numpy(), diffusers_runs.chain(scheduler, toy_model, start() / alpha)))
     return found
 
 
@@ -88,7 +72,7 @@ def ancestral_runs(prediction: str, spacing: str) -> list[tuple[int, Tensor]]:
     for steps in (5, 20):
         scheduler.set_timesteps(steps)
         alpha = EulerAncestral(SCHEDULE, steps=steps, timesteps=spacing, prediction=prediction).table.alpha[0]
-        found.append((steps, live.chain(scheduler, toy_model, start() / alpha)))
+        found.append((steps, diffusers_runs.chain(scheduler, toy_model, start() / alpha)))
     return found
 
 
@@ -98,7 +82,7 @@ def test_diffusers_ancestral_chains(backend: str, prediction: str, spacing: str)
     """With the same noise on both sides; theirs draws some in the last row too and multiplies it with 0."""
     for steps, want in ancestral_runs(prediction, spacing):
         sampler = EulerAncestral(SCHEDULE, steps=steps, timesteps=spacing, prediction=prediction)
-        noise = [live.step_noise(k, start().shape) for k in range(steps)]
+        noise = [diffusers_runs.step_noise(k, start().shape) for k in range(steps)]
         got = sampler(toy_model, start(), noise=noise.__getitem__, backend=backend)
         assert (got - want).abs().max() <= 1e-4 * want.abs().max(), steps
         assert torch.equal(sampler(toy_model, start(), seed=5, backend=backend), got), "seed 5 is what was given"
@@ -110,7 +94,7 @@ def flow_run(solver: type[Euler | Heun], steps: int, shift: float) -> tuple[np.n
     diffusers = pytest.importorskip("diffusers")
     scheduler = getattr(diffusers, f"FlowMatch{solver.__name__}DiscreteScheduler")(shift=shift)
     scheduler.set_timesteps(steps)
-    return scheduler.timesteps.numpy(), peer_chain(scheduler, start())
+    return scheduler.timesteps.numpy(), diffusers_runs.chain(scheduler, toy_model, start())
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
@@ -130,7 +114,7 @@ def test_trailing_flow_is_what_flux_pipelines_ask_for() -> None:
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 12, 12), mu=math.log(2.5))
     sampler = Euler(steps=12, timesteps="trailing", prediction="flow", shift=2.5)
     np.testing.assert_allclose(sampler.table.t, scheduler.timesteps.numpy(), rtol=0, atol=3e-4)
-    want = peer_chain(scheduler, start())
+    want = diffusers_runs.chain(scheduler, toy_model, start())
     assert (sampler(toy_model, start()) - want).abs().max() <= 1e-4 * want.abs().max()
 
 

@@ -38,7 +38,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
 # Noise and velocity
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_noise_and_velocity_match_float64(dtype: torch.dtype) -> None:
     x0, z = inputs(dtype)
     s = TIMES.reshape(-1, 1, 1, 1) / 1000

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fastsample
 from fastsample import Schedule, ops, spaced_timesteps
-from support import live
+from support import diffusers_runs
 from support.chains import toy_model
 from support.paths import ROOT
 
@@ -85,7 +85,7 @@ def test_a_line_of_the_table(theirs: str, ours: str) -> None:
 def _chain(scheduler: Any, model: Any, x: Tensor) -> Tensor:
     if not hasattr(scheduler, "scale_model_input"):
         scheduler.scale_model_input = lambda x, t: x
-    return live.chain(scheduler, model, x)
+    return diffusers_runs.chain(scheduler, model, x)
 
 
 # Where the two differ
@@ -97,12 +97,12 @@ def test_ddim_goes_to_the_next_timestep_where_theirs_does_not(spacing: str, step
     x = ops.randn(SHAPE, seed=5)
     same_method = diffusers.DPMSolverMultistepScheduler(solver_order=1)
     same_method.set_timesteps(timesteps=spaced_timesteps(1000, spacing, steps).tolist())
-    want = live.chain(same_method, toy_model, x)
+    want = diffusers_runs.chain(same_method, toy_model, x)
     got = fastsample.ddim(toy_model, x, steps=steps, timesteps=spacing)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
     scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing, clip_sample=False)
     scheduler.set_timesteps(steps)
-    strayed = live.chain(scheduler, toy_model, x)
+    strayed = diffusers_runs.chain(scheduler, toy_model, x)
     # Two digits, as the page gives them.
     assert float((strayed - got).abs().max() / strayed.abs().max()) == pytest.approx(off, abs=0.005)
 
@@ -110,7 +110,7 @@ def test_ddim_goes_to_the_next_timestep_where_theirs_does_not(spacing: str, step
 def test_where_spacings_divide_ddim_is_theirs() -> None:
     scheduler = made("DDIMScheduler(clip_sample=False, timestep_spacing='trailing')")
     x = ops.randn(SHAPE, seed=5)
-    want = live.chain(scheduler, toy_model, x)
+    want = diffusers_runs.chain(scheduler, toy_model, x)
     got = fastsample.ddim(toy_model, x, steps=STEPS, timesteps="trailing")
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 
@@ -121,7 +121,7 @@ def test_where_spacings_divide_ddim_is_theirs() -> None:
 def test_the_last_row_of_ddpm_is_without_noise(variance: str, noisy: bool) -> None:
     scheduler = made(f"DDPMScheduler(clip_sample=False, timestep_spacing='trailing', variance_type={variance!r})")
     x, model = ops.randn(SHAPE, seed=5), model_for(variance)
-    want = live.chain(scheduler, model, x)
+    want = diffusers_runs.chain(scheduler, model, x)
     got = fastsample.ddpm(model, x, steps=STEPS, timesteps="trailing", variance=variance, seed=5)
     assert ((got - want).abs().max() > 0.1) == noisy
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import golden
 from fastsample import Schedule, ddim, ops, zoo
 from fastsample.samplers.inversion import DDIMInverse, ddim_invert
-from support import live
+from support import diffusers_runs
 from support.chains import CHAINS, diffusers_dummies, toy_model
+from support.golden import golden
 
 SCHEDULE = Schedule.linear()
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -80,7 +80,7 @@ def test_the_live_diffusers(
     scheduler.initial_alpha_cumprod = torch.tensor(final, dtype=torch.float64)
     scheduler.set_timesteps(steps)
     x = ops.randn((2, 3, 8, 8), seed=5)
-    want = live.chain(scheduler, toy_model, x)
+    want = diffusers_runs.chain(scheduler, toy_model, x)
     got = ddim_invert(
         toy_model,
         x,

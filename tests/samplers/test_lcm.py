@@ -15,7 +15,7 @@ from fastsample import Schedule, ops
 from fastsample.samplers.guidance_embedding import guidance_scale_embedding
 from fastsample.samplers.lcm import LCM, lcm
 from fastsample.samplers.limits import DynamicThreshold
-from support import live
+from support import diffusers_runs
 from support.chains import diffusers_dummies, toy_model
 
 SCHEDULE = Schedule.scaled_linear()
@@ -48,7 +48,7 @@ def test_the_live_diffusers(backend: str, prediction: str, clip: str, steps: int
     scheduler = diffusers.LCMScheduler(prediction_type=PREDICTIONS[prediction], **theirs)
     scheduler.set_timesteps(steps)
     x = ops.randn((2, 3, 8, 8), seed=5)
-    want = live.chain(scheduler, toy_model, x)
+    want = diffusers_runs.chain(scheduler, toy_model, x)
     got = lcm(toy_model, x, schedule=SCHEDULE, steps=steps, prediction=prediction, clip=ours, seed=5, backend=backend)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 
@@ -58,7 +58,7 @@ def test_the_live_diffusers_with_other_settings() -> None:
     scheduler = diffusers.LCMScheduler(timestep_scaling=0.001, beta_schedule="linear", original_inference_steps=20)
     scheduler.set_timesteps(timesteps=[899, 499, 49])
     x = ops.randn((2, 3, 8, 8), seed=5)
-    want = live.chain(scheduler, toy_model, x)
+    want = diffusers_runs.chain(scheduler, toy_model, x)
     schedule = Schedule.linear(beta_start=0.00085, beta_end=0.012)
     got = lcm(toy_model, x, schedule=schedule, timesteps=[899, 499, 49], timestep_scaling=0.001, seed=5)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()

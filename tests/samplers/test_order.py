@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,8 @@ from fastsample.samplers.dpm_solver import DPMSolver
 from fastsample.samplers.euler import Euler
 from fastsample.samplers.heun import Heun
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Thousands of calls on few numbers: where cores are shared, waiting for threads would cost 20 times as much."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+# Thousands of calls on few numbers: where cores are shared, waiting for threads would cost 20 times as much.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Weight, mean and deviation of each.
 MIXTURE = ((0.3, -1.2, 0.35), (0.7, 0.8, 0.25))

@@ -11,7 +11,7 @@ import torch
 
 from fastsample import DDIM, Schedule, ops
 from fastsample.samplers.tcd import TCD, tcd
-from support import live
+from support import diffusers_runs
 from support.chains import diffusers_dummies, toy_model
 
 SCHEDULE = Schedule.scaled_linear()
@@ -36,7 +36,7 @@ def test_the_live_diffusers(backend: str, prediction: str, gamma: float, steps: 
     scheduler = diffusers.TCDScheduler(prediction_type=PREDICTIONS[prediction])
     scheduler.set_timesteps(steps)
     x = ops.randn((2, 3, 8, 8), seed=5)
-    want = live.chain(scheduler, toy_model, x, eta=gamma)
+    want = diffusers_runs.chain(scheduler, toy_model, x, eta=gamma)
     common: dict[str, Any] = dict(schedule=SCHEDULE, steps=steps, prediction=prediction, seed=5, backend=backend)
     got = tcd(toy_model, x, gamma=gamma, **common)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()

@@ -13,12 +13,17 @@ from torch import Tensor
 import fastsample
 from fastsample import selftest
 from fastsample.cli import main
-from fastsample.selftest import Place, results_of
-from fastsample.selftest.cases import LATENTS, MODES, ODD, TAIL, TINY, Call, Case, Mode, Wanted, cases
+from fastsample.selftest import targets as targets_module
+from fastsample.selftest.case import LATENTS, ODD, TAIL, TINY, Call, Case, Wanted
+from fastsample.selftest.cases import cases
+from fastsample.selftest.results import results_of
+from fastsample.selftest.sampler_cases import sampler_case
+from fastsample.selftest.step_cases import MODES, Mode
+from fastsample.selftest.targets import Target, targets_on
+from support.levels import needs_cpu
 
 CPU = torch.device("cpu")
 HAS_CPU = fastsample.backends()["cpu"]["available"]
-needs_cpu = pytest.mark.skipif(not HAS_CPU, reason="no CPU kernels")
 
 
 def case_of(op: str, mode: str = "", dtype: torch.dtype = torch.float32) -> Case:
@@ -80,8 +85,8 @@ def test_what_lora_is_allowed_is_less_than_tensor_float_32_loses() -> None:
     ("op", "mode"), [("randn", ""), ("step", "clipped"), ("posterior", ""), ("lora_linear", ""), ("sampler", "")]
 )
 def test_a_wrong_result_is_found(op: str, mode: str) -> None:
-    case = selftest.sampler_case(ODD) if op == "sampler" else case_of(op, mode)
-    good, bad = (list(results_of(changed(case, {"cpu": off}), [Place("cpu", CPU)])) for off in (0.0, 1e-3))
+    case = sampler_case(ODD) if op == "sampler" else case_of(op, mode)
+    good, bad = (list(results_of(changed(case, {"cpu": off}), [Target("cpu", CPU)])) for off in (0.0, 1e-3))
     assert good[0].passed and not bad[0].passed and bad[0].error > bad[0].allowed
 
 
@@ -92,7 +97,7 @@ def test_bits_that_differ_are_found_within_the_tolerance() -> None:
     slightly = changed(case, {"cpu": 2.0**-25})
     calls = iter([case.prepare, slightly.prepare])
     result = list(
-        results_of(replace(case, prepare=lambda *at: next(calls)(*at)), [Place("cpu", CPU), Place("cpu", CPU)])
+        results_of(replace(case, prepare=lambda *at: next(calls)(*at)), [Target("cpu", CPU), Target("cpu", CPU)])
     )
     assert [one.error <= one.allowed for one in result] == [True, True]
     assert [(one.bits, one.passed) for one in result] == [("", True), ("differ", False)]
@@ -108,7 +113,7 @@ def test_missing_values_shapes_and_exceptions_fail() -> None:
     def broken(backend: str, device: torch.device) -> Call:
         raise RuntimeError("no kernel image")
 
-    (result,) = results_of(replace(case, prepare=broken), [Place("reference", CPU)])
+    (result,) = results_of(replace(case, prepare=broken), [Target("reference", CPU)])
     assert not result.passed and "no kernel image" in result.failure
 
 
@@ -140,7 +145,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, interpreted: bool) -> None:
     found = fastsample.backends()
     found["triton"] = {"available": True, "reason": "", "interpreted": interpreted}
     found["cuda"] = {"available": True, "reason": "", "architectures": []}
-    monkeypatch.setattr(selftest, "backends", lambda: found)
+    monkeypatch.setattr(targets_module, "backends", lambda: found)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, device=None, **options: empty(*shape, **options))
@@ -149,31 +154,31 @@ def pretend(monkeypatch: pytest.MonkeyPatch, interpreted: bool) -> None:
 @pytest.mark.parametrize("interpreted", [False, True], ids=["", "interpreted"])
 def test_on_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch, interpreted: bool) -> None:
     pretend(monkeypatch, interpreted)
-    places, absent = selftest.places_on(None, None)
+    targets, absent = targets_on(None, None)
     gpu = torch.device("cuda")
-    assert Place("triton", gpu, interpreted) in places and Place("cuda", gpu) in places
+    assert Target("triton", gpu, interpreted) in targets and Target("cuda", gpu) in targets
     assert "triton" not in absent and "cuda" not in absent
 
 
 def test_gpu_backends_are_absent_from_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, interpreted=False)
-    places, absent = selftest.places_on("cpu", None)
-    assert not {"triton", "cuda"} & {place.backend for place in places}
+    targets, absent = targets_on("cpu", None)
+    assert not {"triton", "cuda"} & {target.backend for target in targets}
     assert all("it runs on a GPU, and --device is cpu" in absent[name] for name in ("triton", "cuda"))
     for name in ("triton", "cuda"):
         with pytest.raises(ValueError, match=f"--backend {name} cannot run here: it runs on a GPU"):
-            selftest.places_on("cpu", name)
+            targets_on("cpu", name)
 
 
 def test_the_interpreter_runs_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, interpreted=True)
-    places, absent = selftest.places_on("cpu", "triton")
-    assert places[-1] == Place("triton", CPU, interpreted=True) and "cuda" in absent
+    targets, absent = targets_on("cpu", "triton")
+    assert targets[-1] == Target("triton", CPU, interpreted=True) and "cuda" in absent
 
 
 def test_the_interpreter_is_given_neither_graphs_nor_large_shapes() -> None:
-    gpu = Place("triton", torch.device("cuda"), interpreted=True)
-    every = (selftest.sampler_case(ODD, captured=True), selftest.sampler_case(LATENTS))
+    gpu = Target("triton", torch.device("cuda"), interpreted=True)
+    every = (sampler_case(ODD, captured=True), sampler_case(LATENTS))
     assert [list(results_of(case, [gpu])) for case in every] == [[], []]
     shapes = {case.shape for case in cases() if case.small}
     assert shapes == {TINY, ODD, (3, 5, 24)}
@@ -183,9 +188,9 @@ def test_the_interpreter_is_given_neither_graphs_nor_large_shapes() -> None:
 def test_guided_runs_and_rows_on_the_device_need_no_gpu_to_be_right() -> None:
     """Only the command leaves them to GPUs: there they are more than the other cases again."""
     there = next(mode for mode in MODES if mode.rows_there).case(torch.float32, ODD)
-    guided = selftest.sampler_case(ODD, guided=True)
+    guided = sampler_case(ODD, guided=True)
     for case in (replace(there, on_gpu=False), guided):
-        results = list(results_of(case, [Place("reference", CPU), Place("cpu", CPU)]))
+        results = list(results_of(case, [Target("reference", CPU), Target("cpu", CPU)]))
         assert len(results) == 2 and all(one.passed for one in results), results
 
 
@@ -202,10 +207,11 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     ("op", "dtype"), [*product(("step", "lora_linear"), (torch.float32, torch.float16)), ("randn", torch.float32)]
 )
 def test_interpreted_kernels_take_part(op: str, dtype: torch.dtype) -> None:
-    places = [Place("cpu", CPU), Place("triton", CPU, interpreted=True)] if HAS_CPU else [Place("triton", CPU, True)]
+    interpreter = Target("triton", CPU, interpreted=True)
+    targets = [Target("cpu", CPU), interpreter] if HAS_CPU else [interpreter]
     mode = "noise" if op == "step" else ""
-    results = list(results_of(case_of(op, mode, dtype), places))
-    assert [one.backend for one in results] == [place.backend for place in places]
+    results = list(results_of(case_of(op, mode, dtype), targets))
+    assert [one.backend for one in results] == [target.backend for target in targets]
     assert all(one.passed for one in results), results
     assert results[-1].microseconds is None
 

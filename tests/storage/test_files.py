@@ -14,17 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from fastsample.storage import files
-from fastsample.storage.files import (
-    check_expansion,
-    check_writable,
-    open_regular,
-    regular_size,
-    remove_parts,
-    replace_text,
-    replacing,
-    sole_writer,
-)
+from fastsample.storage import reading, writing
+from fastsample.storage.reading import check_expansion, open_regular, regular_size
+from fastsample.storage.writing import check_writable, remove_parts, replace_text, replacing, sole_writer
 
 
 def test_a_writer_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
@@ -41,7 +33,7 @@ def test_a_killed_writer_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     code = (
-        "import os, signal, sys\nfrom fastsample.storage.files import replacing\n"
+        "import os, signal, sys\nfrom fastsample.storage.writing import replacing\n"
         "with replacing(sys.argv[1]) as file:\n    file.write(b'half')\n    file.flush()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -77,7 +69,7 @@ def test_a_link_is_replaced_and_its_target_stays(tmp_path: Path, there: bool) ->
 def test_a_link_at_the_parts_name_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "target"
     target.write_text("precious")
-    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "known")
+    monkeypatch.setattr(writing.secrets, "token_hex", lambda count: "known")
     (tmp_path / ".a.txt.known.part").symlink_to(target)
     with pytest.raises(FileExistsError):
         replace_text(tmp_path / "a.txt", "new")
@@ -94,7 +86,7 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(writing.os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.txt'"):
         replace_text(tmp_path / "a.txt", "text")
     assert not os.listdir(tmp_path)
@@ -162,7 +154,7 @@ def test_what_was_swapped_for_a_fifo_after_the_look_does_not_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = _fifo(tmp_path / "a")
-    monkeypatch.setattr(files, "regular_size", lambda *_: 1)
+    monkeypatch.setattr(reading, "regular_size", lambda *_: 1)
     with pytest.raises(ValueError, match="is a FIFO"):
         open_regular(path)
 

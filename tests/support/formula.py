@@ -138,6 +138,11 @@ def normal(shape: Sequence[int], seed: int, dtype: torch.dtype = torch.float32) 
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Equal as floats, NaN to NaN."""
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
 def assert_matches(got: Tensor, want: Array, error: Array) -> None:
     difference = np.abs(got.double().numpy() - want)
     excess = difference / np.maximum(error, 1e-300)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsample.lora.files.formats import Entry
-from fastsample.lora.files.names import Factors, resolve
+from fastsample.lora.files.names import resolve
 
 DOWN, UP = torch.arange(6.0).reshape(2, 3) + 0.5, torch.arange(10.0).reshape(5, 2) - 4
 PEFT = {"base_model.model.a.lora_A.weight": DOWN, "base_model.model.a.lora_B.weight": UP}
@@ -75,9 +75,9 @@ def entries_of(module: nn.Module, rename: Callable[[str], str] = str, **kwargs: 
 
 def assert_resolves(module: nn.Module, entries: dict[str, Entry]) -> None:
     found = resolve(module, entries.values())
-    assert set(found.factors) == set(entries) and not found.unmatched and not found.elsewhere
+    assert set(found.entries) == set(entries) and not found.unmatched and not found.elsewhere
     for name, one in entries.items():
-        assert found.factors[name] == Factors(one.down, one.up, one.factor), name
+        assert found.entries[name] is one, name
 
 
 @cache

@@ -10,14 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastsample.ops.lora.pack import (
-    Group,
-    LowRank,
-    PackedAdapters,
-    PackedLinear,
-    pack_adapters,
-    pack_linear,
-)
+from fastsample.ops.lora.adapters import Group, LowRank, PackedAdapters, pack_adapters
+from fastsample.ops.lora.weights import PackedLinear, pack_linear
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # torch's loss is measured on as many rows as make its largest error more than chance, whatever the case has.

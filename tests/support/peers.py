@@ -41,3 +41,8 @@ def outside(requirements: Iterable[Requirement]) -> list[str]:
             if not one.specifier.contains(installed, prereleases=True):
                 found.append(f"{one.name} {installed} (not {one.specifier})")
     return found
+
+
+def beside_the_lock() -> str:
+    """A line that names what is installed in other versions than the lock's."""
+    return f"beside constraints.txt: {', '.join(outside(lock())) or 'nothing'}"

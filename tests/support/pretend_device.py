@@ -24,6 +24,7 @@ from fastsample.ops import address, noise
 from fastsample.ops import backend as backends
 from fastsample.ops.backend import _cpu
 from fastsample.ops.noise import keys
+from fastsample.ops.noise import launch as noise_launch
 from fastsample.ops.step import launch as step_launch
 from fastsample.tables import Table
 
@@ -289,7 +290,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, kernels: bool) -> Iterator[Device
     monkeypatch.setattr(backends, "_runs_on", runs_on)
     monkeypatch.setattr(step_launch, "packed_rows", rows)
     monkeypatch.setattr(step_launch, "_stream_of", lambda where: lambda: 0)
-    for one in (step_launch, noise):
+    for one in (step_launch, noise_launch):
         monkeypatch.setattr(one, "place", lambda where: (0, 0))
     # Underneath, tensors of the device are "meta": conversions to cuda would ask for its driver.
     for owner, name in ((torch.Tensor, "to"), (torch, "as_tensor")):

@@ -8,10 +8,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import LEVELS, at_level
 from fastsample import Table, ops
 from fastsample.ops.noise import STEP
 from support.formula import UNIT, Expected, assert_matches, expected, normal
+from support.levels import LEVELS, at_level
 
 ROWS = 3
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]

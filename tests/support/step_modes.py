@@ -10,14 +10,42 @@ import torch
 from fastsample import Table
 from support.formula import normal
 
+# Of the model.
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BASE = dict(p=1.25, q=-0.75, a=0.2, b=0.9, d=0.3)
-
-
 HISTORY = dict(c1=[0.0, 0.4, 0.4], c2=[0.0, 0.0, -0.3])
-
-
 LEARNED = dict(s=0.5, g0=-0.4, g1=0.7)
 
+
+def _of(letters: str, **more: float) -> dict[str, float]:
+    return {**{name: BASE[name] for name in letters}, **more}
+
+
+# Kinds of row, by which coefficients are 0. What is called folded needs no x0 of its own.
+KINDS: dict[str, dict[str, float]] = {
+    "nothing": {},
+    "x-only": _of("a"),
+    "m-only": _of("d"),
+    "x0-only": dict(q=1.0, b=1.0),
+    "folded": _of("pqbd"),
+    "folded-noise": _of("pqbd", s=0.5),
+    "clamped": _of("pqab", limit=0.8),
+    "clamped-keeps-epsilon": _of("pqbd", limit=0.8),
+    "clamped-all": _of("pqabd", limit=0.8),
+    "clamped-x0-of-m": _of("qab", limit=0.8),
+    "clamped-x0-of-x": _of("pb", limit=0.8),
+    "clamped-x0-unused": _of("pqa", limit=0.8),
+    "clamped-noise": _of("pqab", s=0.5, limit=0.8),
+    "all-terms": _of("pqabd", s=0.5, limit=0.8),
+    "learned": _of("pqb", **LEARNED),
+    "learned-far": _of("pqab", s=0.5, g1=40.0, limit=0.8),
+    "one-history": _of("pqab", c1=-0.3),
+    "two-histories": _of("pqab", c1=-0.3, c2=0.2),
+    "everything": _of("pqabd", c1=-0.3, c2=0.2, s=0.5, g1=0.4, limit=0.8),
+    "thresholded": _of("pqab", limit=2.5, quantile=0.9),
+}
+# Those of them without a history, a learned variance or a threshold that a test holds to every size and dtype.
+PLAIN_KINDS = ("folded", "folded-noise", "clamped", "clamped-keeps-epsilon", "all-terms", "x0-only")
 
 # What the row holds, whether the output has a variance half, the guidance ("each": one weight per sample) and phi.
 MODES: dict[str, tuple[dict[str, Any], bool, object, float]] = {
@@ -60,7 +88,20 @@ def case(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) 
     return Table([30, 20, 10], **columns), call
 
 
-ROWS = Table(
+def alone(call: dict[str, Any], i: int) -> dict[str, Any]:
+    """The same call for sample i only."""
+    batch, weights = len(call["x"]), call["guidance"]
+    return {
+        **call,
+        "x": call["x"][i : i + 1],
+        "model_output": call["model_output"][i::batch],
+        "history": tuple(h[i : i + 1] for h in call["history"]),
+        "guidance": [weights[i]] if isinstance(weights, list) else weights,
+    }
+
+
+# A row of another mode for each sample.
+MIXED = Table(
     [40, 30, 20, 10, 0],
     p=[1.2, 0.5, 2.0, 0.0, 1.0],
     q=[-0.7, 0.3, -1.0, 1.0, 0.5],

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import HAS_GPU
 from fastsample.kernels import blocks
+from support.devices import DEVICE
 
-DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 _AROUND = 7  # elements, so that outputs are not aligned either
 
 
@@ -39,8 +38,3 @@ def small_launches(monkeypatch: pytest.MonkeyPatch, *modules: object) -> None:
 
     for module in modules:
         monkeypatch.setattr(module, "blocks_of", division)
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal as floats, NaN to NaN."""
-    return torch.equal(torch.nan_to_num(a, nan=12345.0), torch.nan_to_num(b, nan=12345.0))

@@ -49,6 +49,10 @@ def strided(x: Tensor, t: Tensor, c: Tensor | float = 0.0) -> Tensor:
     return model(x, t, c).contiguous(memory_format=torch.channels_last)
 
 
+def never(*args: Any, **kwargs: Any) -> Tensor:
+    raise AssertionError("called")
+
+
 def nudge(step: Step) -> None:
     """A callback that changes the state."""
     step.x.add_(step.x0, alpha=0.01)
@@ -107,4 +111,6 @@ def moved(value: Any, device: torch.device | str) -> Any:
     """The options with all their tensors on the device."""
     if isinstance(value, Tensor):
         return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(moved(one, device) for one in value)
     return {name: moved(one, device) for name, one in value.items()} if isinstance(value, Mapping) else value

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from fastsample import zoo
-from fastsample.storage.files import sole_writer
+from fastsample.storage.writing import sole_writer
 from fastsample.train import ImageData, Settings, load_data, train
 
 SMALL = Settings(steps=2, batch_size=2, warmup=1, timesteps=20, widths=(8, 16))

@@ -37,13 +37,13 @@ class PeftConfig:
 
     def rank_of(self, path: str) -> int | None:
         """The rank stated for the module at this path."""
-        found = _named(f"{self.name}: rank_pattern", self.ranks, path)
-        return self.rank if found is None else int(found)
+        rank = _named(f"{self.name}: rank_pattern", self.ranks, path)
+        return self.rank if rank is None else int(rank)
 
     def alpha_of(self, path: str) -> float | None:
         """The alpha stated for the module at this path."""
-        found = _named(f"{self.name}: alpha_pattern", self.alphas, path)
-        return self.alpha if found is None else float(found)
+        alpha = _named(f"{self.name}: alpha_pattern", self.alphas, path)
+        return self.alpha if alpha is None else float(alpha)
 
 
 def parse(text: str | bytes, name: str) -> dict[str, Any]:
@@ -64,9 +64,9 @@ def parse(text: str | bytes, name: str) -> dict[str, Any]:
     for _ in range(_DEEPEST):
         level = [
             inner
-            for one in level
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
     if level:
         raise ValueError(f"{name} is nested more than {_DEEPEST} levels deep")
@@ -89,21 +89,21 @@ def checked(config: Mapping[str, Any], name: str) -> PeftConfig:
         name,
         None if rank is None else _rank(rank, f"{name}: r of its configuration"),
         None if alpha is None else _alpha(alpha, f"{name}: lora_alpha of its configuration"),
-        _patterns({key: _rank(one, f"{name}: rank_pattern of {short(key)}") for key, one in ranks.items()},
+        _patterns({key: _rank(rank, f"{name}: rank_pattern of {short(key)}") for key, rank in ranks.items()},
                   f"{name}: rank_pattern"),
-        _patterns({key: _alpha(one, f"{name}: alpha_pattern of {short(key)}") for key, one in alphas.items()},
+        _patterns({key: _alpha(alpha, f"{name}: alpha_pattern of {short(key)}") for key, alpha in alphas.items()},
                   f"{name}: alpha_pattern"),
         bool(stabilised),
     )  # fmt: skip
 
 
 def _mapping(config: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
-    found = config.get(key)
-    if found is None:
+    values = config.get(key)
+    if values is None:
         return {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{name}: {key} must map patterns to numbers, got {short(found)}")
-    return found
+    if not isinstance(values, dict):
+        raise ValueError(f"{name}: {key} must map patterns to numbers, got {short(values)}")
+    return values
 
 
 def _patterns(values: Mapping[str, Any], name: str) -> Patterns:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.checks import not_a_tensor
 from fastsample.lora.files.reading import Contents, load
-from fastsample.lora.files.refused import first, refuse_keys
+from fastsample.lora.files.refused import first_few, refuse_keys
 
 __all__ = ["Entry", "read"]
 
@@ -155,7 +156,7 @@ def _grouped(contents: Contents) -> dict[str, _Parts]:
         else:
             unknown.append(key)
     if unknown:
-        raise ValueError(f"{contents.name} holds {len(unknown)} keys that are no LoRA's: {first(unknown)}")
+        raise ValueError(f"{contents.name} holds {len(unknown)} keys that are no LoRA's: {first_few(unknown)}")
     return grouped
 
 
@@ -167,12 +168,12 @@ def _entry(stem: str, parts: _Parts, contents: Contents) -> Entry:
             raise ValueError(f"{name}: {key} has no {half} factor beside it")
     down, up = (_checked(*parts.values[half], name) for half in ("down", "up"))
     _check_shapes(parts.values["down"][0], down, parts.values["up"][0], up, name)
-    component, path, flat = _place(stem, parts)
+    component, path, flat = _component_and_path(stem, parts)
     return Entry(stem, component, path, flat, down, up, _factor(component, path, len(down), parts, contents))
 
 
-def _place(stem: str, parts: _Parts) -> tuple[str, str, bool]:
-    """Component, path and whether the path is kohya's."""
+def _component_and_path(stem: str, parts: _Parts) -> tuple[str, str, bool]:
+    """And whether the path is kohya's."""
     if match := _KOHYA_STEM.fullmatch(stem):
         return _KOHYA[match[1]], match[2], True
     component, path = _strip(stem)
@@ -187,7 +188,7 @@ def _strip(path: str) -> tuple[str, str]:
     component = ""
     while True:
         head, _, rest = path.partition(".")
-        wrapper = next((one for one in _WRAPPERS if path.startswith(one) and len(path) > len(one)), None)
+        wrapper = next((known for known in _WRAPPERS if path.startswith(known) and path != known), None)
         if wrapper is not None:
             path = path.removeprefix(wrapper)
         elif not component and rest and head in COMPONENTS:
@@ -211,7 +212,7 @@ def _modern(path: str, mark: str) -> str:
 
 def _checked(key: str, value: object, name: str) -> Tensor:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: {key} must be a tensor, got {type(value).__name__}")
+        raise not_a_tensor(f"{name}: {key}", value)
     if not value.is_floating_point():
         raise ValueError(f"{name}: {key} must hold floating-point numbers, got {value.dtype}")
     if value.is_meta or value.layout != torch.strided:

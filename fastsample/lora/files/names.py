@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from fastsample.lora.files.formats import Entry
-from fastsample.lora.files.refused import first
+from fastsample.lora.files.refused import first_few
 from fastsample.lora.files.sgm import sgm_names
 
-__all__ = ["Factors", "Resolution", "resolve"]
-
-
-class Factors(NamedTuple):
-    """An adapter of one module: its weight gets factor * up @ down. The shapes fit the module.
-
-    Attributes:
-        down: A, (r, in) of a linear, (r, in, kh, kw) of a convolution.
-        up: B, (out, r) or (out, r, 1, 1).
-        factor: alpha / r.
-    """
-
-    down: Tensor
-    up: Tensor
-    factor: float
+__all__ = ["Resolution", "resolve"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +20,12 @@ class Resolution:
     """What a module makes of a file.
 
     Attributes:
-        factors: by the name of the submodule.
+        entries: by the name of the submodule, down and up in the shapes that fit it.
         unmatched: keys of the entries that name no submodule.
         elsewhere: keys of the entries for other components, say a text encoder's where the module is a UNet.
     """
 
-    factors: dict[str, Factors]
+    entries: dict[str, Entry]
     unmatched: list[str]
     elsewhere: list[str]
 
@@ -63,24 +49,26 @@ def resolve(module: nn.Module, entries: Iterable[Entry]) -> Resolution:
         >>> from fastsample.lora.files.formats import read
         >>> net = nn.Sequential(nn.Linear(3, 5))
         >>> found = resolve(net, read({"0.lora_A.weight": torch.ones(2, 3), "0.lora_B.weight": torch.ones(5, 2)}))
-        >>> list(found.factors), found.unmatched
+        >>> list(found.entries), found.unmatched
         (['0'], [])
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch module, got {type(module).__name__}")
     tree = _Tree(module)
-    places: dict[str, list[tuple[Entry, str | None]]] = {}
+    named: dict[str, list[tuple[Entry, str | None]]] = {}
     for entry in entries:
-        places.setdefault(entry.component, []).append((entry, tree.find(entry)))
-    found = {c: [(e, at) for e, at in all_ if at is not None] for c, all_ in places.items()}
-    meant = _meant({component: hits for component, hits in found.items() if hits}, tree)
+        named.setdefault(entry.component, []).append((entry, tree.find(entry)))
+    hits = {
+        component: [(entry, name) for entry, name in pairs if name is not None] for component, pairs in named.items()
+    }
+    meant = _meant({component: own_hits for component, own_hits in hits.items() if own_hits}, tree)
     unmatched, elsewhere = [], []
-    for component, all_ in places.items():
+    for component, pairs in named.items():
         if meant and component and component not in meant:
-            elsewhere += [entry.key for entry, _ in all_]
+            elsewhere += [entry.key for entry, _ in pairs]
         else:
-            unmatched += [entry.key for entry, at in all_ if at is None]
-    return Resolution(_fitted([hit for component in meant for hit in found[component]], tree), unmatched, elsewhere)
+            unmatched += [entry.key for entry, name in pairs if name is None]
+    return Resolution(_fitted([hit for component in meant for hit in hits[component]], tree), unmatched, elsewhere)
 
 
 class _Tree:
@@ -126,25 +114,25 @@ def _candidates(entry: Entry) -> Iterator[str]:
         yield f"{path}.0"
 
 
-def _meant(found: dict[str, list[tuple[Entry, str]]], tree: _Tree) -> list[str]:
+def _meant(hits: dict[str, list[tuple[Entry, str]]], tree: _Tree) -> list[str]:
     """The components that are in the module; of several that claim the same submodules the one that fits."""
-    fitting = {c: sum(not isinstance(_fit(tree, *hit), str) for hit in hits) for c, hits in found.items()}
+    fitting = {c: sum(not isinstance(_fit(tree, *hit), str) for hit in own_hits) for c, own_hits in hits.items()}
     meant: list[str] = []
-    for component in sorted(found, key=lambda c: -fitting[c]):
-        names = {name for _, name in found[component]}
-        rivals = [c for c in meant if c and component and names & {name for _, name in found[c]}]
+    for component in sorted(hits, key=lambda c: -fitting[c]):
+        names = {name for _, name in hits[component]}
+        rivals = [c for c in meant if c and component and names & {name for _, name in hits[c]}]
         if not rivals:
             meant.append(component)
         elif fitting[component] == fitting[rivals[0]]:
             raise ValueError(
                 f"entries of {rivals[0]} and {component} fit the module equally well: "
-                f"{found[rivals[0]][0][0].key}, {found[component][0][0].key}; pass a state dict of one's entries"
+                f"{hits[rivals[0]][0][0].key}, {hits[component][0][0].key}; pass a state dict of one's entries"
             )
     return meant
 
 
-def _fitted(hits: list[tuple[Entry, str]], tree: _Tree) -> dict[str, Factors]:
-    factors: dict[str, Factors] = {}
+def _fitted(hits: list[tuple[Entry, str]], tree: _Tree) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
     keys: dict[str, str] = {}
     problems = []
     for entry, name in hits:
@@ -155,13 +143,13 @@ def _fitted(hits: list[tuple[Entry, str]], tree: _Tree) -> dict[str, Factors]:
         if isinstance(fitted, str):
             problems.append(f"{entry.key}: {fitted}")
         else:
-            factors[name] = fitted
+            entries[name] = fitted
     if problems:
         raise ValueError(
             f"{len(problems)} of {len(hits)} entries do not fit the module, is the file for another model? "
-            f"{first(problems)}"
+            f"{first_few(problems)}"
         )
-    return factors
+    return entries
 
 
 def _size(module: Any) -> tuple[int, ...] | None:
@@ -178,8 +166,8 @@ def _size(module: Any) -> tuple[int, ...] | None:
     return None
 
 
-def _fit(tree: _Tree, entry: Entry, name: str) -> Factors | str:
-    """The factors in the module's shapes, or why they are not."""
+def _fit(tree: _Tree, entry: Entry, name: str) -> Entry | str:
+    """The entry with its factors in the module's shapes, or why they do not fit."""
     module = tree.modules[name]
     size = _size(module)
     if size is None:
@@ -199,4 +187,4 @@ def _fit(tree: _Tree, entry: Entry, name: str) -> Factors | str:
             f"factors {tuple(entry.down.shape)} and {tuple(entry.up.shape)} for the {type(module).__name__} {name}, "
             f"whose weight is {size}"
         )
-    return Factors(down, up, entry.factor)
+    return entry if down is entry.down else replace(entry, down=down, up=up)

@@ -24,10 +24,10 @@ _STEPS = 20_000_000
 _CATEGORIES = {
     sre.CATEGORY_DIGIT: str.isdecimal,
     sre.CATEGORY_SPACE: str.isspace,
-    sre.CATEGORY_WORD: lambda one: one.isalnum() or one == "_",
-    sre.CATEGORY_NOT_DIGIT: lambda one: not one.isdecimal(),
-    sre.CATEGORY_NOT_SPACE: lambda one: not one.isspace(),
-    sre.CATEGORY_NOT_WORD: lambda one: not (one.isalnum() or one == "_"),
+    sre.CATEGORY_WORD: lambda letter: letter.isalnum() or letter == "_",
+    sre.CATEGORY_NOT_DIGIT: lambda letter: not letter.isdecimal(),
+    sre.CATEGORY_NOT_SPACE: lambda letter: not letter.isspace(),
+    sre.CATEGORY_NOT_WORD: lambda letter: not (letter.isalnum() or letter == "_"),
 }
 _LETTERS = (sre.LITERAL, sre.NOT_LITERAL, sre.ANY, sre.IN)
 
@@ -117,9 +117,9 @@ def _unknown(tree: Any, depth: int) -> str | None:
             inner = [argument[1]]
         elif kind not in (*_LETTERS, sre.AT):
             return str(kind).lower()
-        for one in inner:
-            if found := _unknown(one, depth - 1):
-                return found
+        for part in inner:
+            if unknown := _unknown(part, depth - 1):
+                return unknown
     return None
 
 
@@ -153,8 +153,8 @@ class _Run:
                 places = self._after(argument[3], places)
             elif kind is sre.BRANCH:
                 ends = 0
-                for one in argument[1]:
-                    ends |= self._after(one, places)
+                for branch in argument[1]:
+                    ends |= self._after(branch, places)
                 places = ends
             elif kind in (sre.ASSERT, sre.ASSERT_NOT):
                 places = self._ahead(argument[1], places, kind is sre.ASSERT)
@@ -192,7 +192,7 @@ class _Run:
             return self._end
         if where is sre.AT_END:
             return self._end | (self._end >> 1 if self._path.endswith("\n") else 0)
-        boundary = sum(1 << found.start() for found in re.finditer(r"\b", self._path))
+        boundary = sum(1 << match.start() for match in re.finditer(r"\b", self._path))
         return boundary if where is sre.AT_BOUNDARY else (2 * self._end - 1) & ~boundary
 
     def _of(self, kind: Any, argument: Any) -> int:
@@ -209,9 +209,9 @@ def _takes(kind: Any, argument: Any, letter: str) -> bool:
         return ord(letter) != argument
     negated = argument[0][0] is sre.NEGATE
     return negated != any(
-        (kind is sre.LITERAL and ord(letter) == one)
-        or (kind is sre.RANGE and one[0] <= ord(letter) <= one[1])
-        or (kind is sre.CATEGORY and _CATEGORIES[one](letter))
-        for kind, one in argument
+        (kind is sre.LITERAL and ord(letter) == member)
+        or (kind is sre.RANGE and member[0] <= ord(letter) <= member[1])
+        or (kind is sre.CATEGORY and _CATEGORIES[member](letter))
+        for kind, member in argument
         if kind is not sre.NEGATE
     )

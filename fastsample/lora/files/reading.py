@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 
 from fastsample.lora.files.config import LARGEST, PeftConfig, checked, parse
-from fastsample.storage.files import open_regular, regular_size
 from fastsample.storage.pickles import load_pickle, state_dict_of
+from fastsample.storage.reading import open_regular, regular_size
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # In the order of preference: of two forms of one file the safe one is read.
@@ -66,20 +66,22 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Contents:
     if path.stem == "adapter_model" and os.path.lexists(beside):
         with open_regular(beside) as file:
             configs = {"": parse(file.read(LARGEST + 1), str(beside))}
-    return Contents(str(path), tensors, {component: checked(one, str(path)) for component, one in configs.items()})
+    return Contents(
+        str(path), tensors, {component: checked(config, str(path)) for component, config in configs.items()}
+    )
 
 
 def _sole_file(folder: Path) -> Path:
     for name in _NAMES:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    paths = sorted(folder.glob("*.safetensors"))
+    if len(paths) == 1:
+        return paths[0]
+    if not paths:
         raise FileNotFoundError(f"no LoRA file in {folder}: it holds none of {', '.join(_NAMES)}, *.safetensors")
-    names = ", ".join(path.name for path in found[:3])
-    raise ValueError(f"{folder} holds {len(found)} safetensors files: {names}; name the one that is meant")
+    names = ", ".join(path.name for path in paths[:3])
+    raise ValueError(f"{folder} holds {len(paths)} safetensors files: {names}; name the one that is meant")
 
 
 def _safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:

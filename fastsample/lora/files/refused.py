@@ -54,14 +54,14 @@ def refuse_keys(keys: Iterable[str], name: str) -> None:
         Traceback (most recent call last):
         ValueError: a.safetensors holds LoKr, which is not supported: x.lokr_w1, x.lokr_w2
     """
-    found: dict[str, list[str]] = {}
+    keys_of: dict[str, list[str]] = {}
     for key in keys:
         for pattern, what in _KEYS:
             if pattern.search(key):
-                found.setdefault(what, []).append(key)
+                keys_of.setdefault(what, []).append(key)
                 break
-    if found:
-        kinds = "; ".join(f"{what}, which is not supported: {first(keys)}" for what, keys in found.items())
+    if keys_of:
+        kinds = "; ".join(f"{what}, which is not supported: {first_few(keys)}" for what, keys in keys_of.items())
         raise ValueError(f"{name} holds {kinds}")
 
 
@@ -82,11 +82,11 @@ def refuse_config(config: Mapping[str, Any], name: str) -> None:
         )
 
 
-def first(keys: Iterable[str], count: int = 3) -> str:
+def first_few(keys: Iterable[str], count: int = 3) -> str:
     """The first few, and how many more there are.
 
     Example:
-        >>> first("abcde")
+        >>> first_few("abcde")
         'a, b, c and 2 more'
     """
     keys = list(keys)

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastsample.lora.layers.adapters import Adapters
-from fastsample.lora.layers.linear import QKVProjection, check_replaceable
+from fastsample.lora.layers.adapted import check_replaceable
+from fastsample.lora.layers.frozen import FrozenLayers
+from fastsample.lora.layers.linear import QKVProjection
 
 
 class FusedAttnProcessor:
@@ -67,15 +68,17 @@ class FusedAttnProcessor:
         return y / attn.rescale_output_factor
 
     def _project(self, attn: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        own = [] if self.projection is None else list(self.projection.children())
-        names = ("to_q", "to_k", "to_v")[3 - len(own) :]
+        linears = [] if self.projection is None else list(self.projection.children())
+        names = ("to_q", "to_k", "to_v")[3 - len(linears) :]
         # Someone may have put other modules in the block, or hooks on these.
-        if any(attn._modules[name] is not linear or _hooked(linear) for name, linear in zip(names, own, strict=True)):
-            own = []
-        if self.projection is not None and len(own) == 3 and context is None:
+        if any(
+            attn._modules[name] is not linear or _hooked(linear) for name, linear in zip(names, linears, strict=True)
+        ):
+            linears = []
+        if self.projection is not None and len(linears) == 3 and context is None:
             return self.projection(x)
         context = x if context is None else context
-        if self.projection is not None and len(own) == 2:
+        if self.projection is not None and len(linears) == 2:
             return attn.to_q(x), *self.projection(context)
         return attn.to_q(x), attn.to_k(context), attn.to_v(context)
 
@@ -104,7 +107,7 @@ def install(projections: Mapping[nn.Module, QKVProjection]) -> None:
         vars(block)["processor"] = FusedAttnProcessor(projection, block.processor)
 
 
-def uninstall(module: nn.Module, freed: Container[Adapters]) -> None:
+def uninstall(module: nn.Module, freed: Container[FrozenLayers]) -> None:
     """Gives the blocks whose projections have gone their processors back."""
     for block in module.modules():
         processor = getattr(block, "processor", None)
@@ -113,7 +116,7 @@ def uninstall(module: nn.Module, freed: Container[Adapters]) -> None:
         if processor.projection is None:
             diffusers: Any = sys.modules["diffusers.models.attention_processor"]
             block.processor = diffusers.AttnProcessor2_0()
-        elif processor.projection._bank in freed:
+        elif processor.projection._frozen in freed:
             block.processor = processor.original
 
 

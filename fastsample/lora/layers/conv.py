@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastsample.lora.layers.adapters import Adapters
-from fastsample.lora.layers.factors import Layer, stacked
-from fastsample.lora.layers.linear import AdaptedLayer, check_capacity, check_replaceable
-from fastsample.ops.lora.pack import LowRank
+from fastsample.lora.checks import check_capacity
+from fastsample.lora.layers.adapted import AdaptedLayer, check_replaceable
+from fastsample.lora.layers.frozen import FrozenLayers
+from fastsample.lora.layers.slots import Layer, stacked
+from fastsample.ops.lora.adapters import LowRank
 
 
 class LoRAConv2d(AdaptedLayer):
@@ -26,7 +27,7 @@ class LoRAConv2d(AdaptedLayer):
         torch.Size([1, 5, 8, 8])
     """
 
-    _bank: ConvAdapters
+    _frozen: FrozenConv
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, *, capacity: int | None = None) -> LoRAConv2d:
@@ -40,56 +41,63 @@ class LoRAConv2d(AdaptedLayer):
             raise ValueError(f"adapters need a convolution without groups, got {conv.groups}")
         check_capacity(capacity)
         layer = cls(conv)
-        layer._bank = ConvAdapters([layer], capacity)
+        layer._frozen = FrozenConv([layer], capacity)
         return layer
 
     def forward(self, x: Tensor, adapter_index: Tensor | None = None) -> Tensor:
         """The convolution of x, (B, in, H, W); adapter_index as LoRALinear.forward's."""
-        bank = self._bank
-        bank.check_attached()
-        index = bank.index if adapter_index is None else adapter_index
+        frozen = self._frozen
+        frozen.check_attached()
+        index = frozen.index if adapter_index is None else adapter_index
         if index is not None:
-            bank.check_not_merged()
-            bank.check_index(x, index)
+            frozen.check_not_merged()
+            frozen.check_index(x, index)
             if x.ndim != 4:
                 raise ValueError(f"adapter_index needs x of shape (B, in, H, W), got {tuple(x.shape)}")
         conv = self._replaced
         assert isinstance(conv, nn.Conv2d)
         y = conv._conv_forward(x, self.weight.detach(), None if self.bias is None else self.bias.detach())
-        one, owners = bank.factors()
-        if one is None or owners is None:
+        low_rank, owners = frozen.low_rank()
+        if low_rank is None or owners is None:
             return y
-        scale = one.scale if index is None else torch.where(index[:, None] == owners, one.scale, 0)
-        t = conv._conv_forward(x, one.down, None)
-        return y + functional.conv2d(t * scale[..., None, None].to(t), one.up)
+        scale = low_rank.scale if index is None else torch.where(index[:, None] == owners, low_rank.scale, 0)
+        t = conv._conv_forward(x, low_rank.down, None)
+        return y + functional.conv2d(t * scale[..., None, None].to(t), low_rank.up)
 
 
-class ConvAdapters(Adapters):
-    """The adapters of one convolution, stacked along the rank."""
+class FrozenConv(FrozenLayers):
+    """One convolution, the active adapters stacked along the rank."""
 
     def __init__(self, layers: Sequence[Layer], capacity: int | None) -> None:
         super().__init__(layers, capacity)
         self._stacked: tuple[LowRank | None, Tensor | None] = (None, None)
 
-    def factors(self) -> tuple[LowRank | None, Tensor | None]:
-        """The active factors stacked, and of each rank the place of its adapter among the active ones."""
+    def low_rank(self) -> tuple[LowRank | None, Tensor | None]:
+        """The active adapters as one, and of each of its ranks the place of its adapter among the active ones."""
         if not torch.compiler.is_compiling():
             self._refresh_if_trained()
         return self._stack() if self._live() else self._stacked
 
     def refresh(self) -> None:
+        """Stacks the active adapters anew."""
         with torch.inference_mode(False), torch.no_grad():
             self._stacked = self._stack()
         self._note_factors()
 
     def free(self) -> None:
+        """As FrozenLayers.free; the stack goes as well."""
         super().free()
         self._stacked = (None, None)
 
     def changed(self, i: int) -> None:
+        """The weight's dtype or device may be another now."""
         self.refresh()
 
     def _stack(self) -> tuple[LowRank | None, Tensor | None]:
-        ones = [] if self.unmerged else [one for [one] in self.groups(per_sample=True)]
-        owners = [torch.full_like(one.scale, g, dtype=torch.int64) for g, one in enumerate(ones) if one is not None]
-        return stacked(ones), torch.cat(owners) if owners else None
+        low_ranks = [] if self.unmerged else [low_rank for [low_rank] in self.adapters.groups(per_sample=True)]
+        owners = [
+            torch.full_like(low_rank.scale, place, dtype=torch.int64)
+            for place, low_rank in enumerate(low_ranks)
+            if low_rank is not None
+        ]
+        return stacked(low_ranks), torch.cat(owners) if owners else None

@@ -1,264 +1,235 @@
-"""Linears that read one input, packed once, and their adapters."""
+"""Layers whose weights are frozen, and the adapters beside them."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastsample.lora.layers.adapters import Adapters, mark
-from fastsample.lora.layers.factors import Layer
-from fastsample.ops.lora import check, lora_linear, lora_linear_reference
-from fastsample.ops.lora.pack import PackedAdapters, PackedLinear, pack_adapters, pack_linear
+from fastsample.lora.checks import check_names
+from fastsample.lora.layers.adapter_set import AdapterSet
+from fastsample.lora.layers.slots import Layer, Pair, merged
+from fastsample.ops.lora.checks import check_range
 
-# Of which linear (None: all of them), and whether the adapters differ between samples.
-_Key = tuple[int | None, bool]
-_Forms = dict[_Key, tuple[PackedLinear, PackedAdapters | None]]
+DETACHED = (
+    "the layer was detached: lora.detach gave its place, weights and bias back to the module that it had replaced; "
+    "call that one, or attach again. A model that still holds the layer gets the module from lora.detach(model)"
+)
 # Two threads may make the first call at once, and one may copy a model that another calls. Packing is rare: one lock
 # for all layers, which copies need not take along.
-_LOCK = threading.RLock()
-
-_Result = TypeVar("_Result")
+LOCK = threading.RLock()
 
 
-def _untraced(method: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Runs a method outside the graph of torch.compile, and imports the compiler only where there is one.
+class FrozenLayers:
+    """Layers that have their adapters in common: a linear, a convolution, or the linears that read one input.
 
-    torch.compiler.disable as a decorator would load it for everybody: two seconds of every start.
+    Subclasses keep what a forward reads in a form of their own, and bring it up to date in refresh().
+
+    Attributes:
+        layers: the layers, whose parameters `weight` and `bias` are frozen.
+        adapters: the adapters beside the weights.
+        index: the adapter of each sample, where forward is given none; None for the sum of all.
+        unmerged: the weights as they were before merge(); None where adapters are not merged.
+        made_by_attach: whether attach put the layers in their places, so that detach takes them away.
+        names_by_attach: the adapters that attach added to layers it found.
+        detached: the layers' weights are others' now: whoever still holds the layers is refused.
     """
 
-    @wraps(method)
-    def run(*args: Any) -> _Result:
-        return torch.compiler.disable(method)(*args) if torch.compiler.is_compiling() else method(*args)
+    def __init__(self, layers: Sequence[Layer], capacity: int | None) -> None:
+        self.layers = list(layers)
+        self.adapters = AdapterSet(self.layers)
+        self.index: Tensor | None = None
+        self.unmerged: list[Tensor] | None = None
+        self.made_by_attach = False
+        self.names_by_attach: set[str] = set()
+        self.detached = False
+        self._capacity = capacity
+        self._trainable = False
+        self._factors: list[Tensor] = []
+        self._factor_marks: list[tuple[int, int, int, bool]] = []
 
-    return run
+    def add(
+        self,
+        name: str,
+        pairs: Sequence[Pair | None],
+        scale: float | Sequence[float] = 1.0,
+        alpha: float | None = None,
+        capacity: int | None = None,
+        active: Mapping[str, float] | None = None,
+    ) -> None:
+        """Takes an adapter, and these as the active ones: by default it joins them."""
+        self.check_attached()
+        capacity = self._capacity if capacity is None else capacity
+        self.change(self.adapters.added(name, pairs, scale, alpha, capacity, active))
 
+    def replace(
+        self,
+        name: str,
+        pairs: Sequence[Pair | None],
+        scale: float | Sequence[float] = 1.0,
+        alpha: float | None = None,
+    ) -> None:
+        """Other factors for an adapter, of at most its capacity; a layer whose pair is None gets zeros."""
+        self.change(self.adapters.replaced(name, pairs, scale, alpha))
 
-def release(banks: Sequence[Adapters]) -> None:
-    """Gives layers their weights back for good, or raises and leaves them in use."""
-    with _LOCK:
-        banks = [bank for bank in banks if not bank.detached]
+    def activate(self, weights: Mapping[str, float]) -> None:
+        """Makes these adapters the active ones; unknown names hold a place."""
+        self.change(self.adapters.activated(weights))
+
+    def remove(self, name: str) -> None:
+        """Forgets an adapter, unless an index counts it."""
+        check_names([name], self.adapters.slots)
+        adapters = self.adapters.without([name])
+        self.check_order(adapters.active)
+        self.change(adapters)
+        self.names_by_attach.discard(name)
+
+    def change(self, adapters: AdapterSet) -> None:
+        """Takes these in the place of those before, or raises and stays as it was."""
+        self.check_attached()
+        self.check_not_merged()
+        before, self.adapters = self.adapters, adapters
         try:
-            # First: a call in another thread would pack, and release, what is restored here.
-            for bank in banks:
-                bank.detached = True
-            for bank in banks:
-                if bank.unmerged is None:
-                    bank.restore()
+            self.refresh()
         except BaseException:
-            for bank in banks:
-                bank.detached = False
+            self.adapters = before
+            self.refresh()
             raise
-        for bank in banks:
-            bank.free()
-
-
-class FrozenLinears(Adapters):
-    """What the LoRALinears of one QKVProjection have in common; a LoRALinear by itself is one of one.
-
-    The layers' parameters are the truth and the packed weights a copy, made where parameters arrive: at construction,
-    after .to() and load_state_dict(), else at the next call. Without keep_weight it is the other way round: a parameter
-    whose bits are packed keeps its shape, dtype and device over the memory of a single NaN.
-    """
-
-    def __init__(self, layers: Sequence[Layer], keep_weight: bool, capacity: int | None) -> None:
-        super().__init__(layers, capacity)
-        self._keep_weight = keep_weight
-        self._packed: PackedLinear | None = None
-        self._forms: _Forms = {}
-        self._seen: list[Tensor] = []
-        self._weight_marks: list[tuple[int, int, int]] = []
-        self.pack()
-
-    def __call__(self, x: Tensor, index: Tensor | None, i: int | None = None) -> tuple[Tensor, ...]:
-        """All linears of x, or the i-th alone."""
-        self.check_attached()
-        device = x.device.type
-        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-            with torch.autocast(device, enabled=False):
-                outputs = self._project(x.to(self.layers[0].weight.dtype), index, i)
-            dtype = torch.get_autocast_dtype(device)
-            return tuple(y.to(dtype) for y in outputs)
-        return self._project(x, index, i)
-
-    def _project(self, x: Tensor, index: Tensor | None, i: int | None) -> tuple[Tensor, ...]:
-        index = self.index if index is None else index
-        if index is not None:
-            self.check_not_merged()
-        key = None if len(self.layers) == 1 else i, index is not None
-        if self._packed is not None and not torch.compiler.is_compiling():
-            self._check_unchanged()
-            self._refresh_if_trained()
-        forms = self._forms
-        packed, adapters = forms[key] if key in forms else self._prepare(key)
-        if adapters is None:
-            if index is not None:
-                self.check_index(x, index)
-            return lora_linear(x, packed)
-        live = self._live()
-        if live or (torch.is_grad_enabled() and x.requires_grad):
-            check(x, packed, adapters, index)
-            groups = self._groups(key) if live else adapters.groups
-            weights = self.weights() if i is None else [self.weight(i)]
-            return lora_linear_reference(x, weights, packed.bias, groups, index)
-        return lora_linear(x, packed, adapters, adapter_index=index)
-
-    def pack(self) -> None:
-        """Takes the parameters as they are now."""
-        with _LOCK:
-            self.check_attached()
-            self.restore()
-            weights = [layer.weight for layer in self.layers]
-            biases = [layer.bias for layer in self.layers]
-            # Packed memory outlives the call that makes it, which may be in inference mode.
-            with torch.inference_mode(False), torch.no_grad():
-                packed = pack_linear([w.data for w in weights], [None if b is None else b.data for b in biases])
-                forms, whole = self._refreshed(packed, {}), [weight.data for weight in weights]
-                try:
-                    for weight in () if self._keep_weight else weights:
-                        weight.data = weight.new_full((), float("nan")).expand(weight.shape)
-                    self._seen = [p for p in (*weights, *biases) if p is not None]
-                    self._weight_marks = [mark(parameter) for parameter in self._seen]
-                    # Last: other threads take what they find here for complete.
-                    self._packed, self._forms = packed, forms
-                except BaseException:
-                    self._packed, self._forms = None, {}
-                    for weight, data in zip(weights, whole, strict=True):
-                        weight.data = data
-                    raise
-
-    def restore(self) -> None:
-        with _LOCK:
-            if self.released:
-                weights = [self._unpacked(i) for i in range(len(self.layers))]
-                for layer, weight in zip(self.layers, weights, strict=True):
-                    layer.weight.data = weight
-                self._packed, self._forms = None, {}
-
-    def free(self) -> None:
-        super().free()
-        self._packed, self._forms, self._seen = None, {}, []
-
-    def changed(self, i: int) -> None:
-        if self._packed is not None and self._marks() == self._weight_marks:
-            return
-        self._packed, self._forms = None, {}
-        kinds = {(layer.weight.dtype, layer.weight.device) for layer in self.layers}
-        # A module tree comes to the layers in turn: only with the last are all of them new.
-        if i == len(self.layers) - 1 and len(kinds) == 1:
-            self.pack()
-
-    def weight(self, i: int) -> Tensor:
-        """The i-th layer's weight, also where its parameter has no storage."""
-        self.check_attached()
-        return self._unpacked(i) if self.released else self.layers[i].weight.detach()
-
-    def parameters(self, i: int) -> dict[str, nn.Parameter | None]:
-        with _LOCK:
-            self.check_attached()
-            own = self.layers[i]._parameters
-            if not self.released:
-                return own
-            return {**own, "weight": nn.Parameter(self.weight(i), self.layers[i].weight.requires_grad)}
 
     def weights(self) -> list[Tensor]:
-        return [self.weight(i) for i in range(len(self.layers))]
+        """The weights that forward multiplies by."""
+        return [layer.weight.detach() for layer in self.layers]
 
-    @_untraced
-    def _unpacked(self, i: int) -> Tensor:
-        # Read once: a detach in another thread puts None in its place, after the weights.
-        packed, weight = self._packed, self.layers[i].weight
-        if packed is None or mark(weight) == self._weight_marks[i]:
-            return weight.detach() if packed is None else packed.linear(i).unpack()[0]
-        # One that was put in the packed one's place is the user's. Where the module that was replaced has been moved or
-        # cast, what it moved is the NaN that stands for the packed weight.
-        moved = weight.shape == (packed.out_features[i], packed.in_features) and _is_nan(weight)
-        return packed.linear(i).unpack()[0].to(weight) if moved else weight.detach()
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Adds the active adapters to the weights."""
+        self.check_attached()
+        self.check_not_merged()
+        with torch.inference_mode(False):
+            weights = self.weights()
+            [group] = self.adapters.groups(per_sample=False)
+            sums = [merged(weight, low_rank) for weight, low_rank in zip(weights, group, strict=True)]
+            self.unmerged = weights
+            self._set_weights(sums)
 
-    @_untraced
-    def refresh(self) -> None:
-        with _LOCK:
-            if self._packed is None:
-                self._note_factors()
-            else:
-                self._forms.update(self._refreshed(self._packed, self._forms))
+    def unmerge(self) -> None:
+        """Gives the weights their bits from before merge()."""
+        self.check_attached()
+        if self.unmerged is None:
+            raise RuntimeError("unmerge: the adapters are not merged")
+        weights, self.unmerged = self.unmerged, None
+        self._set_weights(weights)
 
-    def _refreshed(self, packed: PackedLinear, before: _Forms) -> _Forms:
-        forms: _Forms = {}
-        for key in sorted({(None, False), (None, True), *before}, key=lambda key: key[1]):
-            forms[key] = self._form(packed, key, before, forms)
-        self._note_factors()
-        return forms
+    def check_not_merged(self) -> None:
+        """Raises where adapters are merged."""
+        if self.unmerged is not None:
+            raise RuntimeError("the adapters are merged into the weights: call unmerge() first")
 
-    @_untraced
-    def _prepare(self, key: _Key) -> tuple[PackedLinear, PackedAdapters | None]:
-        with _LOCK:
-            self.check_attached()
-            if self._packed is None:
-                self.pack()
-            assert self._packed is not None
-            if key not in self._forms:
-                self._forms[key] = self._form(self._packed, key, {}, self._forms)
-            return self._forms[key]
-
-    def _form(
-        self, packed: PackedLinear, key: _Key, before: _Forms, made: _Forms
-    ) -> tuple[PackedLinear, PackedAdapters | None]:
-        """The packed form, in the memory of the one before where that fits: a compiled model may know its address."""
-        i, per_sample = key
-        packed = packed if i is None else packed.linear(i)
-        with torch.inference_mode(False), torch.no_grad():
-            if per_sample and len(self.active) == 1 and (i, False) in made:
-                return made[i, False]
-            groups = [] if self.unmerged else self._groups(key)
-            if not any(one for group in groups for one in group):
-                return packed, None
-            _, old = before.get(key, (packed, None))
-            if old is None or old.ranks != tuple(tuple(len(one.down) if one else 0 for one in g) for g in groups):
-                return packed, pack_adapters(packed, groups)
-            old.update(packed, groups)
-            return packed, old
-
-    def _groups(self, key: _Key) -> list[list[Any]]:
-        i, per_sample = key
-        groups = self.groups(per_sample)
-        return groups if i is None else [[group[i]] for group in groups]
-
-    @property
-    def released(self) -> bool:
-        return not self._keep_weight and self._packed is not None
-
-    def _marks(self) -> list[tuple[int, int, int]]:
-        parameters = [layer._parameters["weight"] for layer in self.layers]
-        parameters += [layer._parameters["bias"] for layer in self.layers]
-        return [mark(parameter) for parameter in parameters if parameter is not None]
-
-    def _check_unchanged(self) -> None:
-        if self._marks() != self._weight_marks:
-            self.check_attached()
-            shapes = ", ".join(str(tuple(layer.weight.shape)) for layer in self.layers)
-            raise RuntimeError(
-                f"the weight or bias of a linear {shapes} has changed since it was packed: call repack() on the layer "
-                "to take it as it is now, or detach() before the change and attach() after it"
+    def check_order(self, names: Iterable[str]) -> None:
+        """Raises where other active adapters would give a per-sample choice another meaning."""
+        new, active = list(names), list(self.adapters.active)
+        if self.index is not None and new[: len(active)] != active:
+            raise ValueError(
+                f"an adapter_index is set and counts the active adapters {', '.join(active)}, which would become "
+                f"{', '.join(new) or 'none'}: call set_adapter_index(module, None) first"
             )
 
+    def check_index(self, x: Tensor, index: Tensor) -> None:
+        """Raises unless index chooses an active adapter or none for each sample of x; its values only on the CPU."""
+        if x.ndim < 2 or index.dtype != torch.int64 or index.shape != x.shape[:1]:
+            raise ValueError(
+                f"adapter_index must hold one int64 per sample of x, whose shape is {tuple(x.shape)}; got "
+                f"{index.dtype} of shape {tuple(index.shape)}"
+            )
+        if index.is_cpu and not torch.compiler.is_compiling():
+            check_range(index, len(self.adapters.active))
+
+    def check_attached(self) -> None:
+        """Raises where the layers were detached."""
+        if self.detached:
+            raise RuntimeError(DETACHED)
+
+    def restore(self) -> None:
+        """Brings the layers' parameters back where they are kept in another form."""
+
+    def free(self) -> None:
+        """After restore, or merged: the weights are those from before merge, and nobody's here any more."""
+        if self.unmerged is not None:
+            for layer, weight in zip(self.layers, self.unmerged, strict=True):
+                layer.weight.data = weight
+        self.detached, self.unmerged, self.index = True, None, None
+        self.adapters = AdapterSet(self.layers)
+        self._factors, self._factor_marks, self._trainable = [], [], False
+
+    def refresh(self) -> None:
+        """Brings what is kept for forward up to date with the adapters."""
+        raise NotImplementedError
+
+    def parameters(self, i: int) -> dict[str, nn.Parameter | None]:
+        """The i-th layer's, with their storage."""
+        self.check_attached()
+        return self.layers[i]._parameters
+
+    def changed(self, i: int) -> None:
+        """The i-th layer's parameters were moved, cast or loaded."""
+        raise NotImplementedError
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "parts" in state:  # pickled before there was an AdapterSet
+            state["adapters"] = AdapterSet(state["layers"], state.pop("parts"), state.pop("active"))
+        self.__dict__.update(state)
+
+    def _live(self) -> bool:
+        """Whether gradients must reach A and B, so that forward reads them as they are now.
+
+        Under torch.compile nothing tells that they have changed since refresh(): those in training are always read.
+        """
+        return self._trainable and (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+    def _refresh_if_trained(self) -> None:
+        if self._marks_of_factors() != self._factor_marks:
+            self.refresh()
+
+    def _note_factors(self) -> None:
+        self._factors = self.adapters.active_factors()
+        self._factor_marks = self._marks_of_factors()
+        self._trainable = any(requires_grad for *_, requires_grad in self._factor_marks)
+
+    def _marks_of_factors(self) -> list[tuple[int, int, int, bool]]:
+        return [(*mark(factor), factor.requires_grad) for factor in self._factors]
+
     def _set_weights(self, weights: Sequence[Tensor]) -> None:
-        # Locked, since whoever finds nothing packed packs what the parameters hold.
-        with _LOCK:
-            self._packed = None
-            super()._set_weights(weights)
-            self.pack()
-
-    def __getstate__(self) -> dict[str, Any]:
-        lists = "_seen", "_weight_marks", "_factors", "_factor_marks"
-        return {**self.__dict__, "_packed": None, "_forms": {}, **{name: [] for name in lists}}
+        for layer, weight in zip(self.layers, weights, strict=True):
+            layer.weight.data = weight
+        self.refresh()
 
 
-def _is_nan(weight: Tensor) -> bool:
-    """Whether every value is NaN; the first one nearly always tells."""
-    own = weight.detach()
-    return not own.is_meta and all(bool(part.float().isnan().all()) for part in (own[:1, :1], own))
+def release(all_frozen: Iterable[FrozenLayers]) -> None:
+    """Gives layers their weights back for good, or raises and leaves them in use."""
+    with LOCK:
+        attached = [frozen for frozen in all_frozen if not frozen.detached]
+        try:
+            # First: a call in another thread would pack, and release, what is restored here.
+            for frozen in attached:
+                frozen.detached = True
+            for frozen in attached:
+                if frozen.unmerged is None:
+                    frozen.restore()
+        except BaseException:
+            for frozen in attached:
+                frozen.detached = False
+            raise
+        for frozen in attached:
+            frozen.free()
+
+
+def mark(tensor: Tensor) -> tuple[int, int, int]:
+    """Differs after most changes: another object, other memory, a write that autograd has counted."""
+    try:
+        version = tensor._version
+    except RuntimeError:  # inference tensors keep no count
+        version = 0
+    return id(tensor), tensor.data_ptr(), version

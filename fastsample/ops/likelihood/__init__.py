@@ -1,25 +1,20 @@
-"""What a sampler says about given data: the terms of its variational bound, in bits per dimension."""
+"""The likelihood of given data under a sampler: the terms of its variational bound, in bits per dimension."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastsample.ops.address import check_readable
-from fastsample.ops.backend import choose
 from fastsample.ops.checks import check_like, check_output, check_state, check_variance, checked_rows
-from fastsample.ops.tracing import constant_when_traced, differentiable, outside, traced
-from fastsample.schedule import Float64Array
+from fastsample.ops.likelihood.coefficients import coefficients_of, levels_of
+from fastsample.ops.likelihood.compiled import traced_likelihood
+from fastsample.ops.likelihood.launch import likelihood_of_rows
+from fastsample.ops.likelihood.reference import likelihood_reference
+from fastsample.ops.tracing import differentiable, traced
 from fastsample.tables import Table
-
-_COLUMNS = ("p", "q", "limit", "a", "b", "weight", "constant", "slope", "data")
-_ROW = 16  # floats of a row of coefficients as kernels read it, 64 bytes like a table's
-_FLOOR = 1e-12  # the smallest probability of a pixel, improved-diffusion's
-_EDGE = 0.999  # pixels beyond it are in the first or last bin
-_HALF_BIN = 1 / 255
 
 
 def likelihood(
@@ -76,17 +71,13 @@ def likelihood(
         check_variance(model_out, x, name="model_out")
     native = x.dtype is torch.float32 and not differentiable(x_start, x, model_out)
     if traced(x_start, x, model_out):
-        coefficients = _coefficients(table, x.dtype, x.device)
+        coefficients = coefficients_of(table, x.dtype, x.device)
         if not native:
             return likelihood_reference(x_start, x, model_out, coefficients, row)
-        given = (row, 0) if isinstance(row, Tensor) else (None, row)
-        return torch.ops.fastsample.likelihood(x_start, x, model_out, coefficients, *given, backend)
+        return traced_likelihood(x_start, x, model_out, coefficients, row, backend)
     rows, shared = checked_rows(row, table, x)
-    coefficients = _coefficients(table, x.dtype, x.device)
-    chosen = choose(backend, x.device, native=native, offers=("triton",), op="likelihood")
-    if chosen == "triton":
-        return _likelihood_triton(x_start, x, model_out, coefficients, rows, shared)
-    return likelihood_reference(x_start, x, model_out, coefficients, shared if rows is None else rows)
+    coefficients = coefficients_of(table, x.dtype, x.device)
+    return likelihood_of_rows(x_start, x, model_out, coefficients, rows, shared, backend, native=native)
 
 
 def prior_bits(x_start: Tensor, table: Table) -> Tensor:
@@ -117,136 +108,9 @@ def prior_bits(x_start: Tensor, table: Table) -> Tensor:
     return slope * square + constant
 
 
-def likelihood_reference(
-    x_start: Tensor, x: Tensor, model_out: Tensor, coefficients: Tensor, row: int | Tensor
-) -> Tensor:
-    """`likelihood` in plain torch: the specification, differentiable, in x's dtype; `coefficients` are `_coefficients`.
-
-    Written so that neither small divergences nor improbable pixels lose their digits in float32.
-    """
-    if isinstance(row, Tensor):
-        count = coefficients.shape[0]
-        exists = (row >= -count) & (row < count)
-        own = coefficients[torch.where(exists, row, 0)]
-        own = torch.where(exists.reshape(-1, 1), own, math.nan)
-    else:
-        own = coefficients[row]
-    p, q, limit, a, b, weight, constant, slope, data = (
-        own[..., i].reshape(-1, *(1,) * (x.ndim - 1)) for i in range(len(_COLUMNS))
-    )
-    channels = x.shape[1] if x.ndim > 1 else 1
-    m = (model_out[:, :channels] if x.ndim > 1 else model_out).to(x.dtype)
-    v = model_out[:, channels:].to(x.dtype) if model_out.shape != x.shape else torch.zeros_like(x)
-
-    def times(coefficient: Tensor, operand: Tensor) -> Tensor:
-        return torch.where(coefficient == 0, 0.0, coefficient * operand)  # what has none is not read
-
-    x0 = times(p, x) + times(q, m)
-    x0 = torch.minimum(torch.maximum(x0, -limit), limit)
-    gap = constant + times(slope, v)
-    divergence = 0.5 * (gap + torch.expm1(-gap) + weight * (x_start - x0).square() * torch.exp(-gap))
-    # A row that leads to data has no q: there `constant` makes `gap` the log variance of p itself.
-    terms = torch.where(data == 1, _surprise(x_start, times(a, x) + b * x0, gap), divergence)
-    return terms.reshape(x.shape[0], -1).mean(dim=1) / math.log(2)
-
-
-def _surprise(x_start: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """-log of the mass that a Gaussian has in each pixel's bin, in terms of its bounds on the logistic scale."""
-    inverse = torch.exp(-0.5 * log_variance)
-    low, high = inverse * (x_start - mean - _HALF_BIN), inverse * (x_start - mean + _HALF_BIN)
-    scale, cubic = 2 * math.sqrt(2 / math.pi), 0.044715
-    # sigmoid(A) - sigmoid(B) = sigmoid(A) sigmoid(-B) (1 - e^(B - A)).
-    lower, upper = (scale * (end + cubic * end**3) for end in (low, high))
-    width = scale * 2 * _HALF_BIN * inverse * (1 + cubic * (high * high + high * low + low * low))
-    below_upper, above_lower = torch.nn.functional.logsigmoid(upper), torch.nn.functional.logsigmoid(-lower)
-    inside = below_upper + above_lower + torch.log(-torch.expm1(-width))
-    mass = torch.where(x_start < -_EDGE, below_upper, torch.where(x_start > _EDGE, above_lower, inside))
-    return -mass.clamp(min=math.log(_FLOOR))
-
-
-def _likelihood_triton(
-    x_start: Tensor, x: Tensor, model_out: Tensor, coefficients: Tensor, rows: Tensor | None, row: int
-) -> Tensor:
-    from fastsample.kernels import likelihood as kernel
-
-    if model_out.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        model_out = model_out.float()
-    x_start, x, model_out = (one.resolve_neg().contiguous() for one in (x_start, x, model_out))
-    rows = None if rows is None else rows.to(x.device)
-    out = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-    kernel.likelihood(coefficients, rows, row, x_start, x, model_out, out)
-    return out
-
-
-@torch.library.custom_op("fastsample::likelihood", mutates_args=())
-def _registered(
-    x_start: Tensor,
-    x: Tensor,
-    model_out: Tensor,
-    coefficients: Tensor,
-    rows: Tensor | None,
-    row: int,
-    backend: str | None,
-) -> Tensor:
-    if rows is not None:
-        rows = rows.to(x.device).expand(x.shape[0]).contiguous()
-    if choose(backend, x.device, native=True, offers=("triton",), op="likelihood") == "triton":
-        return _likelihood_triton(x_start, x, model_out, coefficients, rows, row)
-    return likelihood_reference(x_start, x, model_out, coefficients, row if rows is None else rows)
-
-
-@_registered.register_fake
-def _one_per_sample(x_start: Tensor, x: Tensor, *_: object) -> Tensor:
-    return x.new_empty(x.shape[0])
-
-
-@constant_when_traced
-def _coefficients(table: Table, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What the terms of each row are made from, shape (rows, 16), made once per dtype and device."""
-
-    def make(table: Table) -> Tensor:
-        with outside():
-            return torch.from_numpy(_columns(table)).to(device, dtype)
-
-    return table.derived(("likelihood", dtype, device), make)
-
-
-def _columns(table: Table) -> Float64Array:
-    alpha, sigma = _levels(table)
-    if table.thresholded:
-        raise ValueError("table thresholds x0 dynamically: a likelihood needs clip=None or a number")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shrink = alpha[:-1] / alpha[1:]
-        added = sigma[:-1] ** 2 - (shrink * sigma[1:]) ** 2  # the variance of x given x'
-        share = added / sigma[:-1] ** 2
-        a, b, variance = shrink * (sigma[1:] / sigma[:-1]) ** 2, alpha[1:] * share, share * sigma[1:] ** 2
-        to_data = sigma[1:] == 0
-        log_variance = 2 * (table.g0 + np.log(np.abs(table.s), out=np.zeros(len(table)), where=table.s != 0))
-        weight = np.where(to_data, 0.0, b**2 / variance)
-        constant = np.where(to_data, log_variance, log_variance - np.log(variance))
-    for bad, why in (
-        (~np.isclose(table.a, a, rtol=1e-6, atol=1e-9), "has another mean"),
-        (~np.isclose(table.b, b, rtol=1e-6, atol=1e-9), "has another mean"),
-        ((table.d != 0) | (table.c1 != 0) | (table.c2 != 0), "has another mean"),
-        (~to_data & (table.s == 0), "adds no noise"),
-        ((table.s == 0) & (table.g0 == 0) & (table.g1 == 0), "has no variance"),
-    ):
-        if bad.any():
-            raise ValueError(f"row {bad.argmax()} {why}: a likelihood needs rows of DDPM, posteriors q(x' | x, x0)")
-    columns = dict(a=a, b=b, weight=weight, constant=constant, slope=2 * table.g1, data=to_data)
-    found = [columns[name] if name in columns else getattr(table, name) for name in _COLUMNS]
-    return np.pad(np.stack(found, axis=1).astype(np.float64), ((0, 0), (0, _ROW - len(found))))
-
-
-def _levels(table: Table) -> tuple[Float64Array, Float64Array]:
-    if table.alpha is None or table.sigma is None:
-        raise ValueError("table has no noise levels (alpha, sigma): a likelihood needs those of its forward process")
-    return table.alpha, table.sigma
-
-
 def _prior(table: Table) -> tuple[float, float]:
     """(slope, constant) of the prior's bits in the mean square of the data."""
-    alpha, sigma = _levels(table)
+    alpha, sigma = levels_of(table)
     variance = table.init_noise_sigma**2
     ratio = float(sigma[0]) ** 2 / variance
     return float(alpha[0]) ** 2 / (2 * math.log(2) * variance), (ratio - 1 - math.log(ratio)) / (2 * math.log(2))

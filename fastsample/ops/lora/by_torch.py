@@ -11,71 +11,55 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-LowRanks = tuple[Tensor, Sequence[Tensor], Tensor]  # A of all linears stacked, B of each, the scale of every rank
+from fastsample.ops.lora.operands import Operands
+
+# Of a group: A of all linears stacked, B of each, the scale of every rank.
+Factors = tuple[Tensor, Sequence[Tensor], Tensor]
 
 
-def multiply(
-    x: Tensor,
-    samples: int,
-    weights: Tensor,
-    bias: Tensor | None,
-    down: Sequence[Tensor],
-    up: Sequence[Tensor],
-    scale: Sequence[Tensor],
-    ranks: Sequence[int],
-    adapter_index: Tensor | None,
-    outputs: Sequence[Tensor],
-) -> None:
-    """Writes the outputs of lora_linear.
+def multiply(operands: Operands) -> None:
+    """Writes the outputs of lora_linear; the index is known to hold groups and -1.
 
     In half precision y is rounded once after the base product and once with the low-rank part, t once before and once
     after it is scaled, as when it is written by hand with torch.addmm.
-
-    Args:
-        x: (rows, K), the rows of a sample behind one another; its last axis is dense.
-        samples: how many x has.
-        weights: (N_i, K) of every linear, row by row.
-        bias: of all linears, or None.
-        down, up, scale, ranks: of each group, as in PackedAdapters.
-        adapter_index: (samples,), each -1 or a group, or None: the one group, if any, serves all.
-        outputs: (..., N_i) of each linear, contiguous.
     """
-    flat = [y.view(-1, y.shape[-1]) for y in outputs]
-    ns = [y.shape[1] for y in flat]
-    biases = [None] * len(flat) if bias is None else bias.to(x.dtype).split(ns)
+    x, features, index = operands.x, operands.x.shape[1], operands.adapter_index
+    outputs = [y.view(-1, y.shape[-1]) for y in operands.outputs]
+    ns = [y.shape[1] for y in outputs]
+    biases = [None] * len(outputs) if operands.bias is None else operands.bias.to(x.dtype).split(ns)
     even = _even(x)
-    for y, weight, add in zip(flat, weights.view(-1, x.shape[1]).split(ns), biases, strict=True):
+    for y, weight, bias in zip(outputs, operands.weights.view(-1, features).split(ns), biases, strict=True):
         weight = _even(weight)
-        if add is None:
+        if bias is None:
             torch.mm(even, weight.T, out=y)
         else:
-            torch.addmm(add, even, weight.T, out=y)
-    for g, (a, b, factor) in enumerate(zip(down, up, scale, strict=True)):
-        own = ranks[g * len(ns) : (g + 1) * len(ns)]
-        sizes = [n * rank for n, rank in zip(ns, own, strict=True)]
-        ups = [part.view(n, rank) for part, n, rank in zip(b.split(sizes), ns, own, strict=True)]
-        factors = a.view(-1, x.shape[1]), ups, factor
-        if adapter_index is None:
-            _add(x, factors, flat)
-        elif len(members := (adapter_index == g).nonzero().flatten()):
-            _add_to(members, x, samples, factors, flat)
+            torch.addmm(bias, even, weight.T, out=y)
+    for g, (down, up, scale) in enumerate(zip(operands.down, operands.up, operands.scale, strict=True)):
+        ranks = operands.ranks[g * len(ns) : (g + 1) * len(ns)]
+        sizes = [n * rank for n, rank in zip(ns, ranks, strict=True)]
+        ups = [part.view(n, rank) for part, n, rank in zip(up.split(sizes), ns, ranks, strict=True)]
+        factors = down.view(-1, features), ups, scale
+        if index is None:
+            _add(x, factors, outputs)
+        elif len(members := (index == g).nonzero().flatten()):
+            _add_to(members, x, operands.samples, factors, outputs)
 
 
-def _add_to(members: Tensor, x: Tensor, samples: int, factors: LowRanks, outputs: Sequence[Tensor]) -> None:
+def _add_to(members: Tensor, x: Tensor, samples: int, factors: Factors, outputs: Sequence[Tensor]) -> None:
     """To some of the samples."""
     first, last = int(members[0]), int(members[-1])
     neighbours = last - first + 1 == len(members)
     part = slice(first, last + 1) if neighbours else members  # a slice is no copy
-    chosen = x.unflatten(0, (samples, -1))[part].flatten(0, 1)
-    each = [y.view(samples, -1, y.shape[1]) for y in outputs]
-    own = [y[part] for y in each]
-    _add(chosen, factors, [y.view(-1, y.shape[-1]) for y in own])
+    their_x = x.unflatten(0, (samples, -1))[part].flatten(0, 1)
+    by_sample = [y.view(samples, -1, y.shape[1]) for y in outputs]
+    theirs = [y[part] for y in by_sample]
+    _add(their_x, factors, [y.view(-1, y.shape[-1]) for y in theirs])
     if not neighbours:
-        for y, done in zip(each, own, strict=True):
-            y[members] = done
+        for y, sums in zip(by_sample, theirs, strict=True):
+            y[members] = sums
 
 
-def _add(x: Tensor, factors: LowRanks, outputs: Sequence[Tensor]) -> None:
+def _add(x: Tensor, factors: Factors, outputs: Sequence[Tensor]) -> None:
     down, ups, scale = factors
     if not len(down):
         return

@@ -13,15 +13,17 @@ from typing import NamedTuple
 import torch
 
 from fastsample.ops.backend import cpu_module
+from fastsample.ops.dtypes import DTYPE_CODES
+from fastsample.ops.lora.layout import pack, packed_size, products_of_parts
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+DTYPES = DTYPE_CODES
 BY_TORCH = "torch"
 
 FACTOR = 1.5  # how many times faster another one must be to overrule the fixed order
 BUDGET = 2e-3  # seconds of the calls that count
 FEWEST_ROUNDS, WANTED_ROUNDS = 3, 8
 K = N = 256
-ROWS, WARM_UPS = (64, 32, 16, 8), 3
+ROW_COUNTS, WARM_UPS = (64, 32, 16, 8), 3
 
 
 class Choice(NamedTuple):
@@ -87,9 +89,9 @@ def choice(dtype: torch.dtype) -> Choice:
     """
     with _lock:
         if dtype not in _made:
-            _made[dtype] = made = _make(dtype)
-            if made.name not in (made.first, BY_TORCH):
-                cpu_module().set_lora_isa(DTYPES[dtype], made.name)
+            _made[dtype] = new = _make(dtype)
+            if new.name not in (new.first, BY_TORCH):
+                cpu_module().set_lora_isa(DTYPES[dtype], new.name)
         return _made[dtype]
 
 
@@ -147,7 +149,7 @@ def _measure(dtype: torch.dtype, names: Sequence[str]) -> Choice | None:
         return None
     clock = time.thread_time
     runs = {name: _prepared(dtype, name) for name in names}
-    for rows in ROWS:  # fewer where a unit is slow, so that enough rounds fit
+    for rows in ROW_COUNTS:  # fewer where a unit is slow, so that enough rounds fit
         warm = [[_time_of(partial(run, rows), clock) for _ in range(WARM_UPS)] for run in runs.values()]
         if WANTED_ROUNDS * sum(map(min, warm)) <= BUDGET:
             break
@@ -157,25 +159,24 @@ def _measure(dtype: torch.dtype, names: Sequence[str]) -> Choice | None:
 
 def _prepared(dtype: torch.dtype, name: str) -> Callable[[int], object]:
     """x W^T on this candidate by rows of x, with nothing around the product that can be done before."""
-    from fastsample.ops.lora import _products
-    from fastsample.ops.lora.pack import _pack, _packed_size
-
     cpu, code = cpu_module(), DTYPES[dtype]
-    values = torch.linspace(-1, 1, (ROWS[0] + N) * K, device="cpu", dtype=torch.float32).to(dtype).view(-1, K)
-    x, weight = values.split([ROWS[0], N])
-    y = x.new_empty(ROWS[0], N)
+    values = torch.linspace(-1, 1, (ROW_COUNTS[0] + N) * K, device="cpu", dtype=torch.float32).to(dtype).view(-1, K)
+    x, weight = values.split([ROW_COUNTS[0], N])
+    y = x.new_empty(ROW_COUNTS[0], N)
     if name == BY_TORCH:
         return lambda rows: torch.mm(x[:rows], weight.T, out=y[:rows])
     with _on_level(code, name):
         layout = int(cpu.lora_layout(code))
-        packed = x.new_empty(_packed_size(N, K, layout))
-        _pack(weight, packed, layout)
+        packed = x.new_empty(packed_size(N, K, layout))
+        pack(weight, packed, layout)
     factors: tuple[object, ...] = ([], [], [], (), 0)  # no adapter
 
     def run(rows: int) -> None:
         with _on_level(code, name):
             address, out = x.data_ptr(), [y.data_ptr()]
-            cpu.lora_linear(address, 1, rows, K, layout, _products(), K, packed.data_ptr(), (N,), 0, *factors, out, 1)
+            cpu.lora_linear(
+                address, 1, rows, K, layout, products_of_parts(), K, packed.data_ptr(), (N,), 0, *factors, out, 1
+            )
 
     return run
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fastsample.checks import not_a_tensor
 from fastsample.ops.checks import check_history
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.ops.step.compiled import traced_step
@@ -83,12 +84,12 @@ def step(
     """
     for name, tensor in (("x", x), ("model_output", model_output)):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+            raise not_a_tensor(name, tensor)
     if not isinstance(table, Table):
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
     check_history(history)
     if not isinstance(noise, Tensor | None):
-        raise TypeError(f"noise must be a tensor, got {type(noise).__name__}")
+        raise not_a_tensor("noise", noise)
     operands = Operands(
         x, table, rescale=guidance_rescale, history=history, out=out, x0_out=x0_out, input_out=input_out
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastsample.broadcast import per_sample
 from fastsample.ops.checks import check_output, check_variance, checked_noise
 from fastsample.ops.noise import STEP, normals
 from fastsample.ops.step.reductions import limited, rescale_factor
@@ -41,7 +42,7 @@ def step_reference(
         assert guidance is not None
         unconditional = m[: len(x)].to(x.dtype)
         unconditional = unconditional[:, : x.shape[1]] if unconditional.shape != x.shape else unconditional
-        weight = guidance.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+        weight = per_sample(guidance.to(x.dtype), x)
         combined = _guided(unconditional, conditional, weight)
         if rescale != 0:
             combined = combined * rescale_factor(combined, conditional, rescale)
@@ -111,7 +112,7 @@ def next_scale(table: Table, row: int | Tensor, x: Tensor) -> float | Tensor:
     if not isinstance(row, Tensor):
         return scales[row]
     found = [scales[k] if -len(table) <= k < len(table) else math.nan for k in row.tolist()]
-    return torch.tensor(found, dtype=x.dtype, device=x.device).reshape(-1, *(1,) * (x.ndim - 1))
+    return per_sample(torch.tensor(found, dtype=x.dtype, device=x.device), x)
 
 
 def _sum(*terms: tuple[float, Tensor | None]) -> Tensor:

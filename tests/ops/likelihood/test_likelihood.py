@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from conftest import HAS_GPU, golden
 from fastsample import DDIM, DDPM, Schedule, Table
 from fastsample.ops.likelihood import likelihood, prior_bits
 from fastsample.ops.posterior import posterior
 from fastsample.samplers.limits import DynamicThreshold
 from support.chains import CHAINS, golden_noise, learned_model
+from support.devices import DEVICE, HAS_GPU
 from support.formula import UNIT, normal
+from support.golden import golden
 
 pytest.importorskip("triton")
 
@@ -29,7 +30,7 @@ VARIANCES = ["fixed_small", "fixed_large", "learned", "learned_range"]
 
 def run(x_start: Tensor, x: Tensor, out: Tensor, table: Table, row: int | Tensor, backend: str) -> Tensor:
     """likelihood where the backend has its tensors."""
-    device = "cuda" if HAS_GPU and backend == "triton" else "cpu"
+    device = DEVICE if backend == "triton" else "cpu"
     given = (one.to(device) for one in (x_start, x, out))
     return likelihood(*given, table, row, backend=backend).cpu()
 
@@ -215,7 +216,7 @@ def test_a_row_of_its_own_for_every_sample(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_outputs_of_any_dtype(backend: str, dtype: torch.dtype) -> None:
     table = example()
     x_start = pixels((2, 3, 8), 1)
@@ -263,12 +264,13 @@ def test_what_has_no_coefficient_is_not_read(backend: str) -> None:
 def test_rows_that_do_not_exist() -> None:
     """Rows on a GPU are not read before: kernels make NaN of them, and so does the reference."""
     from fastsample.kernels.likelihood import likelihood as kernel
-    from fastsample.ops.likelihood import _coefficients, likelihood_reference
+    from fastsample.ops.likelihood.coefficients import coefficients_of
+    from fastsample.ops.likelihood.reference import likelihood_reference
 
     table, rows = example("fixed_small"), torch.tensor([20, 3, -21, -17])
     x_start = pixels((4, 6), 1)
     out = torch.empty(4)
-    coefficients = _coefficients(table, torch.float32, torch.device("cpu"))
+    coefficients = coefficients_of(table, torch.float32, torch.device("cpu"))
     want = likelihood(x_start, x_start, x_start, table, 3)
     got = likelihood_reference(x_start, x_start, x_start, coefficients, rows)
     assert got[::2].isnan().all() and torch.equal(got[1::2], want[1::2])
@@ -306,14 +308,14 @@ def test_gradients(row: int | Tensor) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_registered_op(backend: str) -> None:
-    from fastsample.ops.likelihood import _coefficients
+    from fastsample.ops.likelihood.coefficients import coefficients_of
 
     table = example()
     x_start = pixels((2, 2, 5), 1)
     out = learned_model(x_start, torch.full((2,), 4))
-    device = "cuda" if HAS_GPU and backend == "triton" else "cpu"
+    device = DEVICE if backend == "triton" else "cpu"
     tensors = [one.to(device) for one in (x_start, x_start, out)]
-    coefficients = _coefficients(table, torch.float32, torch.device(device))
+    coefficients = coefficients_of(table, torch.float32, torch.device(device))
     rows = torch.tensor([3, 19]) if backend == "triton" else None
     arguments = (*tensors, coefficients, rows, 4, backend)
     torch.library.opcheck(torch.ops.fastsample.likelihood, arguments)

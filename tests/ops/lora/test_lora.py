@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import LEVELS, LORA_LEVELS
-from fastsample.ops.backend import _cpu
 from fastsample.ops.lora import lora_linear
-from fastsample.ops.lora.pack import LowRank, pack_adapters, pack_linear
+from fastsample.ops.lora.adapters import LowRank, pack_adapters
+from fastsample.ops.lora.weights import pack_linear
+from support.levels import LEVELS, LORA_LEVELS, at_level, needs_cpu, on_threads
 from support.lora_formula import (
     DTYPES,
     MEASURED,
@@ -25,6 +25,9 @@ from support.lora_formula import (
     exact,
     problem,
 )
+from support.lora_memory import LAYOUTS, layouts
+
+pytestmark = [pytest.mark.amx_on_cpu, pytest.mark.usefixtures("nan_filled_new_empty")]
 
 NAN = math.nan
 ROWS = (0, 1, 2, 13, 14, 15, 29, 77)
@@ -46,25 +49,6 @@ def _cases(count: int) -> list[Any]:
 
 
 CASES = _cases(44)
-
-
-@pytest.fixture(autouse=True)
-def nan_filled_new_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As conftest does it for torch.empty: packed memory starts as NaN, the padding of panels too."""
-    new_empty = Tensor.new_empty
-
-    def poisoned(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        made = new_empty(self, *args, **kwargs)
-        return made.fill_(NAN) if made.is_floating_point() else made
-
-    monkeypatch.setattr(Tensor, "new_empty", poisoned)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def within_nan(x: Tensor) -> Tensor:
@@ -130,33 +114,11 @@ def test_nan_stays_in_its_row(backend: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(y[others].double(), clean[others], rtol=0.02, atol=0.05)
 
 
-def _shaped(x: Tensor) -> dict[str, Tensor]:
-    """Views with the values of the (24, K) x, or of its first rows, whose layouts differ."""
-    k = x.shape[1]
-    wide = torch.full((24, 3, k), NAN, dtype=x.dtype)
-    wide[:, 1] = x
-    return {
-        "1-D": x[0],
-        "1-D strided": x.repeat_interleave(2, 1)[0, ::2],
-        "rows of a wider tensor": wide[:, 1],
-        "every other row": x[::2],
-        "transposed": x.T.contiguous().T,
-        "rows backwards": x.flip(0).flip(0),
-        "expanded": x[:1].expand(24, k),
-        "3-D": x.view(4, 6, k),
-        "3-D with axes swapped": x.view(4, 6, k).transpose(0, 1),
-        "3-D from channels first": x.view(4, 6, k).transpose(1, 2).contiguous().transpose(1, 2),
-        "4-D": x.view(2, 3, 4, k),
-        "4-D expanded": x[:4].view(1, 1, 4, k).expand(2, 3, 4, k),
-        "no rows": x[:0].view(2, 0, k),
-    }
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", _shaped(torch.zeros(24, 1)))
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_of_x(backend: str, name: str, dtype: torch.dtype) -> None:
     p = problem(MEASURED, 33, (17, 5), (3,), dtype)
-    x = _shaped(p.x[:24])[name]
+    x = layouts(p.x[:24])[name]
     got = lora_linear(x, *p.packs(), backend=backend)
     want = lora_linear(x.reshape(-1, 33).contiguous(), *p.packs(), backend=backend)
     assert [y.shape for y in got] == [(*x.shape[:-1], n) for n in (17, 5)]
@@ -194,20 +156,16 @@ def test_one_linear_of_several_shares_their_memory(backend: str, dtype: torch.dt
         assert_same(lora_linear(p.x[:15], one, backend=backend), [y], backend)
 
 
+@needs_cpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_one_level_packed_every_other_reads(dtype: torch.dtype) -> None:
-    if _cpu is None:
-        pytest.skip("the C++ extension is not built")
-    before, p = _cpu.isa(), problem(MEASURED, 33, (17, 5), (3,), dtype)
-    try:
-        for writer in LEVELS:
-            _cpu.set_isa(writer)
+    p = problem(MEASURED, 33, (17, 5), (3,), dtype)
+    for writer in LEVELS:
+        with at_level(writer):
             packs = p.packs()
-            for reader in LEVELS:
-                _cpu.set_isa(reader)
+        for reader in LEVELS:
+            with at_level(reader):
                 assert_as_good_as_torch(lora_linear(p.x[:15], *packs, backend="cpu"), p, 15)
-    finally:
-        _cpu.set_isa(before)
 
 
 INDICES = {
@@ -268,13 +226,13 @@ def test_an_index_out_of_range(backend: str, index: list[int]) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("level", LORA_LEVELS, indirect=True)
-def test_same_bits_on_every_thread_count(level: str, dtype: torch.dtype, threads: None) -> None:
+def test_same_bits_on_every_thread_count(level: str, dtype: torch.dtype) -> None:
     p, index = problem(308, 385, (96, 65, 33), (17, 4), dtype), torch.arange(4) % 3 - 1
     packed, adapters = p.packs()
     results = []
     for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        results.append(lora_linear(p.x.view(4, 77, 385), packed, adapters, adapter_index=index, backend="cpu"))
+        with on_threads(count):
+            results.append(lora_linear(p.x.view(4, 77, 385), packed, adapters, adapter_index=index, backend="cpu"))
     for other in results[1:]:
         assert all(torch.equal(y, same) for y, same in zip(results[0], other, strict=True))
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import AMX_ON_CPU, at_level
 from fastsample.ops.backend import _cpu
 from fastsample.ops.lora import lora_linear
-from fastsample.ops.lora.pack import LowRank, PackedLinear, pack_adapters, pack_linear
+from fastsample.ops.lora.adapters import LowRank, pack_adapters
+from fastsample.ops.lora.weights import PackedLinear, pack_linear
 from support.amx_on_cpu.build import AmxOnCpu, amx_on_cpu, undefined
+from support.levels import AMX_ON_CPU, at_level, on_threads
 from support.lora_formula import MEASURED, Problem, exact, problem
 from support.paths import ROOT
 
@@ -341,16 +342,13 @@ def test_weights_packed_for_amx_are_refused_without_it(amx: AmxOnCpu) -> None:
     packed = pack_linear([torch.ones(512, 256)])
     if "amx" in _cpu.available_isas():
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    with at_level("scalar"):
+    # Large enough for two threads, which an exception may not leave.
+    with at_level("scalar"), on_threads(2):
         elsewhere = PackedLinear(packed.data, None, 256, (512,), packed.sizes, packed.layout)
         with pytest.raises(RuntimeError, match="packed for AMX, which is absent here"):
             lora_linear(torch.ones(2, 256), elsewhere)
-        # Large enough for two threads, which an exception may not leave.
         with pytest.raises(RuntimeError, match="packed for AMX, which is absent here"):
             elsewhere.unpack()
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.skipif("_cpu is None or 'amx' not in _cpu.available_isas()", reason="this CPU has no AMX to compare with")

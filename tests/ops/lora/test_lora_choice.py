@@ -20,9 +20,11 @@ from torch import Tensor
 import fastsample
 from fastsample.ops.backend import _cpu
 from fastsample.ops.lora import choice as lora_choice
-from fastsample.ops.lora import lora_linear
-from fastsample.ops.lora import pack as lora_pack
-from fastsample.ops.lora.pack import TORCH, LowRank, pack_adapters, pack_linear
+from fastsample.ops.lora import lora_linear, weights
+from fastsample.ops.lora.adapters import LowRank, pack_adapters
+from fastsample.ops.lora.layout import TORCH
+from fastsample.ops.lora.weights import pack_linear
+from support.levels import needs_cpu
 from support.lora_formula import (
     DTYPES,
     MEASURED,
@@ -32,7 +34,7 @@ from support.lora_formula import (
     problem,
 )
 
-pytestmark = pytest.mark.skipif(_cpu is None, reason="no CPU kernels")
+pytestmark = needs_cpu
 NAN = math.nan
 
 
@@ -157,15 +159,15 @@ MODES = """
 import json, os, threading, torch
 torch.set_num_threads(2)
 import fastsample
-from fastsample.ops import lora_choice, lora_pack
+from fastsample.ops.lora import choice as lora_choice, weights
 from torch._subclasses.fake_tensor import FakeTensorMode
 assert not lora_choice._made, "importing measures nothing"
 with torch.device("meta"), torch.autocast("cpu"), FakeTensorMode():
     lora_choice.choice(torch.float32)
 torch.use_deterministic_algorithms(True)
 with torch.inference_mode():
-    lora_pack.pack_linear([torch.ones(3, 3).half()])
-compiled = torch.compile(lambda w: lora_pack.pack_linear([w]).unpack()[0] + 1, backend="eager")
+    weights.pack_linear([torch.ones(3, 3).half()])
+compiled = torch.compile(lambda w: weights.pack_linear([w]).unpack()[0] + 1, backend="eager")
 assert torch.equal(compiled(torch.ones(3, 3).bfloat16()), torch.full((3, 3), 2.0).bfloat16())
 assert len(lora_choice._made) == 3 and all(one.seconds for one in lora_choice._made.values())
 assert fastsample.backends()["cpu"]["lora"] == {str(k)[6:]: v.name for k, v in lora_choice._made.items()}
@@ -173,7 +175,7 @@ print(json.dumps(fastsample.backends()["cpu"]["lora"]))
 """
 FORCED = """
 import fastsample, json, torch
-from fastsample.ops import lora_choice
+from fastsample.ops.lora import choice as lora_choice
 found = fastsample.backends()["cpu"]["lora"]
 assert not lora_choice._made
 print(json.dumps(found))
@@ -209,7 +211,7 @@ def test_backends_tell_the_choice_and_why_there_is_no_amx() -> None:
 
 @pytest.fixture
 def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_pack, "chosen", lambda dtype: "torch")
+    monkeypatch.setattr(weights, "chosen", lambda dtype: "torch")
 
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,14 +11,12 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import LEVELS
-from fastsample.ops import lora
-from fastsample.ops.backend import _cpu
 from fastsample.ops.lora import lora_linear, lora_linear_reference
-from fastsample.ops.lora.pack import LowRank, PackedAdapters, PackedLinear, pack_adapters, pack_linear
+from fastsample.ops.lora.adapters import LowRank, PackedAdapters, pack_adapters
+from fastsample.ops.lora.weights import PackedLinear, pack_linear
+from support.levels import LEVELS, needs_cpu
 from support.lora_formula import DTYPES, assert_as_good_as_torch, by_hand, problem
-
-needs_cpu = pytest.mark.skipif(_cpu is None, reason="no CPU kernels")
+from support.lora_memory import Margins
 
 
 @pytest.fixture(autouse=True)
@@ -119,20 +117,13 @@ def test_float64_runs_in_the_reference() -> None:
 @pytest.mark.parametrize("level", LEVELS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nothing_is_written_beyond_the_outputs(level: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole: list[Tensor] = []
-
-    def with_margins(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        whole.append(torch.full((shape.numel() + 128,), 7.0, dtype=dtype, device=device))
-        return whole[-1][64:-64].view(shape)
-
-    monkeypatch.setattr(lora, "fresh", with_margins)
+    margins = Margins(monkeypatch)
     for ns in ((1,), (15, 33), (31, 5, 17)):
         p = problem(24, 33, ns, (3,), dtype)
         for rows in (1, 5, 14, 15):
-            whole.clear()
             outputs = lora_linear(p.x[:rows], *p.packs(), backend="cpu")
-            assert [y.data_ptr() for y in outputs] == [one[64:].data_ptr() for one in whole]
-            assert all((one[:64] == 7).all() and (one[-64:] == 7).all() for one in whole)
+            assert [y.data_ptr() for y in outputs] == margins.addresses
+            margins.check(len(ns))
 
 
 X, W = torch.ones(2, 3, 4), torch.ones(5, 4)

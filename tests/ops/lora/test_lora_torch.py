@@ -14,8 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastsample.ops import LowRank, PackedAdapters, lora_linear, pack_adapters, pack_linear
 from fastsample.ops.backend import _cpu
-
-needs_cpu = pytest.mark.skipif(_cpu is None, reason="no C++ extension")
+from support.levels import needs_cpu, on_threads
 
 X, W = torch.randn(3, 8), torch.randn(5, 8)
 
@@ -179,10 +178,8 @@ def test_a_pack_loaded_elsewhere_has_shapes_alone() -> None:
 @needs_cpu
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_call_without_memory_leaves_the_next_one_whole(threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        wide = pack_linear([torch.ones(1, 1)])
+    wide = pack_linear([torch.ones(1, 1)])
+    with on_threads(threads):
         # One row so long that no memory holds it packed; nothing of it is read.
         with pytest.raises(MemoryError):
             _cpu.lora_linear(
@@ -190,5 +187,3 @@ def test_a_call_without_memory_leaves_the_next_one_whole(threads: int) -> None:
                 *([], [], [], (), 0, [0], threads),
             )
         close(call(X), by_hand(X, ONE))
-    finally:
-        torch.set_num_threads(before)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from conftest import LEVELS, at_level
 from fastsample import (
     DDIM,
     DDPM,
@@ -30,6 +29,7 @@ from fastsample import (
     ops,
 )
 from fastsample.ops.noise.keys import sample_keys
+from support.levels import LEVELS, at_level, on_threads
 from support.splitmix import WRAP, key, mix, signed
 
 pytestmark = pytest.mark.filterwarnings("ignore:the row at t = 999")
@@ -188,16 +188,13 @@ def test_a_hundred_steps_of_training_have_6400_noises() -> None:
 
 @every_entry
 def test_a_sample_does_not_depend_on_batch_order_threads_or_level(draw: Draw) -> None:
-    want, threads = draw(7, seed=9, index=3), torch.get_num_threads()
+    want = draw(7, seed=9, index=3)
     assert len(want.flatten(1).unique(dim=0)) == 7
     parts = [(5, 2), (0, 1), (1, 4)]  # first sample and how many, in another order
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
+    for count in (1, 3):
+        with on_threads(count):
             for first, n in parts:
                 assert torch.equal(draw(n, seed=9, index=3 + first), want[first : first + n])
-    finally:
-        torch.set_num_threads(threads)
     for level in LEVELS:
         with at_level(level):
             assert torch.equal(draw(7, seed=9, index=3), want), level

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import LEVELS
 from fastsample.ops import randn
 from fastsample.ops.backend import _cpu
-from fastsample.ops.noise import philox_reference
+from fastsample.ops.noise.reference import philox_reference
+from support.levels import LEVELS, at_level, needs_cpu, on_threads
 from support.philox import KNOWN_ANSWERS
 from support.splitmix import key
 
 SIZES = [1, 2, 3, 4, 5, 63, 64, 65, 111, 112, 2047, 2048, 2049, 4099, 16384]
-needs_cpu = pytest.mark.skipif(_cpu is None, reason="the C++ extension is not built")
 
 
 def numpy_philox(j: np.ndarray, step: int, stream: int, key: int) -> list[np.ndarray]:
@@ -65,10 +64,8 @@ def test_same_bits_on_every_level_and_within_1_ulp_of_the_reference(backend: str
     want = randn((3, size), seed=123, step=7, stream=1, backend="reference").numpy()
     np.testing.assert_array_max_ulp(got, want, maxulp=1)
     if backend == "cpu":
-        before = _cpu.isa()
-        _cpu.set_isa("scalar")
-        scalar = randn((3, size), seed=123, step=7, stream=1, backend="cpu").numpy()
-        _cpu.set_isa(before)
+        with at_level("scalar"):
+            scalar = randn((3, size), seed=123, step=7, stream=1, backend="cpu").numpy()
         assert got.tobytes() == scalar.tobytes()
 
 
@@ -86,13 +83,9 @@ def test_error_against_the_exact_formula_is_below_3_ulp(backend: str) -> None:
 @pytest.mark.parametrize("size", [1, 5, 20, 100, 4100, 9999])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_batch_place_and_threads_do_not_matter(size: int, threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         together = randn((37, size), seed=1000)
         alone = [randn((1, size), seed=1000, index=i) for i in range(37)]
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(together, torch.cat(alone))
 
 

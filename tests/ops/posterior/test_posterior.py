@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import golden
 from fastsample import DDIM, Schedule, Table, ops
 from fastsample.ops.posterior import posterior
+from fastsample.ops.posterior.reference import posterior_reference
 from fastsample.samplers.ddpm import DDPM
 from support.chains import CHAINS, learned_model, toy_model
+from support.golden import golden
 
 SCHEDULE = Schedule.cosine(20)
 
@@ -169,3 +170,18 @@ def test_a_fixed_variance_needs_no_second_half() -> None:
     for out in (torch.zeros(2, 3), torch.cat([torch.zeros(2, 3), torch.full((2, 3), math.nan)], dim=1)):
         mean, log_variance = posterior(x, out, FIXED, 1)
         assert mean.isfinite().all() and np.allclose(log_variance, 2 * FIXED.g0[1], rtol=1e-6)
+
+
+def test_reference_is_the_formula_in_float64() -> None:
+    table = DDPM(SCHEDULE, variance="learned_range", clip=1.0).table
+    x, m = (torch.randn(3, channels, 5, dtype=torch.float64) for channels in (2, 4))
+    for row in (0, 7, torch.tensor([0, 7, 19])):
+        k = row.numpy() if isinstance(row, Tensor) else np.full(3, row)
+        p, q, a, b, g0, g1, s = (
+            torch.from_numpy(getattr(table, name)[k])[:, None, None] for name in ["p", "q", "a", "b", "g0", "g1", "s"]
+        )
+        mean, log_variance = posterior_reference(x, m, table, row)
+        of_m, v = m.chunk(2, dim=1)
+        torch.testing.assert_close(mean, a * x + b * (p * x + q * of_m).clamp(-1, 1), rtol=1e-12, atol=1e-12)
+        wanted = 2 * (g0 + g1 * v) + 2 * torch.where(s == 0, 1.0, s).log()
+        torch.testing.assert_close(log_variance, wanted, rtol=1e-12, atol=1e-12)

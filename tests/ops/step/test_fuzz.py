@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given, settings
 
-from fastsample.ops.backend import _cpu
+from support.levels import needs_cpu
 from support.step_examples import Example, check, examples
 
 
-@pytest.mark.skipif(_cpu is None, reason="the C++ extension is not built")
+@needs_cpu
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(examples())
 def test_steps_match_the_formula(example: Example) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fastsample import Table, ops
 from fastsample.ops.step.reductions import rescale_factor, threshold
-from support.formula import UNIT, normal
+from support.formula import UNIT, normal, same_values
+from support.quantiles import VALUES_AT_THE_ENDS
 
 INF, NAN = math.inf, math.nan
 
@@ -30,10 +31,6 @@ def wanted(x0: Tensor, quantile: float, *limits: float) -> Tensor:
         r = r.masked_fill(r.isinf(), NAN)
         samples.append(torch.minimum(torch.maximum(one, -r), r) / r)
     return torch.cat([torch.stack(part) for part in zip(*samples, strict=True)])
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
 
 
 # Around the width of a vector, a block of 2048 and a rank that float32 no longer holds exactly with its weight.
@@ -72,25 +69,13 @@ def test_neighbouring_floats_are_told_apart(backend: str, order: str) -> None:
         assert torch.equal(thresholded(x0, quantile, INF, backend), wanted(x0, quantile, INF)), quantile
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        pytest.param([INF, 1.0, -2.0, 3.0], id="one-infinity"),
-        pytest.param([INF, -INF, 1.0, 2.0], id="two-infinities"),
-        pytest.param([INF] * 4, id="all-infinite"),
-        pytest.param([NAN, 1.0, 2.0, 3.0], id="nan"),
-        pytest.param([-NAN, INF, 2.0, 3.0], id="nan-and-infinity"),
-        pytest.param([0.0] * 4, id="zeros"),
-        pytest.param([1e-45, -1e-45, 0.0, 1e-40], id="subnormal"),
-        pytest.param([3e38, -3e38, 3e38, 1.0], id="huge"),
-    ],
-)
+@pytest.mark.parametrize("values", VALUES_AT_THE_ENDS)
 @pytest.mark.parametrize("limit", [INF, 5.0], ids=["free", "max-5"])
 @pytest.mark.parametrize("quantile", [0.5, 0.9, 1.0])
 def test_values_at_the_ends(backend: str, values: list[float], limit: float, quantile: float) -> None:
     x0 = torch.tensor([values, [1.0, 2.0, 3.0, 4.0]])
     got = thresholded(x0, quantile, limit, backend)
-    assert same(got, wanted(x0, quantile, limit))
+    assert same_values(got, wanted(x0, quantile, limit))
     assert got[1].isfinite().all(), "only the sample that holds them suffers"
 
 
@@ -108,8 +93,8 @@ def test_a_quantile_next_to_an_infinity(backend: str, quantile: float, free: flo
     x0 = torch.tensor([[0.5, 1.0, 2.0, -3.0, sign * INF, 4.0, 5.0, 6.0, 7.0] for sign in (1, -1)])
     for limit, r in ((INF, free), (5.0, max_5)):
         got = thresholded(x0, quantile, limit, backend)
-        assert same(got, torch.minimum(torch.maximum(x0, torch.tensor(-r)), torch.tensor(r)) / r), limit
-        assert same(got, wanted(x0, quantile, limit)), limit
+        assert same_values(got, torch.minimum(torch.maximum(x0, torch.tensor(-r)), torch.tensor(r)) / r), limit
+        assert same_values(got, wanted(x0, quantile, limit)), limit
 
 
 def test_samples_do_not_share_a_threshold(backend: str) -> None:
@@ -129,7 +114,7 @@ def test_a_state_may_be_one_number_per_sample(backend: str) -> None:
     assert got.tolist() == [7.0, 8.0, 9.0], "a single number does not deviate"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_x0(backend: str, dtype: torch.dtype) -> None:
     x0 = (3 * normal((2, 3001), 5)).to(dtype)
     assert torch.equal(thresholded(x0, 0.9, INF, backend), wanted(x0, 0.9, INF))

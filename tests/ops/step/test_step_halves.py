@@ -11,19 +11,21 @@ from torch import Tensor
 
 from fastsample import Table, ops
 from support.formula import normal
+from support.step_modes import BASE, KINDS
 
 HALVES = [torch.float16, torch.bfloat16]
 # One, around one and two vectors of 8 and of 16 lanes, around a block of 2048.
 SIZES = [1, 8, 15, 16, 17, 31, 32, 33, 47, 2048, 2049, 4099]
-FREE = dict(p=1.25, q=-0.75, a=0.2, b=0.9, d=0.3, e=[1.0, 1.0, 1.0, 0.7])
+SCALED = {"e": [1.0, 1.0, 1.0, 0.7]}
+FREE = {**BASE, **SCALED}
 ROWS: dict[str, dict[str, Any]] = {
     "free": FREE,
-    "free-unscaled": {**FREE, "e": 1.0},
+    "free-unscaled": BASE,
     "only-m": dict(q=1.0, b=0.9),
-    "clamped-reads-x": dict(p=1.25, q=-0.75, a=0.2, b=0.9, limit=0.8, e=[1.0, 1.0, 1.0, 0.7]),
-    "clamped-reads-m": dict(p=1.25, q=-0.75, b=0.9, d=0.3, limit=0.8, e=[1.0, 1.0, 1.0, 0.7]),
+    "clamped-reads-x": {**KINDS["clamped"], **SCALED},
+    "clamped-reads-m": {**KINDS["clamped-keeps-epsilon"], **SCALED},
     "clamped-reads-both": {**FREE, "limit": 0.8},
-    "clamped-x0-only": dict(q=-0.75, b=0.9, limit=0.8, e=[1.0, 1.0, 1.0, 0.7]),
+    "clamped-x0-only": dict(q=-0.75, b=0.9, limit=0.8, **SCALED),
     "history": {**FREE, "c1": [0.0, 0.4, 0.4, 0.0]},
     "long-history": {**FREE, "c1": [0.0, 0.4, 0.4, 0.0], "c2": [0.0, 0.0, -0.3, 0.0]},
     "history-clamped": {**FREE, "c1": [0.0, 0.4, 0.4, 0.0], "limit": 0.8},
@@ -53,7 +55,7 @@ def stepped(name: str, m: Tensor, x: Tensor, target: Tensor | None, in_place: bo
         *((name, 66 * 2048 + 35) for name in ("free", "clamped-reads-x", "clamped-x0-only", "history-clamped")),
     ],
 )
-@pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", HALVES)
 def test_bits_are_those_of_the_same_values_in_float32(backend: str, dtype: torch.dtype, name: str, size: int) -> None:
     x, scale = normal((1, size), 1), torch.tensor(0.7 if isinstance(ROWS[name].get("e"), list) else 1.0)
     for guided in (False, True):
@@ -70,7 +72,7 @@ def test_bits_are_those_of_the_same_values_in_float32(backend: str, dtype: torch
                     assert torch.equal(target, (want[0] * scale).to(other).expand(copies, size)), (guided, other)
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", HALVES)
 def test_states_round_to_the_models_dtype_to_nearest_even(backend: str, dtype: torch.dtype) -> None:
     """x' is x: random bits, exact midpoints, subnormal ones too, and NaN and infinity between others at every place."""
     bits = torch.randint(-(2**31), 2**31, (200_000,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
@@ -90,7 +92,7 @@ def test_states_round_to_the_models_dtype_to_nearest_even(backend: str, dtype: t
     assert torch.equal(target.nan_to_num(1.5), want.nan_to_num(1.5))
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", HALVES)
 def test_every_value_of_the_models_output_reaches_the_state_and_the_input(backend: str, dtype: torch.dtype) -> None:
     m = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).reshape(1, -1)
     table = Table([0], p=1.0, q=1.0, b=1.0)

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from conftest import LEVELS
 from fastsample import Table, ops
-from fastsample.ops.backend import _cpu
 from support.formula import assert_matches, expected, normal
-from support.step_modes import BASE, MODES, ROWS, case
+from support.levels import LEVELS, at_level, needs_cpu, on_threads
+from support.step_modes import BASE, DTYPES, MIXED, MODES, alone, case
 
 NAN = math.nan
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(1, 1), (3, 5), (2, 3, 5, 7), (1, 2, 2048), (3, 1, 4099)]
-
-
-def alone(call: dict[str, Any], i: int) -> dict[str, Any]:
-    """The same call for sample i only."""
-    batch, weights = len(call["x"]), call["guidance"]
-    return {
-        **call,
-        "x": call["x"][i : i + 1],
-        "model_output": call["model_output"][i::batch],
-        "history": tuple(one[i : i + 1] for one in call["history"]),
-        "guidance": [weights[i]] if isinstance(weights, list) else weights,
-    }
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -58,44 +43,38 @@ def test_matches_float64(backend: str, shape: tuple[int, ...], name: str) -> Non
         assert torch.equal(without, got), "x0_out must not change x'"
 
 
-@contextmanager
-def kernels(level: str, threads: int) -> Iterator[None]:
-    before, count = _cpu.isa(), torch.get_num_threads()
-    _cpu.set_isa(level)
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        _cpu.set_isa(before)
-        torch.set_num_threads(count)
-
-
 # The last is large enough for three threads.
+@needs_cpu
 @pytest.mark.parametrize("shape", [(3, 5), (3, 2, 3, 11), (3, 2, 20_011)], ids=str)
 @pytest.mark.parametrize("name", MODES)
 def test_same_bits_on_every_level_thread_count_batch_and_in_place(name: str, shape: tuple[int, ...]) -> None:
-    if _cpu is None:
-        pytest.skip("the C++ extension is not built")
     table, call = case(name, shape, torch.bfloat16)
     results = set()
     for level in LEVELS:
         for threads in (1, 2, 3):
-            with kernels(level, threads):
-                results.add(_run(table, call, in_place=False))
-                results.add(_run(table, call, in_place=True))
-    with kernels(LEVELS[-1], 2):
+            with at_level(level), on_threads(threads):
+                results |= {_run(table, call, in_place) for in_place in (False, True)}
+    with at_level(LEVELS[-1]), on_threads(2):
         parts = [_run(table, alone(call, i), in_place=i == 1, index=i) for i in range(3)]
     results.add(tuple(b"".join(part) for part in zip(*parts, strict=True)))
     assert len(results) == 1
 
 
-def _run(table: Table, call: dict[str, Any], in_place: bool, index: int = 0) -> tuple[bytes, ...]:
-    """The bytes of x', x0 and the next input of row 2 with noise drawn in the pass."""
-    call = {**call, "x": call["x"].clone(), "history": tuple(one.clone() for one in call["history"])}
+def _run(
+    table: Table,
+    call: dict[str, Any],
+    in_place: bool,
+    row: int | Tensor = 2,
+    index: int = 0,
+    copies: int = 1,
+) -> tuple[bytes, ...]:
+    """The bytes of x', x0 and the next input, `copies` times, with noise drawn in the pass."""
+    call = {**call, "x": call["x"].clone(), "history": tuple(h.clone() for h in call["history"])}
     out = call["x"] if in_place else torch.full_like(call["x"], NAN)
     x0 = call["history"][-1] if in_place and call["history"] else torch.full_like(call["x"], NAN)
-    half = torch.full_like(out, NAN, dtype=torch.float16)
-    ops.step(table=table, row=2, seed=11, index=index, out=out, x0_out=x0, input_out=half, backend="cpu", **call)
+    half = torch.full((copies * len(out), *out.shape[1:]), NAN, dtype=torch.float16)
+    outputs = {"out": out, "x0_out": x0, "input_out": half}
+    ops.step(table=table, row=row, seed=11, index=index, backend="cpu", **call, **outputs)
     return out.numpy().tobytes(), x0.numpy().tobytes(), half.numpy().tobytes()
 
 
@@ -153,7 +132,7 @@ def test_variances_beyond_float32_stay_finite_and_nan_stays_nan(backend: str) ->
     assert got[:6].tolist() == [2.0**127] * 3 + [2.0**-126] * 3 and got[6].isnan()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_learned_variance_from_given_and_from_drawn_noise_agree(backend: str, dtype: torch.dtype) -> None:
     table, call = case("learned", (3, 4, 1027), dtype)
     z = ops.randn((3, 4, 1027), seed=8, step=2, stream=1, backend=backend)
@@ -173,7 +152,7 @@ def test_guidance_takes_the_conditional_variance(backend: str) -> None:
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.7], ids=["plain", "rescaled"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_guidance_1_is_the_conditional_output_exactly(backend: str, dtype: torch.dtype, phi: float) -> None:
     columns = {**BASE, "limit": 0.8}
     x, conditional = normal((3, 1000), 1), normal((3, 1000), 2, dtype)
@@ -202,7 +181,7 @@ def test_ways_to_write_a_weight(backend: str, weights: object) -> None:
 
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 @pytest.mark.parametrize("shape", [(7, 2, 3), (7, 2, 1000)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_samples_at_rows_of_their_own_equal_each_alone(
     backend: str, shape: tuple[int, ...], guided: bool, dtype: torch.dtype
 ) -> None:
@@ -210,84 +189,35 @@ def test_samples_at_rows_of_their_own_equal_each_alone(
     batch = len(rows)
     x, h1, h2 = (normal(shape, i) for i in (1, 2, 3))
     m = normal((2 * batch if guided else batch, 2 * shape[1], *shape[2:]), 4, dtype)
-    weights = [7.5, 1.0, 2.0, 7.5, 0.0, 3.0, 7.5] if guided else None
-    options = dict(guidance_rescale=0.7 if guided else 0.0, backend=backend)
-    buffers = [torch.full(shape, NAN), torch.full(shape, NAN, dtype=torch.bfloat16)]
-    got = ops.step(
-        x,
-        m,
-        ROWS,
-        rows,
-        seed=20,
-        history=(h1, h2),
-        guidance=weights,
-        x0_out=buffers[0],
-        input_out=buffers[1],
-        **options,
-    )
-    given = ops.step(
-        x,
-        m,
-        ROWS,
-        rows,
-        noise=torch.cat(
-            [ops.randn((1, *shape[1:]), seed=20, index=i, step=k % 5, stream=1) for i, k in enumerate(rows.tolist())]
-        ),
-        history=(h1, h2),
-        guidance=weights,
-        **options,
-    )
+    call: dict[str, Any] = {"x": x, "model_output": m, "history": (h1, h2), "guidance": None}
+    if guided:
+        call |= {"guidance": [7.5, 1.0, 2.0, 7.5, 0.0, 3.0, 7.5], "guidance_rescale": 0.7}
+    buffers = {"x0_out": torch.full(shape, NAN), "input_out": torch.full(shape, NAN, dtype=torch.bfloat16)}
+    got = ops.step(table=MIXED, row=rows, seed=20, backend=backend, **call, **buffers)
+    drawn = [ops.randn((1, *shape[1:]), seed=20, index=i, step=k % 5, stream=1) for i, k in enumerate(rows.tolist())]
+    given = ops.step(table=MIXED, row=rows, noise=torch.cat(drawn), backend=backend, **call)
     assert torch.equal(given, got) or backend == "reference", "the reference's own normals differ by 1 ulp"
     for i, row in enumerate(rows.tolist()):
-        own = slice(i, i + 1)
-        x0, half = torch.full_like(x[own], NAN), torch.full_like(x[own], NAN, dtype=torch.bfloat16)
-        want = ops.step(
-            x[own],
-            m[i::batch],
-            ROWS,
-            row,
-            seed=20,
-            index=i,
-            history=(h1[own], h2[own]),
-            guidance=None if weights is None else weights[i],
-            x0_out=x0,
-            input_out=half,
-            **options,
-        )
-        assert torch.equal(got[own], want), f"sample {i} in row {row}"
-        assert torch.equal(buffers[0][own], x0) and torch.equal(buffers[1][own], half), f"sample {i} in row {row}"
+        outputs = {name: torch.full_like(buffer[:1], NAN) for name, buffer in buffers.items()}
+        want = ops.step(table=MIXED, row=row, seed=20, index=i, backend=backend, **alone(call, i), **outputs)
+        assert torch.equal(got[i : i + 1], want), f"sample {i} in row {row}"
+        for name, output in outputs.items():
+            assert torch.equal(buffers[name][i : i + 1], output), f"{name} of sample {i} in row {row}"
 
 
+@needs_cpu
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2, 12_007)], ids=str)
 def test_rows_of_their_own_have_the_same_bits_on_every_level_and_thread_count(shape: tuple[int, ...]) -> None:
-    if _cpu is None:
-        pytest.skip("the C++ extension is not built")
     rows = torch.tensor([3, 0, 1, 4, 2])
     x, h1, h2 = (normal(shape, i) for i in (1, 2, 3))
     m = normal((10, 4, shape[2]), 4, torch.float16)
+    call: dict[str, Any] = {"x": x, "model_output": m, "history": (h1, h2), "guidance_rescale": 0.7}
+    call["guidance"] = [7.5, 1.0, 2.0, 0.5, 3.0]
     results = set()
     for level in LEVELS:
         for threads in (1, 2, 3):
-            with kernels(level, threads):
-                for state, last in ((x, h2), (x.clone(), h2.clone())):
-                    out = torch.full_like(x, NAN) if state is x else state
-                    x0 = torch.full_like(x, NAN) if state is x else last
-                    target = torch.full((10, *shape[1:]), NAN, dtype=torch.bfloat16)
-                    ops.step(
-                        state,
-                        m,
-                        ROWS,
-                        rows,
-                        seed=20,
-                        history=(h1, last),
-                        guidance=[7.5, 1.0, 2.0, 0.5, 3.0],
-                        guidance_rescale=0.7,
-                        out=out,
-                        x0_out=x0,
-                        input_out=target,
-                        backend="cpu",
-                    )
-                    results.add(tuple(one.view(torch.uint8).numpy().tobytes() for one in (out, x0, target)))
+            with at_level(level), on_threads(threads):
+                results |= {_run(MIXED, call, in_place, row=rows, copies=2) for in_place in (False, True)}
     assert len(results) == 1
 
 
@@ -298,8 +228,8 @@ def test_rows_match_float64(backend: str, rows: list[int]) -> None:
     m = torch.cat([m, normal(shape, 9)], dim=1)
     x0 = torch.full(shape, NAN)
     given = torch.tensor(rows + rows)[::2] if rows[0] == rows[1] else torch.tensor(rows)
-    got = ops.step(x, m, ROWS, given, noise=z, history=(h1, h2), x0_out=x0, backend=backend)
-    want = expected(x, m, ROWS, rows, z=z, history=(h1, h2))
+    got = ops.step(x, m, MIXED, given, noise=z, history=(h1, h2), x0_out=x0, backend=backend)
+    want = expected(x, m, MIXED, rows, z=z, history=(h1, h2))
     assert_matches(got, want.state, want.state_error)
     assert_matches(x0, want.x0, want.x0_error)
 
@@ -314,7 +244,7 @@ def test_a_limit_without_a_quantile_is_a_clamp_beside_thresholded_rows(backend: 
 # The next model input
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize("strided", [False, True], ids=["packed", "strided"])
 def test_the_next_input_is_scaled_rounded_once_and_doubled(

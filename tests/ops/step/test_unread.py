@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import LEVELS, Floor, at_level
 from fastsample import DDPM, Schedule, Table
 from fastsample.ops import likelihood, posterior, step
+from support.devices import Target
+from support.levels import LEVELS, at_level
 
 B, C, SIZE = 2, 2, 40
 NAN = float("nan")
@@ -49,12 +50,12 @@ def tensors(device: str) -> dict[str, Tensor]:
 
 
 def stepped(
-    floor: Floor, table: Table, t: dict[str, Tensor], dtype: torch.dtype, weights: list[float] | None, rescale: float,
+    target: Target, table: Table, t: dict[str, Tensor], dtype: torch.dtype, weights: list[float] | None, rescale: float,
     row: int | Tensor = 2,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """(x', the next input, x0)"""
     m = (t["m"] if weights is None else torch.cat([t["u"], t["m"]])).to(dtype)
-    x0, after = torch.empty_like(t["x"]), torch.empty(2 * B, C, SIZE, dtype=dtype, device=floor.device)
+    x0, after = torch.empty_like(t["x"]), torch.empty(2 * B, C, SIZE, dtype=dtype, device=target.device)
     options: dict[str, Any] = {} if weights is None else {"guidance": weights, "guidance_rescale": rescale}
     x = step(
         *(t["x"], m, table, row),
@@ -62,7 +63,7 @@ def stepped(
         history=[t["h1"], t["h2"]],
         x0_out=x0,
         input_out=after,
-        backend=floor.backend,
+        backend=target.backend,
         **options,
     )
     return x, after, x0
@@ -78,7 +79,7 @@ def with_nan(t: dict[str, Tensor], names: str, samples: slice = slice(None)) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("guided", ["unguided", "guided", "rescaled"])
-def test_step(any_backend: Floor, guided: str, limit: str, dtype: torch.dtype) -> None:
+def test_step(any_backend: Target, guided: str, limit: str, dtype: torch.dtype) -> None:
     weights, rescale = None if guided == "unguided" else [3.0, 0.5], 0.7 if guided == "rescaled" else 0.0
     cases = {**UNREAD, **({"m folds away": FOLDED} if limit == "free" else {})}
     t = tensors(any_backend.device)
@@ -95,12 +96,12 @@ def test_step(any_backend: Floor, guided: str, limit: str, dtype: torch.dtype) -
 def test_step_at_every_level(isa: str, dtype: torch.dtype) -> None:
     with at_level(isa):
         for limit in LIMITS:
-            test_step(Floor("cpu", "cpu"), "rescaled", limit, dtype)
+            test_step(Target("cpu", "cpu"), "rescaled", limit, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_weight_of_1_or_0_leaves_one_half(any_backend: Floor, limit: str, dtype: torch.dtype) -> None:
+def test_a_weight_of_1_or_0_leaves_one_half(any_backend: Target, limit: str, dtype: torch.dtype) -> None:
     table, t = table_of({**USUAL, **LIMITS[limit]}), tensors(any_backend.device)
     got = stepped(any_backend, table, with_nan(with_nan(t, "u", slice(1)), "m", slice(1, 2)), dtype, [1.0, 0.0], 0.0)
     halves = {**t, "m": torch.cat([t["m"][:1], t["u"][1:]])}
@@ -119,7 +120,7 @@ def test_the_derivative_in_a_weight_of_1_or_0() -> None:
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
-def test_idle_samples_that_hold_nan(any_backend: Floor, limit: str, rescale: float) -> None:
+def test_idle_samples_that_hold_nan(any_backend: Target, limit: str, rescale: float) -> None:
     table, t = table_of({**USUAL, **LIMITS[limit]}), tensors(any_backend.device)
     rows = torch.tensor([2, 0])
     want = stepped(any_backend, table, t, torch.float32, [3.0, 0.5], rescale, rows)
@@ -131,7 +132,7 @@ def test_idle_samples_that_hold_nan(any_backend: Floor, limit: str, rescale: flo
         assert one.isfinite().all()
 
 
-def test_a_variance_that_a_posterior_does_not_read(any_backend: Floor) -> None:
+def test_a_variance_that_a_posterior_does_not_read(any_backend: Target) -> None:
     table = Table([5, 0], a=0.5, s=[0.3, 0.2], g0=-0.5, g1=[0.0, 0.4])
     x, v = tensors(any_backend.device)["x"], tensors(any_backend.device)["m"]
     rows = torch.tensor([0, 1])
@@ -143,7 +144,7 @@ def test_a_variance_that_a_posterior_does_not_read(any_backend: Floor) -> None:
         assert torch.equal(one, other)
 
 
-def test_a_state_that_a_likelihood_does_not_read(any_backend: Floor) -> None:
+def test_a_state_that_a_likelihood_does_not_read(any_backend: Target) -> None:
     if any_backend.backend not in ("reference", "triton"):
         pytest.skip("likelihood has no kernel of this backend")
     table = DDPM(Schedule.linear(), prediction="x0").table

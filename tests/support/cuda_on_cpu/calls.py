@@ -48,15 +48,10 @@ def step(
     batch, size = len(x), x.numel() // len(x)
     guided = guidance is not None
     m_stride = model_output.numel() // (2 * batch if guided else batch)
-    weights = None
-    if guidance is not None:
-        weights = torch.tensor(guidance if isinstance(guidance, Sequence) else [guidance] * batch, dtype=torch.float32)
+    weights = _weights(guidance, batch)
     keys = None if seed is None else sample_keys(seed, 0, batch, x.device)
     h1, h2 = (*history, None, None)[:2]
     rows = row if isinstance(row, Tensor) else None
-    second = 0
-    if input_out is not None and len(input_out) == 2 * batch:
-        second = input_out[batch:].data_ptr()
     # 16-byte aligned, as torch's own allocations on a device are.
     bytes_needed = cuda.step_workspace(batch, size, guidance_rescale != 0, table.thresholded)
     workspace = torch.full(((bytes_needed + 3) // 4,), float("nan"))
@@ -75,7 +70,7 @@ def step(
         h2=address(h2),
         x0_out=address(x0_out),
         input_out=address(input_out),
-        second_input_out=second,
+        second_input_out=address(_second_half(input_out, batch)),
         input_dtype=0 if input_out is None else CODES[input_out.dtype],
         workspace=address(workspace) if bytes_needed else 0,
         device=0,
@@ -93,6 +88,17 @@ def step(
         0,
     )
     return out
+
+
+def _weights(guidance: float | Sequence[float] | None, batch: int) -> Tensor | None:
+    if guidance is None:
+        return None
+    return torch.tensor(guidance if isinstance(guidance, Sequence) else [guidance] * batch, dtype=torch.float32)
+
+
+def _second_half(model_input: Tensor | None, batch: int) -> Tensor | None:
+    """Of an input that is written for both halves of a guided model."""
+    return model_input[batch:] if model_input is not None and len(model_input) == 2 * batch else None
 
 
 def posterior(

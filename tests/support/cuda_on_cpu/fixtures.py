@@ -9,6 +9,7 @@ import pytest
 from fastsample.ops.backend import _cpu
 from support.cuda_on_cpu.build import CudaOnCpu, cuda_on_cpu, why_not
 from support.cuda_on_cpu.calls import Memory
+from support.levels import at_level
 
 
 @pytest.fixture
@@ -24,10 +25,8 @@ def scalar() -> Iterator[None]:
     """The CPU kernels at the level whose arithmetic CUDA's is compared with."""
     if _cpu is None:
         pytest.skip("the C++ extension is not built")
-    before = _cpu.isa()
-    _cpu.set_isa("scalar")
-    yield
-    _cpu.set_isa(before)
+    with at_level("scalar"):
+        yield
 
 
 @pytest.fixture

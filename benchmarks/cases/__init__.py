@@ -1,0 +1,1 @@
+"""What is measured: methods, their steps, projections with low-rank adapters."""

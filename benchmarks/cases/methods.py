@@ -1,0 +1,64 @@
+"""Sampling methods: our sampler, and the diffusers scheduler that computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from benchmarks.common.optional import optional
+from fastsample import DDIM, DDPM, LCM, TCD, DPMSolver, Sampler, Schedule
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        sampler: makes ours, as sampler(schedule, steps=...).
+        scheduler, settings: the name of the diffusers class, and what it is made with.
+        step_options: for its `step`.
+    """
+
+    sampler: Callable[..., Sampler]
+    scheduler: str
+    settings: Mapping[str, Any]
+    step_options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def theirs(self, schedule: Schedule, steps: int) -> Any:
+        """The diffusers scheduler, ready for `steps` steps on the same schedule; None where diffusers is absent."""
+        diffusers = optional("diffusers", "diffusers")
+        if diffusers is None:
+            return None
+        made = getattr(diffusers, self.scheduler)(
+            num_train_timesteps=schedule.T, trained_betas=schedule.betas.tolist(), **self.settings
+        )
+        made.set_timesteps(steps)
+        return made
+
+
+DDIM_FREE = Method(DDIM, "DDIMScheduler", {"clip_sample": False})
+DDIM_CLIP = Method(partial(DDIM, clip=1.0, rederive_epsilon=False), "DDIMScheduler", {"clip_sample": True})
+ANCESTRAL = Method(
+    partial(DDIM, eta=1.0, clip=1.0, rederive_epsilon=False), "DDIMScheduler", {"clip_sample": True}, {"eta": 1.0}
+)
+# Not "linspace", the default of both: at the last timestep of a cosine schedule an error in epsilon grows 20,000-fold.
+DPM_SOLVER = Method(
+    partial(DPMSolver, order=2, timesteps="leading"),
+    "DPMSolverMultistepScheduler",
+    {"solver_order": 2, "timestep_spacing": "leading"},
+)
+DDPM_SMALL = Method(
+    partial(DDPM, variance="fixed_small", clip=1.0, timesteps="leading"),
+    "DDPMScheduler",
+    {"variance_type": "fixed_small"},
+)
+DDPM_LEARNED = Method(
+    partial(DDPM, variance="learned_range", clip=1.0, timesteps="leading"),
+    "DDPMScheduler",
+    {"variance_type": "learned_range"},
+)
+LCM_FREE = Method(LCM, "LCMScheduler", {})
+TCD_FREE = Method(partial(TCD, gamma=0.3), "TCDScheduler", {}, {"eta": 0.3})

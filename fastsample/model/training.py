@@ -1,0 +1,36 @@
+"""The warning about a model that would disturb its samples, since it is in training mode."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+
+from torch import nn
+
+from fastsample.caller import warn
+from fastsample.model.modules import parts_of
+
+_MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)  # behave otherwise in training
+# By id: models may define equality. What is gone leaves the dict, so that a new model of the same id is new.
+_warned_of_training: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+
+
+def warn_of_training(modules: Iterable[nn.Module]) -> None:
+    """Warns once of every module that is in training mode, or holds a dropout or batch norm that is."""
+    for module in modules:
+        if _warned_of_training.get(id(module)) is module or (culprit := _in_training(module)) is None:
+            continue
+        _warned_of_training[id(module)] = module
+        name = type(module).__name__
+        what = "is in training mode" if culprit is module else f"has a {type(culprit).__name__} in training mode"
+        warn(f"{name} {what}: dropout and batch statistics would disturb the samples; call .eval() on it first")
+
+
+def _in_training(module: nn.Module) -> nn.Module | None:
+    """The module itself where it is in training mode, else the first one in it that is and behaves otherwise then."""
+    if module.training:
+        return module
+    for part in parts_of(module):
+        if part.training and isinstance(part, _MODAL):
+            return part
+    return None

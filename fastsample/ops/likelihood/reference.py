@@ -1,0 +1,61 @@
+"""The likelihood in plain torch: the specification, and what gradients go through."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastsample.ops.likelihood.coefficients import COLUMNS
+
+_FLOOR = 1e-12  # the smallest probability of a pixel, improved-diffusion's
+_EDGE = 0.999  # pixels beyond it are in the first or last bin
+_HALF_BIN = 1 / 255
+
+
+def likelihood_reference(
+    x_start: Tensor, x: Tensor, model_out: Tensor, coefficients: Tensor, row: int | Tensor
+) -> Tensor:
+    """`likelihood` in plain torch: the specification, differentiable, in x's dtype; coefficients as coefficients_of.
+
+    Written so that neither small divergences nor improbable pixels lose their digits in float32.
+    """
+    if isinstance(row, Tensor):
+        count = coefficients.shape[0]
+        exists = (row >= -count) & (row < count)
+        own = coefficients[torch.where(exists, row, 0)]
+        own = torch.where(exists.reshape(-1, 1), own, math.nan)
+    else:
+        own = coefficients[row]
+    p, q, limit, a, b, weight, constant, slope, data = (
+        own[..., i].reshape(-1, *(1,) * (x.ndim - 1)) for i in range(len(COLUMNS))
+    )
+    channels = x.shape[1] if x.ndim > 1 else 1
+    m = (model_out[:, :channels] if x.ndim > 1 else model_out).to(x.dtype)
+    v = model_out[:, channels:].to(x.dtype) if model_out.shape != x.shape else torch.zeros_like(x)
+
+    def times(coefficient: Tensor, operand: Tensor) -> Tensor:
+        return torch.where(coefficient == 0, 0.0, coefficient * operand)  # what has none is not read
+
+    x0 = times(p, x) + times(q, m)
+    x0 = torch.minimum(torch.maximum(x0, -limit), limit)
+    gap = constant + times(slope, v)
+    divergence = 0.5 * (gap + torch.expm1(-gap) + weight * (x_start - x0).square() * torch.exp(-gap))
+    # A row that leads to data has no q: there `constant` makes `gap` the log variance of p itself.
+    terms = torch.where(data == 1, _surprise(x_start, times(a, x) + b * x0, gap), divergence)
+    return terms.reshape(x.shape[0], -1).mean(dim=1) / math.log(2)
+
+
+def _surprise(x_start: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """-log of the mass that a Gaussian has in each pixel's bin, in terms of its bounds on the logistic scale."""
+    inverse = torch.exp(-0.5 * log_variance)
+    low, high = inverse * (x_start - mean - _HALF_BIN), inverse * (x_start - mean + _HALF_BIN)
+    scale, cubic = 2 * math.sqrt(2 / math.pi), 0.044715
+    # sigmoid(A) - sigmoid(B) = sigmoid(A) sigmoid(-B) (1 - e^(B - A)).
+    lower, upper = (scale * (end + cubic * end**3) for end in (low, high))
+    width = scale * 2 * _HALF_BIN * inverse * (1 + cubic * (high * high + high * low + low * low))
+    below_upper, above_lower = torch.nn.functional.logsigmoid(upper), torch.nn.functional.logsigmoid(-lower)
+    inside = below_upper + above_lower + torch.log(-torch.expm1(-width))
+    mass = torch.where(x_start < -_EDGE, below_upper, torch.where(x_start > _EDGE, above_lower, inside))
+    return -mass.clamp(min=math.log(_FLOOR))

@@ -1,0 +1,85 @@
+"""The posterior on the backend that is chosen, once it is known that the rows have one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastsample.ops.address import address, check_readable
+from fastsample.ops.backend import choose, cuda_module, place
+from fastsample.ops.checks import check_output, check_state, checked_rows
+from fastsample.ops.device_table import packed_rows
+from fastsample.ops.dtypes import DTYPE_CODES
+from fastsample.ops.memory import fresh
+from fastsample.ops.posterior.reference import log_variance, posterior_reference
+from fastsample.ops.posterior.rows import rows_of, variance_of
+from fastsample.ops.step.operands import Operands
+from fastsample.ops.step.prepared import StepPlan, visited_rows
+from fastsample.ops.tracing import differentiable
+from fastsample.tables import Table
+
+_NEEDS_VARIANCE = "reads a learned variance: model_out must have twice x's axis 1"
+
+
+def posterior_once(x: Tensor, m: Tensor, table: Table, row: int | Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+    """The mean, and the log variance where the model tells it, else one number per sample or for all."""
+    check_state(x)
+    check_output(m, x, guided=False, name="model_out")
+    for name, tensor in (("x", x), ("model_out", m)):
+        check_readable(name, tensor)
+    rows, row = checked_rows(row, table, x)
+    learned = _learned(m, x, table, rows, row)
+    chosen = choose(backend, x.device, native=x.dtype is torch.float32 and not differentiable(x, m))
+    if chosen == "reference":
+        return posterior_reference(x, m, table, row if rows is None else rows)
+    if chosen == "cpu" or table.thresholded:  # dynamic thresholds are a reduction of the step
+        mean = StepPlan(Operands(x, rows_of(table).noise_free, rows=rows), chosen, short_cuts=False)(m, row)
+        return mean, log_variance(x, m, table, row if rows is None else rows, learned=learned)
+    return _in_one_pass(x, m, table, rows, row, learned, chosen)
+
+
+def _learned(m: Tensor, x: Tensor, table: Table, rows: Tensor | None, row: int) -> bool:
+    """Whether the model tells the variance of any of these rows; raises for one that has no posterior."""
+    own = rows_of(table)
+    on_device = rows is not None and not rows.is_cpu
+    learned = own.any_learned if on_device else False
+    for k in (own.worst,) if on_device else visited_rows(rows, row):
+        refusal = own.refusals[k]
+        if own.slopes[k] != 0:
+            learned = True
+            refusal = refusal or (_NEEDS_VARIANCE if m.shape == x.shape else "")
+        if refusal:
+            raise ValueError(f"row {k} {refusal}")
+    return learned
+
+
+def _in_one_pass(
+    x: Tensor, m: Tensor, table: Table, rows: Tensor | None, row: int, learned: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    device, batch = x.device, x.shape[0]
+    x, m = (one.contiguous().resolve_neg() for one in (x, m))
+    m = m if m.dtype in DTYPE_CODES else m.float()
+    size, stride = x.numel() // batch, m.numel() // batch
+    if rows is None:
+        own = rows_of(table)
+        constant = torch.full((batch,), own.constants[row], dtype=torch.float32, device=device)
+        slope = torch.full_like(constant, own.slopes[row]) if learned else constant  # then it is not read
+    else:
+        rows = rows.to(device)
+        constant, slope = variance_of(rows, table, x)
+    mean = fresh(x.shape, torch.float32, device)
+    variance = fresh(x.shape, torch.float32, device) if learned else None
+    packed = packed_rows(table, device)
+    if backend == "triton":
+        from fastsample.kernels import posterior as kernel
+
+        kernel.posterior(packed, rows, row, x, m, stride, constant, slope if learned else None, mean, variance)
+    else:
+        index, stream = place(device)
+        cuda_module().posterior(
+            *(address("table", packed), len(table), address("row", rows), row, batch, size),
+            *(address("x", x), address("model_out", m), stride, DTYPE_CODES[m.dtype]),
+            *(address("constant", constant), address("slope", slope)),
+            *(address("mean", mean), address("log_variance", variance), stream, index),
+        )
+    return mean, constant.reshape(-1, *(1,) * (x.ndim - 1)) if variance is None else variance

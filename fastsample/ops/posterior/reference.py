@@ -1,0 +1,40 @@
+"""The posterior in plain torch: the specification of every backend's kernel, and what gradients go through."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastsample.ops.posterior.rows import rows_of, variance_of
+from fastsample.ops.step.reference import step_reference
+from fastsample.tables import Table
+
+
+def posterior_reference(x: Tensor, m: Tensor, table: Table, row: int | Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, log variance) of one row, or of a row (B,) per sample; differentiable, in x's dtype.
+
+    The mean is the step without noise. The log variance has x's shape where the model tells it in any row that is
+    visited (in any of the table, where `row` lies on a GPU), else one number for all or per sample.
+    """
+    own = rows_of(table)
+    mean, _ = step_reference(x, m, own.noise_free, row)
+    if isinstance(row, Tensor):
+        learned = any(own.slopes[k] != 0 for k in row.tolist()) if row.is_cpu else own.any_learned
+    else:
+        learned = own.slopes[row] != 0
+    return mean, log_variance(x, m, table, row, learned=learned)
+
+
+def log_variance(x: Tensor, m: Tensor, table: Table, row: int | Tensor, *, learned: bool) -> Tensor:
+    """constant + slope v; v does not matter where its slope is 0, a NaN included."""
+    each = (1,) * (x.ndim - 1)
+    if isinstance(row, Tensor):
+        constant, slope = (values.reshape(-1, *each) for values in variance_of(row, table, x))
+    else:
+        own = rows_of(table)
+        constant = torch.full((1, *each), own.constants[row], dtype=x.dtype, device=x.device)
+        slope = torch.full_like(constant, own.slopes[row])
+    if not learned:
+        return constant
+    v = m[:, x.shape[1] :].to(x)
+    return torch.addcmul(constant, torch.where(slope == 0, 0.0, v), slope)
