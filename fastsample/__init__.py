@@ -11,7 +11,7 @@ from fastsample.forward import add_noise, velocity
 from fastsample.graph import Graph, graph
 from fastsample.images import to_uint8
 from fastsample.interpolation import interpolate, slerp
-from fastsample.ops.backend import backends
+from fastsample.ops.available import backends
 from fastsample.samplers import (
     DDIM,
     DDPM,

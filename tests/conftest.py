@@ -15,6 +15,7 @@ from torch.utils._device import _device_constructors
 # First of all: whether Triton interprets is settled when its kernels are imported.
 from support.devices import DEVICE, HAS_GPU, Target  # isort: split
 
+import fastsample
 from fastsample.ops import backend as backends
 from support import ahead
 from support.amx_on_cpu import build as amx_build
@@ -115,9 +116,9 @@ def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def any_backend(request: pytest.FixtureRequest) -> Target:
     """Every backend: without a GPU Triton's are interpreted, CUDA's compiled for the CPU. For few, small cases."""
     name = request.param
-    if name == "cuda" and not (HAS_GPU and backends.backends()["cuda"]["available"]):
+    if name == "cuda" and not (HAS_GPU and fastsample.backends()["cuda"]["available"]):
         request.getfixturevalue("cuda_on_cpu")
-    elif reason := backends.backends()[name]["reason"]:
+    elif reason := fastsample.backends()[name]["reason"]:
         pytest.skip(reason)
     return Target(name, "cuda" if HAS_GPU and name in ("triton", "cuda") and not _on_cpu() else "cpu")
 

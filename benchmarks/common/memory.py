@@ -8,7 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
+
+_cpu = cpu_module()
 
 
 def triad(y: Tensor, inputs: Sequence[Tensor]) -> Callable[[], object]:

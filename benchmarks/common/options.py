@@ -16,7 +16,9 @@ import torch
 import fastsample
 from benchmarks.common import cpu, gpu
 from benchmarks.common.harness import Clock, wall
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
+
+_cpu = cpu_module()
 
 Shape = tuple[int, ...]
 

@@ -8,8 +8,10 @@ from time import perf_counter
 
 import torch
 
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from fastsample.ops.lora.choice import DTYPES
+
+_cpu = cpu_module()
 
 PEAK = "FMA peak"
 

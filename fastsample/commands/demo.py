@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastsample.commands.console import in_one_line
 from fastsample.ops import randn
-from fastsample.ops.backend import backends
+from fastsample.ops.available import backends
 from fastsample.samplers import ddim
 from fastsample.schedule import Schedule
 from fastsample.storage.writing import check_replaceable, check_writable, replacing

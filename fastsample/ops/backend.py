@@ -55,39 +55,14 @@ if _isa := os.environ.get("FASTSAMPLE_CPU_ISA"):
 _override = os.environ.get("FASTSAMPLE_BACKEND") or None
 
 
-def backends() -> dict[str, dict[str, Any]]:
-    """What can run here, and why the rest cannot.
-
-    Returns:
-        For each of "reference", "cpu", "triton" and "cuda" a dict with "available" (bool) and "reason" (empty where
-        available). "cpu" also tells "isa", the instruction set in use, "isas", those that this CPU and build have,
-        "threads", the thread runtime, "lora", which of the isas lora_linear uses for each dtype, or "torch" where torch
-        multiplies faster than all of them (measured at the first question or the first weights, in 20 to 60 ms), and
-        "amx", the reason where AMX is not among the isas, else empty; "triton" tells "interpreted", whether its kernels
-        run in Triton's interpreter (TRITON_INTERPRET=1), slowly and on CPU tensors too; "cuda" tells "architectures",
-        what it was compiled for.
-
-    Example:
-        >>> backends()["reference"]["available"]
-        True
-    """
-    reasons = {
+def reasons() -> dict[str, str]:
+    """Why each backend cannot run here, empty where it can."""
+    return {
         "reference": "",
         "cpu": _why_no_cpu,
         "triton": _why_no_triton(),
         "cuda": _why_no_cuda(_cuda),
     }
-    found: dict[str, dict[str, Any]] = {
-        name: {"available": not reason, "reason": reason} for name, reason in reasons.items()
-    }
-    if _cpu is not None:
-        from fastsample.ops.lora.choice import choices
-
-        found["cpu"].update(isa=_cpu.isa(), isas=_cpu.available_isas(), threads=_cpu.thread_runtime())
-        found["cpu"].update(lora=choices(), amx=_cpu.why_no_amx())
-    found["triton"]["interpreted"] = not reasons["triton"] and _interpreted()
-    found["cuda"]["architectures"] = [] if _cuda is None else _cuda.architectures()
-    return found
 
 
 @constant_when_traced  # Triton is imported in it and drivers are asked
@@ -124,7 +99,7 @@ def choose(
         if backend is None:
             return _automatic(device, native, offers)
         raise ValueError(f"backend={wanted!r} has no kernel for {op}; there are {', '.join(('reference', *offers))}")
-    if reason := backends()[wanted]["reason"]:
+    if reason := reasons()[wanted]:
         raise ValueError(f"{name}={wanted!r} cannot run here: {reason}")
     if not _runs_on(wanted, device):
         reason = _why_not_on(device) if wanted == device.type == "cuda" else ""
@@ -149,7 +124,7 @@ def _runs_on(name: str, device: torch.device) -> bool:
         return there and not _why_not_on(device)
     if device.type == "cuda":
         return _triton_imports()
-    return device.type == "cpu" and bool(os.environ.get("TRITON_INTERPRET")) and _triton_imports() and _interpreted()
+    return device.type == "cpu" and bool(os.environ.get("TRITON_INTERPRET")) and _triton_imports() and interpreted()
 
 
 @functools.cache
@@ -188,15 +163,15 @@ def _why_no_triton() -> str:
         # Not imported to find out more: kernels choose the interpreter once, when they are imported.
         return "torch finds no GPU; TRITON_INTERPRET=1 interprets the kernels, slowly"
     try:
-        interpreted = _interpreted()
+        in_interpreter = interpreted()
     except ImportError as error:
         return f"Triton cannot be imported: pip install triton ({error})"
-    return "" if has_gpu or interpreted else "TRITON_INTERPRET=1 was set after the kernels had been imported"
+    return "" if has_gpu or in_interpreter else "TRITON_INTERPRET=1 was set after the kernels had been imported"
 
 
 def _triton_imports() -> bool:
     try:
-        _interpreted()
+        interpreted()
     except ImportError:
         return False
     return True
@@ -206,7 +181,8 @@ def _triton_imports() -> bool:
 _found: dict[str, bool] = {}
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter; ImportError where there is no Triton."""
     if "interpreted" not in _found:
         _found["interpreted"] = bool(importlib.import_module("fastsample.kernels.arithmetic").INTERPRETED)
     return _found["interpreted"]

@@ -1,4 +1,7 @@
-"""What every sampler is: a table and the loop around it."""
+"""What every sampler is: a table and the loop around it.
+
+`options_of` and `loop_of` are for whoever runs a sampler otherwise than by calling it, as fastsample.graph does.
+"""
 
 from __future__ import annotations
 

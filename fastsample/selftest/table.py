@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 import fastsample
-from fastsample.ops.backend import backends
+from fastsample.ops.available import backends
 from fastsample.selftest.results import Result
 from fastsample.selftest.targets import Target
 

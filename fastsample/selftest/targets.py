@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastsample.ops.backend import backends
+from fastsample.ops.available import backends
 
 
 @dataclass(frozen=True)

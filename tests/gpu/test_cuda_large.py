@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from fastsample import Table, ops
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from support.cuda_on_cpu import calls
 from support.cuda_on_cpu.build import CudaOnCpu
 from support.formula import normal
 from support.splitmix import key, signed
+
+_cpu = cpu_module()
 
 pytest_plugins = ["support.cuda_on_cpu.fixtures"]
 pytestmark = pytest.mark.usefixtures("scalar")

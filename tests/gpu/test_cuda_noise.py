@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from fastsample import ops
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from support.cuda_on_cpu import calls
 from support.cuda_on_cpu.build import ORDERS, CudaOnCpu
 from support.cuda_on_cpu.calls import Memory
 from support.splitmix import key, signed
+
+_cpu = cpu_module()
 
 pytest_plugins = ["support.cuda_on_cpu.fixtures"]
 

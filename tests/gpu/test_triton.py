@@ -12,7 +12,7 @@ import torch
 
 from fastsample import Table
 from fastsample.ops import randn
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from fastsample.ops.noise.keys import sample_keys
 from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
@@ -25,6 +25,8 @@ pytest.importorskip("triton")
 from fastsample.kernels import arithmetic, blocks, noise, posterior
 from fastsample.kernels.arithmetic import exp2_of, fma, rounded, tl, triton
 from support.triton_launch import Framed, small_launches
+
+_cpu = cpu_module()
 
 
 @triton.jit

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fastsample
 from fastsample.lora import LoRALinear, QKVProjection
 from fastsample.ops import backend as backends
 from fastsample.ops.lora import lora_linear, lora_linear_reference
@@ -26,8 +27,9 @@ from support.lora_formula import (
 )
 from support.lora_memory import LAYOUTS, Margins, layouts
 
+TRITON = fastsample.backends()["triton"]
 pytestmark = [
-    pytest.mark.skipif(not backends.backends()["triton"]["available"], reason=backends.backends()["triton"]["reason"]),
+    pytest.mark.skipif(not TRITON["available"], reason=TRITON["reason"]),
     pytest.mark.usefixtures("nan_filled_new_empty"),
 ]
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from fastsample.ops import backend as backends
+import fastsample
 
+TRITON = fastsample.backends()["triton"]
 pytestmark = [
-    pytest.mark.skipif(not backends.backends()["triton"]["available"], reason=backends.backends()["triton"]["reason"]),
+    pytest.mark.skipif(not TRITON["available"], reason=TRITON["reason"]),
 ]
 
 

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fastsample import DDIM, DDPM, DPMSolver, DynamicThreshold, Euler, EulerAncestral, Sampler, Schedule, Step
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from support import ahead
+
+_cpu = cpu_module()
 
 SHAPE = (2, 3, 40, 33)
 SCHEDULE = Schedule.linear()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import fastsample
 from fastsample.ops import backend as hub
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
@@ -30,7 +31,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(hub, "_cuda", built())
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(hub, "_interpreted", lambda: False)
+    monkeypatch.setattr(hub, "interpreted", lambda: False)
     monkeypatch.setattr(hub, "_override", None)
     hub._why_no_cuda.cache_clear()
     yield
@@ -70,7 +71,7 @@ def test_automatic_choice(
     if "cuda" in lacks:
         monkeypatch.setattr(hub, "_cuda", built("no driver"))
     if "triton" in lacks:
-        monkeypatch.setattr(hub, "_interpreted", no_triton)
+        monkeypatch.setattr(hub, "interpreted", no_triton)
     assert hub.choose(None, device, native=native, offers=offers) == want
 
 
@@ -103,7 +104,7 @@ def test_a_gpu_of_an_architecture_that_was_not_compiled_for(monkeypatch: pytest.
         hub.choose("cuda", GPU, native=True)
     other = torch.device("cuda:1")
     assert hub.choose(None, other, native=True) == hub.choose("cuda", other, native=True) == "cuda"
-    assert hub.backends()["cuda"]["available"], "on the other one"
+    assert fastsample.backends()["cuda"]["available"], "on the other one"
 
 
 @pytest.mark.usefixtures("gpu")
@@ -128,12 +129,12 @@ def test_the_environment_leaves_ops_alone_that_lack_its_backend(monkeypatch: pyt
     ],
 )
 def test_why_cuda_cannot_run(monkeypatch: pytest.MonkeyPatch, change: tuple[Any, str, Any], reason: str) -> None:
-    assert hub.backends()["cuda"] == {"available": True, "reason": "", "architectures": ["80", "90"]}
+    assert fastsample.backends()["cuda"] == {"available": True, "reason": "", "architectures": ["80", "90"]}
     monkeypatch.setattr(hub, "_cuda", built())  # a module is asked once
     monkeypatch.setattr(hub, "_why_not_built", "install without nvcc")
     monkeypatch.setattr(*change)
     hub._why_no_cuda.cache_clear()
-    found = hub.backends()["cuda"]
+    found = fastsample.backends()["cuda"]
     assert not found["available"] and reason in found["reason"]
     with pytest.raises(ValueError, match=f"backend='cuda' cannot run here: .*{reason}"):
         hub.choose("cuda", GPU, native=True)
@@ -141,15 +142,15 @@ def test_why_cuda_cannot_run(monkeypatch: pytest.MonkeyPatch, change: tuple[Any,
 
 @pytest.mark.usefixtures("gpu")
 def test_why_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hub.backends()["triton"] == {"available": True, "reason": "", "interpreted": False}
-    monkeypatch.setattr(hub, "_interpreted", no_triton)
-    assert "pip install triton" in hub.backends()["triton"]["reason"]
+    assert fastsample.backends()["triton"] == {"available": True, "reason": "", "interpreted": False}
+    monkeypatch.setattr(hub, "interpreted", no_triton)
+    assert "pip install triton" in fastsample.backends()["triton"]["reason"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert "TRITON_INTERPRET=1 interprets" in hub.backends()["triton"]["reason"]
-    monkeypatch.setattr(hub, "_interpreted", lambda: False)
+    assert "TRITON_INTERPRET=1 interprets" in fastsample.backends()["triton"]["reason"]
+    monkeypatch.setattr(hub, "interpreted", lambda: False)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert "set after" in hub.backends()["triton"]["reason"]
+    assert "set after" in fastsample.backends()["triton"]["reason"]
 
 
 def test_importing_starts_nothing() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import fastsample
 from fastsample import DDIM, DDPM, Batcher, DPMSolver, DynamicThreshold, Schedule, Table, ops
-from fastsample.ops import backend as hub
 from fastsample.ops.device_table import encoded
 from fastsample.ops.noise.keys import sample_keys
 from fastsample.ops.step.operands import Operands
@@ -209,7 +208,7 @@ def test_triton_launches_where_the_tensors_lie(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_every_triton_op_guards_its_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    if reason := hub.backends()["triton"]["reason"]:
+    if reason := fastsample.backends()["triton"]["reason"]:
         pytest.skip(reason)
     guarded: list[Tensor] = []
 
@@ -233,7 +232,7 @@ def test_seeds_on_a_gpu_stay_there_whatever_its_name() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_a_loop_on_a_gpu_waits_for_nothing(backend: str) -> None:
-    if reason := hub.backends()[backend]["reason"]:
+    if reason := fastsample.backends()[backend]["reason"]:
         pytest.skip(reason)
     x, m, row = X.cuda(), M.cuda(), torch.zeros((), dtype=torch.int64, device="cuda")
     ops.step(x, m, PLAIN, row, seed=5, backend=backend)  # uploads the table

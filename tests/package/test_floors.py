@@ -29,9 +29,7 @@ FLOORS = (
 )
 # Arrows up, and arrows that close a circle, that are known, as (from, to); one that has gone must leave its list.
 UP: set[tuple[str, str]] = set()
-ROUND: set[tuple[str, str]] = {
-    ("fastsample.ops.backend", "fastsample.ops.lora.choice"),
-}
+ROUND: set[tuple[str, str]] = set()
 
 
 @cache

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from fastsample.ops import backend as backends
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from support.amx_on_cpu import build as amx_build
+
+_cpu = cpu_module()
 
 LEVELS = _cpu.available_isas() if _cpu is not None else []
 AMX_ON_CPU = "amx-on-cpu"

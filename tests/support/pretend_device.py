@@ -22,11 +22,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fastsample.loop import loop
 from fastsample.ops import address, noise
 from fastsample.ops import backend as backends
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from fastsample.ops.noise import keys
 from fastsample.ops.noise import launch as noise_launch
 from fastsample.ops.step import launch as step_launch
 from fastsample.tables import Table
+
+_cpu = cpu_module()
 
 CUDA = torch.device("cuda:0")
 # What a GPU cannot answer without waiting for all work before it: a value, or a size that depends on values.

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from fastsample.ops.lora import lora_linear
 from fastsample.ops.lora.adapters import LowRank, pack_adapters
 from fastsample.ops.lora.weights import PackedLinear, pack_linear
@@ -22,6 +22,8 @@ from support.amx_on_cpu.build import AmxOnCpu, amx_on_cpu, undefined
 from support.levels import AMX_ON_CPU, at_level, on_threads
 from support.lora_formula import MEASURED, Problem, exact, problem
 from support.paths import ROOT
+
+_cpu = cpu_module()
 
 pytestmark = pytest.mark.ahead(undefined)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import fastsample
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from fastsample.ops.lora import choice as lora_choice
 from fastsample.ops.lora import lora_linear, weights
 from fastsample.ops.lora.adapters import LowRank, pack_adapters
@@ -33,6 +33,8 @@ from support.lora_formula import (
     exact,
     problem,
 )
+
+_cpu = cpu_module()
 
 pytestmark = needs_cpu
 NAN = math.nan

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from fastsample.ops import randn
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from fastsample.ops.noise.reference import philox_reference
 from support.levels import LEVELS, at_level, needs_cpu, on_threads
 from support.philox import KNOWN_ANSWERS
 from support.splitmix import key
+
+_cpu = cpu_module()
 
 SIZES = [1, 2, 3, 4, 5, 63, 64, 65, 111, 112, 2047, 2048, 2049, 4099, 16384]
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from fastsample import DDIM, Schedule, Table, ops
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from support.formula import assert_matches, expected, normal
 from support.golden import golden
 from support.levels import LEVELS, at_level, needs_cpu, on_threads
 from support.step_modes import DTYPES, KINDS, PLAIN_KINDS
+
+_cpu = cpu_module()
 
 SHAPES = [(1, 1), (3, 5), (1, 16, 7), (2, 3, 5, 7), (2, 4, 33, 31), (1, 2, 2048), (3, 1, 4099)]
 

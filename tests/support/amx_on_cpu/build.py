@@ -11,11 +11,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from support.ahead import Ahead
 from support.cuda_on_cpu.build import UNDEFINED, python_includes, run
 from support.cuda_on_cpu.build import why_not as no_compiler
 from support.paths import ROOT
+
+_cpu = cpu_module()
 
 HERE = Path(__file__).parent
 CSRC = ROOT / "csrc"

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastsample.ops.backend import _cpu
+from fastsample.ops.backend import cpu_module
 from support.cuda_on_cpu.build import CudaOnCpu, cuda_on_cpu, why_not
 from support.cuda_on_cpu.calls import Memory
 from support.levels import at_level
+
+_cpu = cpu_module()
 
 
 @pytest.fixture
