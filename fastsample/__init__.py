@@ -48,7 +48,7 @@ from fastsample.samplers import (
 )
 from fastsample.schedule import Schedule
 from fastsample.tables import Table
-from fastsample.times.levels import karras_sigmas
+from fastsample.times.continuous import karras_sigmas
 from fastsample.times.timesteps import spaced_timesteps
 
 try:

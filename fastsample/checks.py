@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from collections.abc import Sequence
@@ -48,6 +49,13 @@ def real(name: str, value: Any) -> float:
 def check_number(name: str, value: Any) -> None:
     """Raises TypeError for what `real` takes for no number. Its size is not looked at."""
     _number(name, value)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises TypeError for what is no number, ValueError for one that is not positive and finite."""
+    check_number(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def real_array(name: str, values: Any) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from fastsample.checks import check_floating, check_number, checked_shape, integ
 from fastsample.ops.noise import randn
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
-from fastsample.times.levels import PREDICTIONS
+from fastsample.times.predictions import PREDICTIONS
 
 
 def add_noise(

@@ -240,6 +240,7 @@ class Loop:
     def _watched_rows(self, memory: Workspace | FreshTensors) -> Iterator[Step | None]:
         """The rows of a run whose x0 or state is looked at, corrected or painted over, or that gradients go through."""
         table, predict, source = self._table, self._predict, self._source
+        correct, inpainting, observed = self._correct_x0, self.inpainting, self._observed
         keywords = self.guidance.conditional, self.guidance.both
         times = memory.times[False][0]
         version_of_times = times._version
@@ -248,11 +249,11 @@ class Loop:
             x, time = memory.model_input(k, guided)
             m = predict(x, time, keywords[guided])
             memory.step(m, k, source(k) if source is not None and table.stochastic[k] else None)
-            if self._correct_x0 is not None:
-                memory.correct(self._correct_x0, k)
-            if self.inpainting is not None:
-                memory.paint(self.inpainting, k)
-            if not self._observed:
+            if correct is not None:
+                memory.correct(correct, k)
+            if inpainting is not None:
+                memory.paint(inpainting, k)
+            if not observed:
                 yield None
                 continue
             memory.show()

@@ -172,9 +172,9 @@ class Workspace:
 
     def check_shown(self, step: Step) -> None:
         """Raises where the caller has replaced what it was shown; kernels know the addresses."""
-        moved = _moved(self._shown)
-        if step.x is not self.state or step.x0 is not self.x0 or moved is not None:
-            name = moved or ("step.x" if step.x is not self.state else "step.x0")
+        moved, state = _moved(self._shown), self.state
+        if step.x is not state or step.x0 is not self.x0 or moved is not None:
+            name = moved or ("step.x" if step.x is not state else "step.x0")
             raise ValueError(f"{name} was replaced or resized: it may only be changed in place, {name}[...] = ...")
 
     def check_lent(self) -> None:

@@ -1,4 +1,4 @@
-"""What to say to users who are about to go astray."""
+"""Messages for calls that are likely mistakes: an argument that does not exist, a row that amplifies errors."""
 
 from __future__ import annotations
 

@@ -1,9 +1,12 @@
-"""What every sampler is: a table and the loop around it."""
+"""What every sampler is: a table and the loop around it.
+
+`options_of` and `loop_of` are for whoever runs a sampler otherwise than by calling it, as fastsample.graph does.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +20,7 @@ from fastsample.loop.prepared import Prepared
 from fastsample.model import Model
 from fastsample.samplers.hints import no_argument, warn_of_amplified_errors
 from fastsample.samplers.start import checked_start_step, checked_strength, steps_left_out
-from fastsample.schedule import checked_schedule
 from fastsample.tables import Table
-from fastsample.times.timesteps import Int64Array, Timesteps, one_step_from_the_noisiest
 
 
 class Sampler:
@@ -146,15 +147,6 @@ class Sampler:
         self.__dict__.update(attributes)
         if "table" in attributes:
             self.__dict__["_warns"] = warn_of_amplified_errors(self.table)
-
-    def _spaced(self: Any, spacing: Callable[[int, Timesteps, int | None], Int64Array]) -> Int64Array:
-        """The timesteps that `timesteps` and `steps` name; both are replaced by what they came to."""
-        T = checked_schedule(self.schedule).T
-        t = one_step_from_the_noisiest(T, self.timesteps, spacing(T, self.timesteps, self.steps))
-        if not isinstance(self.timesteps, str):
-            self._set(timesteps=tuple(t.tolist()))
-        self._set(steps=len(t))
-        return t
 
 
 def options_of(sampler: Sampler, model: Model, x: Tensor | Sequence[int], options: Mapping[str, Any]) -> RunOptions:

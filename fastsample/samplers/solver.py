@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 
+from fastsample.checks import check_number
 from fastsample.model import Model, schedule_of
-from fastsample.samplers.limits import Clip, check_number
+from fastsample.samplers.limits import Clip
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.start import steps_left_out
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.tables import Table
-from fastsample.times.levels import (
-    check_steps,
-    descending_times,
-    flow_levels,
-    noise_levels,
-    spaced_levels,
-)
-from fastsample.times.timesteps import one_step_from_the_noisiest, spaced_timesteps
-
-Times = str | Iterable[float]
+from fastsample.times.continuous import spaced_levels
+from fastsample.times.flow import flow_levels
+from fastsample.times.levels import noise_levels
+from fastsample.times.solver_timesteps import Times, fractional_timesteps
+from fastsample.times.timesteps import one_step_from_the_noisiest
 
 
 @dataclass(frozen=True)
 class Solver(Sampler):
-    """The arguments that every solver has, and the noise levels that they mean. Subclasses build the table.
+    """A solver of the diffusion ODE, or of a flow's. Subclasses add their arguments and `_rows`.
 
-    A model of prediction "flow" has no schedule: leave it out.
+    A model of prediction "flow" has no schedule: leave it out. Once made, `steps` and `timesteps` hold what they came
+    to.
+
+    Args:
+        model: ... It is given t float32 where times are fractional (as by default) and for prediction "flow".
+        steps: model calls, where `timesteps` is a name; otherwise ignored.
+        schedule: ... None for a flow.
+        timesteps: "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between whole timesteps;
+            "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
+            spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
+            fastsample.spaced_timesteps. For a flow "linspace", "trailing" or times (1000 sigma), see
+            fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
+        shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
+        final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
+            final_sigmas_type="sigma_min").
     """
 
     schedule: Schedule | None = None
-    steps: int = field(default=50, kw_only=True)
-    timesteps: Times = field(default="linspace", kw_only=True)
-    prediction: str = field(default="epsilon", kw_only=True)
-    shift: float = field(default=1.0, kw_only=True)
-    clip: Clip = field(default=None, kw_only=True)
-    final_alpha_cumprod: float = field(default=1.0, kw_only=True)
+    _: KW_ONLY
+    steps: int = 50
+    timesteps: Times = "linspace"
+    prediction: str = "epsilon"
+    shift: float = 1.0
+    clip: Clip = None
+    final_alpha_cumprod: float = 1.0
 
+    _spacing: ClassVar[Callable[..., NDArray[Any]]] = staticmethod(fractional_timesteps)
     _rows_a_step: ClassVar[int] = 1
 
-    def _levels(self, spaced: Callable[..., NDArray]) -> tuple[NDArray, Float64Array, Float64Array]:
-        """(t, alpha, sigma), with `spaced` in place of spaced_timesteps; stores the times and their number."""
+    def __post_init__(self) -> None:
+        t, alpha, sigma = self._levels()
+        self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
+        self._set(table=self._rows(t, alpha, sigma))
+
+    def _levels(self) -> tuple[NDArray[Any], Float64Array, Float64Array]:
+        """(t, alpha, sigma): the times, shape (N,), the noise levels there and after the last step, (N + 1,)."""
         check_number("shift", self.shift)
         check_number("final_alpha_cumprod", self.final_alpha_cumprod)
         if self.prediction == "flow":
@@ -53,19 +70,19 @@ class Solver(Sampler):
                 raise ValueError(
                     "prediction='flow' takes neither schedule nor final_alpha_cumprod: it has alpha = 1 - sigma"
                 )
-            t, alpha, sigma = flow_levels(self.timesteps, self.steps, self.shift)
-        else:
-            schedule = checked_schedule(self.schedule)
-            if self.shift != 1:
-                raise ValueError(f"shift is for prediction='flow' only, got {self.shift}")
-            if isinstance(self.timesteps, str) and self.timesteps in ("karras", "log_snr"):
-                t, alpha, sigma = spaced_levels(schedule, self.timesteps, self.steps, self.final_alpha_cumprod)
-            else:
-                t = spaced(schedule.T, self.timesteps, self.steps)
-                t = one_step_from_the_noisiest(schedule.T, self.timesteps, t)
-                alpha, sigma = noise_levels(schedule, t, self.final_alpha_cumprod)
-        self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
-        return t, alpha, sigma
+            return flow_levels(self.timesteps, self.steps, self.shift)
+        schedule = checked_schedule(self.schedule)
+        if self.shift != 1:
+            raise ValueError(f"shift is for prediction='flow' only, got {self.shift}")
+        if isinstance(self.timesteps, str) and self.timesteps in ("karras", "log_snr"):
+            return spaced_levels(schedule, self.timesteps, self.steps, self.final_alpha_cumprod)
+        t = self._spacing(schedule.T, self.timesteps, self.steps)
+        t = one_step_from_the_noisiest(schedule.T, self.timesteps, t)
+        return t, *noise_levels(schedule, t, self.final_alpha_cumprod)
+
+    def _rows(self, t: NDArray[Any], alpha: Float64Array, sigma: Float64Array) -> Table:
+        """The table of a run through these times and levels, shapes (N,), (N + 1,) and (N + 1,)."""
+        raise NotImplementedError
 
     def _part(self, strength: float) -> tuple[Table, int]:
         left_out = steps_left_out(self.steps, strength, kept_part=self.prediction == "flow", unit="steps")
@@ -78,20 +95,7 @@ def schedule_for(prediction: str, model: Model, schedule: Schedule | None) -> Sc
     return schedule if prediction == "flow" else schedule_of(model, schedule)
 
 
-def fractional_timesteps(T: int, spec: Times, steps: int) -> NDArray:
-    """As `spaced_timesteps`, but "linspace" i (T - 1) / (N - 1) is not rounded, and given times may be fractional.
-
-    Returns:
-        Descending, int64, or float64 for "linspace" and where fractional times are given.
-    """
-    if isinstance(spec, str) and spec == "linspace":
-        check_steps(steps)
-        return np.linspace(T - 1, 0, steps)
-    if isinstance(spec, str):
-        return spaced_timesteps(T, spec, steps)
-    times = descending_times(spec)
-    if (times == np.floor(times)).all():
-        return spaced_timesteps(T, times.astype(np.int64))
-    if times[0] > T - 1 or times[-1] < 0:
-        raise ValueError(f"timesteps must lie in [0, {T - 1}], got {times[-1]} .. {times[0]}")
-    return times
+def check_passable(sigma: Float64Array) -> None:
+    """Raises ValueError where a level before the last is without noise."""
+    if (sigma[:-1] == 0).any():
+        raise ValueError("a solver cannot pass a level where sigma is 0 (alpha bar 1): leave that timestep out")

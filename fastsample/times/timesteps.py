@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsample.checks import integer, real_array
-from fastsample.schedule import MOST_TIMESTEPS
+from fastsample.schedule import MOST_TIMESTEPS, Float64Array
 
 Int64Array = NDArray[np.int64]
 Timesteps = str | Iterable[int]
@@ -53,11 +53,11 @@ def spaced_timesteps(
     if not isinstance(spec, str):
         chosen = _explicit(spec)
     elif spec in _SPACINGS:
-        chosen = _SPACINGS[spec](T, _checked_steps(T, spec, steps))
+        chosen = _SPACINGS[spec](T, _steps(T, spec, steps))
         if spec == "leading":
             chosen = chosen + steps_offset
     elif spec == "lcm":
-        chosen = _lcm(T, _checked_steps(T, spec, steps), original_steps)
+        chosen = _lcm(T, _steps(T, spec, steps), original_steps)
     elif re.fullmatch(r"ddim\d+", spec):
         chosen = _ddim_stride(T, int(spec[4:]))
     elif re.fullmatch(r"\d+(,\d+)*", spec):
@@ -86,6 +86,43 @@ def one_step_from_the_noisiest(T: int, spec: str | Iterable[float], t: NDArray) 
     but one step leads from noise to the end. Sets with their own count ("1", "ddim1") and given timesteps stay.
     """
     return np.full_like(t, T - 1) if len(t) == 1 and isinstance(spec, str) and not spec[-1:].isdigit() else t
+
+
+def descending_times(times: Iterable[float]) -> Float64Array:
+    """The times as float64, descending.
+
+    Raises:
+        TypeError: for what is no list of numbers. ValueError: where they are none, not finite, or repeat.
+    """
+    try:
+        values = real_array("timesteps", times if hasattr(times, "__array__") else list(times)).astype(np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"timesteps must be a spacing's name or the times themselves, got {times!r}") from None
+    if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"timesteps must be a non-empty list of finite numbers, got {times!r}")
+    values = np.sort(values)[::-1]
+    if (repeated := np.diff(values) == 0).any():
+        raise ValueError(f"timestep {values[int(repeated.argmax())]} occurs twice")
+    return values
+
+
+def check_steps(steps: int | None) -> int:
+    """The same number. Raises TypeError for what is no int, ValueError for less than one."""
+    return integer("steps", steps, 1)
+
+
+def check_steps_of_schedule(steps: int, T: int, most: int) -> int:
+    """The same number. Raises TypeError for what is no int, ValueError for less than one or more than `most` of T."""
+    count = integer("steps", steps)
+    if not 1 <= count <= most:
+        raise ValueError(f"steps must lie in [1, {most}] on a schedule of {T} timesteps, got {count}")
+    return count
+
+
+def _steps(T: int, spec: str, steps: int | None) -> int:
+    if steps is None:
+        raise ValueError(f"timesteps={spec!r} needs steps=")
+    return check_steps_of_schedule(steps, T, T)
 
 
 def _leading(T: int, steps: int) -> Int64Array:
@@ -126,15 +163,6 @@ def _lcm(T: int, steps: int, original_steps: int) -> Int64Array:
         raise ValueError(f"steps must not exceed original_steps={original_steps}, got {steps}")
     learned = np.arange(original_steps, 0, -1, dtype=np.int64) * (T // original_steps) - 1
     return learned[np.linspace(0, original_steps, steps, endpoint=False).astype(np.int64)]
-
-
-def _checked_steps(T: int, spec: str, steps: int | None) -> int:
-    if steps is None:
-        raise ValueError(f"timesteps={spec!r} needs steps=")
-    count = integer("steps", steps)
-    if not 1 <= count <= T:
-        raise ValueError(f"steps must lie in [1, {T}] on a schedule of {T} timesteps, got {count}")
-    return count
 
 
 def _explicit(spec: Iterable[int]) -> Int64Array:

@@ -13,7 +13,9 @@ from torch import Tensor
 import fastsample
 from fastsample import DDIM, DDPM, DPMSolver, Schedule, Table, spaced_timesteps
 from fastsample.ops import LowRank, lora_linear, pack_adapters, pack_linear, posterior, randn, step
-from fastsample.times.levels import descending_times, flow_levels, karras_sigmas, spaced_levels
+from fastsample.times.continuous import karras_sigmas, spaced_levels
+from fastsample.times.flow import flow_levels
+from fastsample.times.timesteps import descending_times
 
 NAN, INF = float("nan"), float("inf")
 SHAPE = (2, 3, 4)

@@ -280,7 +280,7 @@ def test_install_without_a_compiler_has_everything_but_the_extension(bare_wheel:
     assert not [name for name in names if name.endswith((".so", ".dylib", ".pyd", ".cpp", ".h", ".inl"))]
     sources = {"fastsample": ROOT / "fastsample", "fastsample/kernels": ROOT / "kernels"}
     for package, folder in sources.items():
-        for pattern in ("*.py", "*.safetensors", "py.typed"):
+        for pattern in ("*.py", "*.pyi", "*.safetensors", "py.typed"):
             expected = {f"{package}/{path.relative_to(folder).as_posix()}" for path in folder.rglob(pattern)}
             assert expected <= names, "missing from pyproject's packages or package-data"
     assert "fastsample/kernels/__init__.py" in names

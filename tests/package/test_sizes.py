@@ -11,7 +11,7 @@ import pytest
 from support.paths import ROOT
 
 MOST_LINES, MOST_CODE, MOST_OF_A_KERNEL = 400, 60, 80
-SUFFIXES = {".py", ".pyi", ".h", ".cpp", ".inl", ".cu"}
+SUFFIXES = {".py", ".h", ".cpp", ".inl", ".cu"}
 FOLDERS = [ROOT / name for name in ("fastsample", "kernels", "csrc", "benchmarks", "tests", "tools")]
 # fastsample/kernels is a link to kernels/.
 FILES = sorted(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastsample import ops
-from fastsample.samplers.consistency import Consistency, consistency, consistency_table
-from fastsample.times.levels import karras_sigmas
+from fastsample.samplers.consistency import Consistency, consistency
+from fastsample.times.continuous import karras_sigmas
 from support import diffusers_runs
 from support.chains import diffusers_dummies, toy_model
 
@@ -45,7 +45,7 @@ def test_the_live_diffusers(backend: str, T: int, indices: list[int], clip: floa
 
 def test_published_scalings() -> None:
     """(c_skip, c_out) of consistency_models at sigma 80 and 0.002."""
-    table = consistency_table(np.array([80.0, 0.002]))
+    table = Consistency(sigmas=np.array([80.0, 0.002])).table
     np.testing.assert_allclose(table.p, [3.906e-5, 1.0], rtol=1e-3)
     np.testing.assert_allclose(table.q, [0.499978, 0.0], rtol=1e-6)
     np.testing.assert_allclose(table.e, 1 / np.sqrt([80.0**2 + 0.25, 0.002**2 + 0.25]), rtol=1e-15)
@@ -59,7 +59,7 @@ def test_published_scalings() -> None:
 def test_published_levels() -> None:
     """launch.sh samples ImageNet 64 at ts 0,22,39 of 40: sigma 80, 1.38237 and the end, 0.002."""
     np.testing.assert_allclose(karras_sigmas(80.0, 0.002, 40)[[0, 22, 39]], [80.0, 1.38237, 0.002], rtol=1e-5)
-    table = consistency_table(karras_sigmas(80.0, 0.002, 40)[[0, 22]])
+    table = Consistency(sigmas=karras_sigmas(80.0, 0.002, 40)[[0, 22]]).table
     np.testing.assert_allclose(table.s, [math.sqrt(1.38237**2 - 0.002**2), 0.0], rtol=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_noise_is_drawn_at_the_first_level(backend: str) -> None:
 def test_a_consistency_function_is_met_exactly(backend: str) -> None:
     """A network that makes x0 exact for the one sample 0.25 gives it back from any number of steps."""
     sigmas = karras_sigmas(80.0, 0.002, 20)[[0, 5, 10]]
-    table = consistency_table(sigmas)
+    table = Consistency(sigmas=sigmas).table
     times = {round(float(t), 2): k for k, t in enumerate(table.t)}
 
     def model(scaled: Tensor, t: Tensor) -> Tensor:

@@ -8,20 +8,9 @@ import numpy as np
 import pytest
 
 from fastsample import DDIM, Schedule, Table, spaced_timesteps
-from fastsample.samplers.ddim import ddim_table
 from fastsample.times.levels import noise_levels
 
 # Noise levels
-
-
-def test_noise_levels_follow_the_list_and_then_the_end() -> None:
-    schedule, t = Schedule.linear(), np.array([900, 33, 2])
-    for final in (1.0, float(schedule.alphas_cumprod[0]), float(schedule.alphas_cumprod[2])):
-        alpha, sigma = noise_levels(schedule, t, final)
-        alpha_bar = [*schedule.alphas_cumprod[t], final]
-        np.testing.assert_allclose(alpha, [math.sqrt(value) for value in alpha_bar], rtol=1e-15)
-        np.testing.assert_allclose(sigma, [math.sqrt(1 - value) for value in alpha_bar], rtol=1e-15)
-    assert noise_levels(schedule, t)[0][-1] == 1.0
 
 
 @pytest.mark.parametrize("final", [0.0, -0.5, 1.0 + 1e-9, math.nan, math.inf, 0.99])
@@ -103,9 +92,8 @@ def test_ddim_rows_follow_diffusers(
     schedule, spacing, steps, offset, final = PROCESSES[process]
     t = spaced_timesteps(schedule.T, spacing, steps, steps_offset=offset)
     alpha_bar = [*schedule.alphas_cumprod[t].tolist(), final]
-    table = ddim_table(
-        t, *noise_levels(schedule, t, final), eta=eta, prediction=prediction, clip=clip, rederive_epsilon=rederive
-    )
+    shape = {"eta": eta, "prediction": prediction, "clip": clip, "rederive_epsilon": rederive}
+    table = DDIM(schedule, timesteps=t, final_alpha_cumprod=final, **shape).table
     generator = np.random.default_rng(0)
     for row, a, a_prev in zip(table, alpha_bar, alpha_bar[1:], strict=False):
         for x, m, z in generator.standard_normal((4, 3)).tolist():
@@ -121,10 +109,9 @@ def test_ddim_rows_follow_diffusers(
 @pytest.mark.parametrize("clip", [None, 1.0], ids=["no-clip", "clip"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
 def test_rows_that_let_x0_be_corrected_say_the_same_while_it_is_not(prediction: str, clip: float | None) -> None:
-    schedule, t = Schedule.linear(), np.array([900, 500, 100, 0])
-    levels = noise_levels(schedule, t)
-    plain = ddim_table(t, *levels, eta=0.3, prediction=prediction, clip=clip)
-    corrected = ddim_table(t, *levels, eta=0.3, prediction=prediction, clip=clip, corrects_x0=True)
+    common: dict[str, Any] = dict(timesteps=[900, 500, 100, 0], eta=0.3, prediction=prediction, clip=clip)
+    plain = DDIM(Schedule.linear(), **common).table
+    corrected = DDIM(Schedule.linear(), **common, correct_x0=lambda x0, t: x0).table
     assert (corrected.d == 0).all(), "epsilon comes from x0 alone"
     for one, other in zip(plain, corrected, strict=True):
         for x, m, z in np.random.default_rng(1).standard_normal((4, 3)).tolist():
@@ -146,8 +133,7 @@ def test_published_variances(t: int, previous: int, variance: float) -> None:
 def test_a_last_level_that_repeats_is_the_identity(make: Callable[[], Schedule], eta: float) -> None:
     """final_alpha_cumprod = alphas_cumprod[0] after t = 0: rounding must not make the variance negative."""
     schedule = make()
-    t = np.array([0])
-    table = ddim_table(t, *noise_levels(schedule, t, float(schedule.alphas_cumprod[0])), eta=eta)
+    table = DDIM(schedule, timesteps=[0], eta=eta, final_alpha_cumprod=float(schedule.alphas_cumprod[0])).table
     assert table.s[0] == 0.0
     assert apply_row(next(iter(table)), 0.7, -1.3, 9.0) == pytest.approx(0.7, abs=1e-15)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastsample import Schedule, Table, ops
-from fastsample.samplers.ddpm import DDPM, ddpm, ddpm_table
+from fastsample.samplers.ddpm import DDPM, ddpm
 from fastsample.samplers.limits import DynamicThreshold
 from support import diffusers_runs
 from support.chains import CHAINS, golden_noise, learned_model, toy_model
@@ -264,7 +264,7 @@ def test_the_schedule_must_be_one() -> None:
 
 def test_the_table_by_hand() -> None:
     """abar 0.2 -> 0.5 -> 1: beta = 0.6, beta_tilde = 0.6 * 0.5 / 0.8 = 0.375."""
-    table = ddpm_table(np.array([7, 3]), np.array([0.2, 0.5, 1.0]), prediction="x0")
+    table = DDPM(Schedule.from_alphas_cumprod([0.5, 0.2]), prediction="x0").table
     np.testing.assert_allclose(table.a, [math.sqrt(0.4) * 0.5 / 0.8, 0.0], rtol=1e-15)
     np.testing.assert_allclose(table.b, [math.sqrt(0.5) * 0.6 / 0.8, 1.0], rtol=1e-15)
     np.testing.assert_allclose(table.g0, [math.log(0.375) / 2] * 2, rtol=1e-15)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fastsample import Schedule
 from fastsample.samplers.ddim import DDIM
-from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver, dpm_solver_table, solver_timesteps
+from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver, solver_timesteps
 from fastsample.samplers.limits import DynamicThreshold
-from fastsample.times.levels import flow_levels
+from fastsample.times.flow import flow_levels
 from support import diffusers_runs
 from support.chains import toy_model
 from support.diffusers_runs import start
@@ -346,5 +346,5 @@ def test_a_schedule_is_needed() -> None:
 
 
 def test_tables_need_a_row() -> None:
-    with pytest.raises(ValueError, match="steps must be at least 1"):
-        dpm_solver_table(np.array([], dtype=np.int64), np.array([1.0]), np.array([0.0]))
+    with pytest.raises(ValueError, match="timesteps must not be empty"):
+        DPMSolver(SCHEDULE, timesteps=np.array([], dtype=np.int64))

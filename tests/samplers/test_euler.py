@@ -16,10 +16,9 @@ from torch import Tensor
 from fastsample import Schedule, Step
 from fastsample.samplers.ddim import ddim
 from fastsample.samplers.euler import Euler, EulerAncestral, euler, euler_ancestral
-from fastsample.samplers.heun import Heun, heun, heun_table
+from fastsample.samplers.heun import Heun, heun
 from fastsample.samplers.limits import DynamicThreshold
-from fastsample.samplers.solver import fractional_timesteps
-from fastsample.times.levels import flow_levels, karras_sigmas, noise_levels, spaced_levels
+from fastsample.times.continuous import spaced_levels
 from support import diffusers_runs
 from support.chains import toy_model
 from support.diffusers_runs import start
@@ -253,53 +252,6 @@ def test_whole_times_given_as_numbers_with_a_point_stay_whole() -> None:
     assert fractional.table.t.dtype == np.float32 and fractional.timesteps == (900.5, 9.0)
 
 
-def test_fractional_times_interpolate_the_ratio() -> None:
-    alpha, sigma = noise_levels(SCHEDULE, np.array([900.0, 500.25, 3.0]))
-    a = SCHEDULE.alphas_cumprod
-    ratio = np.sqrt((1 - a) / a)
-    np.testing.assert_allclose(
-        sigma / alpha, [ratio[900], 0.75 * ratio[500] + 0.25 * ratio[501], ratio[3], 0.0], rtol=1e-12
-    )
-    np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-15)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 9, 1500])
-@pytest.mark.parametrize("spacing", ["karras", "log_snr"])
-def test_spaced_levels(spacing: str, steps: int) -> None:
-    a = SCHEDULE.alphas_cumprod
-    highest, lowest = math.sqrt((1 - a[-1]) / a[-1]), math.sqrt((1 - a[0]) / a[0])
-    i = np.arange(steps) / max(steps - 1, 1)
-    if spacing == "karras":
-        want = (highest ** (1 / 7) + i * (lowest ** (1 / 7) - highest ** (1 / 7))) ** 7
-        np.testing.assert_allclose(karras_sigmas(highest, lowest, steps), want, rtol=1e-12)
-    else:
-        want = np.exp(math.log(highest) + i * (math.log(lowest) - math.log(highest)))
-    t, alpha, sigma = spaced_levels(SCHEDULE, spacing, steps)
-    # 1 - alpha bar has lost three digits where alpha bar is next to 1.
-    np.testing.assert_allclose(sigma[:-1] / alpha[:-1], want, rtol=1e-12)
-    assert (alpha[-1], sigma[-1]) == (1.0, 0.0)
-    assert t[0] == 999.0 and (steps == 1 or (t[-1] < 1e-9 and (np.diff(t) < 0).all()))
-    # At the end, the level of timestep 0 is not overshot by rounding.
-    assert spaced_levels(SCHEDULE, spacing, steps, float(a[0]))[1][-1] == math.sqrt(a[0])
-
-
-def test_flow_levels() -> None:
-    for name, last in (("linspace", 0.001 * 3 / 1.002), ("trailing", 0.2)):
-        t, alpha, sigma = flow_levels(name, 5, shift=3.0)
-        plain = np.linspace(1, last, 5)
-        np.testing.assert_allclose(sigma[:-1], 3 * plain / (1 + 2 * plain), rtol=1e-14)
-        np.testing.assert_allclose(t, 1000 * sigma[:-1], rtol=1e-14)
-        assert sigma[-1] == 0 and (alpha == 1 - sigma).all()
-    assert flow_levels([250, 1000.0], 7, shift=3.0)[2].tolist() == [1.0, 0.25, 0.0]
-
-
-def test_fractional_timesteps() -> None:
-    assert fractional_timesteps(1000, "linspace", 3).tolist() == [999.0, 499.5, 0.0]
-    assert fractional_timesteps(1000, "linspace", 1).tolist() == [999.0]
-    assert fractional_timesteps(1000, "leading", 2).tolist() == [500, 0]
-    assert fractional_timesteps(1000, "ddim25", 7).size == 25
-
-
 # Arguments
 
 
@@ -338,7 +290,7 @@ def test_levels_without_noise_are_refused_but_at_the_end() -> None:
     with pytest.raises(ValueError, match="spacing must be karras or log_snr"):
         spaced_levels(SCHEDULE, "exponential", 5)
     with pytest.raises(ValueError, match="clip must be positive"):
-        heun_table(np.array([1]), np.array([0.5, 1.0]), np.array([0.5, 0.0]), clip=-1.0)
+        Heun(SCHEDULE, clip=-1.0)
 
 
 @pytest.mark.parametrize("function", [euler, euler_ancestral, heun], ids=lambda f: f.__name__)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastsample import Schedule, ops
-from fastsample.samplers.lcm import LCM, guidance_scale_embedding, lcm, lcm_table
+from fastsample.samplers.guidance_embedding import guidance_scale_embedding
+from fastsample.samplers.lcm import LCM, lcm
 from fastsample.samplers.limits import DynamicThreshold
 from support import diffusers_runs
 from support.chains import diffusers_dummies, toy_model
@@ -67,14 +68,8 @@ def test_the_live_diffusers_with_other_settings() -> None:
 
 def test_the_table_by_hand() -> None:
     """t = 3 with scaling 0.1 and sigma_data 0.4 is a 3-4-5 triangle: c_skip = 0.64, c_out = 0.6."""
-    table = lcm_table(
-        np.array([3, 0]),
-        np.sqrt([0.2, 0.5, 1.0]),
-        np.sqrt([0.8, 0.5, 0.0]),
-        timestep_scaling=0.1,
-        sigma_data=0.4,
-        prediction="x0",
-    )
+    schedule = Schedule.from_alphas_cumprod([0.5, 0.4, 0.3, 0.2])
+    table = LCM(schedule, timesteps=[3, 0], timestep_scaling=0.1, sigma_data=0.4, prediction="x0").table
     np.testing.assert_allclose(table.a, [math.sqrt(0.5) * 0.64, 1.0], rtol=1e-15)
     np.testing.assert_allclose(table.b, [math.sqrt(0.5) * 0.6, 0.0], rtol=1e-15)
     np.testing.assert_allclose(table.s, [math.sqrt(0.5), 0.0], rtol=1e-15)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastsample import DDIM, Schedule, ops
-from fastsample.samplers.tcd import TCD, tcd, tcd_table
+from fastsample.samplers.tcd import TCD, tcd
 from support import diffusers_runs
 from support.chains import diffusers_dummies, toy_model
 
@@ -46,7 +46,7 @@ def test_the_live_diffusers(backend: str, prediction: str, gamma: float, steps: 
 def test_the_timestep_on_the_way_is_that_of_diffusers(gamma: float) -> None:
     """floor((1 - gamma) t'), in torch's float32: in float64, 0.1 * 10 would come to timestep 0."""
     t = np.arange(999, -1, -1)
-    table = tcd_table(t, SCHEDULE.alphas_cumprod, gamma=gamma)
+    table = TCD(SCHEDULE, timesteps=t, gamma=gamma).table
     between = torch.floor((1 - gamma) * torch.from_numpy(np.append(t[1:], 0))).long().numpy()
     kept = np.append(SCHEDULE.alphas_cumprod[t[1:]], SCHEDULE.alphas_cumprod[0]) / SCHEDULE.alphas_cumprod[between]
     np.testing.assert_allclose(table.s**2, 1 - kept, rtol=1e-12, atol=1e-15)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastsample.checks import not_a_tensor
 from fastsample.ops.address import check_readable
 from fastsample.ops.checks import check_like, check_output, check_state, check_variance, checked_rows
 from fastsample.ops.likelihood.coefficients import coefficients_of, levels_of
@@ -59,7 +60,7 @@ def likelihood(
     """
     for name, tensor in (("x", x), ("model_out", model_out)):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+            raise not_a_tensor(name, tensor)
     if not isinstance(table, Table):
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
     check_state(x)
@@ -99,7 +100,7 @@ def prior_bits(x_start: Tensor, table: Table) -> Tensor:
         tensor([True])
     """
     if not isinstance(x_start, Tensor):
-        raise TypeError(f"x_start must be a tensor, got {type(x_start).__name__}")
+        raise not_a_tensor("x_start", x_start)
     if not isinstance(table, Table):
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
     check_state(x_start)

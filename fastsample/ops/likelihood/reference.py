@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastsample.broadcast import per_sample
 from fastsample.ops.likelihood.coefficients import COLUMNS
 
 _FLOOR = 1e-12  # the smallest probability of a pixel, improved-diffusion's
@@ -28,9 +29,7 @@ def likelihood_reference(
         own = torch.where(exists.reshape(-1, 1), own, math.nan)
     else:
         own = coefficients[row]
-    p, q, limit, a, b, weight, constant, slope, data = (
-        own[..., i].reshape(-1, *(1,) * (x.ndim - 1)) for i in range(len(COLUMNS))
-    )
+    p, q, limit, a, b, weight, constant, slope, data = (per_sample(own[..., i], x) for i in range(len(COLUMNS)))
     channels = x.shape[1] if x.ndim > 1 else 1
     m = (model_out[:, :channels] if x.ndim > 1 else model_out).to(x.dtype)
     v = model_out[:, channels:].to(x.dtype) if model_out.shape != x.shape else torch.zeros_like(x)

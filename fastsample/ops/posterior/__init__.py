@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fastsample.checks import not_a_tensor
 from fastsample.ops.posterior.compiled import traced_posterior
 from fastsample.ops.posterior.launch import posterior_once
 from fastsample.ops.tracing import differentiable, no_compiled_gradients, traced
@@ -48,7 +49,7 @@ def posterior(
     """
     for name, tensor in (("x", x), ("model_out", model_out)):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+            raise not_a_tensor(name, tensor)
     if not isinstance(table, Table):
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
     if traced(x, model_out):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastsample.broadcast import per_sample
 from fastsample.ops.address import address, check_readable
 from fastsample.ops.backend import choose, cuda_module, place
 from fastsample.ops.checks import check_output, check_state, checked_rows
@@ -82,4 +83,4 @@ def _in_one_pass(
             *(address("constant", constant), address("slope", slope)),
             *(address("mean", mean), address("log_variance", variance), stream, index),
         )
-    return mean, constant.reshape(-1, *(1,) * (x.ndim - 1)) if variance is None else variance
+    return mean, per_sample(constant, x) if variance is None else variance

@@ -1,0 +1,88 @@
+"""A function for every sampler, such as fastsample.ddim: it makes the sampler and calls it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from fastsample.loop.options import Options
+from fastsample.model import Model, schedule_of
+from fastsample.samplers.function_docs import function_docs
+from fastsample.samplers.kept import sampler_of
+from fastsample.samplers.sampler import Sampler
+from fastsample.samplers.solver import Solver, schedule_for
+from fastsample.schedule import Schedule
+
+# The names in annotations of every function.
+_NAMES = {
+    "Model": Model,
+    "Options": Options,
+    "Schedule": Schedule,
+    "Sequence": Sequence,
+    "Tensor": Tensor,
+    "Unpack": Unpack,
+}
+
+
+def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[..., Tensor]:
+    """The function `name(model, x, *, ..., **options)` of a sampler: `ddim = sampling_function(DDIM, "ddim")`.
+
+    It takes the fields of the class, and what its call takes beside fastsample.Options, with their defaults and types,
+    and is documented by the class. For type checkers and editors catalogue.pyi says the same.
+
+    Args:
+        kind: the class, a dataclass that is made as kind(schedule, ...), or kind(...) where it has no schedule.
+        name: of the function.
+        x: how the function calls what it starts from; "x0" for clean samples, which must be given as a tensor.
+    """
+    # Written out and compiled, as dataclasses do with __init__: to sort keywords in every call would cost short runs.
+    own = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    of_call = kind.__call__.__kwdefaults__ or {}
+    keywords = [*sorted(own, key=lambda field: field != "steps"), *of_call]
+    source = (
+        f"def {name}(model, {x}, *, {', '.join(keywords)}, **options):\n"
+        f"    sampler = sampler_of({kind.__name__}, {_schedule(kind, own)}{_passed(own)})\n"
+        f"    return sampler(model, {x}{_passed(of_call)}, **options)\n"
+    )
+    namespace = _names(kind)
+    exec(compile(source, f"<fastsample.{name}>", "exec"), namespace)
+    function = namespace[name]
+    types = {field.name: field.type for field in own.values()} | {"schedule": "Schedule | None"}
+    types |= {keyword: kind.__call__.__annotations__[keyword] for keyword in of_call}
+    function.__kwdefaults__ = {field.name: field.default for field in own.values()} | of_call
+    if "schedule" in own:
+        function.__kwdefaults__["schedule"] = None
+    function.__annotations__ = {
+        "model": "Model",
+        x: "Tensor" if x == "x0" else "Tensor | Sequence[int]",
+        **{keyword: types[keyword] for keyword in keywords},
+        "options": "Unpack[Options]",
+        "return": "Tensor",
+    }
+    function.__doc__ = function_docs(kind, ["model", x, *keywords, "**options"])
+    generated: Callable[..., Tensor] = function
+    return generated
+
+
+def _schedule(kind: type[Sampler], own: dict[str, Any]) -> str:
+    if "schedule" not in own:
+        return "None"
+    return "schedule_for(prediction, model, schedule)" if issubclass(kind, Solver) else "schedule_of(model, schedule)"
+
+
+def _passed(names: dict[str, Any]) -> str:
+    return "".join(f", {name}={name}" for name in names if name != "schedule")
+
+
+def _names(kind: type[Sampler]) -> dict[str, Any]:
+    """What the function's code and its annotations name, in a namespace that counts as that of the sampler's module."""
+    namespace: dict[str, Any] = {}
+    for one in reversed(kind.__mro__[:-1]):
+        namespace |= vars(sys.modules[one.__module__])
+    called = {"sampler_of": sampler_of, "schedule_of": schedule_of, "schedule_for": schedule_for}
+    return namespace | _NAMES | called | {kind.__name__: kind}
