@@ -33,7 +33,7 @@ def log_variance(x: Tensor, m: Tensor, table: Table, row: int | Tensor, *, learn
     else:
         own = rows_of(table)
         constant = torch.full((1, *each), own.constants[row], dtype=x.dtype, device=x.device)
-        slope = torch.full_like(constant, own.slopes[row])
+        slope = torch.full_like(constant, own.slopes[row]) if learned else constant  # then it is not read
     if not learned:
         return constant
     v = m[:, x.shape[1] :].to(x)

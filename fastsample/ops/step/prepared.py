@@ -98,16 +98,20 @@ class StepPlan:
         self._kernel = self._launch.kernel
 
     def _make_short_cuts(self) -> None:
-        if (make := self._launch.short_cuts) is not None and not self._stand_ins:
-            rows = range(len(self._operands.table))
-            found = make(self._layouts, [row for row in rows if self._is_plain(row)])
-            self.plain = [found.get(row) for row in rows]
+        if (make := self._launch.short_cuts) is None or self._stand_ins:
+            return
+        learned, size = self._operands.table.learned, self._read.x.numel() // self._read.x.shape[0]
+        with_variance = {shape: layout for shape, layout in self._layouts.items() if layout[0] == 2 * size}
+        rows = [row for row in range(len(learned)) if self._is_plain(row)]
+        short_cuts = make(self._layouts, [row for row in rows if not learned[row]])
+        short_cuts |= make(with_variance, [row for row in rows if learned[row]])
+        self.plain = [short_cuts.get(row) for row in range(len(learned))]
 
     def _is_plain(self, row: int) -> bool:
         """Whether nothing but the model's output is left to look at in this row."""
-        table, lacks_noise = self._operands.table, self._operands.keys is None
-        needs_noise = table.stochastic[row] and lacks_noise
-        return not (needs_noise or table.learned[row] or table.reads[row] > len(self._operands.history))
+        table, history = self._operands.table, self._operands.history
+        lacks_noise = table.stochastic[row] and self._operands.keys is None
+        return not (lacks_noise or table.reads[row] > len(history))
 
     def _written(self, name: str, target: Tensor | None) -> Tensor | None:
         """What a kernel writes for this target."""
