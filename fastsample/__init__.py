@@ -4,9 +4,12 @@
 >>> images = fastsample.ddim(lambda x, t: 0.1 * x, (16, 3, 32, 32), steps=50, seed=0)
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from fastsample import lora, ops, zoo
+from fastsample import ops, zoo
 from fastsample.forward import add_noise, velocity
 from fastsample.graph import Graph, graph
 from fastsample.images import to_uint8
@@ -50,6 +53,9 @@ from fastsample.schedule import Schedule
 from fastsample.tables import Table
 from fastsample.times.continuous import karras_sigmas
 from fastsample.times.timesteps import spaced_timesteps
+
+if TYPE_CHECKING:
+    from fastsample import lora
 
 try:
     __version__ = version("fastsample")
@@ -105,3 +111,14 @@ __all__ = [
     "velocity",
     "zoo",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # LoRA is a fifth of the package, which those without one need not wait for.
+    if name == "lora":
+        return import_module("fastsample.lora")
+    raise AttributeError(f"module 'fastsample' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

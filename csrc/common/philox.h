@@ -12,7 +12,7 @@ struct RoundKeys {
     uint32_t of[10][2];
 };
 
-// key: the sample's own, ops/keys.py.
+// key: the sample's own, fastsample/ops/noise/keys.py.
 FS_INLINE RoundKeys round_keys(uint64_t key) {
     RoundKeys keys;
     for (uint32_t round = 0; round < 10; ++round) {

@@ -1,4 +1,4 @@
-// The arithmetic of one step, what ops/step.py specifies, on a vector of elements. On the includer's lanes, inside its
+// The arithmetic of one step, what fastsample/ops/step specifies, on a vector of elements. On the includer's lanes, inside its
 // namespace, after exp2.h.
 
 // One sample's coefficients: those of its row, with what is per sample worked in.

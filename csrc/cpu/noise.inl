@@ -1,4 +1,4 @@
-// Philox and Box-Muller: what ops/noise.py specifies. Writes 4 bytes a normal, reads nothing.
+// Philox and Box-Muller: what fastsample/ops/noise specifies. Writes 4 bytes a normal, reads nothing.
 
 // Counters j .. j + W - 1 give normals 4j .. 4(j + W) - 1, written in order.
 FS_INLINE void normal_group(float* out, uint64_t j, const RoundKeys& keys, uint32_t step, uint32_t stream) {

@@ -1,4 +1,4 @@
-// The sampling step, what ops/step.py specifies: one pass over memory, in registers or a block at a time in L1. Moves 4
+// The sampling step, what fastsample/ops/step specifies: one pass over memory, in registers or a block at a time in L1. Moves 4
 // bytes an element for each of: x, m (2 for 16-bit floats, as all of m), its unconditional half under guidance, its
 // variance half where g1 is not 0, h1 and h2 where c1 and c2 are not 0, given noise, x' and x0 where it is kept; and the
 // next input's own size, once or twice, where one is made.

@@ -1,4 +1,4 @@
-// Philox and Box-Muller: what ops/noise.py specifies. Writes 4 bytes a normal, reads nothing.
+// Philox and Box-Muller: what fastsample/ops/noise specifies. Writes 4 bytes a normal, reads nothing.
 #include "common.h"
 
 namespace fastsample {

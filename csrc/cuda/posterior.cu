@@ -1,4 +1,4 @@
-// The mean and the log variance of what a step draws from, what ops/posterior.py specifies: one pass over memory.
+// The mean and the log variance of what a step draws from, what fastsample/ops/posterior specifies: one pass over memory.
 #include "common.h"
 
 namespace fastsample {

@@ -1,4 +1,4 @@
-// The factor of guidance rescale, what ops/reductions.py specifies: reads both halves of m once. Moments are doubles
+// The factor of guidance rescale, what fastsample/ops/step/reductions.py specifies: reads both halves of m once. Moments are doubles
 // about the first value, exactly 0 for a constant; fixed chunks, combined in a fixed order, make them those of any
 // batch and any device. Eight double operations an element: GPUs that do them at 1/64 of the float rate are bound by
 // them, not by memory.

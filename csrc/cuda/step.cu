@@ -1,4 +1,4 @@
-// The sampling step, what ops/step.py specifies: one pass over memory.
+// The sampling step, what fastsample/ops/step specifies: one pass over memory.
 #include "common.h"
 
 namespace fastsample {

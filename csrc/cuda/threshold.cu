@@ -1,4 +1,4 @@
-// The bound of dynamic thresholding, what ops/reductions.py specifies: clamp(quantile of |x0|, 1, limit) of each
+// The bound of dynamic thresholding, what fastsample/ops/step/reductions.py specifies: clamp(quantile of |x0|, 1, limit) of each
 // sample, as ../cpu/reductions.inl finds it and with the same bits. |x0| is written once and read three times; its bits
 // order like its values, and three passes find the value of the wanted rank by their digits, of 11, 10 and 10 bits:
 // each counts a digit among the values that begin with the digits found so far. Counts are integers, so their order

@@ -38,7 +38,6 @@ class Consistency(Sampler):
             karras_sigmas(80.0, 0.002, 40)[[0, 22]]: "ts 0,22,39" of consistency_models, timesteps=[22, 0] of diffusers.
         sigma_min, sigma_data: as in training.
         clip: ... 1 in both peers.
-        others: as for fastsample.consistency.
 
     Raises:
         ValueError: for sigmas that do not descend or fall below sigma_min, and for a scale that is not positive.

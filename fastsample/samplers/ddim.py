@@ -37,7 +37,6 @@ class DDIM(Spaced):
             limits x0. To clip as diffusers does, set rederive_epsilon=False too.
         rederive_epsilon: after clipping or correction, take epsilon from the new x0 (improved-diffusion; diffusers'
             use_clipped_model_output). False keeps the model's own (diffusers' default).
-        others: as for fastsample.ddim.
 
     Raises:
         ValueError: where eta is negative or so large that s^2 > 1 - a', for a clip that is not positive, and for a

@@ -46,7 +46,6 @@ class DDPM(Spaced):
 
             The last row, where beta_tilde is 0, takes that of the row before (with fixed_large too).
         clip: ... Improved-diffusion's and diffusers' defaults are 1.
-        others: as for fastsample.ddpm.
 
     Raises:
         ValueError: for an unknown variance or prediction, for a prediction that cannot work at one of the levels, and

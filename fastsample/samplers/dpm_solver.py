@@ -48,7 +48,6 @@ class DPMSolver(Solver):
         clip: ... A DynamicThreshold is diffusers' thresholding.
         final_alpha_cumprod: ... At 1 the last row is of order 1.
         lower_order_final: below 15 steps, take the last two rows with orders 2 and 1.
-        others: as for fastsample.dpm_solver.
 
     Raises:
         ValueError: for an order other than 1, 2 or 3, a clip that is not positive, a prediction that cannot work at one

@@ -26,9 +26,6 @@ class Euler(Solver):
     is y; ours is x, what the model is given (they draw y_T with the deviation r_T, we x_T with 1). For a flow it is
     x' = x + (sigma' - sigma) m, as diffusers' FlowMatchEulerDiscreteScheduler.
 
-    Args:
-        others: as for fastsample.euler.
-
     Example:
         >>> from fastsample import Schedule
         >>> euler(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
@@ -70,9 +67,6 @@ class EulerAncestral(Euler):
         y' = y + (down - r) (y - x0)/r + up z
 
     This is DDIM with eta = 1, as diffusers' EulerAncestralDiscreteScheduler (and k-diffusion's sample_euler_ancestral).
-
-    Args:
-        others: as for fastsample.euler_ancestral.
 
     Example:
         >>> from fastsample import Schedule

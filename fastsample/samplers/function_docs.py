@@ -1,4 +1,4 @@
-"""The docstring of a sampler's function: what its class, the classes below it, and every sampler say of an argument."""
+"""The docstrings of a sampler and its function: what its class, the classes below it, and every sampler say."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ Args:
         timestep (more sample than noise) is warned of.
     x0: the clean samples, a tensor of float16, bfloat16, float32, or float64 for the reference backend. Never
         modified.
-    schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
-        wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
+    schedule: the one the model was trained with{of_function}.
     original_steps: how many timesteps the model was distilled at.
     prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
     clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
@@ -30,6 +29,9 @@ Args:
         model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
         known, strength, start_step, callback, progress, decode, out, backend, device.
 """
+
+_OF_MODEL = """; default `model.schedule`, also that of the one model which a
+        wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found"""
 
 _DOCSTRING = """\
 {text}
@@ -59,7 +61,9 @@ def function_docs(kind: type, parameters: list[str]) -> str:
     x = "x0" if "x0" in parameters else "x"
     return _DOCSTRING.format(
         text=sections[""],
-        arguments="\n".join(f"    {name}: {entries[name]}" for name in parameters if name in entries),
+        arguments="\n".join(f"    {name}: {entries[name]}" for name in parameters if name in entries).replace(
+            "{of_function}", _OF_MODEL
+        ),
         kind=kind.__name__,
         schedules=_SCHEDULES if "schedule" in parameters else "",
         result="The noise" if x == "x0" else "The sample",
@@ -69,9 +73,18 @@ def function_docs(kind: type, parameters: list[str]) -> str:
     ).rstrip()
 
 
+def class_docs(kind: type, fields: list[str]) -> str:
+    """The docstring of the class itself, with an entry for each of its fields."""
+    entries = _entries(kind)
+    arguments = "\n".join(f"    {name}: {entries[name]}" for name in fields).replace("{of_function}", "")
+    sections = {**_sections(kind.__doc__), "Args": arguments}
+    order = ("Args", "Raises", "Example")
+    return "\n\n".join([sections[""], *(f"{name}:\n{sections[name]}" for name in order if name in sections)])
+
+
 def _entries(kind: type) -> dict[str, str]:
     """What the docstrings say of each argument, those of base classes first."""
-    documented = _arguments(_EVERY_SAMPLER)
+    documented = dict(_arguments(_EVERY_SAMPLER))
     call = _arguments(kind.__call__.__doc__)
     documented |= {name: text for name, text in call.items() if name not in documented}
     for one in reversed(kind.__mro__):
@@ -82,6 +95,7 @@ def _entries(kind: type) -> dict[str, str]:
     return documented
 
 
+@functools.cache
 def _arguments(docstring: str | None) -> dict[str, str]:
     """The entries of the section Args, whose further lines keep their indentation."""
     found: dict[str, str] = {}

@@ -34,7 +34,6 @@ class Heun(Solver):
 
     Args:
         steps: times visited; row, `noise`, `start_step` and fastsample.Step count model calls, 2 a step.
-        others: as for fastsample.heun.
 
     Raises:
         ValueError: where alpha bar is 0 (unless of a flow) or 1 at a timestep that is visited.

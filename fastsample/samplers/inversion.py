@@ -93,7 +93,6 @@ class DDIMInverse(Inversion, Spaced):
             - "improved": x0 counts as level a_0; from a_k to a_(k+1) with the model at t_k, and from the last one to
               alpha bar 0 (improved-diffusion's ddim_reverse_sample).
         prediction: ... "mirror" needs final_alpha_cumprod < 1 for "x0". A flow is inverted by `euler_invert`.
-        others: as for fastsample.ddim_invert.
 
     Raises:
         ValueError: for an unknown convention, and for a prediction that cannot work at one of the levels.
@@ -139,7 +138,6 @@ class EulerInverse(Inversion, Solver):
             - "improved": at the one that x is at. A flow then begins at t = 0 and makes its last call before t = 1000;
               otherwise as for `ddim_invert`.
         clip: ... But a flow keeps the model's own epsilon.
-        others: as for fastsample.euler_invert.
 
     Raises:
         ValueError: for an unknown convention, and for a prediction that cannot work at one of the levels.

@@ -42,7 +42,6 @@ class LCM(Spaced):
         schedule: ... Stable Diffusion's is Schedule.scaled_linear().
         timesteps: ... The default takes some of the timesteps of the distillation.
         timestep_scaling, sigma_data: of the boundary scalings, as in the distillation.
-        others: as for fastsample.lcm.
         **options: ... With `strength` and timesteps "lcm" all `steps` are made, from timestep
             k floor(original_steps strength) - 1 on, k = T // original_steps.
 

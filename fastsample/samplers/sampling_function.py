@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -12,7 +13,7 @@ from typing_extensions import Unpack
 
 from fastsample.loop.options import Options
 from fastsample.model import Model, schedule_of
-from fastsample.samplers.function_docs import function_docs
+from fastsample.samplers.function_docs import class_docs, function_docs
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.solver import Solver, schedule_for
@@ -65,8 +66,17 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
         "return": "Tensor",
     }
     function.__doc__ = function_docs(kind, ["model", x, *keywords, "**options"])
+    kind.__doc__ = class_docs(kind, [*own])
+    # typing.get_type_hints looks up the types of inherited fields where the class stands.
+    module = vars(sys.modules[kind.__module__])
+    module |= {name: value for name, value in namespace.items() if name not in module and name in _types(own)}
     generated: Callable[..., Tensor] = function
     return generated
+
+
+def _types(own: dict[str, Any]) -> set[str]:
+    """The names in the types of these fields."""
+    return set(re.findall(r"\w+", " ".join(str(field.type) for field in own.values())))
 
 
 def _schedule(kind: type[Sampler], own: dict[str, Any]) -> str:

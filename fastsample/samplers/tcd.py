@@ -38,7 +38,6 @@ class TCD(Spaced):
         timesteps: ... The default takes some of the timesteps of the distillation.
         gamma: in [0, 1]: 0 is deterministic, 1 all fresh noise. diffusers calls it eta.
         clip: ... Epsilon is taken from the new x0. TCDScheduler never clips.
-        others: as for fastsample.tcd.
         **options: ... `strength` leaves steps out, as diffusers' image-to-image pipelines do with TCDScheduler.
 
     Raises:
