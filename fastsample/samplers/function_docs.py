@@ -73,13 +73,20 @@ def function_docs(kind: type, parameters: list[str]) -> str:
     ).rstrip()
 
 
-def class_docs(kind: type, fields: list[str]) -> str:
-    """The docstring of the class itself, with an entry for each of its fields."""
+# Docstrings of classes before `complete` replaced them.
+_as_written: dict[type, str | None] = {}
+
+
+def complete(kind: type, fields: list[str]) -> None:
+    """Replaces the docstring of the class by one with an entry for each of its fields."""
+    _as_written[kind] = kind.__doc__
+    if kind.__doc__ is None:  # python -OO
+        return
     entries = _entries(kind)
     arguments = "\n".join(f"    {name}: {entries[name]}" for name in fields).replace("{of_function}", "")
     sections = {**_sections(kind.__doc__), "Args": arguments}
     order = ("Args", "Raises", "Example")
-    return "\n\n".join([sections[""], *(f"{name}:\n{sections[name]}" for name in order if name in sections)])
+    kind.__doc__ = "\n\n".join([sections[""], *(f"{name}:\n{sections[name]}" for name in order if name in sections)])
 
 
 def _entries(kind: type) -> dict[str, str]:
@@ -88,7 +95,7 @@ def _entries(kind: type) -> dict[str, str]:
     call = _arguments(kind.__call__.__doc__)
     documented |= {name: text for name, text in call.items() if name not in documented}
     for one in reversed(kind.__mro__):
-        for name, text in _arguments(one.__doc__).items():
+        for name, text in _arguments(_as_written.get(one, one.__doc__)).items():
             if text.startswith("... "):
                 text = f"{documented[name]}\n        {text.removeprefix('... ')}"
             documented[name] = text

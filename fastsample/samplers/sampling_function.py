@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from fastsample.loop.options import Options
 from fastsample.model import Model, schedule_of
-from fastsample.samplers.function_docs import class_docs, function_docs
+from fastsample.samplers.function_docs import complete, function_docs
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.solver import Solver, schedule_for
@@ -66,7 +66,7 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
         "return": "Tensor",
     }
     function.__doc__ = function_docs(kind, ["model", x, *keywords, "**options"])
-    kind.__doc__ = class_docs(kind, [*own])
+    complete(kind, [*own])
     # typing.get_type_hints looks up the types of inherited fields where the class stands.
     module = vars(sys.modules[kind.__module__])
     module |= {name: value for name, value in namespace.items() if name not in module and name in _types(own)}

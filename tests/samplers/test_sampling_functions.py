@@ -225,3 +225,13 @@ def test_without_docstrings(own: ModuleType) -> None:
     own.Renoised.__doc__ = None
     function = sampling_function(own.Renoised, "renoised")
     assert function(toy_model, (1, 2), steps=2, seed=0).shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", [name for name in catalogue.__all__ if isinstance(getattr(catalogue, name), type)])
+def test_a_class_documents_its_fields_and_its_types_resolve(name: str) -> None:
+    kind = getattr(catalogue, name)
+    names = {field.name for field in fields(kind)}
+    assert names <= set(re.findall(r"^    (\w+): ", kind.__doc__, re.M)) and not re.search(
+        r"^    \w+: \.\.\. ", kind.__doc__, re.M
+    )
+    assert names <= set(get_type_hints(kind.__init__))
