@@ -31,18 +31,11 @@ from support.ahead import Ahead
 from support.chains import toy_model
 from support.paths import ROOT
 
+# Of each function its class, as its docstring says.
 FUNCTIONS = {
-    "consistency": fastsample.Consistency,
-    "ddim": fastsample.DDIM,
-    "ddim_invert": fastsample.DDIMInverse,
-    "ddpm": fastsample.DDPM,
-    "dpm_solver": fastsample.DPMSolver,
-    "euler": fastsample.Euler,
-    "euler_ancestral": fastsample.EulerAncestral,
-    "euler_invert": fastsample.EulerInverse,
-    "heun": fastsample.Heun,
-    "lcm": fastsample.LCM,
-    "tcd": fastsample.TCD,
+    name: getattr(fastsample, re.findall(r"share a fastsample\.(\w+)", getattr(catalogue, name).__doc__)[0])
+    for name in catalogue.__all__
+    if inspect.isfunction(getattr(catalogue, name))
 }
 
 
