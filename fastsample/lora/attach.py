@@ -34,7 +34,7 @@ Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Report:
-    """What attach made of a file.
+    """Which parts of a file attach used.
 
     Attributes:
         matched: names of the submodules that got an adapter.
@@ -103,9 +103,9 @@ def attach(
     touched = {path: module.get_submodule(path) for path in entries}
     blocks = attention.fusible(module, touched.values()) if fuse else {}
     new = modules_to_replace(module, touched, blocks, keep_weight)
-    with all_or_nothing(before), replacements(new, blocks, keep_weight) as made:
-        after = [*before, *frozen_of(made.layers.values())]
-        layers = {path: made.layers.get(old, old) for path, old in touched.items()}
+    with all_or_nothing(before), replacements(new, blocks, keep_weight) as adapted:
+        after = [*before, *frozen_of(adapted.layers.values())]
+        layers = {path: adapted.layers.get(old, old) for path, old in touched.items()}
         active, added = {**active_of(before), name: 1.0}, _pairs_of(layers, entries, scale)
         for frozen in after:
             if frozen in added:
@@ -117,15 +117,15 @@ def attach(
     for frozen in after:
         frozen.made_by_attach |= frozen not in before
         frozen.index = before[0].index if before else None
-    put(module, made.layers)
-    attention.install(made.projections)
+    put(module, adapted.layers)
+    attention.install(adapted.projections)
     return report
 
 
 def set_adapters(module: nn.Module, weights: Mapping[str, float]) -> None:
-    """Makes these of the attached adapters the active ones, each times its weight, in this order.
+    """Makes exactly the named adapters active, each times its weight, in the order of the mapping.
 
-    No call of the module may run meanwhile: it would see some layers before and some after.
+    No call of the module may run meanwhile: some of its layers would use the old adapters and some the new.
 
     Raises:
         ValueError, TypeError: for names that are not attached, weights that are not finite, and another order while a
@@ -150,7 +150,8 @@ def set_adapter_index(module: nn.Module, index: Tensor | None) -> None:
             sample.
 
     Raises:
-        ValueError, TypeError: for an index that cannot be one. A length other than the batch's raises at the call.
+        ValueError, TypeError: for an index of another kind, or out of range. A length other than the batch's raises at
+            the call.
     """
     all_frozen = frozen_of(layers_of(module).values())
     if index is not None:
@@ -170,7 +171,7 @@ def swap(module: nn.Module, source: Source, name: str = "default", scale: float 
     """Puts another LoRA in an attached one's place, in the same memory: a compiled model goes on without compiling.
 
     Ranks may be lower than the capacity of attach; attached layers that the source does not name add nothing. No call
-    of the module may run meanwhile: it would see some layers before and some after.
+    of the module may run meanwhile: some of its layers would use the old adapter and some the new.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: as attach, for a name that is not attached, a rank above the capacity,
@@ -195,10 +196,12 @@ def swap(module: nn.Module, source: Source, name: str = "default", scale: float 
 def detach(module: nn.Module, name: str | None = None) -> None:
     """Takes an adapter off, or all of them. A layer without any becomes the original module again, bit for bit.
 
-    Layers that attach found, a LoRALinear of your own, stay, and keep the adapters that attach did not add unless one
-    is named. Whoever still holds a layer that went gets a RuntimeError from all it does, and so does a call of one that
-    another thread makes meanwhile, unless it still computes with the adapter; a call of the whole module may have some
-    layers with the adapter and some without.
+    A LoRALinear that was in the model before attach stays. It keeps its adapters that attach did not add, unless name
+    says one of them.
+
+    A layer that was taken out raises RuntimeError from every method. A call that another thread makes to it meanwhile
+    raises too, or still computes with the adapter; a call of the whole module may have some layers with the adapter and
+    some without.
 
     Raises:
         ValueError: for a name that is not attached, or one that a set_adapter_index counts. RuntimeError: for one of
@@ -230,7 +233,7 @@ def state_dict(module: nn.Module, name: str | None = None) -> dict[str, Tensor]:
 
     Args:
         module: with attached adapters.
-        name: which; None where there is one.
+        name: the adapter; None where the module has a single one.
 
     Raises:
         ValueError: for a name that is not attached, or without one where there are several or none.
@@ -265,7 +268,7 @@ def _check_new(name: str, entries: Mapping[str, Entry], before: list[FrozenLayer
 
 
 def _forgotten(frozen: FrozenLayers, name: str | None) -> set[str]:
-    """What a layer that stays forgets: the name, or all that attach brought, adapters of its and of other layers."""
+    """The adapters that a layer forgets but stays: the named one, or all that attach added to this and other layers."""
     slots, active = frozen.adapters.slots, frozen.adapters.active
     if name is not None:
         return {name} & {*slots, *active}

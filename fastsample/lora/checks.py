@@ -1,4 +1,4 @@
-"""What adapters refuse: numbers, names and capacities."""
+"""Checks of an adapter's numbers, names and capacity."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def finite(name: str, number: object) -> float:
 
 
 def check_names(names: Sequence[str], known: Mapping[str, object]) -> None:
-    """Raises ValueError unless adapters have these names."""
+    """Raises ValueError for a name that no adapter has."""
     for name in names:
         if name not in known:
             raise ValueError(f"no adapter is named {name!r}, there is {', '.join(map(repr, known)) or 'none'}")
 
 
 def check_weights(weights: Mapping[str, float], known: Mapping[str, object]) -> None:
-    """Raises unless this gives adapters, by their names, finite weights."""
+    """Raises unless weights maps names of adapters to finite numbers."""
     if not isinstance(weights, Mapping):
         raise TypeError(f"weights must map names of adapters to numbers, got {type(weights).__name__}")
     check_names(list(weights), known)
@@ -33,6 +33,6 @@ def check_weights(weights: Mapping[str, float], known: Mapping[str, object]) -> 
 
 
 def check_capacity(capacity: int | None) -> None:
-    """Raises ValueError unless this is a rank or None."""
+    """Raises ValueError unless capacity is a rank or None."""
     if capacity is not None and (not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1):
         raise ValueError(f"capacity must be a rank of at least 1 or None, got {capacity!r}")

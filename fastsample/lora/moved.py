@@ -1,4 +1,4 @@
-"""Where classes were when earlier pickles of whole models were written, which name the modules of what they hold."""
+"""Modules that classes have left: pickles of whole models name the modules of their classes as they were then."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EARLIER: dict[str, dict[str, type]] = {
 
 
 def find_by_earlier_names() -> None:
-    """Lets pickle import the classes from where they were."""
+    """Lets pickle import the classes from the modules that they have left."""
     vars(layers).update(LoRALinear=LoRALinear, QKVProjection=QKVProjection)
     for name, classes in _EARLIER.items():
         module = ModuleType(name)

@@ -17,7 +17,7 @@ from fastsample.lora.layers.slots import Slot
 
 
 def layers_of(module: nn.Module, detached: bool = False) -> dict[str, AdaptedLayer]:
-    """The adapted layers by name; RuntimeError, unless they are asked for, where some were detached elsewhere."""
+    """The adapted layers by name. Unless `detached` asks for them, layers that were detached raise RuntimeError."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch module, got {type(module).__name__}")
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptedLayer)}
@@ -27,12 +27,12 @@ def layers_of(module: nn.Module, detached: bool = False) -> dict[str, AdaptedLay
 
 
 def frozen_of(layers: Iterable[AdaptedLayer]) -> list[FrozenLayers]:
-    """What the layers are part of, each once: those that share their adapters are one."""
+    """The FrozenLayers of the layers, each once: layers that share their adapters have one in common."""
     return list(dict.fromkeys(layer._frozen for layer in layers))
 
 
 def names_of(all_frozen: Iterable[FrozenLayers]) -> dict[str, None]:
-    """The adapters of a tree, of which a layer may have some."""
+    """The names of all adapters in a tree; a single layer may have only some of them."""
     return dict.fromkeys(name for frozen in all_frozen for name in frozen.adapters.slots)
 
 
@@ -45,7 +45,7 @@ def active_of(all_frozen: Iterable[FrozenLayers]) -> dict[str, float]:
 
 
 def slot_of(layer: AdaptedLayer, name: str) -> Slot | None:
-    """What an adapter keeps in the layer; None where it leaves it alone, and where these layers do not have it."""
+    """The adapter's slot in the layer; None where the adapter leaves the layer alone or is not among its adapters."""
     slots = layer._frozen.adapters.slots
     return slots[name][layer._i] if name in slots else None
 
@@ -65,7 +65,11 @@ def modules_to_replace(
     blocks: Mapping[nn.Module, list[nn.Linear]],
     keep_weight: bool,
 ) -> list[nn.Module]:
-    """Those of the touched modules that have no adapters yet, once it is known that adapted layers can replace them."""
+    """The touched modules that have no adapters yet.
+
+    Raises:
+        TypeError, ValueError: where adapted layers cannot replace them.
+    """
     for path, old in touched.items():
         if not isinstance(old, AdaptedLayer):
             try:
@@ -98,7 +102,7 @@ class Replacements(NamedTuple):
 def replacements(
     modules: Iterable[nn.Module], blocks: Mapping[nn.Module, list[nn.Linear]], keep_weight: bool
 ) -> Iterator[Replacements]:
-    """Makes adapted layers of linears, convolutions and attention blocks; unmakes them if something raises inside."""
+    """Adapted layers for linears, convolutions and attention blocks, released again if the block raises."""
     layers: dict[nn.Module, AdaptedLayer] = {}
     projections: dict[nn.Module, QKVProjection] = {}
     try:
@@ -118,7 +122,7 @@ def replacements(
 
 @contextmanager
 def all_or_nothing(all_frozen: Iterable[FrozenLayers]) -> Iterator[None]:
-    """Takes back what happened to the adapters inside if something raises."""
+    """Gives the layers the adapters from before the block if the block raises."""
     before = [(frozen, frozen.adapters) for frozen in all_frozen]
     for frozen, _ in before:
         frozen.check_not_merged()
@@ -135,7 +139,7 @@ def _keep_called(module: nn.Module) -> None:
     for part in module.modules():
         attributes = vars(part)
         if isinstance(part, nn.TransformerEncoderLayer):
-            # One with a hook is not left to the kernel that reads the weights alone.
+            # torch calls the linears of an encoder layer that has a hook, instead of a kernel on their weights.
             hooks = part._forward_pre_hooks
             mine = [key for key, hook in hooks.items() if hook is _calls_its_linears]
             if _adapted(part) and not mine:
@@ -143,7 +147,7 @@ def _keep_called(module: nn.Module) -> None:
             for key in () if _adapted(part) else mine:
                 del hooks[key]
         elif isinstance(part, nn.TransformerEncoder):
-            # Only that kernel takes the nested tensors that an encoder makes of padded sequences.
+            # Only the kernel on the weights takes the nested tensors that an encoder makes of padded sequences.
             if _adapted(part):
                 attributes.setdefault("_nested_when_detached", part.use_nested_tensor)
                 part.use_nested_tensor = False

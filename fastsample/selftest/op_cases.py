@@ -90,8 +90,8 @@ def lora_case(dtype: torch.dtype, batch: int, rows: int, width: int) -> Case:
     def prepare(backend: str, device: torch.device) -> Call:
         packed = pack_linear([weight.to(device) for weight in weights])
         there = [[LowRank(*(factor.to(device) for factor in pair)) for pair in group] for group in groups]
-        adapters, chosen, given = pack_adapters(packed, there), index.to(device), x.to(device)
-        return lambda: lora_linear(given, packed, adapters, adapter_index=chosen, backend=backend)
+        adapters, index_there, x_there = pack_adapters(packed, there), index.to(device), x.to(device)
+        return lambda: lora_linear(x_there, packed, adapters, adapter_index=index_there, backend=backend)
 
     def in_float64(change: Callable[[Tensor], Tensor]) -> Sequence[Tensor]:
         wide = [change(weight.double()) for weight in weights]

@@ -33,12 +33,12 @@ def sampler_case(shape: tuple[int, ...], captured: bool = False, guided: bool = 
         return {"guidance": WEIGHT, "cond": cond, "uncond": uncond} if guided else {"model_kwargs": cond}
 
     def prepare(backend: str, device: torch.device) -> Call:
-        given = {**options(device), "backend": backend, "device": device}
+        arguments = {**options(device), "backend": backend, "device": device}
         if captured:
             # Another seed first: what a replay draws must come from its own.
-            replay = graph(sampler, _linear, shape, seed=SEED + 1, **given)
+            replay = graph(sampler, _linear, shape, seed=SEED + 1, **arguments)
             return lambda: [replay(seed=SEED)]
-        return lambda: [sampler(_linear, shape, seed=SEED, **given)]
+        return lambda: [sampler(_linear, shape, seed=SEED, **arguments)]
 
     gain, size_of_m, roundings = GAIN, GAIN, 6
     if guided:

@@ -61,7 +61,7 @@ class Mode:
             inputs = [tensor.to(device) for tensor in (x, m, *history)]
             x0 = torch.empty_like(inputs[0]) if self.keeps_x0 else None
             following = inputs[1].new_empty((2 * batch, *shape[1:])) if self.writes_input else None
-            given: dict[str, Any] = {
+            options: dict[str, Any] = {
                 "seed": SEED if table.stochastic[first] else None,
                 "guidance": None if guidance is None else guidance.to(device),
                 "guidance_rescale": self.rescale,
@@ -73,7 +73,7 @@ class Mode:
             }
             at = row.to(device) if isinstance(row, Tensor) and self.rows_there else row
             return lambda: [
-                step(inputs[0], inputs[1], table, at, **given),
+                step(inputs[0], inputs[1], table, at, **options),
                 *(written for written in (x0, following) if written is not None),
             ]
 
@@ -98,15 +98,15 @@ class Mode:
             largest = per_sample(size_x0.flatten(1).amax(1), x)
             first = row if isinstance(row, int) else int(row[0])
             size, size_x0 = size + abs(float(table.b[first])) * largest, size_x0 + largest
-        found = [Wanted(value, size, self.roundings)]
+        results = [Wanted(value, size, self.roundings)]
         if self.keeps_x0:
-            found.append(Wanted(x0, size_x0, 3))
+            results.append(Wanted(x0, size_x0, 3))
         if self.writes_input:
             assert isinstance(row, int)
             scale = float(table.e[row + 1])
             twice = [torch.cat([scale * half] * 2) for half in (value, size)]
-            found.append(Wanted(twice[0], twice[1], self.roundings + 2, m.dtype))
-        return found
+            results.append(Wanted(twice[0], twice[1], self.roundings + 2, m.dtype))
+        return results
 
     def _size_of_m(self, x: Tensor, m: Tensor, w: Tensor | None) -> Tensor:
         """|m_c| + |w - 1| (|m_c| + |m_u|), rescaled as m is; the variance half stays as it is."""
@@ -124,8 +124,8 @@ class Mode:
 
     def _noise_of(self, x: Tensor, row: int | Tensor) -> Tensor:
         rows = [row] * len(x) if isinstance(row, int) else row.tolist()
-        own = [normals((1, *x.shape[1:]), SEED, i, int(k)) for i, k in enumerate(rows)]
-        return torch.cat(own)
+        noise = [normals((1, *x.shape[1:]), SEED, i, int(k)) for i, k in enumerate(rows)]
+        return torch.cat(noise)
 
 
 _LINEAR = Schedule.linear()

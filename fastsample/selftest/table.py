@@ -49,8 +49,8 @@ def heading(targets: Sequence[Target], absent: Mapping[str, str]) -> str:
 
 def _cpu_levels() -> str:
     cpu = backends()["cpu"]
-    chosen = ", ".join(f"{dtype} {name}" for dtype, name in cpu["lora"].items())
-    return f"{cpu['isa']}; lora_linear: {chosen}{cpu['amx'] and '; no AMX: '}{cpu['amx']}"
+    lora_levels = ", ".join(f"{dtype} {name}" for dtype, name in cpu["lora"].items())
+    return f"{cpu['isa']}; lora_linear: {lora_levels}{cpu['amx'] and '; no AMX: '}{cpu['amx']}"
 
 
 def summary(

@@ -28,19 +28,19 @@ def targets_on(device: str | None, backend: str | None) -> tuple[list[Target], d
     Raises:
         ValueError: for an unknown or absent backend. RuntimeError: for a device that torch does not have.
     """
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if chosen.type not in ("cpu", "cuda"):
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu or cuda, got {device!r}")
-    if chosen.type == "cuda":
+    if place.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"--device {chosen}: torch finds no such GPU")
-        torch.empty(0, device=chosen)
+            raise ValueError(f"--device {place}: torch finds no such GPU")
+        torch.empty(0, device=place)
     status = backends()
     if backend is not None and backend not in status:
         raise ValueError(f"--backend must be one of {', '.join(status)}, got {backend!r}")
     absent = {name: state["reason"] for name, state in status.items() if not state["available"]}
     interpreted = bool(status["triton"]["interpreted"])
-    if chosen.type == "cpu":
+    if place.type == "cpu":
         absent.setdefault("cuda", "it runs on a GPU, and --device is cpu")
         if not interpreted:
             absent.setdefault("triton", "it runs on a GPU, and --device is cpu; or with TRITON_INTERPRET=1, slowly")
@@ -48,10 +48,10 @@ def targets_on(device: str | None, backend: str | None) -> tuple[list[Target], d
         raise ValueError(f"--backend {backend} cannot run here: {absent[backend]}")
     on_cpu = torch.device("cpu")
     every = [
-        Target("reference", chosen),
+        Target("reference", place),
         Target("cpu", on_cpu),
-        Target("triton", chosen, interpreted),
-        Target("cuda", chosen),
+        Target("triton", place, interpreted),
+        Target("cuda", place),
     ]
     here = [target for target in every if target.backend not in absent]
     compiled = [target for target in here if target.backend != "reference"]

@@ -53,11 +53,11 @@ def spaced_levels(
     if ratio[0] == 0:
         raise ValueError(f"timesteps={spacing!r} cannot work where alpha bar is 1: timestep 0 has no noise")
     if spacing == "karras":
-        chosen = karras_sigmas(ratio[-1], ratio[0], steps)
+        ratios = karras_sigmas(ratio[-1], ratio[0], steps)
     elif spacing == "log_snr":
-        chosen = np.geomspace(ratio[-1], ratio[0], steps)
+        ratios = np.geomspace(ratio[-1], ratio[0], steps)
     else:
         raise ValueError(f"spacing must be karras or log_snr, got {spacing!r}")
-    t = np.interp(np.log(chosen), np.log(ratio), np.arange(schedule.T))
+    t = np.interp(np.log(ratios), np.log(ratio), np.arange(schedule.T))
     # Rounding must not take the last level past that of timestep 0, which may also be the end.
-    return t, *levels_through(np.minimum(1 / (1 + chosen**2), schedule.alphas_cumprod[0]), final_alpha_cumprod, t)
+    return t, *levels_through(np.minimum(1 / (1 + ratios**2), schedule.alphas_cumprod[0]), final_alpha_cumprod, t)

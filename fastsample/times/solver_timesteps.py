@@ -33,10 +33,10 @@ def solver_timesteps(
         return spaced_timesteps(T, spec, steps)
     count = check_steps_of_schedule(check_steps(steps), T, T - 1)
     if spec == "linspace":
-        chosen = np.linspace(0, T - 1, count + 1).round()[1:].astype(np.int64)
+        timesteps = np.linspace(0, T - 1, count + 1).round()[1:].astype(np.int64)
     else:
-        chosen = np.arange(1, count + 1) * (T // (count + 1)) + steps_offset
-    return spaced_timesteps(T, chosen)
+        timesteps = np.arange(1, count + 1) * (T // (count + 1)) + steps_offset
+    return spaced_timesteps(T, timesteps)
 
 
 def fractional_timesteps(T: int, spec: Times, steps: int) -> NDArray:

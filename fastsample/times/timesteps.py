@@ -51,32 +51,32 @@ def spaced_timesteps(
     T = integer("T", T, 1, MOST_TIMESTEPS)
     steps_offset = integer("steps_offset", steps_offset, -T, T)
     if not isinstance(spec, str):
-        chosen = _explicit(spec)
+        timesteps = _explicit(spec)
     elif spec in _SPACINGS:
-        chosen = _SPACINGS[spec](T, _steps(T, spec, steps))
+        timesteps = _SPACINGS[spec](T, _steps(T, spec, steps))
         if spec == "leading":
-            chosen = chosen + steps_offset
+            timesteps = timesteps + steps_offset
     elif spec == "lcm":
-        chosen = _lcm(T, _steps(T, spec, steps), original_steps)
+        timesteps = _lcm(T, _steps(T, spec, steps), original_steps)
     elif re.fullmatch(r"ddim\d+", spec):
-        chosen = _ddim_stride(T, int(spec[4:]))
+        timesteps = _ddim_stride(T, int(spec[4:]))
     elif re.fullmatch(r"\d+(,\d+)*", spec):
-        chosen = _sections(T, [int(part) for part in spec.split(",")])
+        timesteps = _sections(T, [int(part) for part in spec.split(",")])
     else:
         raise ValueError(
             f"timesteps={spec!r} is no spacing: give one of {', '.join(_SPACINGS)}, lcm, 'ddimN', section counts such "
             "as '10,15,20', or the timesteps themselves"
         )
-    chosen = np.sort(chosen)[::-1].copy()
-    if chosen.size == 0:
+    timesteps = np.sort(timesteps)[::-1].copy()
+    if timesteps.size == 0:
         raise ValueError("timesteps must not be empty")
-    if chosen[0] >= T or chosen[-1] < 0:
-        bad = chosen[0] if chosen[0] >= T else chosen[-1]
+    if timesteps[0] >= T or timesteps[-1] < 0:
+        bad = timesteps[0] if timesteps[0] >= T else timesteps[-1]
         raise ValueError(f"timestep {bad} lies outside [0, {T})")
-    repeated = np.diff(chosen) == 0
+    repeated = np.diff(timesteps) == 0
     if repeated.any():
-        raise ValueError(f"timestep {chosen[int(repeated.argmax())]} occurs twice ({spec!r}, steps={steps})")
-    return chosen
+        raise ValueError(f"timestep {timesteps[int(repeated.argmax())]} occurs twice ({spec!r}, steps={steps})")
+    return timesteps
 
 
 def one_step_from_the_noisiest(T: int, spec: str | Iterable[float], t: NDArray) -> NDArray:
@@ -167,15 +167,15 @@ def _lcm(T: int, steps: int, original_steps: int) -> Int64Array:
 
 def _explicit(spec: Iterable[int]) -> Int64Array:
     try:
-        given = spec if hasattr(spec, "__array__") else list(spec)
+        numbers = spec if hasattr(spec, "__array__") else list(spec)
     except TypeError:
         raise TypeError(f"timesteps must be a spacing's name or the timesteps themselves, got {spec!r}") from None
-    if isinstance(given, list) and not given:
+    if isinstance(numbers, list) and not numbers:
         return np.zeros(0, np.int64)
     try:
-        values = real_array("timesteps", given)
+        values = real_array("timesteps", numbers)
     except TypeError:
-        raise TypeError(f"timesteps must be integers, got {getattr(given, 'dtype', given)}") from None
+        raise TypeError(f"timesteps must be integers, got {getattr(numbers, 'dtype', numbers)}") from None
     if values.ndim != 1:
         raise ValueError(f"timesteps must be one-dimensional, got shape {values.shape}")
     if values.size and not np.issubdtype(values.dtype, np.integer):
@@ -200,7 +200,7 @@ def _ddim_stride(T: int, count: int) -> Int64Array:
 
 def _sections(T: int, counts: list[int]) -> Int64Array:
     size, extra = divmod(T, len(counts))
-    start, chosen = 0, []
+    start, timesteps = 0, []
     for i, count in enumerate(counts):
         length = size + (i < extra)
         if count > length:
@@ -208,8 +208,8 @@ def _sections(T: int, counts: list[int]) -> Int64Array:
         stride = (length - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):
-            chosen.append(start + round(position))
+            timesteps.append(start + round(position))
             # Summed, not multiplied: the published sets carry this rounding.
             position += stride
         start += length
-    return np.array(chosen, dtype=np.int64)
+    return np.array(timesteps, dtype=np.int64)

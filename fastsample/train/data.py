@@ -117,14 +117,14 @@ def _npz(path: Path) -> ImageData:
         raise ValueError(f"{path} is not an .npz file")
     try:
         with zipfile.ZipFile(path) as archive:
-            found = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
             for name in ("images", "labels"):
-                if name in found:
-                    _check_header(archive, found[name], f"{path}: {name}")
-        if "images" not in found:
-            raise ValueError(f"{path} has no array named images, only {short(sorted(found))}")
+                if name in entries:
+                    _check_header(archive, entries[name], f"{path}: {name}")
+        if "images" not in entries:
+            raise ValueError(f"{path} has no array named images, only {short(sorted(entries))}")
         with np.load(path, allow_pickle=False) as file:
-            images, labels = file["images"], file["labels"] if "labels" in found else None
+            images, labels = file["images"], file["labels"] if "labels" in entries else None
     except Exception as error:  # a broken archive raises whatever its readers trip over
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise

@@ -23,7 +23,7 @@ class PeftConfig:
 
     Attributes:
         name: what messages call the file.
-        rank, alpha: of modules that no pattern names; None where nothing is said.
+        rank, alpha: those of modules that no pattern names; None where the configuration states none.
         ranks, alphas: by pattern.
         stabilised: whether the factor is alpha / sqrt(r) instead of alpha / r.
     """
@@ -50,7 +50,7 @@ def parse(text: str | bytes, name: str) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ValueError: for anything else, and one that is larger or deeper than PEFT's are.
+        ValueError: for anything else, and for an object that is larger or deeper than PEFT's are.
     """
     if len(text) > LARGEST:
         raise ValueError(f"{name} has {len(text)} bytes, at most {LARGEST} are read")

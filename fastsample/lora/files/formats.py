@@ -173,7 +173,7 @@ def _entry(stem: str, parts: _Parts, contents: Contents) -> Entry:
 
 
 def _component_and_path(stem: str, parts: _Parts) -> tuple[str, str, bool]:
-    """And whether the path is kohya's."""
+    """The component, the module's path, and whether the path is kohya's."""
     if match := _KOHYA_STEM.fullmatch(stem):
         return _KOHYA[match[1]], match[2], True
     component, path = _strip(stem)
@@ -244,7 +244,7 @@ def _factor(component: str, path: str, rank: int, parts: _Parts, contents: Conte
         return (_number(*parts.values["alpha"], name) or rank) / rank
     config = contents.configs.get(component)
     if config is None and (config := contents.configs.get("")) is not None:
-        # Its patterns know the whole path.
+        # The patterns of a configuration without component match the whole path.
         path = f"{component}.{path}" if component else path
     if config is None:
         return 1.0

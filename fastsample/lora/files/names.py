@@ -17,7 +17,7 @@ __all__ = ["Resolution", "resolve"]
 
 @dataclass(frozen=True, eq=False)
 class Resolution:
-    """What a module makes of a file.
+    """A file's entries, sorted by whether a module has the submodule that they name.
 
     Attributes:
         entries: by the name of the submodule, down and up in the shapes that fit it.
@@ -115,7 +115,7 @@ def _candidates(entry: Entry) -> Iterator[str]:
 
 
 def _meant(hits: dict[str, list[tuple[Entry, str]]], tree: _Tree) -> list[str]:
-    """The components that are in the module; of several that claim the same submodules the one that fits."""
+    """The components that the module has; where several name the same submodules, the one that fits best."""
     fitting = {c: sum(not isinstance(_fit(tree, *hit), str) for hit in own_hits) for c, own_hits in hits.items()}
     meant: list[str] = []
     for component in sorted(hits, key=lambda c: -fitting[c]):
@@ -155,7 +155,7 @@ def _fitted(hits: list[tuple[Entry, str]], tree: _Tree) -> dict[str, Entry]:
 def _size(module: Any) -> tuple[int, ...] | None:
     """(out, in) of a linear, (out, in, kh, kw) of a 2-D convolution, None of anything else.
 
-    By attributes: modules that replaced a linear or a convolution have its own.
+    Attributes tell, not types: a module that replaced a linear or a convolution has the attributes of that one.
     """
     if isinstance(module, nn.Linear) or (hasattr(module, "in_features") and hasattr(module, "out_features")):
         return int(module.out_features), int(module.in_features)
@@ -172,7 +172,7 @@ def _fit(tree: _Tree, entry: Entry, name: str) -> Entry | str:
     size = _size(module)
     if size is None:
         return f"{name} is a {type(module).__name__}, neither a linear nor a 2-D convolution"
-    # Its weight is read by MultiheadAttention itself: an adapter in its place would never be called.
+    # MultiheadAttention reads the weight of this linear itself: an adapted layer in its place would never be called.
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return f"{name} belongs to a MultiheadAttention, which does not call it"
     if isinstance(module, nn.Conv2d) and module.groups != 1:

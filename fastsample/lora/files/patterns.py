@@ -73,7 +73,7 @@ class Patterns:
 
 
 class _Plain:
-    """A row of letters, as most patterns are, for which `re` needs no trials; false where a pattern is none."""
+    """A pattern of plain letters, as most are, which `re` matches without trials; false where the text is no such."""
 
     def __init__(self, text: str) -> None:
         self._match = re.compile(rf"(?:.*\.)?{text}$").match if re.fullmatch(r"[\w.-]+", text) else None
@@ -102,7 +102,7 @@ def _parsed(text: str) -> Any:
 
 
 def _unknown(tree: Any, depth: int) -> str | None:
-    """What of a pattern _Run does not know."""
+    """The name of the first part of a pattern that _Run cannot match, None where it can match all."""
     if depth == 0:
         return f"more than {_DEEPEST} levels of groups"
     for kind, argument in tree:
@@ -124,7 +124,7 @@ def _unknown(tree: Any, depth: int) -> str | None:
 
 
 class _Run:
-    """One path; places in it are bits, place n is after its n-th letter."""
+    """Matches patterns on one path. A set of places in it is a number, whose bit n is the place after letter n."""
 
     def __init__(self, path: str, left: int) -> None:
         self._path, self.left = path, left
@@ -134,13 +134,13 @@ class _Run:
             self._letters[letter] = self._letters.get(letter, 0) | 1 << i
 
     def whole(self, tree: Any) -> bool:
-        """As re.match(rf"(.*\\.)?({pattern})$", path)."""
+        """Whether re.match(rf"(.*\\.)?({pattern})$", path) would match."""
         first_line = self._path.partition("\n")[0]
         starts = 1 | sum(2 << i for i, letter in enumerate(first_line) if letter == ".")
         return bool(self._after(tree, starts) & self._at(sre.AT_END))
 
     def _after(self, tree: Any, places: int) -> int:
-        """Where a part of the pattern may end that begins at one of these places."""
+        """The places where a part of the pattern may end if it begins at one of these places."""
         for kind, argument in tree:
             self.left -= 1
             if not places or self.left < 0:

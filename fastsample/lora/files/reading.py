@@ -1,4 +1,4 @@
-"""What lies in a LoRA file or folder: its tensors and what it says about alpha, before any key is understood."""
+"""Reads a LoRA file or folder: its tensors and its statements about alpha, before any key is understood."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Contents:
     Attributes:
         name: what messages call the source.
         tensors: its values by key.
-        configs: PEFT's configurations by component; "" for one that serves every component without its own.
+        configs: PEFT's configurations by component; the one at "" serves every component that has none itself.
     """
 
     name: str
@@ -98,7 +98,7 @@ def _safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict[st
 
 
 def _by_component(metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A pipeline's saver writes "unet.r", "text_encoder.r"; a model's own writes "r"."""
+    """Configurations by component: a pipeline's saver writes "unet.r", "text_encoder.r", a single model's "r"."""
     configs: dict[str, dict[str, Any]] = {}
     for key, value in metadata.items():
         component, _, field = key.rpartition(".")

@@ -1,4 +1,4 @@
-"""What looks like a LoRA and is more: refused by name, because leaving a part out would give wrong pictures."""
+"""Files that hold more than a LoRA are refused by the name of their kind: a part left out would give wrong pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from reprlib import repr as short
 from typing import Any
 
-# By their keys. The first that a key matches names it.
+# Kinds by their keys: the first pattern that a key matches names its kind.
 _KEYS = tuple(
     (re.compile(pattern), what)
     for pattern, what in (
@@ -27,7 +27,8 @@ _KEYS = tuple(
         (r"^lora_controlnet$", "Control-LoRA"),
     )
 )
-# By PEFT's configuration: fields that change what A and B mean, beside use_rslora, the patterns, r and lora_alpha.
+# Kinds by PEFT's configuration: its fields that change what A and B mean. use_rslora, the patterns, r and lora_alpha,
+# which do so too, are read.
 _FIELDS = {
     "use_dora": "DoRA",
     "fan_in_fan_out": "LoRA of transposed weights (fan_in_fan_out)",

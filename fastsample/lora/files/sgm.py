@@ -26,37 +26,38 @@ _DOWNSAMPLER = {"conv": "op"}
 def sgm_names(module: nn.Module) -> Iterator[tuple[str, str]]:
     """Pairs (the original's name, the module's own name) for every diffusers UNet in the tree.
 
-    The original numbers all blocks through, a downsampler as one of its own; how many there are is the tree's to say.
+    The original numbers all blocks in one sequence, in which a downsampler is a block too. The tree tells how many
+    blocks there are.
     """
     for name, unet in module.named_modules():
-        # Not by attributes: torch.compile's wrapper passes those on.
+        # Children, not attributes, are looked at: torch.compile's wrapper passes attributes on.
         if not {"down_blocks", "mid_block", "up_blocks"} <= {child for child, _ in unet.named_children()}:
             continue
         prefix = f"{name}." if name else ""
         outer = prefix.replace("_orig_mod.", "")
-        inside = {own for own, _ in unet.named_modules()}
-        for own, original in _OUTSIDE.items():
-            if own in inside:
-                yield outer + original, prefix + own
-        for own, original, renamed in _blocks(unet):
-            for inner, _ in unet.get_submodule(own).named_modules():
+        inside = {path for path, _ in unet.named_modules()}
+        for path, original in _OUTSIDE.items():
+            if path in inside:
+                yield outer + original, prefix + path
+        for path, original, renamed in _blocks(unet):
+            for inner, _ in unet.get_submodule(path).named_modules():
                 if inner:
-                    yield f"{outer}{original}.{renamed.get(inner, inner)}", f"{prefix}{own}.{inner}"
+                    yield f"{outer}{original}.{renamed.get(inner, inner)}", f"{prefix}{path}.{inner}"
 
 
 def _blocks(unet: nn.Module) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """(own name, original name, renamed children) of every resnet, attention and sampler."""
+    """(path in the module, original name, renamed children) of every resnet, attention and sampler."""
     i = 0
     for b, block in enumerate(unet.get_submodule("down_blocks").children()):
-        own = f"down_blocks.{b}"
+        path = f"down_blocks.{b}"
         for layer in range(_count(block, "resnets")):
             i += 1
-            yield f"{own}.resnets.{layer}", f"input_blocks.{i}.0", _RESNET
+            yield f"{path}.resnets.{layer}", f"input_blocks.{i}.0", _RESNET
             if layer < _count(block, "attentions"):
-                yield f"{own}.attentions.{layer}", f"input_blocks.{i}.1", {}
+                yield f"{path}.attentions.{layer}", f"input_blocks.{i}.1", {}
         if _count(block, "downsamplers"):
             i += 1
-            yield f"{own}.downsamplers.0", f"input_blocks.{i}.0", _DOWNSAMPLER
+            yield f"{path}.downsamplers.0", f"input_blocks.{i}.0", _DOWNSAMPLER
     middle = unet.get_submodule("mid_block")
     for layer in range(_count(middle, "resnets")):
         yield f"mid_block.resnets.{layer}", f"middle_block.{2 * layer}", _RESNET
@@ -64,16 +65,16 @@ def _blocks(unet: nn.Module) -> Iterator[tuple[str, str, dict[str, str]]]:
         yield f"mid_block.attentions.{layer}", f"middle_block.{2 * layer + 1}", {}
     i = 0
     for b, block in enumerate(unet.get_submodule("up_blocks").children()):
-        own = f"up_blocks.{b}"
+        path = f"up_blocks.{b}"
         for layer in range(_count(block, "resnets")):
             part = 1
-            yield f"{own}.resnets.{layer}", f"output_blocks.{i}.0", _RESNET
+            yield f"{path}.resnets.{layer}", f"output_blocks.{i}.0", _RESNET
             if layer < _count(block, "attentions"):
-                yield f"{own}.attentions.{layer}", f"output_blocks.{i}.1", {}
+                yield f"{path}.attentions.{layer}", f"output_blocks.{i}.1", {}
                 part = 2
             # The original's upsampler is the last part of its level's last block.
             if layer == _count(block, "resnets") - 1 and _count(block, "upsamplers"):
-                yield f"{own}.upsamplers.0", f"output_blocks.{i}.{part}", {}
+                yield f"{path}.upsamplers.0", f"output_blocks.{i}.{part}", {}
             i += 1
 
 

@@ -1,4 +1,4 @@
-"""Modules with adapters: what they offer, and how a layer takes the place of another module, and of which."""
+"""Modules with adapters: their methods, how a layer takes another module's place, and which modules it can replace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastsample.lora.layers.slots import Pair
 
 
 class Adaptable(nn.Module):
-    """What every module with adapters offers."""
+    """The methods of every module with adapters."""
 
     _frozen: FrozenLayers
 
@@ -56,9 +56,9 @@ class Adaptable(nn.Module):
         self._frozen.replace(name, pairs, scale, alpha)
 
     def set_adapters(self, weights: Mapping[str, float]) -> None:
-        """Makes these adapters the active ones, each times its weight. Without an adapter_index they are summed.
+        """Makes exactly the named adapters active, each times its weight. Without an adapter_index they are summed.
 
-        Like every change to adapters it must not run beside a call, which might see half of it.
+        Like every change to adapters it must not run beside a call, which might see half of the change.
 
         Raises:
             ValueError, TypeError: for an unknown name, a weight that is not finite, and another order while a
@@ -113,12 +113,12 @@ class AdaptedLayer(Adaptable):
         super().__init__()
         # The dicts of parameters and hooks are the module's own: what is set or registered here stays after detach.
         self.__dict__.update(module.__dict__)
-        # Not a submodule.
+        # Set in __dict__, since the replaced module must not become a submodule.
         self.__dict__["_replaced"] = module
         self._i = 0
 
     def give_back(self) -> nn.Module:
-        """The replaced module, as it was but for what has been done to it here, such as .to() and .eval()."""
+        """The replaced module as it was, but for changes made to this layer meanwhile, such as .to() and .eval()."""
         module = self._replaced
         module.training, module._is_full_backward_hook = self.training, self._is_full_backward_hook
         return module
@@ -163,7 +163,7 @@ class AdaptedLayer(Adaptable):
 
 
 def check_replaceable(module: object, kind: type[nn.Module]) -> None:
-    """Raises unless forward is `kind`'s own, on a plain Parameter: quantised and wrapped modules compute more."""
+    """Raises unless the module's forward is `kind`'s, on a plain Parameter: quantised and wrapped ones compute more."""
     if (reason := _odd(module, kind)) is not None:
         what = f"{type(module).__module__}.{type(module).__qualname__}"
         raise TypeError(f"adapters need a plain {kind.__name__} with its weights loaded, got {what}: {reason}")

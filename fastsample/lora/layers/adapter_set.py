@@ -42,7 +42,7 @@ class AdapterSet:
         capacity: int | None = None,
         active: Mapping[str, float] | None = None,
     ) -> AdapterSet:
-        """With an adapter more, and these as the active ones: by default it joins them."""
+        """A set with one adapter more, and `active` as the active ones; by default the new adapter joins them."""
         if not isinstance(name, str) or not name:
             raise TypeError(f"name must be a non-empty str, got {name!r}")
         if name in self.slots:
@@ -61,7 +61,7 @@ class AdapterSet:
         scale: float | Sequence[float] = 1.0,
         alpha: float | None = None,
     ) -> AdapterSet:
-        """With other factors in an adapter's slots, of at most their capacity; where the pair is None, with none."""
+        """A set with other factors in an adapter's slots, of at most their capacity; none where the pair is None."""
         slots: list[Slot | None] = []
         for i, (old, new) in enumerate(zip(self.slots[name], slots_of(pairs, self.layers, scale, alpha), strict=True)):
             if old is None and new is not None:
@@ -71,11 +71,11 @@ class AdapterSet:
         return AdapterSet(self.layers, {**self.slots, name: tuple(slots)}, self.active)
 
     def activated(self, weights: Mapping[str, float]) -> AdapterSet:
-        """With these as the active ones. Unknown names hold a place; see `active`."""
+        """A set with the named adapters active. Unknown names hold a place; see `active`."""
         return AdapterSet(self.layers, self.slots, {name: float(weight) for name, weight in weights.items()})
 
     def without(self, names: Iterable[str]) -> AdapterSet:
-        """Without these adapters, and these names that hold a place."""
+        """A set without the named adapters, and without the names among these that hold a place."""
         names = set(names)
         return AdapterSet(self.layers, _without(self.slots, names), _without(self.active, names))
 

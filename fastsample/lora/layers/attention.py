@@ -18,9 +18,9 @@ class FusedAttnProcessor:
     """Does what diffusers' AttnProcessor2_0 does, with q, k and v (in cross-attention k and v) computed together.
 
     Attributes:
-        projection: of the block's to_q, to_k and to_v, or of to_k and to_v, which are its linears; without one, as
-            diffusers' IP-Adapter loader makes them of a processor's class, each is called by itself.
-        original: the processor before.
+        projection: the block's to_q, to_k and to_v, or to_k and to_v, run as one. Where it is None, as in processors
+            that diffusers' IP-Adapter loader makes of this class, each linear is called by itself.
+        original: the processor that the block had before.
     """
 
     def __init__(self, projection: QKVProjection | None = None, original: Any = None) -> None:
@@ -70,7 +70,7 @@ class FusedAttnProcessor:
     def _project(self, attn: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         linears = [] if self.projection is None else list(self.projection.children())
         names = ("to_q", "to_k", "to_v")[3 - len(linears) :]
-        # Someone may have put other modules in the block, or hooks on these.
+        # The user may have put other modules in the block, or hooks on the linears.
         if any(
             attn._modules[name] is not linear or _hooked(linear) for name, linear in zip(names, linears, strict=True)
         ):
@@ -84,7 +84,7 @@ class FusedAttnProcessor:
 
 
 def fusible(module: nn.Module, touched: Iterable[nn.Module]) -> dict[nn.Module, list[nn.Linear]]:
-    """The attention blocks among whose projections are touched ones, and for each those that can run as one."""
+    """The attention blocks with a touched projection, and for each block the linears that can run as one."""
     # A tree can only hold diffusers' blocks where diffusers is imported.
     diffusers: Any = sys.modules.get("diffusers.models.attention_processor")
     if diffusers is None:
@@ -108,7 +108,7 @@ def install(projections: Mapping[nn.Module, QKVProjection]) -> None:
 
 
 def uninstall(module: nn.Module, freed: Container[FrozenLayers]) -> None:
-    """Gives the blocks whose projections have gone their processors back."""
+    """Gives each block whose projection was detached its original processor."""
     for block in module.modules():
         processor = getattr(block, "processor", None)
         if not isinstance(processor, FusedAttnProcessor):

@@ -73,7 +73,7 @@ class FrozenConv(FrozenLayers):
         self._stacked: tuple[LowRank | None, Tensor | None] = (None, None)
 
     def low_rank(self) -> tuple[LowRank | None, Tensor | None]:
-        """The active adapters as one, and of each of its ranks the place of its adapter among the active ones."""
+        """The active adapters stacked along the rank, and for each rank the place of its adapter among them."""
         if not torch.compiler.is_compiling():
             self._refresh_if_trained()
         return self._stack() if self._live() else self._stacked

@@ -18,8 +18,8 @@ DETACHED = (
     "the layer was detached: lora.detach gave its place, weights and bias back to the module that it had replaced; "
     "call that one, or attach again. A model that still holds the layer gets the module from lora.detach(model)"
 )
-# Two threads may make the first call at once, and one may copy a model that another calls. Packing is rare: one lock
-# for all layers, which copies need not take along.
+# Two threads may make the first call at once, and one may copy a model that another calls. Packing is rare, so that one
+# lock serves all layers, and copies of layers need not take it along.
 LOCK = threading.RLock()
 
 
@@ -34,8 +34,8 @@ class FrozenLayers:
         index: the adapter of each sample, where forward is given none; None for the sum of all.
         unmerged: the weights as they were before merge(); None where adapters are not merged.
         made_by_attach: whether attach put the layers in their places, so that detach takes them away.
-        names_by_attach: the adapters that attach added to layers it found.
-        detached: the layers' weights are others' now: whoever still holds the layers is refused.
+        names_by_attach: the adapters that attach added, for detach to take from layers that stay.
+        detached: whether the layers gave their weights away; every later use of them raises RuntimeError.
     """
 
     def __init__(self, layers: Sequence[Layer], capacity: int | None) -> None:
@@ -60,7 +60,7 @@ class FrozenLayers:
         capacity: int | None = None,
         active: Mapping[str, float] | None = None,
     ) -> None:
-        """Takes an adapter, and these as the active ones: by default it joins them."""
+        """Adds an adapter and makes `active` the active ones; by default the new adapter joins them."""
         self.check_attached()
         capacity = self._capacity if capacity is None else capacity
         self.change(self.adapters.added(name, pairs, scale, alpha, capacity, active))
@@ -72,7 +72,7 @@ class FrozenLayers:
         scale: float | Sequence[float] = 1.0,
         alpha: float | None = None,
     ) -> None:
-        """Other factors for an adapter, of at most its capacity; a layer whose pair is None gets zeros."""
+        """Gives an adapter other factors, of at most its capacity; a layer whose pair is None gets zeros."""
         self.change(self.adapters.replaced(name, pairs, scale, alpha))
 
     def activate(self, weights: Mapping[str, float]) -> None:
@@ -88,7 +88,7 @@ class FrozenLayers:
         self.names_by_attach.discard(name)
 
     def change(self, adapters: AdapterSet) -> None:
-        """Takes these in the place of those before, or raises and stays as it was."""
+        """Puts another AdapterSet in the place of the present one, or raises and keeps the present one."""
         self.check_attached()
         self.check_not_merged()
         before, self.adapters = self.adapters, adapters
@@ -138,7 +138,7 @@ class FrozenLayers:
             )
 
     def check_index(self, x: Tensor, index: Tensor) -> None:
-        """Raises unless index chooses an active adapter or none for each sample of x; its values only on the CPU."""
+        """Raises unless index has a place, or -1, for each sample of x; values are only looked at on the CPU."""
         if x.ndim < 2 or index.dtype != torch.int64 or index.shape != x.shape[:1]:
             raise ValueError(
                 f"adapter_index must hold one int64 per sample of x, whose shape is {tuple(x.shape)}; got "
@@ -156,7 +156,7 @@ class FrozenLayers:
         """Brings the layers' parameters back where they are kept in another form."""
 
     def free(self) -> None:
-        """After restore, or merged: the weights are those from before merge, and nobody's here any more."""
+        """Gives the weights from before merge() back and forgets all else. Not merged, it comes after restore()."""
         if self.unmerged is not None:
             for layer, weight in zip(self.layers, self.unmerged, strict=True):
                 layer.weight.data = weight
@@ -169,12 +169,12 @@ class FrozenLayers:
         raise NotImplementedError
 
     def parameters(self, i: int) -> dict[str, nn.Parameter | None]:
-        """The i-th layer's, with their storage."""
+        """The i-th layer's parameters, with their storage."""
         self.check_attached()
         return self.layers[i]._parameters
 
     def changed(self, i: int) -> None:
-        """The i-th layer's parameters were moved, cast or loaded."""
+        """Takes note that the i-th layer's parameters were moved, cast or loaded."""
         raise NotImplementedError
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ class FrozenLayers:
     def _live(self) -> bool:
         """Whether gradients must reach A and B, so that forward reads them as they are now.
 
-        Under torch.compile nothing tells that they have changed since refresh(): those in training are always read.
+        Under torch.compile nothing tells that A and B have changed since refresh(): trainable ones are always read.
         """
         return self._trainable and (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
@@ -212,7 +212,7 @@ def release(all_frozen: Iterable[FrozenLayers]) -> None:
     with LOCK:
         attached = [frozen for frozen in all_frozen if not frozen.detached]
         try:
-            # First: a call in another thread would pack, and release, what is restored here.
+            # Marked first: a call in another thread would pack, and release, what is restored here.
             for frozen in attached:
                 frozen.detached = True
             for frozen in attached:
@@ -227,7 +227,7 @@ def release(all_frozen: Iterable[FrozenLayers]) -> None:
 
 
 def mark(tensor: Tensor) -> tuple[int, int, int]:
-    """Differs after most changes: another object, other memory, a write that autograd has counted."""
+    """A mark that differs after most changes: another object, other memory, a write that autograd has counted."""
     try:
         version = tensor._version
     except RuntimeError:  # inference tensors keep no count

@@ -17,7 +17,7 @@ from fastsample.ops.lora.checks import check_operands
 from fastsample.ops.lora.reference import lora_linear_reference
 from fastsample.ops.lora.weights import PackedLinear, pack_linear
 
-# Of which linear (None: all of them), and whether the adapters differ between samples.
+# The place of the linear (None: all of them), and whether the adapters differ between samples.
 _Key = tuple[int | None, bool]
 _Forms = dict[_Key, tuple[PackedLinear, PackedAdapters | None]]
 
@@ -38,7 +38,7 @@ def _untraced(method: Callable[..., _Result]) -> Callable[..., _Result]:
 
 
 class FrozenLinears(FrozenLayers):
-    """What the LoRALinears of one QKVProjection have in common; a LoRALinear by itself is one of one.
+    """The packed weights and adapters that the LoRALinears of one QKVProjection share, or a single LoRALinear has.
 
     The layers' parameters are the truth and the packed weights a copy, made where parameters arrive: at construction,
     after .to() and load_state_dict(), else at the next call. Without keep_weight it is the other way round: a parameter
@@ -55,7 +55,7 @@ class FrozenLinears(FrozenLayers):
         self.pack()
 
     def __call__(self, x: Tensor, index: Tensor | None, i: int | None = None) -> tuple[Tensor, ...]:
-        """All linears of x, or the i-th alone."""
+        """The outputs of all linears for x, or of the i-th alone."""
         self.check_attached()
         device = x.device.type
         if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
@@ -100,7 +100,7 @@ class FrozenLinears(FrozenLayers):
                         weight.data = weight.new_full((), float("nan")).expand(weight.shape)
                     self._seen = [p for p in (*weights, *biases) if p is not None]
                     self._weight_marks = [mark(parameter) for parameter in self._seen]
-                    # Last: other threads take what they find here for complete.
+                    # Assigned last: other threads take what they read here for complete.
                     self._packed, self._forms = packed, forms
                 except BaseException:
                     self._packed, self._forms = None, {}
@@ -125,7 +125,7 @@ class FrozenLinears(FrozenLayers):
             return
         self._packed, self._forms = None, {}
         kinds = {(layer.weight.dtype, layer.weight.device) for layer in self.layers}
-        # A module tree comes to the layers in turn: only with the last are all of them new.
+        # A module tree moves its layers one by one: only after the last have all of them moved.
         if i == len(self.layers) - 1 and len(kinds) == 1:
             self.pack()
 
@@ -151,8 +151,8 @@ class FrozenLinears(FrozenLayers):
         packed, weight = self._packed, self.layers[i].weight
         if packed is None or mark(weight) == self._weight_marks[i]:
             return weight.detach() if packed is None else packed.linear(i).unpack()[0]
-        # One that was put in the packed one's place is the user's. Where the module that was replaced has been moved or
-        # cast, what it moved is the NaN that stands for the packed weight.
+        # A weight that was put in the packed one's place is the user's. But where the replaced module has been moved or
+        # cast, it moved only the NaN that stands for the packed weight.
         moved = weight.shape == (packed.out_features[i], packed.in_features) and _is_nan(weight)
         return packed.linear(i).unpack()[0].to(weight) if moved else weight.detach()
 
@@ -183,14 +183,17 @@ class FrozenLinears(FrozenLayers):
             return self._forms[key]
 
     def _form(
-        self, packed: PackedLinear, key: _Key, before: _Forms, made: _Forms
+        self, packed: PackedLinear, key: _Key, before: _Forms, forms: _Forms
     ) -> tuple[PackedLinear, PackedAdapters | None]:
-        """The packed form, in the memory of the one before where that fits: a compiled model may know its address."""
+        """The packed form, in the memory of the form before it where that fits: a compiled model may know the address.
+
+        `forms` has those already packed from the present adapters.
+        """
         i, per_sample = key
         packed = packed if i is None else packed.linear(i)
         with torch.inference_mode(False), torch.no_grad():
-            if per_sample and len(self.adapters.active) == 1 and (i, False) in made:
-                return made[i, False]
+            if per_sample and len(self.adapters.active) == 1 and (i, False) in forms:
+                return forms[i, False]
             groups = [] if self.unmerged else self._groups(key)
             if not any(low_rank for group in groups for low_rank in group):
                 return packed, None
@@ -225,7 +228,7 @@ class FrozenLinears(FrozenLayers):
             )
 
     def _set_weights(self, weights: Sequence[Tensor]) -> None:
-        # Locked, since whoever finds nothing packed packs what the parameters hold.
+        # Locked, since a call in another thread that sees nothing packed would pack the parameters as they are then.
         with LOCK:
             self._packed = None
             super()._set_weights(weights)

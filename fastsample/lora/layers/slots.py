@@ -1,4 +1,4 @@
-"""An adapter's factors in one layer: as they are given, as they are kept, and as the product takes them."""
+"""An adapter's factors in one layer: a pair as users give it, a slot that keeps it, a LowRank for the product."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Layer(Protocol):
 
 
 class Slot(NamedTuple):
-    """What an adapter keeps in one layer, to whose weight it adds factor * up @ down.
+    """An adapter's factors in one layer, to whose weight they add factor * up @ down.
 
     Attributes:
         down, up: A and B as they were given, of any dtype.
@@ -39,7 +39,7 @@ class Slot(NamedTuple):
     capacity: int
 
     def low_rank(self, weight: float, layer: Layer) -> LowRank:
-        """In the layer's dtype and of the rank of the capacity: a swap then changes no shape and no dtype."""
+        """The factors in the layer's dtype, filled up to the capacity: a swap then changes no shape and no dtype."""
         down, up = self.down.to(layer.weight), self.up.to(layer.weight)
         if missing := self.capacity - len(down):
             down = torch.cat([down, down.new_zeros(missing, *down.shape[1:])])
@@ -48,7 +48,7 @@ class Slot(NamedTuple):
         return LowRank(down, up, torch.full((self.capacity,), weight * self.factor, dtype=dtype, device=down.device))
 
     def emptied(self) -> Slot:
-        """The same room without factors."""
+        """A slot of the same capacity without factors."""
         return Slot(self.down.detach()[:0], self.up.detach()[:, :0], 0.0, self.capacity)
 
 
@@ -100,7 +100,7 @@ def check_ranks(slots: Sequence[Slot | None]) -> None:
 
 
 def stacked(low_ranks: Sequence[LowRank | None]) -> LowRank | None:
-    """Their sum as one, of all their ranks together; None where all are."""
+    """The sum of low-rank products as one product of all their ranks; None where all are None."""
     present = [low_rank for low_rank in low_ranks if low_rank is not None]
     if len(present) < 2:
         return present[0] if present else None
