@@ -123,7 +123,7 @@ class Loop:
             self._backend,
         )
         # What callbacks and correct_x0 were shown they may keep.
-        self._shares = borrows and not (self._changes or self._in_fresh_tensors) and worth_sharing(kind)
+        self._shares = borrows and not (self._changes or self._in_fresh_tensors) and worth_sharing(kind, self._table)
         self._keeps = not borrows or self._shares
         if self._in_fresh_tensors:
             return FreshTensors(kind, self._table, weights, self.differentiable)
@@ -216,6 +216,7 @@ class Loop:
         table, predict, source = self._table, self._predict, self._source
         model, keeps_x0, last = predict.model, table.keeps_x0, len(table) - 1
         memory.input.fill(float(table.e[self.schedule[0][0]]))
+        memory.renew_times()
         inputs, times, needed = memory.input.views, memory.times, memory.input.needed
         keywords = self.guidance.conditional, self.guidance.both
         threads, version_of_times = torch.get_num_threads(), times[False][0]._version
@@ -242,9 +243,9 @@ class Loop:
         table, predict, source = self._table, self._predict, self._source
         correct, inpainting, observed = self._correct_x0, self.inpainting, self._observed
         keywords = self.guidance.conditional, self.guidance.both
+        memory.rewind()
         times = memory.times[False][0]
         version_of_times = times._version
-        memory.rewind()
         for k, t, guided, _, level in self.schedule:
             x, time = memory.model_input(k, guided)
             m = predict(x, time, keywords[guided])
