@@ -25,6 +25,7 @@ from fastsample.ops.memory import ordinary_tensors
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.ops.tracing import recording, transformed
 from fastsample.tables import Table
+from fastsample.versions import version_of
 
 
 class Loop:
@@ -245,7 +246,7 @@ class Loop:
         keywords = self.guidance.conditional, self.guidance.both
         memory.rewind()
         times = memory.times[False][0]
-        version_of_times = times._version
+        version_of_times = version_of(times)
         for k, t, guided, _, level in self.schedule:
             x, time = memory.model_input(k, guided)
             m = predict(x, time, keywords[guided])
