@@ -221,8 +221,6 @@ def _check(o: Operands) -> None:
         check_like("input_out", o.input_out, o.x, dtype=None, copies=2)
         if not o.input_out.is_floating_point():
             raise TypeError(f"input_out must be floating point, got {o.input_out.dtype}")
-    if not 0 <= o.rescale <= 1:
-        raise ValueError(f"guidance_rescale must lie in [0, 1], got {o.rescale}")
 
 
 def _accepted_layouts(x: Tensor, *, guided: bool) -> Layouts:
