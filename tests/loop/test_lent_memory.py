@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsample import DDIM, DDPM, Schedule
+from fastsample import DDIM, DDPM, Batcher, Schedule
 from fastsample.loop import pool
 
 SHAPE = (2, 3, 4)
@@ -82,3 +82,36 @@ def test_times_of_another_shape_are_noticed() -> None:
 
     with pytest.raises(ValueError, match="replaced the memory of its argument t"):
         SAMPLER(reshapes, SHAPE, seed=1)
+
+
+def replaces(x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+    """Gives each of its arguments other memory."""
+    x.data = x.data * 0.5
+    t.data = t.data // 2
+    if c is None:
+        return x
+    c.data = c.data + 1
+    return x * 0.5 + c
+
+
+def replaces_nothing(x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+    return x * 0.5 if c is None else x * 0.25 + (c + 1)
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+def test_a_batch_keeps_its_memory(guided: bool) -> None:
+    """Its times too, which the next call is given, and the keywords of every sample."""
+    options: dict[str, Any] = {"guidance": 2.0, "uncond": {"c": torch.zeros(3, 1)}} if guided else {}
+    got = []
+    for model in (replaces, replaces_nothing):
+        seen: list[list[int]] = []
+
+        def watched(x: Tensor, t: Tensor, c: Tensor, model: Any = model, seen: list[list[int]] = seen) -> Tensor:
+            seen.append(t.tolist())
+            return model(x, t, c)
+
+        batcher = Batcher(watched, SAMPLER, batch=2, **options)
+        requests = [batcher.submit(SHAPE[1:], seed=1, index=i, c=torch.full((3, 1), 0.5 * i)) for i in range(3)]
+        got.append(([request.result() for request in requests], seen))
+    assert got[0][1] == got[1][1]
+    assert all(torch.equal(one, other) for one, other in zip(got[0][0], got[1][0], strict=True))
