@@ -18,7 +18,10 @@ from fastsample.tables import Table
 
 
 class FreshTensors:
-    """What a Workspace is to a run in place, in torch's own operations: its methods are documented there.
+    """What a Workspace is to a run in place, in torch's own operations. The model's arguments are made for it alone.
+
+    A loop calls `start`, `rewind` and then, for every row, `model_input` and `step`; `correct` and `paint` where x0 or
+    x is replaced after it, `check_shown` where a caller may have looked at it.
 
     Args:
         kind, table: as for a Workspace.
@@ -30,7 +33,8 @@ class FreshTensors:
         self.kind, self._table, self.weights, self._differentiable = kind, table, weights, differentiable
         self._applied = without_x0(table) if kind.corrects else table
         self.keys = torch.zeros(kind.shape[0], dtype=torch.int64, device=kind.device)
-        self.times, _ = times_of_rows(table, kind)
+        self._times, buffer, values = times_of_rows(table, kind)
+        buffer.copy_(values)
         # Nothing before `start`, but for what is made like it.
         self.state = torch.empty(kind.shape, dtype=kind.dtype, device=kind.device)
 
@@ -52,7 +56,7 @@ class FreshTensors:
 
     def model_input(self, row: int, guided: bool) -> tuple[Tensor, Tensor]:
         x = (self.state * float(self._table.e[row])).to(self.kind.model_dtype)
-        return torch.cat([x, x]) if guided else x, self.times[guided][row].clone()
+        return torch.cat([x, x]) if guided else x, self._times[guided][row].clone()
 
     def step(self, m: Tensor, row: int, z: Tensor | None) -> None:
         # Generators fill one buffer again and again, which autograd may have kept.
@@ -63,7 +67,7 @@ class FreshTensors:
         self._history = [self.x0, *history]
 
     def correct(self, correct: CorrectX0, row: int) -> None:
-        self.x0 = corrected(correct, self.x0, self.times[False][row].clone(), self._table, row)
+        self.x0 = corrected(correct, self.x0, self._times[False][row].clone(), self._table, row)
         self._history[0] = self.x0
         self.state = self.state + self.x0 * float(self._table.b[row])
 
@@ -71,15 +75,9 @@ class FreshTensors:
         self.state = self.state.clone()
         inpainting.apply(self.state, row)
 
-    def show(self) -> None:
-        """Nothing to do: autograd sees these operations."""
-
     def check_shown(self, step: Step) -> None:
         if step.x is not self.state:
             raise ValueError("step.x was replaced: it may only be changed in place, step.x[...] = ...")
-
-    def check_lent(self) -> None:
-        """Nothing to do: the model's arguments are made for it alone."""
 
     def result(self, keeps: bool) -> Tensor:
         return self.state
