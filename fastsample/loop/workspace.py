@@ -151,8 +151,7 @@ class Workspace:
 
     def check_shown(self, step: Step, x0: Tensor) -> None:
         """Raises where the caller has replaced the x or x0 that it was shown; kernels know the addresses."""
-        state = self.state
-        moved = _moved(self._shown)
+        state, moved = self.state, _moved(self._shown)
         if step.x is not state or step.x0 is not x0 or moved is not None:
             name = moved or ("step.x" if step.x is not state else "step.x0")
             raise ValueError(f"{name} was replaced or resized: it may only be changed in place, {name}[...] = ...")
@@ -206,7 +205,8 @@ def times_of_rows(table: Table, kind: Kind) -> tuple[Times, Tensor, Tensor]:
 def _moved(seen: list[tuple[str, Tensor, Place]]) -> str | None:
     """The name of the first tensor that lies elsewhere by now."""
     for name, tensor, place in seen:
-        if _place(tensor) != place:
+        # As _place has it, without a frame in every row that is watched.
+        if (start_of(tensor), tensor.shape, tensor.stride()) != place:
             return name
     return None
 

@@ -60,7 +60,7 @@ def test_a_row_that_is_looked_at_makes_few_calls_more() -> None:
     def look(step: object) -> None:
         pass
 
-    assert calls_per_row(lambda sampler: sampler(model, SHAPE, seed=1, callback=look)) <= 16
+    assert calls_per_row(lambda sampler: sampler(model, SHAPE, seed=1, callback=look)) <= 14
 
 
 def test_a_row_of_a_generator_makes_few_calls_more() -> None:
@@ -68,7 +68,7 @@ def test_a_row_of_a_generator_makes_few_calls_more() -> None:
         for _ in sampler.iterate(model, SHAPE, seed=1):
             pass
 
-    assert calls_per_row(look) <= 19
+    assert calls_per_row(look) <= 17
 
 
 def test_a_row_that_corrects_x0_makes_few_calls_more() -> None:
