@@ -283,15 +283,16 @@ class Loop:
         table, predict, source = self._table, self._predict, self._source
         correct, inpainting = self._correct_x0, self.inpainting
         keywords = self.guidance.conditional, self.guidance.both
-        memory.rewind()
+        history: list[Tensor] = []
         for k, t, guided, _, level in self.schedule:
             x, time = memory.model_input(k, guided)
             m = predict(x, time, keywords[guided])
-            memory.step(m, k, source(k) if source is not None and table.stochastic[k] else None)
+            x0 = memory.step(m, k, source(k) if source is not None and table.stochastic[k] else None, history)
             if correct is not None:
-                memory.correct(correct, k)
+                x0 = memory.correct(correct, x0, k)
+            history = [x0, *history][:2]
             if inpainting is not None:
                 memory.paint(inpainting, k)
-            step = Step(k, t, memory.state, memory.x0, *level)
+            step = Step(k, t, memory.state, x0, *level)
             yield step
             memory.check_shown(step)
