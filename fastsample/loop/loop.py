@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 from typing import Any
@@ -44,13 +44,13 @@ class Loop:
     adds some.
 
     Args:
-        table: the rows.
+        rows: gives the table and its row that the run starts at, once the model, x and the backend have been checked;
+            raises where the options name none.
         correct_x0: what replaces each row's x0, or None.
-        first_row: the row that the run starts at.
         model, x: as for a sampler.
         options: those of the run. Of `strength` the loop reads whether it is given, in which case x is clean and gets
-            noise up to the level of the first row. `start_step` and `strength` have been made into the table and its
-            first row, and seed, index, callback, progress, decode and out belong to whoever runs the loop.
+            noise up to the level of the first row. What else it and `start_step` say is in the rows, and seed, index,
+            callback, progress, decode and out belong to whoever runs the loop.
         observed: whether someone looks at x0, and may change x, after a row.
         borrows: whether another run may have the memory once this one is closed.
 
@@ -64,9 +64,8 @@ class Loop:
 
     def __init__(
         self,
-        table: Table,
+        rows: Callable[[], tuple[Table, int]],
         correct_x0: CorrectX0 | None,
-        first_row: int,
         model: Model,
         x: Tensor | Sequence[int],
         options: RunOptions,
@@ -74,9 +73,11 @@ class Loop:
         observed: bool = False,
         borrows: bool = False,
     ) -> None:
-        self._table, self._correct_x0, self._options, self._observed = table, correct_x0, options, observed
+        self._correct_x0, self._options, self._observed = correct_x0, options, observed
         self._predict = Predictor(model, options.model_dtype)
         self._place(x, options)
+        table, first_row = rows()
+        self._table = table
         if options.strength is None and not isinstance(x, Tensor):
             warn_of_far_noise(table)
         self._level = None if options.strength is None else noise_level(table, first_row)
