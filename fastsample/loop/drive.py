@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsample.loop.loop import Loop
-from fastsample.loop.options import RunOptions, Step
+from fastsample.loop.options import Step
 from fastsample.model import decoder_dtype, unwrapped
 from fastsample.ops.noise.keys import Index, Seed
 
@@ -32,18 +32,18 @@ class Hooks:
                 raise TypeError(f"{name} must be callable, got {type(function).__name__}")
 
 
+_HOOKS = ("callback", "progress", "decode")
 _NO_HOOKS = Hooks()
 
 
-def hooks_of(options: RunOptions) -> Hooks:
-    """The hooks among these options.
+def hooks_of(options: Mapping[str, Any]) -> Hooks:
+    """The hooks among these options, whose other names do not matter.
 
     Raises:
         TypeError: where a callback or decode cannot be called.
     """
-    if options.callback is None and options.decode is None and not options.progress:
-        return _NO_HOOKS
-    return Hooks(options.callback, options.progress, options.decode)
+    given = {name: options[name] for name in _HOOKS if name in options}
+    return Hooks(**given) if given else _NO_HOOKS
 
 
 def drive(

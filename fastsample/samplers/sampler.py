@@ -54,8 +54,8 @@ class Sampler:
             model, x: see fastsample.ddim.
             **options: see fastsample.Options.
         """
+        hooks = hooks_of(options)
         asked = options_of(self, model, x, options)
-        hooks = hooks_of(asked)
         loop = loop_of(self, model, x, asked, observed=hooks.callback is not None, borrows=True)
         return drive(loop, x, asked.seed, asked.index, asked.out, hooks)
 
@@ -99,9 +99,9 @@ class Sampler:
         """
         if options.get("out") is not None:
             raise TypeError("prepare takes no out: give it to the call of what it returns")
+        hooks = hooks_of(options)
         asked = options_of(self, model, x, options)
         asked = asked._replace(**{name: copied(getattr(asked, name)) for name in COPIED})
-        hooks = hooks_of(asked)
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
             raise ValueError("x requires gradients, which a prepared run does not compute: give x.detach()")
         make = functools.partial(loop_of, self, model, x, asked, observed=hooks.callback is not None)
