@@ -16,6 +16,7 @@ from fastsample.loop.guidance import Shared
 from fastsample.loop.options import Options
 from fastsample.loop.start import checked_start
 from fastsample.model import Model
+from fastsample.ops.memory import ordinary_tensors
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.sampler import Sampler, loop_of, options_of
 
@@ -165,7 +166,7 @@ class Graph:
         absent = [name for name, value in inputs.items() if value is None or getattr(self._options, name) is None]
         if absent:
             raise ValueError(f"{absent[0]} can be changed only to a value, and only where capture was given one")
-        with torch.inference_mode(False), torch.no_grad():
+        with ordinary_tensors(), torch.no_grad():
             pairs = list(self._replacements(inputs))
             for old, new in pairs:
                 old.copy_(new)

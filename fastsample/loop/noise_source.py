@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from fastsample.loop.options import Noise
+from fastsample.ops.memory import ordinary_tensors
 
 
 def noise_source(noise: Noise, state: Tensor) -> Callable[[int], Tensor]:
@@ -19,7 +20,7 @@ def noise_source(noise: Noise, state: Tensor) -> Callable[[int], Tensor]:
         raise TypeError("noise must be a function of the row, a torch.Generator or a list of them; x_T goes in as x")
     if not isinstance(noise, Generator) and len(generators) != state.shape[0]:
         raise ValueError(f"noise must be one generator or {state.shape[0]}, one per sample; got {len(generators)}")
-    with torch.inference_mode(False):
+    with ordinary_tensors():
         buffer = torch.empty_like(state, device=generators[0].device)
     parts = [buffer] if isinstance(noise, Generator) else list(buffer.split(1))
 

@@ -14,6 +14,7 @@ from fastsample.loop.model_input import ModelInput
 from fastsample.loop.options import RunOptions
 from fastsample.loop.turns import plans_in_turn
 from fastsample.model import Predictor
+from fastsample.ops.memory import ordinary_tensors
 from fastsample.ops.noise import INITIAL, fill
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.tables import Table
@@ -71,7 +72,7 @@ class Places:
         self.shape, self._predict, self._table, self._backend = shape, predict, _with_idle_row(table), backend
         self.idle_row = len(table)
         # Buffers must be ordinary tensors also where the caller is in inference mode.
-        with torch.inference_mode(False):
+        with ordinary_tensors():
             state = torch.empty((batch, *shape), dtype=torch.float32, device=device)
             asked = options._replace(cond=batched(cond), uncond=batched(uncond))
             self._guidance = guidance_of(state, asked, predict.known_dtype)
@@ -154,7 +155,7 @@ class Places:
 
     def sample(self, turn: int, i: int) -> Tensor:
         """What place i holds, in memory of its own."""
-        with torch.inference_mode(False):
+        with ordinary_tensors():
             return self._turns[turn].state[i].clone()
 
     def empty(self, turn: int, i: int) -> None:

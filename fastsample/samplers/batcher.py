@@ -20,6 +20,7 @@ from fastsample.loop.places import Places
 from fastsample.loop.start import warn_of_far_noise
 from fastsample.model import Model, Predictor
 from fastsample.ops.backend import choose
+from fastsample.ops.memory import ordinary_tensors
 from fastsample.ops.noise.keys import sample_keys
 from fastsample.samplers.sampler import Sampler
 
@@ -323,7 +324,7 @@ def _of_one_sample(name: str, value: Any, device: torch.device, like: Tensor | N
             f"shape {tuple(tensor.shape)}"
         )
     dtype = tensor.dtype if like is None else like.dtype
-    with torch.inference_mode(False):
+    with ordinary_tensors():
         if tensor.is_cpu and tensor.ndim == 0:
             # An upload to a GPU would wait for all work before it.
             return torch.full((), tensor.item(), dtype=dtype, device=device)

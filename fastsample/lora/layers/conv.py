@@ -13,6 +13,7 @@ from fastsample.lora.layers.adapted import AdaptedLayer, check_replaceable
 from fastsample.lora.layers.frozen import FrozenLayers
 from fastsample.lora.layers.slots import Layer, stacked
 from fastsample.ops.lora.adapters import LowRank
+from fastsample.ops.memory import ordinary_tensors
 
 
 class LoRAConv2d(AdaptedLayer):
@@ -80,7 +81,7 @@ class FrozenConv(FrozenLayers):
 
     def refresh(self) -> None:
         """Stacks the active adapters anew."""
-        with torch.inference_mode(False), torch.no_grad():
+        with ordinary_tensors(), torch.no_grad():
             self._stacked = self._stack()
         self._note_factors()
 

@@ -13,6 +13,7 @@ from fastsample.lora.checks import check_names
 from fastsample.lora.layers.adapter_set import AdapterSet
 from fastsample.lora.layers.slots import Layer, Pair, merged
 from fastsample.ops.lora.checks import check_range
+from fastsample.ops.memory import ordinary_tensors
 from fastsample.versions import version_of
 
 DETACHED = (
@@ -109,7 +110,7 @@ class FrozenLayers:
         """Adds the active adapters to the weights."""
         self.check_attached()
         self.check_not_merged()
-        with torch.inference_mode(False):
+        with ordinary_tensors():
             weights = self.weights()
             [group] = self.adapters.groups(per_sample=False)
             sums = [merged(weight, low_rank) for weight, low_rank in zip(weights, group, strict=True)]

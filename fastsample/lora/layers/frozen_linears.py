@@ -16,6 +16,7 @@ from fastsample.ops.lora.adapters import LowRank, PackedAdapters, pack_adapters
 from fastsample.ops.lora.checks import check_operands
 from fastsample.ops.lora.reference import lora_linear_reference
 from fastsample.ops.lora.weights import PackedLinear, pack_linear
+from fastsample.ops.memory import ordinary_tensors
 
 # The place of the linear (None: all of them), and whether the adapters differ between samples.
 _Key = tuple[int | None, bool]
@@ -92,7 +93,7 @@ class FrozenLinears(FrozenLayers):
             weights = [layer.weight for layer in self.layers]
             biases = [layer.bias for layer in self.layers]
             # Packed memory outlives the call that makes it, which may be in inference mode.
-            with torch.inference_mode(False), torch.no_grad():
+            with ordinary_tensors(), torch.no_grad():
                 packed = pack_linear([w.data for w in weights], [None if b is None else b.data for b in biases])
                 forms, whole = self._refreshed(packed, {}), [weight.data for weight in weights]
                 try:
@@ -191,7 +192,7 @@ class FrozenLinears(FrozenLayers):
         """
         i, per_sample = key
         packed = packed if i is None else packed.linear(i)
-        with torch.inference_mode(False), torch.no_grad():
+        with ordinary_tensors(), torch.no_grad():
             if per_sample and len(self.adapters.active) == 1 and (i, False) in forms:
                 return forms[i, False]
             groups = [] if self.unmerged else self._groups(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastsample.broadcast import per_sample
 from fastsample.ops.posterior.rows import rows_of, variance_of
 from fastsample.ops.step.reference import step_reference
 from fastsample.tables import Table
@@ -27,12 +28,11 @@ def posterior_reference(x: Tensor, m: Tensor, table: Table, row: int | Tensor) -
 
 def log_variance(x: Tensor, m: Tensor, table: Table, row: int | Tensor, *, learned: bool) -> Tensor:
     """constant + slope v; v does not matter where its slope is 0, a NaN included."""
-    each = (1,) * (x.ndim - 1)
     if isinstance(row, Tensor):
-        constant, slope = (values.reshape(-1, *each) for values in variance_of(row, table, x))
+        constant, slope = (per_sample(values, x) for values in variance_of(row, table, x))
     else:
         own = rows_of(table)
-        constant = torch.full((1, *each), own.constants[row], dtype=x.dtype, device=x.device)
+        constant = torch.full((1,) * x.ndim, own.constants[row], dtype=x.dtype, device=x.device)
         slope = torch.full_like(constant, own.slopes[row]) if learned else constant  # then it is not read
     if not learned:
         return constant

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from fastsample.broadcast import per_sample
+
 
 def rescale_factor(m: Tensor, conditional: Tensor, phi: float) -> Tensor:
     """phi std(m_c) / std(m) + 1 - phi per sample, 1 where m is constant; shape (B, 1, ...).
@@ -19,7 +21,7 @@ def rescale_factor(m: Tensor, conditional: Tensor, phi: float) -> Tensor:
     of_m, of_conditional = (one.reshape(len(one), -1).std(dim=1, correction=0) for one in (m, conditional))
     constant = of_m == 0
     factor = torch.where(constant, 1.0, phi * of_conditional / torch.where(constant, 1.0, of_m) + (1 - phi))
-    return factor.reshape(-1, *(1 for _ in m.shape[1:]))
+    return per_sample(factor, m)
 
 
 def threshold(x0: Tensor, quantile: float, limit: float) -> Tensor:
@@ -30,7 +32,7 @@ def threshold(x0: Tensor, quantile: float, limit: float) -> Tensor:
     """
     found = torch.quantile(x0.abs().reshape(len(x0), -1), quantile, dim=1).clamp(1, limit)
     found = torch.where(found == math.inf, math.nan, found)
-    return found.reshape(-1, *(1 for _ in x0.shape[1:]))
+    return per_sample(found, x0)
 
 
 def limited(x0: Tensor, limit: float, quantile: float) -> Tensor:
