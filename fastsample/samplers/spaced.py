@@ -1,4 +1,4 @@
-"""What samplers share that visit whole timesteps of a schedule: which ones, and the noise levels there."""
+"""The base of samplers that visit whole timesteps of a schedule: their timesteps and the noise levels there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastsample.times.timesteps import Timesteps, one_step_from_the_noisiest, sp
 class Spaced(Sampler):
     """A sampler that goes from timestep to timestep of a schedule. Subclasses add their arguments and `_rows`.
 
-    Once made, `steps` and `timesteps` hold what they came to.
+    Once made, a sampler's `steps` is the number of timesteps it visits, and `timesteps` a name or a tuple of them.
 
     Args:
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
@@ -32,7 +32,7 @@ class Spaced(Sampler):
     steps: int | None = None
     timesteps: Timesteps = "leading"
 
-    # What the caller chooses where a subclass makes a field of it.
+    # Constants here; a subclass may make them fields, which the caller chooses.
     original_steps = 50
     final_alpha_cumprod = 1.0
 
