@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from inspect import cleandoc
+from weakref import WeakKeyDictionary
 
 # What holds for every sampler. A class may replace an entry, or add to it with "name: ... what is to be added".
 _EVERY_SAMPLER = """
@@ -74,16 +75,17 @@ def function_docs(kind: type, parameters: list[str]) -> str:
 
 
 # Docstrings of classes before `complete` replaced them.
-_as_written: dict[type, str | None] = {}
+_as_written: WeakKeyDictionary[type, str | None] = WeakKeyDictionary()
 
 
 def complete(kind: type, fields: list[str]) -> None:
     """Replaces the docstring of the class by one with an entry for each of its fields."""
     _as_written[kind] = kind.__doc__
-    if kind.__doc__ is None:  # python -OO
-        return
     entries = _entries(kind)
-    arguments = "\n".join(f"    {name}: {entries[name]}" for name in fields).replace("{of_function}", "")
+    arguments = "\n".join(f"    {name}: {entries[name]}" for name in fields if name in entries)
+    if not arguments:  # python -OO, where dataclasses put the signature into the docstring's place
+        return
+    arguments = arguments.replace("{of_function}", "")
     sections = {**_sections(kind.__doc__), "Args": arguments}
     order = ("Args", "Raises", "Example")
     kind.__doc__ = "\n\n".join([sections[""], *(f"{name}:\n{sections[name]}" for name in order if name in sections)])
@@ -102,7 +104,7 @@ def _entries(kind: type) -> dict[str, str]:
     return documented
 
 
-@functools.cache
+@functools.lru_cache(64)
 def _arguments(docstring: str | None) -> dict[str, str]:
     """The entries of the section Args, whose further lines keep their indentation."""
     found: dict[str, str] = {}
@@ -113,7 +115,7 @@ def _arguments(docstring: str | None) -> dict[str, str]:
     return found
 
 
-@functools.cache
+@functools.lru_cache(64)
 def _sections(docstring: str | None) -> dict[str, str]:
     """The text of each section by its name; what stands before them has none."""
     text, *parts = re.split(r"^(Args|Returns|Raises|Example):\n", cleandoc(docstring or ""), flags=re.M)

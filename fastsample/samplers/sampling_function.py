@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from torch import Tensor
@@ -40,9 +41,15 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
         kind: the class, a dataclass that is made as kind(schedule, ...), or kind(...) where it has no schedule.
         name: of the function.
         x: how the function calls what it starts from; "x0" for clean samples, which must be given as a tensor.
+
+    Raises:
+        TypeError: for a field without a default (but the schedule), with a default_factory or with init=False.
     """
     # Written out and compiled, as dataclasses do with __init__: to sort keywords in every call would cost short runs.
     own = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for field in own.values():
+        if not field.init or (field.default is MISSING and field.name != "schedule"):
+            raise TypeError(f"{kind.__name__}.{field.name} must be an argument with a default")
     of_call = kind.__call__.__kwdefaults__ or {}
     keywords = [*sorted(own, key=lambda field: field != "steps"), *of_call]
     source = (
@@ -51,7 +58,10 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
         f"    return sampler(model, {x}{_passed(of_call)}, **options)\n"
     )
     namespace = _names(kind)
-    exec(compile(source, f"<fastsample.{name}>", "exec"), namespace)
+    filename = f"<fastsample.{name}>"
+    exec(compile(source, filename, "exec"), namespace)
+    # For tracebacks, inspect.getsource and IPython's ??.
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     function = namespace[name]
     types = {field.name: field.type for field in own.values()} | {"schedule": "Schedule | None"}
     types |= {keyword: kind.__call__.__annotations__[keyword] for keyword in of_call}
