@@ -27,7 +27,7 @@ FLOORS = (
     ("fastsample.times", "fastsample.schedule", "fastsample.model", "fastsample.zoo"),
     (
         *("fastsample.broadcast", "fastsample.caller", "fastsample.checks"),
-        *("fastsample.images", "fastsample.moved", "fastsample.storage"),
+        *("fastsample.images", "fastsample.moved", "fastsample.storage", "fastsample.versions"),
     ),
 )
 
