@@ -1,4 +1,4 @@
-"""The docstrings of a sampler and its function: what its class, the classes below it, and every sampler say."""
+"""The docstrings of a sampler and its function, put together from its class, its base classes and a common part."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from inspect import cleandoc
 from weakref import WeakKeyDictionary
 
-# What holds for every sampler. A class may replace an entry, or add to it with "name: ... what is to be added".
+# The entries of every sampler. A class may replace an entry, or add to it with "name: ... the text to add".
 _EVERY_SAMPLER = """
 Args:
     model: called as model(x, t, **model_kwargs), t int64 of shape (B,); returns a tensor, a tuple that starts with
@@ -92,12 +92,12 @@ def complete(kind: type, fields: list[str]) -> None:
 
 
 def _entries(kind: type) -> dict[str, str]:
-    """What the docstrings say of each argument, those of base classes first."""
+    """The entry of each argument; a class's own docstring overrides those of its bases."""
     documented = dict(_arguments(_EVERY_SAMPLER))
     call = _arguments(kind.__call__.__doc__)
     documented |= {name: text for name, text in call.items() if name not in documented}
-    for one in reversed(kind.__mro__):
-        for name, text in _arguments(_as_written.get(one, one.__doc__)).items():
+    for base in reversed(kind.__mro__):
+        for name, text in _arguments(_as_written.get(base, base.__doc__)).items():
             if text.startswith("... "):
                 text = f"{documented[name]}\n        {text.removeprefix('... ')}"
             documented[name] = text
@@ -107,16 +107,16 @@ def _entries(kind: type) -> dict[str, str]:
 @functools.lru_cache(64)
 def _arguments(docstring: str | None) -> dict[str, str]:
     """The entries of the section Args, whose further lines keep their indentation."""
-    found: dict[str, str] = {}
+    entries: dict[str, str] = {}
     for names, text in re.findall(
         r"^    ((?:\*\*)?\w+(?:, \w+)*): (.*(?:\n(?:        .*)?$)*)", _sections(docstring).get("Args", ""), re.M
     ):
-        found |= dict.fromkeys(names.split(", "), text.rstrip())
-    return found
+        entries |= dict.fromkeys(names.split(", "), text.rstrip())
+    return entries
 
 
 @functools.lru_cache(64)
 def _sections(docstring: str | None) -> dict[str, str]:
-    """The text of each section by its name; what stands before them has none."""
+    """The text of each section by its name; the text before the first section has the name ""."""
     text, *parts = re.split(r"^(Args|Returns|Raises|Example):\n", cleandoc(docstring or ""), flags=re.M)
     return {"": text.rstrip(), **{name: body.rstrip() for name, body in zip(parts[::2], parts[1::2], strict=True)}}

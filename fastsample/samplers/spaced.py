@@ -1,4 +1,4 @@
-"""What samplers share that visit whole timesteps of a schedule: which ones, and the noise levels there."""
+"""The base of samplers that visit whole timesteps of a schedule: their timesteps and the noise levels there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastsample.times.timesteps import Timesteps, one_step_from_the_noisiest, sp
 class Spaced(Sampler):
     """A sampler that goes from timestep to timestep of a schedule. Subclasses add their arguments and `_rows`.
 
-    Once made, `steps` and `timesteps` hold what they came to.
+    Once made, a sampler's `steps` is the number of timesteps it visits, and `timesteps` a name or a tuple of them.
 
     Args:
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
@@ -34,8 +34,8 @@ class Spaced(Sampler):
 
     def __post_init__(self) -> None:
         T = checked_schedule(self.schedule).T
-        own = vars(self)  # not every subclass leaves these two to the caller
-        t = spaced_timesteps(T, self.timesteps, self.steps, original_steps=own.get("original_steps", 50))
+        arguments = vars(self)  # not every subclass leaves these two to the caller
+        t = spaced_timesteps(T, self.timesteps, self.steps, original_steps=arguments.get("original_steps", 50))
         t = one_step_from_the_noisiest(T, self.timesteps, t)
         self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
         self._set(table=self._rows(t, *self._levels(t)))

@@ -23,13 +23,13 @@ _PART = ".part"
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when the block ends, on disk; never where it raises.
+    """A file to write that takes the place of `path`, on disk, when the block ends; never where the block raises.
 
-    It has a name of its own until then, so that two writers do not meet, and whoever is killed leaves what was there
-    before. A symbolic link at `path` is replaced, not followed.
+    Until then the file has a name of its own, so that two writers do not meet, and a process that is killed leaves
+    `path` as it was. A symbolic link at `path` is replaced, not followed.
 
     Raises:
-        ValueError: path is a folder, a device or the like. OSError: it cannot be written; nothing has changed then.
+        ValueError: path is a folder, a device or the like. OSError: path cannot be written; nothing has changed then.
 
     Example:
         >>> import tempfile
@@ -91,10 +91,10 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keeps other processes and threads that ask the same out of a folder, as far as its file system can.
+    """Keeps other sole writers, in any process or thread, out of a folder, as far as its file system can.
 
     Raises:
-        RuntimeError: another one is in it.
+        RuntimeError: another writer uses the folder.
     """
     if fcntl is None:
         yield
@@ -113,7 +113,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def remove_parts(folder: Path, names: Iterable[str]) -> None:
-    """Removes what writers of these files left when they were killed. No writer may be at work."""
+    """Removes the parts that killed writers of these files left. No writer may be at work."""
     for name in names:
         for part in folder.glob(f".{name}.*{_PART}"):
             if part.is_symlink() or part.is_file():

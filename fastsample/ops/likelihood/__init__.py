@@ -1,4 +1,4 @@
-"""The likelihood of given data under a sampler: the terms of its variational bound, in bits per dimension."""
+"""The likelihood of data under a sampler: the terms of its variational bound, in bits per dimension."""
 
 from __future__ import annotations
 

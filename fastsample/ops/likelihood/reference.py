@@ -25,17 +25,17 @@ def likelihood_reference(
     if isinstance(row, Tensor):
         count = coefficients.shape[0]
         exists = (row >= -count) & (row < count)
-        own = coefficients[torch.where(exists, row, 0)]
-        own = torch.where(exists.reshape(-1, 1), own, math.nan)
+        columns = coefficients[torch.where(exists, row, 0)]
+        columns = torch.where(exists.reshape(-1, 1), columns, math.nan)
     else:
-        own = coefficients[row]
-    p, q, limit, a, b, weight, constant, slope, data = (per_sample(own[..., i], x) for i in range(len(COLUMNS)))
+        columns = coefficients[row]
+    p, q, limit, a, b, weight, constant, slope, data = (per_sample(columns[..., i], x) for i in range(len(COLUMNS)))
     channels = x.shape[1] if x.ndim > 1 else 1
     m = (model_out[:, :channels] if x.ndim > 1 else model_out).to(x.dtype)
     v = model_out[:, channels:].to(x.dtype) if model_out.shape != x.shape else torch.zeros_like(x)
 
     def times(coefficient: Tensor, operand: Tensor) -> Tensor:
-        return torch.where(coefficient == 0, 0.0, coefficient * operand)  # what has none is not read
+        return torch.where(coefficient == 0, 0.0, coefficient * operand)  # without a coefficient it is not read
 
     x0 = times(p, x) + times(q, m)
     x0 = torch.minimum(torch.maximum(x0, -limit), limit)
