@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample.checks import not_a_tensor
+from fastsample.loop.copies import copied
 from fastsample.loop.guidance import Shared
 from fastsample.loop.options import Options
 from fastsample.loop.start import checked_start
@@ -92,7 +93,7 @@ class Graph:
         asked = options_of(sampler, model, example, run_options)
         # Buffers must be ordinary tensors also where the caller is in inference mode.
         with torch.inference_mode(False):
-            self._options = asked._replace(**{name: _copied(getattr(asked, name)) for name in _INPUTS})
+            self._options = asked._replace(**{name: copied(getattr(asked, name)) for name in _INPUTS})
             self._loop = loop = loop_of(sampler, model, example, self._options)
         if loop.differentiable:
             raise ValueError("example requires gradients, which a graph does not compute: give example.detach()")
@@ -106,8 +107,8 @@ class Graph:
                 "a graph cannot be made inside torch.autocast with its cache, which is freed where that ends: "
                 'give torch.autocast("cuda", cache_enabled=False)'
             )
-        self._seed: Seed | None = _copied(asked.seed)
-        self._index: Index = _copied(asked.index)
+        self._seed: Seed | None = copied(asked.seed)
+        self._index: Index = copied(asked.index)
         shape = checked_start(example)
         self._example = example.detach().to(loop.state.device, copy=True) if isinstance(example, Tensor) else shape
         self._capture()
@@ -169,7 +170,7 @@ class Graph:
             for old, new in pairs:
                 old.copy_(new)
         if "guidance" in inputs:
-            self._options = self._options._replace(guidance=_copied(inputs["guidance"]))
+            self._options = self._options._replace(guidance=copied(inputs["guidance"]))
 
     def _replacements(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
         """(what the graph reads, what it is to become): the arguments are worked out anew, as for another run."""
@@ -221,20 +222,6 @@ class Graph:
         with torch.no_grad():
             for _ in self._loop.rows():
                 pass
-
-
-def _copied(value: Any) -> Any:
-    """The same with copies of its tensors, which the graph may write to."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Shared):
-        return Shared(_copied(value.value))
-    if isinstance(value, Mapping):
-        return {name: _copied(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        copies = [_copied(entry) for entry in value]
-        return type(value)(*copies) if hasattr(value, "_fields") else type(value)(copies)
-    return value
 
 
 def _pairs(old: Any, new: Any, path: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -32,12 +32,18 @@ public:
     bool read(py::handle m, ModelOutput* output) const {
         try {
             return is_plain(m, output);
-        } catch (py::error_already_set&) {  // tensors without memory, or without a shape, have no such attributes
+        } catch (py::error_already_set& error) {
+            if (!is_refusal(error)) throw;
             return false;
         }
     }
 
 private:
+    // What tensors without memory, or without a shape, answer; Ctrl-C is none of it.
+    static bool is_refusal(const py::error_already_set& error) {
+        return error.matches(PyExc_AttributeError) || error.matches(PyExc_RuntimeError) || error.matches(PyExc_TypeError);
+    }
+
     bool is_plain(py::handle m, ModelOutput* output) const {
         if (reinterpret_cast<PyObject*>(Py_TYPE(m.ptr())) != tensor_type_.ptr()) return false;
         return attribute(m, is_cpu_).is(py::handle(Py_True)) && has_dtype(m, output) && has_layout(m, output) &&

@@ -100,7 +100,8 @@ def shown(loop: Loop) -> Iterator[Step]:
 
 def carry_sample(error: BaseException, loop: Loop) -> None:
     """Gives the exception the state as it is, so that what a run has come to is not lost."""
-    with suppress(AttributeError, TypeError):  # those of extension types may take no attributes
+    # Those of extension types may take no attributes, others may refuse them; and memory may be what has run out.
+    with suppress(Exception):
         error.sample = loop.state.detach().clone()  # type: ignore[attr-defined]
 
 

@@ -30,7 +30,7 @@ class FreshTensors:
         self.kind, self._table, self.weights, self._differentiable = kind, table, weights, differentiable
         self._applied = without_x0(table) if kind.corrects else table
         self.keys = torch.zeros(kind.shape[0], dtype=torch.int64, device=kind.device)
-        self.times = times_of_rows(table, kind)
+        self.times, _ = times_of_rows(table, kind)
         # Nothing before `start`, but for what is made like it.
         self.state = torch.empty(kind.shape, dtype=kind.dtype, device=kind.device)
 

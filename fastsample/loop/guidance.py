@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Mapping, MutableMapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.checks import real
 from fastsample.loop.options import RunOptions
-from fastsample.ops.checks import guidance_weights
+from fastsample.ops.checks import check_finite_guidance, check_rescale, guidance_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +91,7 @@ def guidance_of(like: Tensor, options: RunOptions, known_dtype: torch.dtype | No
         keywords = getattr(options, name)
         if not isinstance(keywords, Mapping | None):
             raise TypeError(f"{name} must be a mapping of keywords, got {type(keywords).__name__}")
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
+    check_rescale(rescale, guided=True)
     common = dict(options.model_kwargs or {})
     cond = {**common, **(options.cond or {})}
     conditional = _mapped(cond, dtype)
@@ -114,14 +115,15 @@ def _is_one(guidance: float | Sequence[float] | Tensor, weights: Tensor) -> bool
     if isinstance(guidance, int | float):
         return guidance == 1  # reading it back from a GPU would wait for all work before it
     read = weights.cpu()
-    if not read.isfinite().all():
-        raise ValueError(f"guidance must be finite, got {guidance}")
+    check_finite_guidance(read, guidance)
     return bool((read == 1).all())
 
 
 def _checked_interval(interval: tuple[float, float]) -> tuple[float, float]:
     try:
-        low, high = (float(end) for end in interval)
+        if isinstance(interval, str | bytes | Set | Mapping):
+            raise TypeError
+        low, high = (real("guidance_interval", end) for end in interval)
     except (TypeError, ValueError):
         raise TypeError(f"guidance_interval must be (t_lo, t_hi), got {interval!r}") from None
     if not low <= high:
@@ -139,7 +141,7 @@ def _batched(uncond: Mapping[str, Any], cond: Mapping[str, Any], batch: int, pat
 def _joined(uncond: Any, cond: Any, batch: int, name: str) -> Any:
     """What serves both halves, by the types of the values alone."""
     if isinstance(cond, Mapping) and isinstance(uncond, Mapping):
-        return _batched(uncond, cond, batch, f"{name}.")
+        return rebuilt(cond, _batched(uncond, cond, batch, f"{name}."))
     if isinstance(cond, list) and isinstance(uncond, list):
         if not len(cond) == len(uncond) == batch:
             raise ValueError(
@@ -211,6 +213,21 @@ def _as_given(value: Any, dtype: torch.dtype | None) -> Any:
     return value
 
 
+def rebuilt(mapping: Mapping[str, Any], entries: dict[str, Any]) -> Mapping[str, Any]:
+    """A mapping of the same type, such as a transformers.ModelOutput, that holds these entries for its own.
+
+    It is a copy that is written to: constructors of such types take anything.
+    """
+    if type(mapping) is dict or not isinstance(mapping, MutableMapping):
+        return entries
+    result = copy.copy(mapping)
+    for name, value in entries.items():
+        result[name] = value
+    return result
+
+
 def _mapped(keywords: Mapping[str, Any], dtype: torch.dtype | None) -> Mapping[str, Any]:
     entries = {name: _as_given(value, dtype) for name, value in keywords.items()}
-    return keywords if all(entries[name] is value for name, value in keywords.items()) else entries
+    if all(entries[name] is value for name, value in keywords.items()):
+        return keywords
+    return rebuilt(keywords, entries)

@@ -25,6 +25,7 @@ from fastsample.ops.memory import ordinary_tensors
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.ops.tracing import recording, transformed
 from fastsample.tables import Table
+from fastsample.versions import version_of
 
 
 class Loop:
@@ -59,6 +60,7 @@ class Loop:
         inpainting: the known region and its mask as the rows use them; None where the options give none.
         schedule: the rows that run, see row_schedule.
         differentiable: whether gradients go through the run.
+        in_fresh_tensors: whether a transform or a recorder follows the run, which then serves it alone.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Loop:
         self._device = device if isinstance(device, torch.device) else torch.device("cpu" if device is None else device)
         self._shape = checked_start(x)
         self.differentiable = (given is not None and given.requires_grad and torch.is_grad_enabled()) or transformed()
-        self._in_fresh_tensors = self.differentiable or recording()
+        self.in_fresh_tensors = self.differentiable or recording()
         double = given is not None and given.dtype == torch.float64
         self._dtype = torch.float64 if double else torch.float32
         self._backend = choose(options.backend, self._device, native=not (self.differentiable or double))
@@ -123,9 +125,9 @@ class Loop:
             self._backend,
         )
         # What callbacks and correct_x0 were shown they may keep.
-        self._shares = borrows and not (self._changes or self._in_fresh_tensors) and worth_sharing(kind)
+        self._shares = borrows and not (self._changes or self.in_fresh_tensors) and worth_sharing(kind, self._table)
         self._keeps = not borrows or self._shares
-        if self._in_fresh_tensors:
+        if self.in_fresh_tensors:
             return FreshTensors(kind, self._table, weights, self.differentiable)
         memory = taken(kind, self._table) if self._shares else Workspace(kind, self._table)
         if weights is not None and memory.weights is not None:
@@ -216,6 +218,7 @@ class Loop:
         table, predict, source = self._table, self._predict, self._source
         model, keeps_x0, last = predict.model, table.keeps_x0, len(table) - 1
         memory.input.fill(float(table.e[self.schedule[0][0]]))
+        memory.renew_times()
         inputs, times, needed = memory.input.views, memory.times, memory.input.needed
         keywords = self.guidance.conditional, self.guidance.both
         threads, version_of_times = torch.get_num_threads(), times[False][0]._version
@@ -242,9 +245,9 @@ class Loop:
         table, predict, source = self._table, self._predict, self._source
         correct, inpainting, observed = self._correct_x0, self.inpainting, self._observed
         keywords = self.guidance.conditional, self.guidance.both
-        times = memory.times[False][0]
-        version_of_times = times._version
         memory.rewind()
+        times = memory.times[False][0]
+        version_of_times = version_of(times)
         for k, t, guided, _, level in self.schedule:
             x, time = memory.model_input(k, guided)
             m = predict(x, time, keywords[guided])

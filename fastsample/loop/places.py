@@ -141,7 +141,9 @@ class Places:
         """One model call and one row for every place; returns the turn that then holds them."""
         now, following = self._turns[turn], (turn + 1) % len(self._turns)
         self._time_halves.copy_(torch.index_select(self._times, 0, now.rows, out=self._own_times))
-        m = self._predict(now.model_input, self._time, self._keywords)
+        # Not the buffers themselves: a model that gives its arguments other memory, `x.data = ...`, must not move them.
+        lent = {**self._keywords, **{name: self._keywords[name].detach() for name in self.cond}}
+        m = self._predict(now.model_input.detach(), self._time.detach(), lent)
         now.plan(m, 0)
         torch.index_select(self._row_after, 0, now.rows, out=self._turns[following].rows)
         return following

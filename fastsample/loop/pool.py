@@ -9,7 +9,9 @@ from fastsample.loop.workspace import Kind, Workspace
 from fastsample.tables import Table
 
 _KEPT = 8  # workspaces of a thread that wait for the next run
-_LARGEST = 64 << 10  # bytes of a state that is worth keeping: for more, making the memory is a small part of a run
+# Bytes of a state, and of the times of all rows, that are worth keeping: for more, making the memory is a small part of
+# a run.
+_LARGEST = 64 << 10
 
 _pool = threading.local()
 
@@ -29,9 +31,12 @@ def leave(workspace: Workspace) -> None:
         waiting.popitem(last=False)
 
 
-def worth_sharing(kind: Kind) -> bool:
+def worth_sharing(kind: Kind, table: Table) -> bool:
     """Whether a later run is to take over such a workspace: small ones on the CPU.
 
     On a GPU another stream could still be reading it, and the allocator keeps memory anyway.
     """
-    return kind.device.type == "cpu" and kind.shape.numel() * kind.dtype.itemsize <= _LARGEST
+    if kind.device.type != "cpu" or kind.shape.numel() * kind.dtype.itemsize > _LARGEST:
+        return False
+    batch = 2 * kind.shape[0] if kind.guided else kind.shape[0]
+    return batch * table.t.nbytes <= _LARGEST

@@ -7,10 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from fastsample.checks import not_a_tensor
+from fastsample.loop.copies import copied
 from fastsample.loop.drive import Hooks, drive
 from fastsample.loop.loop import Loop
 from fastsample.loop.start import checked_start
-from fastsample.ops.noise.keys import Index, Seed
+from fastsample.ops.noise.keys import Index, Seed, sample_keys
+from fastsample.ops.tracing import recording, transformed
+
+COPIED = ("seed", "index", "guidance", "mask", "known")  # of the options of a run, what later calls read again
 
 
 class Prepared:
@@ -18,7 +23,8 @@ class Prepared:
 
     Arguments are checked, buffers made and kernels planned once; what the model computes in is asked once too, so
     prepare again after model.half(). A call that begins while another one runs, in another thread or inside the model,
-    gets memory of its own; results are always memory of their own.
+    gets memory of its own; results are always memory of their own. Of tensors that `prepare` was given, those among the
+    model's keywords count as they are at a call; all others are copied.
     """
 
     def __init__(
@@ -31,9 +37,12 @@ class Prepared:
         hooks: Hooks,
     ) -> None:
         self._make, self._seed, self._index, self._hooks = make, seed, index, hooks
-        self._x = x.detach().clone() if isinstance(x, Tensor) else checked_start(x)
+        self._x = copied(x) if isinstance(x, Tensor) else checked_start(x)
         self._keywords = {name: keywords.get(name) for name in ("model_kwargs", "cond", "uncond")}
-        self._waiting = [make()]
+        self._asks = any(value is not None for value in self._keywords.values())
+        loop = make()
+        sample_keys(0 if seed is None else seed, index, loop.state.shape[0], loop.state.device)  # raises for bad ones
+        self._waiting = [] if loop.in_fresh_tensors else [loop]
 
     def __call__(
         self,
@@ -55,7 +64,7 @@ class Prepared:
             seed: default that of `prepare`; a fresh one at every call where it had none.
             index: default that of `prepare`.
             model_kwargs, cond, uncond: for this call instead of those of `prepare`, each as a whole. As there, cond
-                and uncond go before model_kwargs.
+                and uncond go before model_kwargs. Those of `prepare` count as they are at the call.
             out: tensor that receives the result.
 
         Returns:
@@ -71,12 +80,15 @@ class Prepared:
                 f"a prepared run takes no {name}: options belong to prepare(..., {name}=), its model's into "
                 f"model_kwargs={{'{name}': ...}}"
             )
-        loop = self._waiting.pop() if self._waiting else self._make()
+        followed = recording() or transformed()
+        loop = self._waiting.pop() if self._waiting and not followed else self._make()
         loop.warn_of_training()
         try:
             if x is not None:
+                if not isinstance(x, Tensor):
+                    raise not_a_tensor("x", x)
                 loop.check_x(x)
-            if model_kwargs is None and cond is None and uncond is None:
+            if not self._asks and model_kwargs is None and cond is None and uncond is None:
                 result = self._drive(loop, x, seed, index, out)
             else:
                 own = loop.guidance
@@ -86,7 +98,8 @@ class Prepared:
         except BaseException:
             del loop  # which may not be what it was; another is made when it is needed
             raise
-        self._waiting.append(loop)
+        if not loop.in_fresh_tensors:
+            self._waiting.append(loop)
         return result
 
     def _drive(

@@ -87,10 +87,13 @@ class Workspace:
             self.state = self.input.state
             self.keys = torch.zeros(batch, dtype=torch.int64, device=device)
             self.weights = torch.ones(batch, dtype=kind.dtype, device=device) if kind.guided else None
-            self.times = times_of_rows(table, kind)
+            self.times, self._time_buffer = times_of_rows(table, kind)
+            self._time_values = self._time_buffer[:, :1].clone()
             self.plans = self._plans()
         self._draw = self._drawing(kind.backend)
         shown = {id(plan.x0_out): plan.x0_out for plan in self.plans if plan.x0_out is not None}
+        self._lent_times = self.times[1] if self.times[0] is self.times[1] else self.times[0] + self.times[1]
+        self._time_places = [*map(Tensor.data_ptr, self._lent_times)]
         self._lent = [(name, one, _place(one)) for name, one in self._seen_by_models()]
         self._shown = [(name, one, _place(one)) for name, one in self._seen_by_callbacks(shown.values())]
 
@@ -137,8 +140,16 @@ class Workspace:
         if self._table.init_noise_sigma != 1:
             state.mul_(self._table.init_noise_sigma)
 
+    def renew_times(self) -> None:
+        """The times as they are, before the first row of every run.
+
+        A model may have changed those of an earlier one: what goes through `t.data` nobody counts.
+        """
+        self._time_buffer.copy_(self._time_values)
+
     def rewind(self) -> None:
         """Before the first row of every run: a graph runs the rows more than once, from the same turn."""
+        self.renew_times()
         self._turns: Iterator[StepPlan] = cycle(self.plans)
 
     def model_input(self, row: int, guided: bool) -> tuple[Tensor, Tensor]:
@@ -180,9 +191,12 @@ class Workspace:
     def check_lent(self) -> None:
         """Raises where the model has replaced its argument's memory, such as by `x.data = x.data.clamp(-1, 1)`.
 
-        Of the times the last is asked for: models treat all alike.
+        Of the times the axes of the last alone are asked for: models treat all alike.
         """
-        if name := _moved(self._lent):
+        times = self._lent_times
+        moved = [*map(Tensor.data_ptr, times)] != self._time_places or times[-1].ndim != 1
+        name = "t" if moved else _moved(self._lent)
+        if name is not None:
             raise ValueError(
                 f"the model replaced the memory of its argument {name}, which is the loop's own buffer: let it work on "
                 f"a copy, such as {name} = {name}.clone()"
@@ -200,12 +214,14 @@ class Workspace:
         return [("step.x", self.state), *(("step.x0", one) for one in x0)]
 
     def _seen_by_models(self) -> list[tuple[str, Tensor]]:
-        seen = [("x", self.input.views[0]), ("t", self.times[0][-1])]
-        return [*seen, ("x", self.input.views[1]), ("t", self.times[1][-1])] if self.kind.guided else seen
+        return [("x", view) for view in self.input.views[: 1 + self.kind.guided]]
 
 
-def times_of_rows(table: Table, kind: Kind) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Each row's time as the model is given it: one a sample where the row is not guided, and two where it is."""
+Times = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
+def times_of_rows(table: Table, kind: Kind) -> tuple[Times, Tensor]:
+    """Each row's time as the model is given it where the row is not guided, and where it is; and the memory of all."""
     batch, device = kind.shape[0], kind.device
     count = 2 * batch if kind.guided else batch
     on_cpu = torch.from_numpy(table.t.copy())
@@ -216,7 +232,7 @@ def times_of_rows(table: Table, kind: Kind) -> tuple[tuple[Tensor, ...], tuple[T
         for row, t in zip(times.unbind(0), table.times, strict=True):
             row.fill_(t)  # an upload would make the host wait
     whole = times.unbind(0)
-    return (whole if count == batch else times[:, -batch:].unbind(0)), whole
+    return (whole if count == batch else times[:, -batch:].unbind(0), whole), times
 
 
 def _moved(seen: list[tuple[str, Tensor, Place]]) -> str | None:

@@ -14,7 +14,8 @@ from fastsample.model.modules import only_children
 
 COMPUTED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-_OF_TIME = re.compile(r"time|temb|t_emb", re.IGNORECASE)
+# Whole parts of a module's name: time_embed.0, t_embedder.mlp, timesteps_emb; not text_embedder, runtime or timeless.
+_OF_TIME = re.compile(r"(^|[._])((time(step)?s?|temb)(emb[a-z]*|mlp|proj)?|t_emb[a-z]*)\d*([._]|$)", re.IGNORECASE)
 # Of torch's layers, its recurrent ones, and those under weight normalisation and other parametrisations; not the scales
 # that quantised layers keep beside their weights.
 _WEIGHT = re.compile(r"(\w*_)?weight|weight_[ih]h_l\w+|weight_v|original1?")
@@ -51,7 +52,7 @@ def stated_dtype(model: Any) -> torch.dtype | None:
         return None  # asking a module for what it lacks is slow
     try:
         dtype = model.dtype
-    except (StopIteration, AttributeError, RuntimeError):  # of a property that looks for a parameter
+    except Exception:  # of a property, such as one that looks for a parameter where there is none
         return None
     return dtype if isinstance(dtype, torch.dtype) and dtype in COMPUTED_IN else None
 

@@ -14,6 +14,7 @@ from fastsample.model.dtype import COMPUTED_IN, stated_outside
 from fastsample.model.output import check_batch, tensor_of
 from fastsample.model.placement import placement
 from fastsample.model.training import warn_of_training
+from fastsample.versions import version_of
 
 Model = Callable[..., Any]
 
@@ -53,15 +54,15 @@ class Predictor:
             warn_of_training(modules)
 
     def __call__(self, x: Tensor, t: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        version, time_version = x._version, t._version
+        version, time_version = version_of(x), version_of(t)
         output = self.model(x, t, **kwargs)
-        if t._version != time_version:
+        if version_of(t) != time_version:
             raise ValueError(_written("t"))
         return self.checked(output, x, version)
 
     def checked(self, output: Any, x: Tensor, version: int) -> Tensor:
         """What the model has returned for x as a tensor, once x is known to be as it was at this version."""
-        if x._version != version:
+        if version_of(x) != version:
             raise ValueError(_written("x"))
         if x.requires_grad and x.is_leaf:
             # The model asked for it. x is the loop's buffer: gradients of this row must not add to those of the next.
@@ -74,7 +75,7 @@ class Predictor:
 
     def check_times(self, times: Tensor, version: int) -> None:
         """Raises where the model has written to the times that it was given since this version."""
-        if times._version != version:
+        if version_of(times) != version:
             raise ValueError(_written("t"))
 
     def warn_of_training(self) -> None:

@@ -27,10 +27,14 @@ def warn_of_training(modules: Iterable[nn.Module]) -> None:
 
 
 def _in_training(module: nn.Module) -> nn.Module | None:
-    """The module itself where it is in training mode, else the first one in it that is and behaves otherwise then."""
-    if module.training:
+    """The module itself where it is in training mode, else the first one in it that is and behaves otherwise then.
+
+    One without parameters, such as a bare activation, has nothing to train: its mode was left as it is made.
+    """
+    parts = parts_of(module)
+    if module.training and any(value is not None for part in parts for value in part._parameters.values()):
         return module
-    for part in parts_of(module):
+    for part in parts:
         if part.training and isinstance(part, _MODAL):
             return part
     return None

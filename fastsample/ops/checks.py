@@ -109,14 +109,22 @@ def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> T
     on_gpu = isinstance(guidance, Tensor) and not guidance.is_cpu
     try:
         weights = _real_tensor(guidance) if isinstance(guidance, Tensor) else _tensor_of_numbers(guidance)
+    except OverflowError:
+        raise ValueError(f"guidance must be finite, got {guidance}") from None
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"guidance must be a number or one per sample, got {guidance!r}") from None
     if weights.shape not in ((), (x.shape[0],)):
         raise ValueError(f"guidance must be one number or {x.shape[0]}, one per sample; got {tuple(weights.shape)}")
-    if not on_gpu and not weights.isfinite().all():
-        raise ValueError(f"guidance must be finite, got {guidance}")
+    if not on_gpu:
+        check_finite_guidance(weights.to(x.dtype), guidance)
     # A copy: the caller may change his own later.
     return torch.empty(x.shape[0], dtype=x.dtype, device=x.device).copy_(weights)
+
+
+def check_finite_guidance(weights: Tensor, given: object) -> None:
+    """Raises ValueError unless all of these weights, in the dtype that they are used in, are finite."""
+    if not weights.isfinite().all():
+        raise ValueError(f"guidance must be finite, got {given} as {weights.dtype}")
 
 
 def _real_tensor(guidance: Tensor) -> Tensor:

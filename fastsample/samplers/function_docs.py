@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from inspect import cleandoc
+from weakref import WeakKeyDictionary
 
 # The entries of every sampler. A class may replace an entry, or add to it with "name: ... the text to add".
 _EVERY_SAMPLER = """
@@ -73,13 +74,21 @@ def function_docs(kind: type, parameters: list[str]) -> str:
     ).rstrip()
 
 
-def class_docs(kind: type, fields: list[str]) -> str:
-    """The docstring of the class itself, with an entry for each of its fields."""
+# Docstrings of classes before `complete` replaced them.
+_as_written: WeakKeyDictionary[type, str | None] = WeakKeyDictionary()
+
+
+def complete(kind: type, fields: list[str]) -> None:
+    """Replaces the docstring of the class by one with an entry for each of its fields."""
+    _as_written[kind] = kind.__doc__
     entries = _entries(kind)
-    arguments = "\n".join(f"    {name}: {entries[name]}" for name in fields).replace("{of_function}", "")
+    arguments = "\n".join(f"    {name}: {entries[name]}" for name in fields if name in entries)
+    if not arguments:  # python -OO, where dataclasses put the signature into the docstring's place
+        return
+    arguments = arguments.replace("{of_function}", "")
     sections = {**_sections(kind.__doc__), "Args": arguments}
     order = ("Args", "Raises", "Example")
-    return "\n\n".join([sections[""], *(f"{name}:\n{sections[name]}" for name in order if name in sections)])
+    kind.__doc__ = "\n\n".join([sections[""], *(f"{name}:\n{sections[name]}" for name in order if name in sections)])
 
 
 def _entries(kind: type) -> dict[str, str]:
@@ -88,14 +97,14 @@ def _entries(kind: type) -> dict[str, str]:
     call = _arguments(kind.__call__.__doc__)
     documented |= {name: text for name, text in call.items() if name not in documented}
     for base in reversed(kind.__mro__):
-        for name, text in _arguments(base.__doc__).items():
+        for name, text in _arguments(_as_written.get(base, base.__doc__)).items():
             if text.startswith("... "):
                 text = f"{documented[name]}\n        {text.removeprefix('... ')}"
             documented[name] = text
     return documented
 
 
-@functools.cache
+@functools.lru_cache(64)
 def _arguments(docstring: str | None) -> dict[str, str]:
     """The entries of the section Args, whose further lines keep their indentation."""
     entries: dict[str, str] = {}
@@ -106,7 +115,7 @@ def _arguments(docstring: str | None) -> dict[str, str]:
     return entries
 
 
-@functools.cache
+@functools.lru_cache(64)
 def _sections(docstring: str | None) -> dict[str, str]:
     """The text of each section by its name; the text before the first section has the name ""."""
     text, *parts = re.split(r"^(Args|Returns|Raises|Example):\n", cleandoc(docstring or ""), flags=re.M)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.loop.copies import copied
 from fastsample.loop.drive import drive, hooks_of, shown
 from fastsample.loop.loop import Loop
 from fastsample.loop.options import CorrectX0, Options, RunOptions, Step
-from fastsample.loop.prepared import Prepared
+from fastsample.loop.prepared import COPIED, Prepared
 from fastsample.model import Model
 from fastsample.samplers.hints import no_argument, warn_of_amplified_errors
 from fastsample.samplers.start import checked_start_step, checked_strength, steps_left_out
@@ -99,6 +100,7 @@ class Sampler:
         if options.get("out") is not None:
             raise TypeError("prepare takes no out: give it to the call of what it returns")
         asked = options_of(self, model, x, options)
+        asked = asked._replace(**{name: copied(getattr(asked, name)) for name in COPIED})
         hooks = hooks_of(asked)
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
             raise ValueError("x requires gradients, which a prepared run does not compute: give x.detach()")

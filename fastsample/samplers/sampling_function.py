@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from typing_extensions import Unpack
 
 from fastsample.loop.options import Options
 from fastsample.model import Model, schedule_of
-from fastsample.samplers.function_docs import class_docs, function_docs
+from fastsample.samplers.function_docs import complete, function_docs
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.solver import Solver, schedule_for
@@ -40,9 +41,15 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
         kind: the class, a dataclass that is made as kind(schedule, ...), or kind(...) where it has no schedule.
         name: of the function.
         x: how the function calls what it starts from; "x0" for clean samples, which must be given as a tensor.
+
+    Raises:
+        TypeError: for a field without a default (but the schedule), with a default_factory or with init=False.
     """
     # Written out and compiled, as dataclasses do with __init__: to sort keywords in every call would cost short runs.
     own_fields = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for field in own_fields.values():
+        if not field.init or (field.default is MISSING and field.name != "schedule"):
+            raise TypeError(f"{kind.__name__}.{field.name} must be an argument with a default")
     of_call = kind.__call__.__kwdefaults__ or {}
     keywords = [*sorted(own_fields, key=lambda field: field != "steps"), *of_call]
     source = (
@@ -51,7 +58,10 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
         f"    return sampler(model, {x}{_passed(of_call)}, **options)\n"
     )
     namespace = _names(kind)
-    exec(compile(source, f"<fastsample.{name}>", "exec"), namespace)
+    filename = f"<fastsample.{name}>"
+    exec(compile(source, filename, "exec"), namespace)
+    # For tracebacks, inspect.getsource and IPython's ??.
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     function = namespace[name]
     types = {field.name: field.type for field in own_fields.values()} | {"schedule": "Schedule | None"}
     types |= {keyword: kind.__call__.__annotations__[keyword] for keyword in of_call}
@@ -66,7 +76,7 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
         "return": "Tensor",
     }
     function.__doc__ = function_docs(kind, ["model", x, *keywords, "**options"])
-    kind.__doc__ = class_docs(kind, [*own_fields])
+    complete(kind, [*own_fields])
     # typing.get_type_hints looks up the types of inherited fields where the class stands.
     module = vars(sys.modules[kind.__module__])
     module |= {name: value for name, value in namespace.items() if name not in module and name in _types(own_fields)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -74,3 +76,68 @@ def test_the_callers_keywords_are_left_alone() -> None:
 def test_without_a_weight_only_cond_counts(backend: str) -> None:
     got = ddim(model, X, steps=4, cond=COND, model_kwargs=UNCOND, backend=backend)
     assert torch.equal(got, ddim(model, X, steps=4, model_kwargs=COND, backend=backend)), "cond goes over model_kwargs"
+
+
+class Output(OrderedDict[str, Any]):
+    """As transformers' ModelOutput: its entries are attributes, and its constructor takes fields."""
+
+    def __init__(self, hidden: Tensor, mask: Tensor | None = None) -> None:
+        super().__init__()
+        self["hidden"] = hidden
+        if mask is not None:
+            self["mask"] = mask
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> Any:
+        return type(self), tuple(self.values())
+
+
+class Frozen(Mapping[str, Any]):
+    """A mapping that nobody can write to."""
+
+    def __init__(self, entries: dict[str, Any]) -> None:
+        self._entries = entries
+
+    def __getitem__(self, name: str) -> Any:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def seen_by(**options: Any) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+
+    def spy(x: Tensor, t: Tensor, **keywords: Any) -> Tensor:
+        seen.update(keywords)
+        return 0.5 * x
+
+    ddim(spy, X, steps=2, **options)
+    return seen
+
+
+def test_mappings_keep_their_type_where_they_are_cast() -> None:
+    given = Output(torch.ones(3, 2), torch.ones(3, dtype=torch.bool))
+    default: defaultdict[str, Any] = defaultdict(list, text=torch.ones(3))
+    keywords = {"output": given, "default": default, "frozen": Frozen({"a": torch.ones(3)})}
+    seen = seen_by(model_kwargs=keywords, model_dtype=torch.bfloat16)
+    assert type(seen["output"]) is Output and list(seen["output"]) == ["hidden", "mask"]
+    assert seen["output"].hidden.dtype == seen["output"]["hidden"].dtype == torch.bfloat16
+    assert seen["output"].mask is given["mask"]
+    assert seen["default"].default_factory is list and seen["default"]["text"].dtype == torch.bfloat16
+    assert type(seen["frozen"]) is dict and seen["frozen"]["a"].dtype == torch.bfloat16
+    assert given.hidden.dtype == default["text"].dtype == torch.float32, "the caller's own are left alone"
+
+
+def test_mappings_keep_their_type_where_they_are_joined() -> None:
+    ones, zeros = (Output(torch.full((3, 2), value)) for value in (1.0, 0.0))
+    seen = seen_by(cond={"output": ones}, uncond={"output": zeros}, guidance=2.0)
+    assert type(seen["output"]) is Output
+    assert torch.equal(seen["output"].hidden, torch.cat([zeros["hidden"], ones["hidden"]]))
+    assert len(ones.hidden) == len(zeros.hidden) == 3

@@ -8,12 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from fastsample import DDIM, Schedule, Shared, ddim
+from fastsample import DDIM, Schedule, Shared, ddim, ops
 from support.guided import COND, SHAPE, UNCOND, X
 from support.whole_runs import never
 
 C, U = COND["c"], UNCOND["c"]
+
+BEYOND_FLOAT32: dict[str, Any] = {
+    "large": 1e39,
+    "infinite": math.inf,
+    "huge-int": 10**400,
+    "large-int": 10**39,
+    "one-of-three": [1.0, 2.0, 1e39],
+    "huge-ints": [1, 2, 10**400],
+    "tensor": torch.tensor(1e39, dtype=torch.float64),
+}
 
 
 @pytest.mark.parametrize(
@@ -63,10 +74,15 @@ C, U = COND["c"], UNCOND["c"]
         pytest.param({"uncond": "none"}, TypeError, "uncond must be a mapping", id="uncond-text"),
         pytest.param({"model_kwargs": 1}, TypeError, "model_kwargs must be a mapping", id="kwargs-number"),
         pytest.param({"guidance": math.nan}, ValueError, "guidance must be finite", id="weight-nan"),
+        *(
+            pytest.param({"guidance": weight}, ValueError, "guidance must be finite", id=f"weight-{name}")
+            for name, weight in BEYOND_FLOAT32.items()
+        ),
         pytest.param({"guidance": [1.0, 2.0]}, ValueError, "guidance must be one number or 3", id="weights-too-few"),
         pytest.param({"guidance": torch.ones(3, 1)}, ValueError, "guidance must be one number or 3", id="weights-2d"),
         pytest.param({"guidance_rescale": 1.5}, ValueError, "guidance_rescale must lie in", id="phi"),
         pytest.param({"guidance_rescale": math.nan}, ValueError, "guidance_rescale must lie in", id="phi-nan"),
+        pytest.param({"guidance_rescale": "1"}, TypeError, "guidance_rescale must be a number", id="phi-text"),
         pytest.param({"guidance": "much"}, TypeError, "guidance must be a number or one per sample", id="weight-text"),
         pytest.param({"guidance": None}, ValueError, "uncond without guidance=", id="weight-missing"),
         pytest.param(
@@ -76,6 +92,10 @@ C, U = COND["c"], UNCOND["c"]
             id="options-without-a-weight",
         ),
         pytest.param({"guidance_interval": (1, 2, 3)}, TypeError, r"must be \(t_lo, t_hi\)", id="interval-of-three"),
+        pytest.param({"guidance_interval": "12"}, TypeError, r"guidance_interval must be \(t_lo", id="interval-text"),
+        pytest.param({"guidance_interval": b"12"}, TypeError, r"guidance_interval must be \(t_lo", id="interval-bytes"),
+        pytest.param({"guidance_interval": {1, 2}}, TypeError, r"guidance_interval must be \(t_lo", id="interval-set"),
+        pytest.param({"guidance_interval": ("1", "2")}, TypeError, r"must be \(t_lo, t_hi\)", id="interval-of-texts"),
         pytest.param({"guidance_interval": 500}, TypeError, r"must be \(t_lo, t_hi\)", id="interval-number"),
         pytest.param({"guidance_interval": (400.5, 599)}, ValueError, "holds none of the times", id="interval-empty"),
         pytest.param({"guidance_interval": (5, 4)}, ValueError, "t_lo <= t_hi", id="interval-backwards"),
@@ -94,3 +114,17 @@ def test_refused_before_the_model_is_called(options: dict[str, Any], error: type
 def test_an_output_of_another_batch_is_refused(backend: str, rows: int) -> None:
     with pytest.raises(ValueError, match="with twice the batch under guidance"):
         ddim(lambda x, t: torch.zeros(rows, *SHAPE[1:]), X, steps=2, guidance=2.0, uncond={}, backend=backend)
+
+
+def test_weights_beyond_float32_serve_double_precision() -> None:
+    def unguided(x: Tensor, t: Tensor) -> Tensor:
+        return 0.1 * x
+
+    assert ddim(unguided, X.double(), steps=2, guidance=1e39, uncond={}).isfinite().all()
+
+
+@pytest.mark.parametrize("name", BEYOND_FLOAT32)
+def test_the_step_refuses_these_weights_too(name: str, backend: str) -> None:
+    table = DDIM(Schedule.linear(), steps=3).table
+    with pytest.raises(ValueError, match="guidance must be finite"):
+        ops.step(X, torch.cat([X, X]), table, 0, guidance=BEYOND_FLOAT32[name], backend=backend)

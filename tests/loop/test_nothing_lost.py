@@ -167,3 +167,22 @@ def test_the_documented_line_runs_with_a_vae_of_any_dtype(dtype: torch.dtype) ->
         ddim(half, SHAPE, seed=1, steps=2, decode=vae.decode),
         vae.decode(ddim(half, SHAPE, seed=1, steps=2).to(dtype))[0],
     )
+
+
+class FullError(Exception):
+    """Takes no attributes, and says so by an error of another kind."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise OSError(name)
+
+
+@pytest.mark.parametrize("during", ["decode", "iterate"])
+def test_nothing_that_fails_while_the_sample_is_attached_hides_the_error(during: str) -> None:
+    def refuses(*_: object) -> Any:
+        raise FullError
+
+    with pytest.raises(FullError):
+        if during == "decode":
+            SAMPLER(half, SHAPE, seed=1, decode=refuses)
+        else:
+            list(SAMPLER.iterate(refuses, SHAPE, seed=1))

@@ -185,3 +185,35 @@ def test_the_warning_keeps_no_model_alive() -> None:
     del net
     gc.collect()
     assert alive() is None
+
+
+class Wrapper(nn.Module):
+    """Of a function, as models for tests and guidance are written: without parameters of its own."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return 0.1 * x
+
+
+def test_a_module_with_nothing_to_train_is_not_warned_of() -> None:
+    act = nn.SiLU()
+    assert warnings_of(lambda x, t: act(x)) == []
+    assert warnings_of(Wrapper()) == []
+    assert warnings_of(Wrapper(act=nn.SiLU(), flat=nn.Flatten(), norm=nn.LayerNorm(3, elementwise_affine=False))) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (nn.Dropout(0.1), "Wrapper has a Dropout in training mode"),
+        (nn.BatchNorm2d(4, affine=False), "Wrapper has a BatchNorm2d in training mode"),
+        (nn.Linear(2, 2), "Wrapper is in training mode"),
+    ],
+    ids=["dropout", "batch-norm", "linear"],
+)
+def test_what_a_wrapper_holds_is_warned_of(part: nn.Module, message: str) -> None:
+    assert [message in one for one in warnings_of(Wrapper(part=part))] == [True]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fastsample.samplers import catalogue
 from support.public import FILE, bits, signatures
 
 RECORD = json.loads(FILE.read_text())
@@ -22,3 +23,8 @@ def test_parameters(name: str) -> None:
 
 def test_every_sampler_gives_the_bits_on_record() -> None:
     assert bits() == RECORD["bits"]
+
+
+def test_every_sampler_has_a_run_on_record() -> None:
+    functions = [name for name in catalogue.__all__ if not isinstance(getattr(catalogue, name), type)]
+    assert not [name for name in functions if not any(run.split()[0] == name for run in RECORD["bits"])]

@@ -13,6 +13,7 @@ from fastsample.lora.checks import check_names
 from fastsample.lora.layers.adapter_set import AdapterSet
 from fastsample.lora.layers.slots import Layer, Pair, merged
 from fastsample.ops.lora.checks import check_range
+from fastsample.versions import version_of
 
 DETACHED = (
     "the layer was detached: lora.detach gave its place, weights and bias back to the module that it had replaced; "
@@ -228,8 +229,4 @@ def release(all_frozen: Iterable[FrozenLayers]) -> None:
 
 def mark(tensor: Tensor) -> tuple[int, int, int]:
     """A mark that differs after most changes: another object, other memory, a write that autograd has counted."""
-    try:
-        version = tensor._version
-    except RuntimeError:  # inference tensors keep no count
-        version = 0
-    return id(tensor), tensor.data_ptr(), version
+    return id(tensor), tensor.data_ptr(), version_of(tensor)

@@ -12,6 +12,7 @@ from fastsample.kernels.lora.layout import RANK_STEP
 from fastsample.ops.address import check_dense
 from fastsample.ops.lora.layout import ROWS, pack, packed_size
 from fastsample.ops.lora.weights import PackedLinear, is_dense
+from fastsample.versions import version_of
 
 
 class LowRank(NamedTuple):
@@ -62,7 +63,7 @@ class PackedAdapters:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._versions = [_version(factor) for factor in self._factors]  # a copy's tensors count anew
+        self._versions = [version_of(factor) for factor in self._factors]  # a copy's tensors count anew
 
     def belongs_to(self, packed: PackedLinear) -> bool:
         """Whether these were packed for linears of the same shapes, dtype, device and layout."""
@@ -74,7 +75,7 @@ class PackedAdapters:
 
     def changed(self) -> bool:
         """Whether a factor has been written since it was packed."""
-        return [_version(factor) for factor in self._factors] != self._versions
+        return [version_of(factor) for factor in self._factors] != self._versions
 
     def update(self, packed: PackedLinear, groups: Sequence[Group]) -> None:
         """Takes other factors of the same ranks into the same memory, for a compiled model that knows its addresses.
@@ -111,7 +112,7 @@ class PackedAdapters:
         self.groups = tuple(tuple(group) for group in groups)
         present = [low_rank for group in self.groups for low_rank in group if low_rank is not None]
         self._factors = [factor for low_rank in present for factor in low_rank]
-        self._versions = [_version(factor) for factor in self._factors]
+        self._versions = [version_of(factor) for factor in self._factors]
         self.trainable = self.requires_grad()
 
 
@@ -182,7 +183,3 @@ def _missing(rank: int, layout: int) -> int:
 
 def _kind(packed: PackedLinear) -> tuple[object, ...]:
     return packed.in_features, packed.out_features, packed.data.dtype, packed.data.device, packed.layout
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version

@@ -22,7 +22,7 @@ from fastsample.ops.checks import (
     guidance_weights,
 )
 from fastsample.ops.dtypes import DTYPE_CODES
-from fastsample.ops.memory import fresh_like, mark_written
+from fastsample.ops.memory import fresh_like, mark_written, ordinary_tensors
 from fastsample.ops.noise.keys import Index, Seed, sample_keys
 from fastsample.ops.step.launch import Layouts, ShortCut, launch
 from fastsample.ops.step.operands import Operands
@@ -191,7 +191,9 @@ class StepPlan:
         dtype = m.dtype if m.dtype in DTYPE_CODES else torch.float32
         staging = self._staging.get((m.shape, dtype))
         if staging is None:
-            staging = self._staging[m.shape, dtype] = torch.empty(m.shape, dtype=dtype, device=m.device)
+            with ordinary_tensors():
+                staging = torch.empty(m.shape, dtype=dtype, device=m.device)
+            self._staging[m.shape, dtype] = staging
         return staging.copy_(m)
 
     def _reference(self, m: Tensor, row: int, noise: Tensor | None, keep_x0: bool, write_input: bool) -> Tensor:
@@ -219,8 +221,6 @@ def _check(o: Operands) -> None:
         check_like("input_out", o.input_out, o.x, dtype=None, copies=2)
         if not o.input_out.is_floating_point():
             raise TypeError(f"input_out must be floating point, got {o.input_out.dtype}")
-    if not 0 <= o.rescale <= 1:
-        raise ValueError(f"guidance_rescale must lie in [0, 1], got {o.rescale}")
 
 
 def _accepted_layouts(x: Tensor, *, guided: bool) -> Layouts:
