@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,10 @@ from fastsample.tables import Table
 
 
 class FreshTensors:
-    """What a Workspace is to a run in place, in torch's own operations: its methods are documented there.
+    """What a Workspace is to a run in place, in torch's own operations. The model's arguments are made for it alone.
+
+    A loop calls `start` and then, for every row, `model_input` and `step`; `correct` and `paint` where x0 or x is
+    replaced after it, `check_shown` where a caller may have looked at it.
 
     Args:
         kind, table: as for a Workspace.
@@ -30,7 +35,8 @@ class FreshTensors:
         self.kind, self._table, self.weights, self._differentiable = kind, table, weights, differentiable
         self._applied = without_x0(table) if kind.corrects else table
         self.keys = torch.zeros(kind.shape[0], dtype=torch.int64, device=kind.device)
-        self.times, _ = times_of_rows(table, kind)
+        self._times, buffer, values = times_of_rows(table, kind)
+        buffer.copy_(values)
         # Nothing before `start`, but for what is made like it.
         self.state = torch.empty(kind.shape, dtype=kind.dtype, device=kind.device)
 
@@ -47,39 +53,32 @@ class FreshTensors:
         x = x if self._differentiable else x.detach()
         self.state = x if level is None else at_level(x, level, self.keys, kind.backend)
 
-    def rewind(self) -> None:
-        self._history: list[Tensor] = []
-
     def model_input(self, row: int, guided: bool) -> tuple[Tensor, Tensor]:
         x = (self.state * float(self._table.e[row])).to(self.kind.model_dtype)
-        return torch.cat([x, x]) if guided else x, self.times[guided][row].clone()
+        return torch.cat([x, x]) if guided else x, self._times[guided][row].clone()
 
-    def step(self, m: Tensor, row: int, z: Tensor | None) -> None:
+    def step(self, m: Tensor, row: int, z: Tensor | None, history: Sequence[Tensor]) -> Tensor:
+        """Makes the state after this row of the table, and returns its x0; history as in Operands."""
         # Generators fill one buffer again and again, which autograd may have kept.
         z = None if z is None else z.clone()
-        kind, history = self.kind, tuple(self._history[:2])
+        kind = self.kind
         operands = Operands(self.state, self._applied, self.keys, self.weights, rescale=kind.rescale, history=history)
-        self.state, self.x0 = functional_step(operands, m, row, z, kind.backend)
-        self._history = [self.x0, *history]
+        self.state, x0 = functional_step(operands, m, row, z, kind.backend)
+        return x0
 
-    def correct(self, correct: CorrectX0, row: int) -> None:
-        self.x0 = corrected(correct, self.x0, self.times[False][row].clone(), self._table, row)
-        self._history[0] = self.x0
-        self.state = self.state + self.x0 * float(self._table.b[row])
+    def correct(self, correct: CorrectX0, x0: Tensor, row: int) -> Tensor:
+        """Adds to the state what the caller makes of a row's x0, and the step has left out; returns it."""
+        x0 = corrected(correct, x0, self._times[False][row].clone(), self._table, row)
+        self.state = self.state + x0 * float(self._table.b[row])
+        return x0
 
     def paint(self, inpainting: Inpainting, row: int) -> None:
         self.state = self.state.clone()
         inpainting.apply(self.state, row)
 
-    def show(self) -> None:
-        """Nothing to do: autograd sees these operations."""
-
     def check_shown(self, step: Step) -> None:
         if step.x is not self.state:
             raise ValueError("step.x was replaced: it may only be changed in place, step.x[...] = ...")
-
-    def check_lent(self) -> None:
-        """Nothing to do: the model's arguments are made for it alone."""
 
     def result(self, keeps: bool) -> Tensor:
         return self.state

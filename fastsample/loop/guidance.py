@@ -52,7 +52,6 @@ class Guidance:
         interval: the times, inclusive, between which rows are guided; None for all.
         conditional: the model's keywords where only the conditional half is evaluated.
         both: those of a batch [unconditional, conditional].
-        dtype: what floating-point tensors among these keywords were cast to; None where they were left as they are.
     """
 
     weights: Tensor | None
@@ -60,7 +59,6 @@ class Guidance:
     interval: tuple[float, float] | None
     conditional: Mapping[str, Any]
     both: Mapping[str, Any]
-    dtype: torch.dtype | None = None
 
     def at(self, t: float) -> bool:
         """Whether a row whose model time is t is guided."""
@@ -99,15 +97,15 @@ def guidance_of(like: Tensor, options: RunOptions, known_dtype: torch.dtype | No
         idle = {"uncond": uncond or None, "guidance_interval": interval, "guidance_rescale": rescale or None}
         if useless := [name for name, value in idle.items() if value is not None]:
             raise ValueError(f"{' and '.join(useless)} without guidance=, the weight")
-        return Guidance(None, 0.0, None, conditional, {}, dtype)
+        return Guidance(None, 0.0, None, conditional, {})
     interval = None if interval is None else _checked_interval(interval)
     weights = guidance_weights(options.guidance, like)
     if _is_one(options.guidance, weights):
-        return Guidance(None, rescale, interval, conditional, {}, dtype)
+        return Guidance(None, rescale, interval, conditional, {})
     if uncond is None:
         raise ValueError("guidance needs uncond=: the model's keywords for the unconditional half")
     both = _batched({**common, **uncond}, cond, len(like), "")
-    return Guidance(weights, rescale, interval, conditional, _mapped(both, dtype), dtype)
+    return Guidance(weights, rescale, interval, conditional, _mapped(both, dtype))
 
 
 def _is_one(guidance: float | Sequence[float] | Tensor, weights: Tensor) -> bool:

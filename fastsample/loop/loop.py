@@ -23,11 +23,10 @@ from fastsample.loop.workspace import Kind, Workspace
 from fastsample.model import Model, Predictor
 from fastsample.ops.address import check_apart, check_strided
 from fastsample.ops.backend import choose
-from fastsample.ops.memory import ordinary_tensors
+from fastsample.ops.memory import mark_written, ordinary_tensors
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.ops.tracing import recording, transformed
 from fastsample.tables import Table
-from fastsample.versions import version_of
 
 
 class Loop:
@@ -201,9 +200,9 @@ class Loop:
     def rows(self) -> Iterator[Step | None]:
         """Runs every row; yields after it, a Step where someone looks at it."""
         memory = self._memory
-        if self._changes or not isinstance(memory, Workspace):
-            return self._watched_rows(memory)
-        return self._plain_rows(memory)
+        if not isinstance(memory, Workspace):
+            return self._followed_rows(memory)
+        return self._watched_rows(memory) if self._changes else self._plain_rows(memory)
 
     def result(self) -> Tensor:
         """The sample, once all rows have run, in storage of its own."""
@@ -244,28 +243,60 @@ class Loop:
         predict.check_times(times[False][0], version_of_times)
         memory.check_lent()
 
-    def _watched_rows(self, memory: Workspace | FreshTensors) -> Iterator[Step | None]:
-        """The rows of a run whose x0 or state is looked at, corrected or painted over, or that gradients go through."""
+    def _watched_rows(self, memory: Workspace) -> Iterator[Step | None]:
+        """The rows of a run in place whose x0 or state is looked at, corrected or painted over."""
         table, predict, source = self._table, self._predict, self._source
         correct, inpainting, observed = self._correct_x0, self.inpainting, self._observed
-        keywords = self.guidance.conditional, self.guidance.both
-        memory.rewind()
-        times = memory.times[False][0]
-        version_of_times = version_of(times)
+        model, keywords, scales = predict.model, (self.guidance.conditional, self.guidance.both), table.e.tolist()
+        memory.renew_times()
+        fill, inputs, times, state = memory.input.fill, memory.input.views, memory.times, memory.state
+        threads, version_of_times = torch.get_num_threads, times[False][0]._version
+        turns = cycle(memory.plans)
         for k, t, guided, _, level in self.schedule:
-            x, time = memory.model_input(k, guided)
-            m = predict(x, time, keywords[guided])
-            memory.step(m, k, source(k) if source is not None and table.stochastic[k] else None)
+            fill(scales[k])
+            # As in _plain_rows.
+            x = inputs[guided]
+            version = x._version
+            m = model(x, times[guided][k], **keywords[guided])
+            if type(m) is not Tensor or x._version != version or x.requires_grad or predict.guided:
+                m = predict.checked(m, x, version)
+            z = source(k) if source is not None and table.stochastic[k] else None
+            plan = next(turns)
+            plain = plan.plain[k]
+            if plain is None or z is not None or not plain(m, True, False, threads()):
+                plan(m, k, z)
+            x0: Tensor = plan.x0_out  # type: ignore[assignment]  # there is one wherever x may change after a row
             if correct is not None:
-                memory.correct(correct, k)
+                memory.correct(correct, x0, k)
             if inpainting is not None:
-                memory.paint(inpainting, k)
+                inpainting.apply(state, k)
             if not observed:
                 yield None
                 continue
-            memory.show()
-            step = Step(k, t, memory.state, memory.x0, *level)
+            # Autograd cannot see kernels write, and shall not use what was in these buffers.
+            mark_written(state)
+            mark_written(x0)
+            step = Step(k, t, state, x0, *level)
+            yield step
+            memory.check_shown(step, x0)
+        predict.check_times(times[False][0], version_of_times)
+        memory.check_lent()
+
+    def _followed_rows(self, memory: FreshTensors) -> Iterator[Step]:
+        """The rows of a run that gradients go through, or that a transform or a recorder follows."""
+        table, predict, source = self._table, self._predict, self._source
+        correct, inpainting = self._correct_x0, self.inpainting
+        keywords = self.guidance.conditional, self.guidance.both
+        history: list[Tensor] = []
+        for k, t, guided, _, level in self.schedule:
+            x, time = memory.model_input(k, guided)
+            m = predict(x, time, keywords[guided])
+            x0 = memory.step(m, k, source(k) if source is not None and table.stochastic[k] else None, history)
+            if correct is not None:
+                x0 = memory.correct(correct, x0, k)
+            history = [x0, *history][:2]
+            if inpainting is not None:
+                memory.paint(inpainting, k)
+            step = Step(k, t, memory.state, x0, *level)
             yield step
             memory.check_shown(step)
-        predict.check_times(times, version_of_times)
-        memory.check_lent()

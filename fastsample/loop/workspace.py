@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from itertools import cycle
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastsample.loop.correction import corrected, without_x0
-from fastsample.loop.inpainting import Inpainting
 from fastsample.loop.model_input import ModelInput
 from fastsample.loop.options import CorrectX0, Step
 from fastsample.loop.start import Level, at_level
 from fastsample.loop.turns import plans_in_turn
 from fastsample.ops.address import address, start_of
 from fastsample.ops.backend import cpu_module
-from fastsample.ops.memory import HUGE, fresh, fresh_like, mark_written, ordinary_tensors
+from fastsample.ops.memory import HUGE, fresh, fresh_like, ordinary_tensors
 from fastsample.ops.noise import INITIAL, fill
 from fastsample.ops.noise.keys import Index, Seed, renew_keys
 from fastsample.ops.step.prepared import StepPlan
@@ -60,22 +58,19 @@ class Kind(NamedTuple):
 class Workspace:
     """Buffers for a run of this kind, made on the current stream.
 
-    A loop calls `start` once and then, for every row, `model_input` and `step`; `correct` and `paint` where x0 or x is
-    replaced after it, `show` and `check_shown` around the time in which a caller looks at it. FreshTensors has the same
-    methods.
+    A loop calls `start` and then, before the first row of every run, `renew_times`; after a row `correct` where x0 is
+    replaced and `check_shown` where a caller has looked at it; after the last one `check_lent`. What every row reads is
+    at hand without a call.
 
     Attributes:
         kind: see Kind.
         input: the model's input, and with it the state.
         state: the state before the next row; after the last one the sample.
-        x0: the x0 of the last row, once `step` has run.
         keys: int64 (B,), of the noise.
         weights: of guidance, one per sample; None where no row is guided.
-        times: for each row what the model is given where it is not guided, and where it is.
+        times: for each row what the model is given where it is not guided, and where it is; see renew_times.
         plans: the step's plans, which take turns.
     """
-
-    x0: Tensor
 
     def __init__(self, kind: Kind, table: Table) -> None:
         self.kind, self._table = kind, table
@@ -87,8 +82,7 @@ class Workspace:
             self.state = self.input.state
             self.keys = torch.zeros(batch, dtype=torch.int64, device=device)
             self.weights = torch.ones(batch, dtype=kind.dtype, device=device) if kind.guided else None
-            self.times, self._time_buffer = times_of_rows(table, kind)
-            self._time_values = self._time_buffer[:, :1].clone()
+            self.times, self._time_buffer, self._time_values = times_of_rows(table, kind)
             self._time_arrays = (self._time_buffer.numpy(), self._time_values.numpy()) if device.type == "cpu" else None
             self.plans = self._plans()
         self._draw = self._drawing(kind.backend)
@@ -140,7 +134,7 @@ class Workspace:
             state.mul_(self._table.init_noise_sigma)
 
     def renew_times(self) -> None:
-        """The times as they are, before the first row of every run.
+        """Fills in the times, before the first row of every run.
 
         A model may have changed those of an earlier one: what goes through `t.data` nobody counts.
         """
@@ -150,44 +144,18 @@ class Workspace:
             to, values = self._time_arrays
             to[...] = values
 
-    def rewind(self) -> None:
-        """Before the first row of every run: a graph runs the rows more than once, from the same turn."""
-        self.renew_times()
-        self._turns: Iterator[StepPlan] = cycle(self.plans)
-
-    def model_input(self, row: int, guided: bool) -> tuple[Tensor, Tensor]:
-        """(x, t) that the model is called with, made from the state as it is now."""
-        self.input.fill(float(self._table.e[row]))
-        return self.input.views[guided], self.times[guided][row]
-
-    def step(self, m: Tensor, row: int, z: Tensor | None) -> None:
-        """The state after this row of the table, and its x0."""
-        plan = next(self._turns)
-        plan(m, row, z)
-        self.x0 = plan.x0_out  # type: ignore[assignment]  # there is one wherever x may change after a row
-
-    def correct(self, correct: CorrectX0, row: int) -> None:
-        """Replaces x0 by what the caller makes of it, and adds to the state what the step has left out."""
-        x0 = self.x0
+    def correct(self, correct: CorrectX0, x0: Tensor, row: int) -> None:
+        """Replaces a row's x0 by what the caller makes of it, and adds to the state what the step has left out."""
         where = x0.data_ptr()
         x0.copy_(corrected(correct, x0.detach(), self.times[False][row], self._table, row))
         if x0.data_ptr() != where:
             raise ValueError("correct_x0 resized its argument x0, which is the loop's own buffer: return another")
         self.state.add_(x0, alpha=float(self._table.b[row]))
 
-    def paint(self, inpainting: Inpainting, row: int) -> None:
-        """Puts the known region into the state."""
-        inpainting.apply(self.state, row)
-
-    def show(self) -> None:
-        """Before a caller looks: autograd cannot see kernels write, and shall not use what was in these buffers."""
-        mark_written(self.state)
-        mark_written(self.x0)
-
-    def check_shown(self, step: Step) -> None:
-        """Raises where the caller has replaced what it was shown; kernels know the addresses."""
-        moved, state = _moved(self._shown), self.state
-        if step.x is not state or step.x0 is not self.x0 or moved is not None:
+    def check_shown(self, step: Step, x0: Tensor) -> None:
+        """Raises where the caller has replaced the x or x0 that it was shown; kernels know the addresses."""
+        state, moved = self.state, _moved(self._shown)
+        if step.x is not state or step.x0 is not x0 or moved is not None:
             name = moved or ("step.x" if step.x is not state else "step.x0")
             raise ValueError(f"{name} was replaced or resized: it may only be changed in place, {name}[...] = ...")
 
@@ -223,25 +191,25 @@ class Workspace:
 Times = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
-def times_of_rows(table: Table, kind: Kind) -> tuple[Times, Tensor]:
-    """Each row's time as the model is given it where the row is not guided, and where it is; and the memory of all."""
+def times_of_rows(table: Table, kind: Kind) -> tuple[Times, Tensor, Tensor]:
+    """(times, buffer, values): each row's time as the model is given it where the row is not guided, and where it is;
+    the memory of all, which is not filled in yet; and what it is to be filled with."""
     batch, device = kind.shape[0], kind.device
-    count = 2 * batch if kind.guided else batch
-    on_cpu = torch.from_numpy(table.t.copy())
-    if device.type == "cpu":
-        times = on_cpu[:, None].expand(-1, count).clone(memory_format=torch.contiguous_format)
-    else:
-        times = torch.empty((len(table), count), dtype=on_cpu.dtype, device=device)
-        for row, t in zip(times.unbind(0), table.times, strict=True):
+    values = torch.from_numpy(table.t.copy())[:, None]
+    if device.type != "cpu":
+        values = torch.empty(values.shape, dtype=values.dtype, device=device)
+        for row, t in zip(values.unbind(0), table.times, strict=True):
             row.fill_(t)  # an upload would make the host wait
-    whole = times.unbind(0)
-    return (whole if count == batch else times[:, -batch:].unbind(0), whole), times
+    buffer = torch.empty((len(table), 2 * batch if kind.guided else batch), dtype=values.dtype, device=device)
+    whole = buffer.unbind(0)
+    return (buffer[:, -batch:].unbind(0) if kind.guided else whole, whole), buffer, values
 
 
 def _moved(seen: list[tuple[str, Tensor, Place]]) -> str | None:
     """The name of the first tensor that lies elsewhere by now."""
     for name, tensor, place in seen:
-        if _place(tensor) != place:
+        # As _place has it, without a frame in every row that is watched.
+        if (start_of(tensor), tensor.shape, tensor.stride()) != place:
             return name
     return None
 

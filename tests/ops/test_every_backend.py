@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -123,6 +123,20 @@ def test_rows_are_read_by_the_kernel_at_every_call(any_backend: Target) -> None:
         rows.copy_(torch.tensor(now))
         want = ops.step(X, M, PLAIN, torch.tensor(now), seed=[5, 6], backend="reference")
         torch.testing.assert_close(plan(m, 0).cpu(), want, rtol=2e-6, atol=1e-5)
+
+
+@GPU_KERNELS
+def test_what_rows_on_a_device_may_need_is_found_once(any_backend: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, device = any_backend
+    rows = torch.tensor([0, 1], device=device)
+    plan = StepPlan(Operands(X.to(device), PLAIN, keys=rows, rows=rows), backend)
+    first = plan(M.to(device), 0).clone()
+
+    def searched(self: StepPlan, row: int) -> Sequence[int]:
+        raise AssertionError("a call went through all rows of the table")
+
+    monkeypatch.setattr(StepPlan, "_visited", searched)
+    assert torch.equal(plan(M.to(device), 0), first)
 
 
 @GPU_KERNELS

@@ -16,11 +16,11 @@ from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import step_once
 from fastsample.ops.step.reference import step_reference
 
-# What all three ops are given, in the order of `_arguments`: a row is an int, or a tensor and 0.
-_GIVEN = (
-    "Tensor x, Tensor model_output, Tensor table, SymInt row, Tensor? rows, Tensor? noise, Tensor? keys, "
-    "Tensor? guidance, float guidance_rescale, Tensor[] history, str? backend"
-)
+# What the ops are given, in the order of `_arguments`: a row is an int, or a tensor and 0. Programs that were exported
+# hold these names and their order.
+_ROW = "Tensor x, Tensor model_output, Tensor table, SymInt row"
+_REST = "Tensor? noise, Tensor? keys, Tensor? guidance, float guidance_rescale, Tensor[] history, str? backend"
+_GIVEN = f"{_ROW}, Tensor? rows, {_REST}"
 _WRITTEN = "Tensor(a11!) out, Tensor(a12!)? x0_out, Tensor(a13!)? input_out"
 
 
@@ -57,9 +57,9 @@ def _step(x: Tensor, *given: Any) -> Tensor:
     return out
 
 
-def _step_and_x0(x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+def _step_and_x0(x: Tensor, m: Tensor, table: Tensor, row: int, *given: Any) -> tuple[Tensor, Tensor]:
     out, x0 = (fresh(x.shape, x.dtype, x.device) for _ in range(2))
-    _step_out(x, *given, out, x0, None)
+    _step_out(x, m, table, row, None, *given, out, x0, None)
     return out, x0
 
 
@@ -81,7 +81,7 @@ torch.library.custom_op(
 _fresh = torch.library.custom_op("fastsample::step", _step, mutates_args=(), schema=f"({_GIVEN}) -> Tensor")
 _fresh.register_fake(_like_x)
 _fresh = torch.library.custom_op(
-    "fastsample::step_and_x0", _step_and_x0, mutates_args=(), schema=f"({_GIVEN}) -> (Tensor, Tensor)"
+    "fastsample::step_and_x0", _step_and_x0, mutates_args=(), schema=f"({_ROW}, {_REST}) -> (Tensor, Tensor)"
 )
 _fresh.register_fake(_both_like_x)
 
@@ -130,5 +130,6 @@ def functional_step(o: Operands, m: Tensor, row: int, noise: Tensor | None, back
         rescale=o.rescale if guided and o.guidance is not None else 0.0,
         history=o.history[: o.table.reads[row]],
     )
-    both = torch.ops.fastsample.step_and_x0(*_arguments(read, m, row, noise, backend))
+    x, m, table, row, _, *rest = _arguments(read, m, row, noise, backend)
+    both = torch.ops.fastsample.step_and_x0(x, m, table, row, *rest)
     return both[0], both[1]

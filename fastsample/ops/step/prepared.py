@@ -59,6 +59,8 @@ class StepPlan:
         self._lacks_history = table.history > len(operands.history)
         # Where rows lie on a GPU, or kernels read them as if they did: which rows a call visits is not known here.
         self._rows_on_device = rows is not None and (backend in ("cuda", "triton") or not rows.is_cpu)
+        if self._rows_on_device:
+            self._any_row = any(table.stochastic), any(table.learned)
         self.plain: Sequence[ShortCut | None] = (None,) * len(table)
         if self._native:
             self._prepare(backend)
@@ -170,6 +172,8 @@ class StepPlan:
 
     def _of_rows(self, row: int) -> tuple[bool, bool]:
         """Whether any row of this call adds noise, and whether any reads a learned variance."""
+        if self._rows_on_device:
+            return self._any_row
         visited, table = self._visited(row), self._operands.table
         return any(table.stochastic[k] for k in visited), any(table.learned[k] for k in visited)
 
