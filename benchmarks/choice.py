@@ -72,21 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=50, help="fresh ones (%(default)s)")
     parser.add_argument("--loads", type=int, default=LOADS, help="busy loops a core (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="folder of the results")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     require_backend("cpu")
-    if given.processes < 2:
+    if options.processes < 2:
         parser.error("--processes: one alone agrees with itself")
-    with busy(given.loads * (os.cpu_count() or 1)):
-        answers = ask(given.processes)
+    with busy(options.loads * (os.cpu_count() or 1)):
+        answers = ask(options.processes)
     rows = [row for dtype in answers[0] for row in rows_of(dtype, [answer[dtype] for answer in answers])]
-    print(f"{given.processes} processes beside {given.loads} busy loops a core")
+    print(f"{options.processes} processes beside {options.loads} busy loops a core")
     for row in rows:
         print(
             f"  {row.dtype:<9} {row.candidate:<12} taken by {row.chosen:>3}, time by the first one's "
             f"{row.ratio_p50:.2f} ({row.ratio_min:.2f} .. {row.ratio_max:.2f}); enough rounds in {row.measured}, probe "
             f"up to {row.probe_ms:.2f} ms, whole choice {row.wall_ms_p50:.0f} ms, up to {row.wall_ms_max:.0f}"
         )
-    write_csv(given.out / "choice.csv", rows)
+    write_csv(options.out / "choice.csv", rows)
     differing = sorted({row.dtype for row in rows if 0 < row.chosen < row.processes})
     print(f"they differ in {', '.join(differing)}" if differing else "all alike")
     return 1 if differing else 0
@@ -109,18 +109,20 @@ def ask(processes: int) -> list[dict[str, Any]]:
 def rows_of(dtype: str, answers: Sequence[dict[str, Any]]) -> list[Row]:
     """A row for every candidate of this dtype that a process measured or took."""
     # Not in lora_choice: a change of the rule must not change what is asked of it.
-    measured = [one for one in answers if one["seconds"] and min(map(len, one["seconds"].values())) >= 3]
-    chosen = Counter(one["name"] for one in answers)
-    walls = sorted(1e3 * one["wall"] for one in answers)
-    probe = max((1e3 * sum(map(sum, one["seconds"].values())) for one in measured), default=0.0)
-    made = []
-    for name in dict.fromkeys([*chosen, *(name for one in measured for name in one["seconds"])]):
-        times = [one["seconds"] for one in measured]
-        ratios = sorted(min(own[name]) / min(own[one["first"]]) for own, one in zip(times, measured, strict=True))
+    measured = [answer for answer in answers if answer["seconds"] and min(map(len, answer["seconds"].values())) >= 3]
+    chosen = Counter(answer["name"] for answer in answers)
+    walls = sorted(1e3 * answer["wall"] for answer in answers)
+    probe = max((1e3 * sum(map(sum, answer["seconds"].values())) for answer in measured), default=0.0)
+    rows = []
+    for name in dict.fromkeys([*chosen, *(name for answer in measured for name in answer["seconds"])]):
+        times = [answer["seconds"] for answer in measured]
+        ratios = sorted(
+            min(seconds[name]) / min(seconds[answer["first"]]) for seconds, answer in zip(times, measured, strict=True)
+        )
         low, middle, high = (ratios[0], ratios[len(ratios) // 2], ratios[-1]) if ratios else (0.0, 0.0, 0.0)
         wall = walls[len(walls) // 2], walls[-1]
-        made.append(Row(dtype, name, chosen[name], len(answers), len(measured), low, middle, high, probe, *wall))
-    return made
+        rows.append(Row(dtype, name, chosen[name], len(answers), len(measured), low, middle, high, probe, *wall))
+    return rows
 
 
 @contextmanager

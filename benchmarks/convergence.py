@@ -143,9 +143,9 @@ def plot(path: Path, points: Sequence[Point]) -> None:
     studies = {"order": "Gaussian mixture: error against the exact ODE", "roundtrip": "digits: encoded and decoded"}
     figure, panels = pyplot.subplots(1, len(studies), figsize=(11, 4.5), layout="constrained")
     for (study, title), axes in zip(studies.items(), panels, strict=True):
-        own = [point for point in points if point.study == study]
-        for sampler in dict.fromkeys(point.sampler for point in own):
-            line = [point for point in own if point.sampler == sampler]
+        studied = [point for point in points if point.study == study]
+        for sampler in dict.fromkeys(point.sampler for point in studied):
+            line = [point for point in studied if point.sampler == sampler]
             axes.loglog(
                 [point.steps for point in line],
                 [point.error for point in line],

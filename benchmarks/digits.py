@@ -37,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run.rounds,
                 clock=run.loop_clock,
             )
-            found = rows_of("digits", f"batch {batch}", timings, {})
+            new_rows = rows_of("digits", f"batch {batch}", timings, {})
             low, middle, high = (1e3 * seconds / batch for seconds in spread(timings["forward"].seconds))
-            print(table(found))
+            print(table(new_rows))
             print(f"  forward: {middle:.2f} ({low:.2f} .. {high:.2f}) ms an image", flush=True)
-            rows += found
+            rows += new_rows
     write_csv(run.path("digits", ".csv"), rows, run.device)
     plot(run.path("digits", ".png"), rows, "benchmarks.digits", run.device)
     return 0

@@ -73,7 +73,7 @@ def read(folder: Path) -> dict[str, dict[str, Rows]]:
 
     Files from before there was a column for the family have it in their names alone.
     """
-    found: dict[str, dict[str, Rows]] = {}
+    results_of: dict[str, dict[str, Rows]] = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -82,8 +82,8 @@ def read(folder: Path) -> dict[str, dict[str, Rows]]:
         named = (name for name in cpu.NAMES if path.stem.endswith(f"-{cpu.slug(name)}"))
         family = rows[0].get("cpu_family") or next(named, None)
         if family is not None and path.stem.endswith(end := f"-{cpu.slug(family)}"):
-            found.setdefault(family, {})[path.stem.removesuffix(end)] = rows
-    return found
+            results_of.setdefault(family, {})[path.stem.removesuffix(end)] = rows
+    return results_of
 
 
 def table(results: Results) -> str:
@@ -118,7 +118,7 @@ def targets() -> list[Target]:
         Target("normals into a buffer, 16x3x512x512: torch / ours", "noise",
                partial(over_ours, them="torch normal_", cases=("16x3x512x512 in a buffer",))),
     ]  # fmt: skip
-    linears = [one for dtype in projections.DTYPES for one in _of_linears(dtype)]
+    linears = [target for dtype in projections.DTYPES for target in _of_linears(dtype)]
     lax = [
         Target(f"float32 with `--fp32-precision {name}`: {what}", f"lora-projections-float32-precision-{name}", figure)
         for name in ("bf16",)
@@ -127,7 +127,7 @@ def targets() -> list[Target]:
             ("largest error of ours / addmm's", error_ratio),
         )
     ]
-    return [*steps, *linears, *lax, *(one for dtype in unets.DTYPES for one in _of_unets(dtype))]
+    return [*steps, *linears, *lax, *(target for dtype in unets.DTYPES for target in _of_unets(dtype))]
 
 
 def _of_linears(dtype: torch.dtype) -> list[Target]:
@@ -162,8 +162,8 @@ def _of_unets(dtype: torch.dtype) -> list[Target]:
 
 def share_of_triad(rows: Rows, *, cases: Sequence[str] = (), of: str = "") -> str:
     """The least and the largest, of medians, in all cases or some; `of` is how the benchmark's name ends."""
-    own = (row for row in rows if (row["provider"], row["baseline"]) == (OURS, "triad"))
-    named = [row for row in own if row["benchmark"].endswith(of) and (not cases or row["case"] in cases)]
+    compared = (row for row in rows if (row["provider"], row["baseline"]) == (OURS, "triad"))
+    named = [row for row in compared if row["benchmark"].endswith(of) and (not cases or row["case"] in cases)]
     return _percents([1 / float(row["ratio_p50"]) for row in named])
 
 
@@ -174,32 +174,32 @@ def share_of_peak(rows: Rows) -> str:
 
 def over_ours(rows: Rows, *, them: str, cases: Sequence[str] = ()) -> str:
     """Their time by ours: geometric mean."""
-    own = [row for row in rows if row["provider"] == them and row["baseline"] == OURS]
-    return _mean([float(row["ratio_p50"]) for row in own if not cases or row["case"] in cases], "cases")
+    compared = [row for row in rows if row["provider"] == them and row["baseline"] == OURS]
+    return _mean([float(row["ratio_p50"]) for row in compared if not cases or row["case"] in cases], "cases")
 
 
 def ratio_of(rows: Rows, *, rank: int = PEER_RANK) -> str:
     """Of ours to the bare linears: geometric mean and largest; of other ranks than PEER_RANK by the FLOPs they add."""
-    own = [row for row in rows if row["provider"] == provider(OURS, rank) and row["baseline"] == BASELINE]
-    found = {}
-    for row in own:
+    compared = [row for row in rows if row["provider"] == provider(OURS, rank) and row["baseline"] == BASELINE]
+    ratios = {}
+    for row in compared:
         shape = tuple(map(int, row["case"].split("x")))
-        found[row["case"]] = float(row["ratio_p50"]) / (1 if rank == PEER_RANK else added_flops(shape, rank))
-    if not found:
+        ratios[row["case"]] = float(row["ratio_p50"]) / (1 if rank == PEER_RANK else added_flops(shape, rank))
+    if not ratios:
         return ""
-    worst = max(found, key=found.__getitem__)
-    return f"{_mean(list(found.values()), 'shapes')}, largest {found[worst]:.2f} at {worst}"
+    worst = max(ratios, key=ratios.__getitem__)
+    return f"{_mean(list(ratios.values()), 'shapes')}, largest {ratios[worst]:.2f} at {worst}"
 
 
 def quotient(rows: Rows, *, them: str, us: str) -> str:
     """Of two providers in each case: the ratio within rounds where the rows have it, or of medians; geometric mean."""
-    found = {(row["case"], row["provider"]): row for row in rows}
+    by_case = {(row["case"], row["provider"]): row for row in rows}
     ratios = []
-    for (case, who), row in found.items():
-        if who == them and (case, us) in found:
+    for (case, who), row in by_case.items():
+        if who == them and (case, us) in by_case:
             direct = row["baseline"] == us
             ratios.append(
-                float(row["ratio_p50"]) if direct else float(row["p50_us"]) / float(found[case, us]["p50_us"])
+                float(row["ratio_p50"]) if direct else float(row["p50_us"]) / float(by_case[case, us]["p50_us"])
             )
     return _mean(ratios, "shapes")
 
@@ -216,8 +216,8 @@ def error_ratio(rows: Rows) -> str:
 
 def time_of(rows: Rows, *, benchmark: str, case: str) -> str:
     """Our median."""
-    own = (row for row in rows if (row["benchmark"], row["case"], row["provider"]) == (benchmark, case, OURS))
-    return next((f"{float(row['p50_us']):.1f} us" for row in own), "")
+    compared = (row for row in rows if (row["benchmark"], row["case"], row["provider"]) == (benchmark, case, OURS))
+    return next((f"{float(row['p50_us']):.1f} us" for row in compared), "")
 
 
 def _mean(values: Sequence[float], of: str) -> str:

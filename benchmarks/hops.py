@@ -37,7 +37,8 @@ class Watch:
 
 def _is_ours(code: CodeType) -> bool:
     # Comprehensions are part of the function they stand in.
-    return Path(code.co_filename).is_relative_to(PACKAGE) and not code.co_name.startswith("<")
+    file = code.co_filename  # functions such as fastsample.ddim are made at import
+    return file.startswith("<fastsample.") or (Path(file).is_relative_to(PACKAGE) and not code.co_name.startswith("<"))
 
 
 def main() -> int:
@@ -62,7 +63,7 @@ def main() -> int:
         print(f"{name}: {len(watch.seen)} functions in {len(files)} files, {watch.deepest} deep")
         if len(sys.argv) > 1:
             for code in watch.seen:
-                print(f"  {Path(code.co_filename).relative_to(PACKAGE)}:{code.co_firstlineno} {code.co_name}")
+                print(f"  {code.co_filename.removeprefix(f'{PACKAGE}/')}:{code.co_firstlineno} {code.co_name}")
     return 0
 
 

@@ -54,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = flags.parse_args(argv)
     run = begin(arguments)
-    chosen = {name: one for name, one in SECTIONS.items() if arguments.only in (None, name)}
-    _check(arguments, run, chosen)
+    sections = {name: section for name, section in SECTIONS.items() if arguments.only in (None, name)}
+    _check(arguments, run, sections)
     variant = f"-precision-{arguments.fp32_precision}" if arguments.fp32_precision else ""
     with torch.no_grad(), precision.switched(arguments.fp32_precision):
-        for name, one in chosen.items():
-            shapes = arguments.shapes or (one.quick_shapes if run.quick else one.shapes)
-            for dtype in (torch.float32,) if variant else arguments.dtypes or one.dtypes:
-                rows = one.measured(replace(run, shapes=shapes), dtype)
+        for name, section in sections.items():
+            shapes = arguments.shapes or (section.quick_shapes if run.quick else section.shapes)
+            for dtype in (torch.float32,) if variant else arguments.dtypes or section.dtypes:
+                rows = section.measured(replace(run, shapes=shapes), dtype)
                 if rows:
                     file = f"lora-{name}-{name_of(dtype)}{variant}"
                     write_csv(run.path(file, ".csv"), rows, run.device)
@@ -71,15 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check(arguments: Namespace, run: Run, chosen: Mapping[str, Section]) -> None:
+def _check(arguments: Namespace, run: Run, sections: Mapping[str, Section]) -> None:
     """Exits with status 2 where flags do not fit each other, before anything is measured."""
     if arguments.shapes and not arguments.only:
         refuse("--shapes: say with --only which section they are for")
-    for name, one in chosen.items():
-        if any(len(shape) not in one.axes for shape in arguments.shapes or ()):
-            refuse(f"--shapes: {name} takes shapes of {' or '.join(map(str, one.axes))} sizes")
-        if any(dtype not in one.dtypes for dtype in arguments.dtypes or ()):
-            refuse(f"--dtypes: {name} takes {', '.join(map(name_of, one.dtypes))}; choose a section with --only")
+    for name, section in sections.items():
+        if any(len(shape) not in section.axes for shape in arguments.shapes or ()):
+            refuse(f"--shapes: {name} takes shapes of {' or '.join(map(str, section.axes))} sizes")
+        if any(dtype not in section.dtypes for dtype in arguments.dtypes or ()):
+            refuse(f"--dtypes: {name} takes {', '.join(map(name_of, section.dtypes))}; choose a section with --only")
     if arguments.fp32_precision:
         if run.device.type != "cpu" or arguments.dtypes not in (None, (torch.float32,)):
             refuse("--fp32-precision: this switch is for float32 on CPUs")

@@ -38,9 +38,9 @@ def speed(run: Run) -> list[Row]:
         buffer = torch.empty(shape, device=run.device)
         for case, candidates in (("in a buffer", into(buffer)), ("fresh", fresh(shape, run.device))):
             timings = measure(candidates, run.rounds, clock=run.clock)
-            found = rows_of("noise", f"{label(shape)} {case}", timings, against(OURS, timings))
-            print(table(found), flush=True)
-            rows += found
+            new_rows = rows_of("noise", f"{label(shape)} {case}", timings, against(OURS, timings))
+            print(table(new_rows), flush=True)
+            rows += new_rows
     return rows
 
 

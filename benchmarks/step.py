@@ -67,14 +67,14 @@ def section(run: Run, cases: Sequence[Case]) -> list[Row]:
             bound = next(name for name in ("triad", "copy", BOUND) if name in timings or name == BOUND)
             if bound == BOUND:
                 timings[BOUND] = Timing(timings["randn"].seconds + timings["noise-free"].seconds, 1)
-            found = rows_of(f"step {case.name}", label(shape), timings, {**against(OURS, timings), OURS: bound})
-            print(table(found), flush=True)
+            new_rows = rows_of(f"step {case.name}", label(shape), timings, {**against(OURS, timings), OURS: bound})
+            print(table(new_rows), flush=True)
             if bound != BOUND:
                 of_copy = percent(ratio(timings["copy"], timings[OURS]), case.streams / 2)
                 print(f"  {OURS}: {of_copy} of the copy's speed by counted bytes")
             if bound == "triad":
                 print(f"  {OURS}: {percent(ratio(timings[bound], timings[OURS]))} of the triad's (as many streams)")
-            rows += found
+            rows += new_rows
     return rows
 
 
@@ -86,21 +86,21 @@ def candidates(case: Case, x: Tensor, *, with_compile: bool) -> list[Candidate]:
         "diffusers": diffusers_step(case, x, operands),
         "torch.compile": compiled(case.plain, case.plain_arguments(x, operands)) if with_compile else None,
     }
-    found = [Candidate(name, call, bytes=traffic) for name, call in peers.items() if call is not None]
-    found.append(Candidate(OURS, partial(case.plan(x, operands.history, steady, x), m, row), bytes=traffic))
+    timed = [Candidate(name, call, bytes=traffic) for name, call in peers.items() if call is not None]
+    timed.append(Candidate(OURS, partial(case.plan(x, operands.history, steady, x), m, row), bytes=traffic))
     if any(case.table.stochastic):
         quiet, z = case.plan(x, operands.history, steady.replace(s=0.0), x), torch.empty_like(x)
         return [
-            *found,
+            *timed,
             Candidate("noise-free", partial(quiet, m, row)),
             Candidate("randn", partial(ops.randn, z.shape, seed=0, out=z), bytes=4 * n),
         ]
     if x.is_cpu:
         # The x0 that is written over the last one is a stream of its own, though not another array.
-        spare = [torch.randn_like(one) for one in operands.history]
+        spare = [torch.randn_like(x0) for x0 in operands.history]
         streams = [*m.split(len(x)), *operands.history, *spare]
-        found.append(Candidate("triad", triad(x, streams), bytes=traffic))
-    return [*found, Candidate("copy", copy(x, m), bytes=8 * n)]
+        timed.append(Candidate("triad", triad(x, streams), bytes=traffic))
+    return [*timed, Candidate("copy", copy(x, m), bytes=8 * n)]
 
 
 def check_agreement(case: Case, device: torch.device = CPU) -> None:
@@ -109,10 +109,10 @@ def check_agreement(case: Case, device: torch.device = CPU) -> None:
     operands = case.operands(x.shape, device)
     peers = [diffusers_step(case, x, operands), partial(case.plain, *case.plain_arguments(x, operands))]
     with torch.random.fork_rng(devices=[] if x.is_cpu else [device]):
-        found = [_first(_from_seed_0(step)) for step in peers if step is not None]
+        results = [_first(_from_seed_0(step)) for step in peers if step is not None]
         noise = _from_seed_0(partial(torch.randn, x.shape, device=device))
     ours = case.plan(x, operands.history, case.table, None)(operands.m, case.row, noise)
-    for theirs in found:
+    for theirs in results:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 

@@ -62,25 +62,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--runs", type=int, default=FEWEST, help="processes of each (%(default)s)")
     flags.add_argument("--out", type=Path, help="file of the results")
     flags.add_argument("command", nargs="+", help="the benchmark's name and arguments, behind --")
-    given = flags.parse_args(argv)
-    if given.runs < FEWEST:
-        flags.error(f"--runs {given.runs} says nothing: at least {FEWEST}")
+    options = flags.parse_args(argv)
+    if options.runs < FEWEST:
+        flags.error(f"--runs {options.runs} says nothing: at least {FEWEST}")
     before: dict[Case, list[float]] = defaultdict(list)
     after: dict[Case, list[float]] = defaultdict(list)
-    for k in range(given.runs):
-        turns = [(given.before, before), (given.after, after)]
+    for k in range(options.runs):
+        turns = [(options.before, before), (options.after, after)]
         for checkout, times in turns if k % 2 == 0 else turns[::-1]:
-            for case, time in medians(checkout, given.command).items():
+            for case, time in medians(checkout, options.command).items():
                 times[case].append(time)
-        print(f"\r{k + 1} of {given.runs} pairs", end="", file=sys.stderr, flush=True)
+        print(f"\r{k + 1} of {options.runs} pairs", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     rows = [row_of(case, before[case], after[case]) for case in after if case in before]
     for row in rows:
         ratio = f"{row.ratio_p50:.3f} ({row.ratio_p20:.3f} .. {row.ratio_p80:.3f})"
         medians_us = f"{row.before_us:10.2f} {row.after_us:10.2f}"
         print(f"{row.benchmark} {row.case}, {row.provider:<32} {medians_us} us   {ratio} {row.claim}")
-    if given.out is not None:
-        write_csv(given.out, rows)
+    if options.out is not None:
+        write_csv(options.out, rows)
     return int(any(row.claim == "slower" for row in rows))
 
 

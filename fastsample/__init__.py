@@ -4,9 +4,8 @@
 >>> images = fastsample.ddim(lambda x, t: 0.1 * x, (16, 3, 32, 32), steps=50, seed=0)
 """
 
-from importlib import import_module
+import importlib
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fastsample import ops, zoo
@@ -14,6 +13,7 @@ from fastsample.forward import add_noise, velocity
 from fastsample.graph import Graph, graph
 from fastsample.images import to_uint8
 from fastsample.interpolation import interpolate, slerp
+from fastsample.moved import find_by_earlier_names
 from fastsample.ops.available import backends
 from fastsample.samplers import (
     DDIM,
@@ -56,6 +56,20 @@ from fastsample.times.timesteps import spaced_timesteps
 
 if TYPE_CHECKING:
     from fastsample import lora
+else:
+
+    def __getattr__(name: str) -> object:
+        # LoRA is a fifth of the package, which those without one need not wait for.
+        if name == "lora":
+            return importlib.import_module("fastsample.lora")
+        raise AttributeError(f"module 'fastsample' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
+find_by_earlier_names()
 
 try:
     __version__ = version("fastsample")
@@ -111,14 +125,3 @@ __all__ = [
     "velocity",
     "zoo",
 ]
-
-
-def __getattr__(name: str) -> ModuleType:
-    # LoRA is a fifth of the package, which those without one need not wait for.
-    if name == "lora":
-        return import_module("fastsample.lora")
-    raise AttributeError(f"module 'fastsample' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

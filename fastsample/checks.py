@@ -101,6 +101,22 @@ def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
     return size
 
 
+def checked_device(device: Any) -> torch.device:
+    """The device that this names.
+
+    Raises:
+        TypeError: for what is no name of one. ValueError: for a name that torch does not know.
+    """
+    if not isinstance(device, torch.device | str | int) or isinstance(device, bool):
+        raise TypeError(f"device must be a torch.device or the name of one, such as 'cpu', got {device!r}")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        if isinstance(device, str):
+            raise ValueError(f"device must be one that torch knows, got {device!r}: {error}") from None
+        raise  # of a number, where there is no GPU
+
+
 def not_a_tensor(name: str, value: object) -> TypeError:
     """The error to raise where the value is no tensor. Made here and raised there: hot paths call no check."""
     return TypeError(f"{name} must be a tensor, got {type(value).__name__}")

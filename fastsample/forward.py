@@ -9,7 +9,7 @@ from torch import Tensor
 from fastsample.broadcast import per_sample
 from fastsample.checks import check_floating, check_number, checked_shape, integer
 from fastsample.ops.noise import randn
-from fastsample.ops.noise.keys import Index, Seed
+from fastsample.ops.noise.keys import Index, Seed, sample_keys
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.times.predictions import PREDICTIONS
 
@@ -67,6 +67,8 @@ def add_noise(
         scaled = randn(x0.shape, seed=seed, index=index, device=x0.device).to(alpha.dtype).mul_(sigma)
     else:
         _check_noise(noise, x0)
+        if type(index) is not int or index != 0:  # which nothing reads
+            sample_keys(0, index, len(x0), x0.device)
         scaled = noise.to(alpha.dtype) * sigma
     return scaled.addcmul_(x0.to(alpha.dtype), alpha).to(x0.dtype)
 

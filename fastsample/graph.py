@@ -86,12 +86,12 @@ class Graph:
     ) -> None:
         if not isinstance(sampler, Sampler):
             raise TypeError(f"sampler must be one of fastsample's, such as fastsample.DDIM, got {sampler!r}")
-        given = dict(options)
+        run_options = dict(options)
         for name, reason in _NOT_CAPTURED.items():
-            value = given.pop(name, None)
+            value = run_options.pop(name, None)
             if value is not None and value is not False:
                 raise ValueError(f"a graph cannot capture {name}: {reason}")
-        asked = options_of(sampler, model, example, given)
+        asked = options_of(sampler, model, example, run_options)
         # Buffers must be ordinary tensors also where the caller is in inference mode.
         with torch.inference_mode(False):
             self._options = asked._replace(**{name: copied(getattr(asked, name)) for name in _INPUTS})
@@ -229,7 +229,7 @@ def _pairs(old: Any, new: Any, path: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The tensors of two trees that differ in nothing else."""
     if isinstance(old, Tensor) and isinstance(new, Tensor):
         if old.shape != new.shape or old.dtype != new.dtype or old.device != new.device:
-            was, got = (f"{one.dtype} of shape {tuple(one.shape)} on {one.device}" for one in (old, new))
+            was, got = (f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}" for tensor in (old, new))
             raise ValueError(f"{path} must be {was}, as at capture; got {got}")
         if old is not new:
             yield old, new
@@ -241,7 +241,7 @@ def _pairs(old: Any, new: Any, path: str) -> Iterator[tuple[Tensor, Tensor]]:
         for name in old:
             yield from _pairs(old[name], new[name], f"{path}.{name}" if path else name)
     elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
-        for i, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from _pairs(one, other, f"{path}[{i}]")
+        for i, (entry, other) in enumerate(zip(old, new, strict=True)):
+            yield from _pairs(entry, other, f"{path}[{i}]")
     elif not (old is new or (type(old) is type(new) and bool(np.all(old == new)))):
         raise ValueError(f"{path} is captured as it was and cannot change: only values of tensors can")

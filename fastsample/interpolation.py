@@ -105,5 +105,5 @@ def interpolate(
         raise TypeError(f"sampler must be one of fastsample's, such as fastsample.DDIM, got {sampler!r}")
     weights = torch.linspace(0, 1, int(n), dtype=torch.float64, device="cpu")
     between = slerp(a, b, weights)
-    chosen = sampler if sampler is not None else DDIM(schedule_of(model, None), steps=50)
-    return chosen(model, between, **options)
+    sampler = sampler if sampler is not None else DDIM(schedule_of(model, None), steps=50)
+    return sampler(model, between, **options)

@@ -159,10 +159,10 @@ class Table:
             raise ValueError(f"a table has no column {', '.join(unknown)}; its columns are {', '.join(COLUMNS)}")
         full = {"t": times}
         for name, default in COLUMNS.items():
-            given = real_array(f"column {name}", columns.get(name, default)).astype(np.float64)
-            if given.shape not in ((), times.shape):
-                raise ValueError(f"column {name} must have shape {times.shape}, got {given.shape}")
-            column = np.full(times.shape, given)
+            values = real_array(f"column {name}", columns.get(name, default)).astype(np.float64)
+            if values.shape not in ((), times.shape):
+                raise ValueError(f"column {name} must have shape {times.shape}, got {values.shape}")
+            column = np.full(times.shape, values)
             if name == "limit" and not (column > 0).all():
                 raise ValueError(f"column limit must be positive, got {column.min()}")
             if name != "limit" and not np.isfinite(column).all():
@@ -271,13 +271,13 @@ def _check_columns(columns: dict[str, NDArray]) -> None:
             raise ValueError(f"column {name} must be 0 in the first {rows} row(s), where there is no earlier x0")
 
 
-def _as_times(given: NDArray) -> NDArray:
-    if not np.issubdtype(given.dtype, np.integer):
+def _as_times(times: NDArray) -> NDArray:
+    if not np.issubdtype(times.dtype, np.integer):
         with np.errstate(over="ignore"):
-            return given.astype(np.float32)
-    if given.max() > np.iinfo(np.int64).max:  # unsigned ones would wrap
-        raise ValueError(f"t holds {given.max()}, beyond int64")
-    return given.astype(np.int64)
+            return times.astype(np.float32)
+    if times.max() > np.iinfo(np.int64).max:  # unsigned ones would wrap
+        raise ValueError(f"t holds {times.max()}, beyond int64")
+    return times.astype(np.int64)
 
 
 def _checked_scale(init_noise_sigma: float) -> float:
@@ -290,13 +290,13 @@ def _checked_scale(init_noise_sigma: float) -> float:
 def _levels(alpha: ArrayLike | None, sigma: ArrayLike | None, rows: int) -> dict[str, Float64Array | None]:
     if alpha is None and sigma is None:
         return {"alpha": None, "sigma": None}
-    found: dict[str, Float64Array | None] = {}
-    for name, given in (("alpha", alpha), ("sigma", sigma)):
-        values = real_array(name, np.nan if given is None else given).astype(np.float64)
+    levels: dict[str, Float64Array | None] = {}
+    for name, level in (("alpha", alpha), ("sigma", sigma)):
+        values = real_array(name, np.nan if level is None else level).astype(np.float64)
         if values.shape != (rows + 1,) or not np.isfinite(values).all():
             raise ValueError(f"{name} must be {rows + 1} finite numbers, one more than rows, got shape {values.shape}")
-        found[name] = values
-    return found
+        levels[name] = values
+    return levels
 
 
 def _levels_after(alpha: Float64Array | None, sigma: Float64Array | None, rows: int) -> tuple[tuple[float, float], ...]:
@@ -307,7 +307,7 @@ def _levels_after(alpha: Float64Array | None, sigma: Float64Array | None, rows: 
 
 def _pack(columns: dict[str, NDArray]) -> NDArray[np.float32]:
     with np.errstate(over="ignore", invalid="ignore"):
-        made = {
+        computed = {
             "s": columns["s"] * np.exp(columns["g0"]),
             "g1": columns["g1"] / np.log(2),
             "next_e": np.append(columns["e"][1:], 1.0),
@@ -315,12 +315,12 @@ def _pack(columns: dict[str, NDArray]) -> NDArray[np.float32]:
             "folded_m": columns["b"] * columns["q"] + columns["d"],
             "unused": np.zeros(columns["t"].shape),
         }
-        values = {**columns, **made}
+        values = {**columns, **computed}
         packed = np.stack([values[name] for name in ROW], axis=1).astype(np.float32)
     if not np.isfinite(np.delete(packed, ROW.index("limit"), axis=1)).all():
         raise ValueError("a coefficient of the table overflows float32")
     return packed
 
 
-def _rebuild(given: dict[str, Any]) -> Table:
-    return Table(**given)
+def _rebuild(columns: dict[str, Any]) -> Table:
+    return Table(**columns)

@@ -35,17 +35,17 @@ class Case:
     def of(cls, shape: Shape, dtype: torch.dtype, device: torch.device = CPU) -> Case:
         """Shape (rows, width), or (rows, in, out)."""
         rows, k, n = (*shape, shape[-1])[:3]
-        made = torch.Generator().manual_seed(0)
-        weights = tuple(torch.randn(n, k, generator=made).div(k**0.5).to(device, dtype) for _ in range(3))
-        return cls(torch.randn(rows, k, generator=made).to(device, dtype), weights)
+        generator = torch.Generator().manual_seed(0)
+        weights = tuple(torch.randn(n, k, generator=generator).div(k**0.5).to(device, dtype) for _ in range(3))
+        return cls(torch.randn(rows, k, generator=generator).to(device, dtype), weights)
 
     def pairs(self, rank: int, seed: int = 1) -> list[Pair]:
         """(A, B) of each linear."""
-        made, k = torch.Generator().manual_seed(seed), self.x.shape[-1]
+        generator, k = torch.Generator().manual_seed(seed), self.x.shape[-1]
         return [
             (
-                torch.randn(rank, k, generator=made).div(k**0.5).to(weight),
-                torch.randn(len(weight), rank, generator=made).div(rank**0.5).to(weight),
+                torch.randn(rank, k, generator=generator).div(k**0.5).to(weight),
+                torch.randn(len(weight), rank, generator=generator).div(rank**0.5).to(weight),
             )
             for weight in self.weights
         ]
@@ -69,18 +69,18 @@ class Case:
 
 def layer(case: Case, adapters: Mapping[str, Sequence[Pair]]) -> QKVProjection:
     """The fused layer of the case's linears with all of these adapters active."""
-    made = QKVProjection.from_linears([linear(weight) for weight in case.weights])
+    fused = QKVProjection.from_linears([linear(weight) for weight in case.weights])
     for name, pairs in adapters.items():
-        made.add_adapter(name, pairs, scale=SCALE)
-    return made
+        fused.add_adapter(name, pairs, scale=SCALE)
+    return fused
 
 
 def linear(weight: Tensor) -> Any:
     """nn.Linear without bias around this very weight."""
     n, k = weight.shape
-    made = nn.Linear(k, n, bias=False, device="meta", dtype=weight.dtype)
-    made.weight = nn.Parameter(weight, requires_grad=False)
-    return made
+    module = nn.Linear(k, n, bias=False, device="meta", dtype=weight.dtype)
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    return module
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -32,11 +32,11 @@ class Method:
         diffusers = optional("diffusers", "diffusers")
         if diffusers is None:
             return None
-        made = getattr(diffusers, self.scheduler)(
+        scheduler = getattr(diffusers, self.scheduler)(
             num_train_timesteps=schedule.T, trained_betas=schedule.betas.tolist(), **self.settings
         )
-        made.set_timesteps(steps)
-        return made
+        scheduler.set_timesteps(steps)
+        return scheduler
 
 
 DDIM_FREE = Method(DDIM, "DDIMScheduler", {"clip_sample": False})

@@ -84,7 +84,7 @@ def measure(
         seconds = np.empty((len(candidates), rounds))
         for k in range(rounds):
             for turn in range(len(candidates)):
-                # Whoever comes first finds the caches in another state than whoever comes last.
+                # The first candidate of a round finds the caches in another state than the last one.
                 i = (k + turn) % len(candidates)
                 seconds[i, k] = clock(candidates[i], calls[i]) / calls[i]
     return {c.provider: Timing(seconds[i], calls[i], c.bytes) for i, c in enumerate(candidates)}

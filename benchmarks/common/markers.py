@@ -5,8 +5,8 @@ from __future__ import annotations
 
 def replace_between(document: str, begin: str, end: str, text: str) -> str:
     """The document with this text between its markers, an empty line on both sides."""
-    before, found, rest = document.partition(begin)
+    before, opened, rest = document.partition(begin)
     _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"the document lacks the marker {end if found else begin}")
+    if not opened or not closed:
+        raise ValueError(f"the document lacks the marker {end if opened else begin}")
     return f"{before}{begin}\n\n{text}\n\n{end}{after}"

@@ -20,7 +20,7 @@ def triad(y: Tensor, inputs: Sequence[Tensor]) -> Callable[[], object]:
     """
     n, threads, factor = y.numel(), torch.get_num_threads(), 0.5 / len(inputs)
     # The closure keeps the tensors alive, which their addresses alone would not.
-    return lambda: _cpu.triad(y.data_ptr(), [one.data_ptr() for one in inputs], 0.5, factor, n, threads)
+    return lambda: _cpu.triad(y.data_ptr(), [tensor.data_ptr() for tensor in inputs], 0.5, factor, n, threads)
 
 
 def copy(y: Tensor, x: Tensor) -> Callable[[], object]:

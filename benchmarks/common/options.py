@@ -64,16 +64,16 @@ class Run:
 
 def parser(module: str, description: str | None, *, gpus: bool = False) -> ArgumentParser:
     """A parser with the shared flags, --device where the script can measure on GPUs; a script adds its own."""
-    made = ArgumentParser(f"python -m {module}", description=description, formatter_class=RawDescriptionHelpFormatter)
-    made.add_argument("--rounds", type=int, help=f"rounds of each comparison, default {ROUNDS}")
-    made.add_argument("--shapes", type=_shapes, help="comma separated, as in 1x16x7,8x4x64x64")
-    made.add_argument("--quick", action="store_true", help=f"small shapes, {QUICK_ROUNDS} rounds: a smoke run")
-    made.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the results")
-    made.add_argument("--threads", type=int, help="torch's threads, which are fastsample's too")
+    flags = ArgumentParser(f"python -m {module}", description=description, formatter_class=RawDescriptionHelpFormatter)
+    flags.add_argument("--rounds", type=int, help=f"rounds of each comparison, default {ROUNDS}")
+    flags.add_argument("--shapes", type=_shapes, help="comma separated, as in 1x16x7,8x4x64x64")
+    flags.add_argument("--quick", action="store_true", help=f"small shapes, {QUICK_ROUNDS} rounds: a smoke run")
+    flags.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the results")
+    flags.add_argument("--threads", type=int, help="torch's threads, which are fastsample's too")
     if gpus:
-        made.add_argument("--device", type=_device, default=CPU, help="cpu, cuda or cuda:N (%(default)s)")
-    made.add_argument("--isa", help="the instruction set of the CPU kernels")
-    return made
+        flags.add_argument("--device", type=_device, default=CPU, help="cpu, cuda or cuda:N (%(default)s)")
+    flags.add_argument("--isa", help="the instruction set of the CPU kernels")
+    return flags
 
 
 def begin(arguments: Namespace, backend: str = "cpu") -> Run:
@@ -136,7 +136,7 @@ def _device(text: str) -> torch.device:
 
 
 def _shapes(text: str) -> tuple[Shape, ...]:
-    shapes = tuple(tuple(int(size) for size in one.split("x")) for one in text.split(","))
+    shapes = tuple(tuple(int(size) for size in shape_text.split("x")) for shape_text in text.split(","))
     if any(size < 1 for shape in shapes for size in shape):
         raise ValueError
     return shapes

@@ -101,12 +101,12 @@ def table(rows: Sequence[Row]) -> str:
 
 def machine(device: torch.device = CPU) -> dict[str, str | int]:
     """Where and with what a result was measured: the columns that every result file carries, on a GPU with its own."""
-    own: dict[str, str | int] = {}
+    of_gpu: dict[str, str | int] = {}
     if device.type != "cpu":
         backends = os.environ.get("FASTSAMPLE_BACKEND") or "automatic"
-        own = {"device": gpu.name_of(device), "driver": gpu.driver(), "backend": backends}
+        of_gpu = {"device": gpu.name_of(device), "driver": gpu.driver(), "backend": backends}
     return {
-        **own,
+        **of_gpu,
         "cpu": cpu.model(),
         "cpu_family": cpu.family(),
         "torch": torch.__version__,
@@ -152,8 +152,8 @@ def plot(path: Path, rows: Sequence[Row], title: str, device: torch.device = CPU
     bars = max(map(len, panels.values()))
     size = (max(7, 2 + 0.3 * bars), 1 + 3.5 * len(panels))
     figure, axes = pyplot.subplots(len(panels), figsize=size, layout="constrained", squeeze=False)
-    for panel, (name, own) in zip(axes[:, 0], panels.items(), strict=True):
-        _draw(panel, own)
+    for panel, (name, panel_rows) in zip(axes[:, 0], panels.items(), strict=True):
+        _draw(panel, panel_rows)
         panel.set_title(name, fontsize=9, loc="left")
     here = machine(device)
     where = here.get("device") or f"{here['cpu_family']} ({here['cpu']}), threads {here['threads']}, {here['isa']}"
@@ -174,11 +174,11 @@ def _draw(axes: Any, rows: Sequence[Row]) -> None:
     # Bars side by side, an empty place between cases.
     places = [place + cases.index(row.case) for place, row in enumerate(rows)]
     for provider in dict.fromkeys(row.provider for row in rows):
-        own = [i for i, row in enumerate(rows) if row.provider == provider]
+        bars = [i for i, row in enumerate(rows) if row.provider == provider]
         axes.bar(
-            [places[i] for i in own],
-            [rows[i].p50_us for i in own],
-            yerr=[[rows[i].p50_us - rows[i].p20_us for i in own], [rows[i].p80_us - rows[i].p50_us for i in own]],
+            [places[i] for i in bars],
+            [rows[i].p50_us for i in bars],
+            yerr=[[rows[i].p50_us - rows[i].p20_us for i in bars], [rows[i].p80_us - rows[i].p50_us for i in bars]],
             label=provider,
         )
     centres = [fmean(place for place, row in zip(places, rows, strict=True) if row.case == case) for case in cases]

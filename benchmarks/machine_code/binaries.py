@@ -115,13 +115,13 @@ def cuda_module() -> Path | None:
 def extract_cuda(module: Path, folder: Path) -> list[tuple[Path, str]]:
     """(cubin, such as "sm_90") of everything in the module, written into the folder."""
     _tool("cuobjdump", "-xelf", "all", module.absolute(), cwd=folder)
-    return [(path, found[0]) for path in sorted(folder.glob("*.cubin")) if (found := re.search(r"sm_\d+", path.name))]
+    return [(path, match[0]) for path in sorted(folder.glob("*.cubin")) if (match := re.search(r"sm_\d+", path.name))]
 
 
 def cuda_compiler(cubin: Path) -> str:
     """What made a cubin, such as "nvcc 13.0.88"; without a number where the file does not tell."""
-    found = re.search(r"Cuda compilation tools, release \S+, V(\S+)", _elf(cubin))
-    return f"nvcc {found[1]}" if found else "nvcc"
+    match = re.search(r"Cuda compilation tools, release \S+, V(\S+)", _elf(cubin))
+    return f"nvcc {match[1]}" if match else "nvcc"
 
 
 def cuda_resources(cubin: Path, arch: str) -> dict[tuple[str, str, str, str], tuple[int, int, int]]:
@@ -184,13 +184,13 @@ def describe(mangled: str) -> tuple[str, str, float, str]:
 
 def _parameters(op: str, name: str) -> list[str]:
     source = (SOURCES / f"{op}.cu").read_text()
-    found = re.search(rf"template <([^>]*)>\s*__global__[^{{;]*?\b{name}\(", source)
-    return [parameter.strip() for parameter in found[1].split(",")] if found else []
+    match = re.search(rf"template <([^>]*)>\s*__global__[^{{;]*?\b{name}\(", source)
+    return [parameter.strip() for parameter in match[1].split(",")] if match else []
 
 
 def _variants(module: str) -> list[Any]:
-    made: list[Any] = importlib.import_module(f"fastsample.kernels.variants.{module}").variants()
-    return made
+    variants: list[Any] = importlib.import_module(f"fastsample.kernels.variants.{module}").variants()
+    return variants
 
 
 def _measured(blocks: Sequence[sass.Block]) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _measured(blocks: Sequence[sass.Block]) -> dict[str, Any]:
         "loads": loads.total(),
         "stores128": stores[128],
         "stores": stores.total(),
-        "narrow": sum(number for found in (loads, stores) for bits, number in found.items() if bits < 64),
+        "narrow": sum(number for match in (loads, stores) for bits, number in match.items() if bits < 64),
         "tensor": ", ".join(f"{number} {name}" for name, number in sorted(tensor.items())),
         "instructions": sum(len(block.instructions) for block in blocks),
         "ways": ways,
@@ -236,16 +236,16 @@ def _threads(cubin: Path, name: str) -> int:
     """The launch bound of a kernel."""
     text = _elf(cubin)
     section = re.search(rf"^\.nv\.info\.{re.escape(name)}\n(.*?)(?=^\.nv|\Z)", text, re.M | re.S)
-    found = section and re.search(r"EIATTR_MAX_THREADS.*?Value:\s+(0x[0-9a-f]+) (0x[0-9a-f]+)", section[1], re.S)
-    return int(found[1], 16) * int(found[2], 16) if found else 1024
+    match = section and re.search(r"EIATTR_MAX_THREADS.*?Value:\s+(0x[0-9a-f]+) (0x[0-9a-f]+)", section[1], re.S)
+    return int(match[1], 16) * int(match[2], 16) if match else 1024
 
 
 def _of_amd(variant: Any, compiled: Any) -> Code:
     text = compiled.asm["amdgcn"]
 
     def number(key: str) -> int:
-        found = re.search(rf"\.{key}:\s+(\d+)", text)
-        return int(found[1]) if found else 0
+        match = re.search(rf"\.{key}:\s+(\d+)", text)
+        return int(match[1]) if match else 0
 
     counted = {name: len(re.findall(rf"^\s*{name}", text, re.M)) for name in _AMD}
     matrix = counted["v_mfma"]

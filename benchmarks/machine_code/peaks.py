@@ -33,9 +33,9 @@ class Limits:
 
     def occupancy(self, registers: int, shared: int, warps_a_block: int) -> float:
         """The share of `warps` that can be there at once."""
-        own = -(-max(registers, 1) * WARP // REGISTER_UNIT) * REGISTER_UNIT
+        registers_a_warp = -(-max(registers, 1) * WARP // REGISTER_UNIT) * REGISTER_UNIT
         # Registers belong to one of four schedulers, with a quarter of them each.
-        by_registers = 4 * (REGISTERS // 4 // own) // warps_a_block
+        by_registers = 4 * (REGISTERS // 4 // registers_a_warp) // warps_a_block
         by_shared = self.shared // (shared + RESERVED_SHARED)
         blocks = min(by_registers, by_shared, self.blocks, self.warps // warps_a_block)
         return blocks * warps_a_block / self.warps

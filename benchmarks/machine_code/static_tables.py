@@ -25,8 +25,8 @@ def _resources(rows: Sequence[_Row]) -> list[str]:
         "| kernel | registers | spills | stack | shared memory | least occupancy | 128-bit accesses | tensor cores |",
         "| --- | ---: | ---: | ---: | ---: | --- | --- | --- |",
     ]
-    for name, own in _groups(rows).items():
-        nvidia = [row for row in own if row["arch"].startswith("sm_")]
+    for name, group in _groups(rows).items():
+        nvidia = [row for row in group if row["arch"].startswith("sm_")]
         registers = sorted(int(row["registers"]) for row in nvidia)
         worst = min(nvidia, key=lambda row: float(row["occupancy"]))
         shown = next((row for row in nvidia if (row["arch"], row["dtype"]) == ("sm_90", "float32")), nvidia[0])
@@ -54,12 +54,12 @@ def _bounds(rows: Sequence[_Row]) -> list[str]:
         f"| kernel | instructions, bytes an element | {' | '.join(gpus)} |",
         f"| --- | --- | {' | '.join('---:' for _ in gpus)} |",
     ]
-    for name, own in _groups(bounded).items():
-        shown = next((row for row in own if (row["arch"], row["dtype"]) == ("sm_90", "float32")), own[0])
+    for name, group in _groups(bounded).items():
+        shown = next((row for row in group if (row["arch"], row["dtype"]) == ("sm_90", "float32")), group[0])
         columns = []
         for gpu in gpus:
             worst = max(
-                (row for row in own if row["gpu"] == gpu), key=lambda r: float(r["compute_by_memory"]), default=None
+                (row for row in group if row["gpu"] == gpu), key=lambda r: float(r["compute_by_memory"]), default=None
             )
             text = "" if worst is None else f"{float(worst['compute_by_memory']):.2f}"
             columns.append(text if worst is None or worst["bound"] == "memory" else f"**{text}** {worst['unit']}")

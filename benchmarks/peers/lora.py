@@ -51,14 +51,16 @@ def with_peft(weights: Sequence[Tensor], pairs: Sequence[Pair], merged: bool) ->
     peft = optional("peft", "PEFT")
     if peft is None:
         return None
-    made = Projections([weight.clone() for weight in weights] if merged else weights).eval()
+    module = Projections([weight.clone() for weight in weights] if merged else weights).eval()
     rank = len(pairs[0][0])
-    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=["q", "k", "v"]), made)
-    for layer, (down, up) in zip((made.q, made.k, made.v), pairs, strict=True):
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=["q", "k", "v"]), module
+    )
+    for layer, (down, up) in zip((module.q, module.k, module.v), pairs, strict=True):
         set_peft(layer, down, up)
         if merged:
             layer.merge()
-    return [made.q, made.k, made.v]
+    return [module.q, module.k, module.v]
 
 
 def set_peft(layer: Any, down: Tensor, up: Tensor) -> None:

@@ -22,16 +22,16 @@ EACH, SHARED = f"{KINDS} adapters over {SAMPLES} samples", "one adapter for all"
 def section(run: Run, dtype: torch.dtype) -> list[Row]:
     """Times both comparisons in every shape; with another adapter for each sample, `rows` rows a sample."""
     rows: list[Row] = []
-    found: dict[str, list[Spread]] = {TWO: [], EACH: []}
+    ratios: dict[str, list[Spread]] = {TWO: [], EACH: []}
     for shape in run.shapes:
         for ours, baseline, candidates, case in (_at_once(run, shape, dtype), _each(run, shape, dtype)):
             timings = measure(candidates, run.rounds, clock=run.clock)
-            made = rows_of(f"adapters {name_of(dtype)}", case, timings, {ours: baseline})
-            print(table(made), flush=True)
-            found[ours].append(ratio(timings[ours], timings[baseline]))
-            rows += made
+            new_rows = rows_of(f"adapters {name_of(dtype)}", case, timings, {ours: baseline})
+            print(table(new_rows), flush=True)
+            ratios[ours].append(ratio(timings[ours], timings[baseline]))
+            rows += new_rows
     for ours, baseline in ((TWO, SUMMED), (EACH, SHARED)):
-        low, middle, high = geometric(found[ours])
+        low, middle, high = geometric(ratios[ours])
         print(f"\n{dtype}: {ours} / {baseline}, geometric mean {middle:.3f} ({low:.3f} .. {high:.3f})", flush=True)
     return rows
 
@@ -40,9 +40,9 @@ def _at_once(run: Run, shape: Shape, dtype: torch.dtype) -> tuple[str, str, list
     case = Case.of(shape, dtype, run.device)
     first, second = (case.pairs(RANK, seed) for seed in (1, 2))
     summed = [(torch.cat([a, c]), torch.cat([b, d], 1)) for (a, b), (c, d) in zip(first, second, strict=True)]
-    two, one = layer(case, {"first": first, "second": second}), layer(case, {"summed": summed})
-    _check(two(case.x), one(case.x))
-    return TWO, SUMMED, [Candidate(TWO, partial(two, case.x)), Candidate(SUMMED, partial(one, case.x))], label(shape)
+    two, single = layer(case, {"first": first, "second": second}), layer(case, {"summed": summed})
+    _check(two(case.x), single(case.x))
+    return TWO, SUMMED, [Candidate(TWO, partial(two, case.x)), Candidate(SUMMED, partial(single, case.x))], label(shape)
 
 
 def _each(run: Run, shape: Shape, dtype: torch.dtype) -> tuple[str, str, list[Candidate], str]:

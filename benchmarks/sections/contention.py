@@ -31,14 +31,14 @@ def section(run: Run) -> list[Row]:
         for width in QUICK_WIDTHS if run.quick else WIDTHS:
             timings = measure(_candidates(shape, width), run.rounds)
             baselines = {f"{kind} after mm": f"{kind} alone" for kind in KINDS}
-            found = rows_of("matmul", f"{label(shape)}, mm {width}", timings, baselines)
+            new_rows = rows_of("matmul", f"{label(shape)}, mm {width}", timings, baselines)
             ours, control = (timings[f"{kind} after mm"].seconds / timings[f"{kind} alone"].seconds for kind in KINDS)
             low, middle, high = spread(ours / control)
-            print(table(found))
+            print(table(new_rows))
             print(
                 f"  the step slows down {middle:.2f} ({low:.2f} .. {high:.2f}) times as much as torch.add", flush=True
             )
-            rows += found
+            rows += new_rows
     return rows
 
 

@@ -31,11 +31,11 @@ def section(run: Run) -> list[Row]:
         for shape in run.shapes[-3:]:
             timings = measure(_candidates(run, shape, dtype), run.rounds, clock=run.clock)
             bound = "triad" if "triad" in timings else "copy"
-            found = rows_of(name, label(shape), timings, {**against(OURS, timings), OURS: bound})
+            new_rows = rows_of(name, label(shape), timings, {**against(OURS, timings), OURS: bound})
             # A copy moves 8 bytes an element.
             share = percent(ratio(timings[bound], timings[OURS]), 1.0 if bound == "triad" else 12 / 8)
-            print(f"{table(found)}\n  {OURS}: {share} of the {bound}'s speed by counted bytes", flush=True)
-            rows += found
+            print(f"{table(new_rows)}\n  {OURS}: {share} of the {bound}'s speed by counted bytes", flush=True)
+            rows += new_rows
     return rows
 
 

@@ -34,10 +34,10 @@ def section(run: Run) -> list[Row]:
         for steps in (min(many, QUICK_STEPS) if run.quick else many, FEW):
             timings = measure(_candidates(method, steps, run.device), run.rounds, clock=run.loop_clock)
             bare = timings.pop("bare model").seconds
-            net = {name: Timing((one.seconds - bare) / steps, one.calls) for name, one in timings.items()}
-            found = rows_of(f"loop {name}", f"1x16x7, {steps} steps", net, against(OURS, net))
-            print(table(found), flush=True)
-            rows += found
+            net = {name: Timing((timing.seconds - bare) / steps, timing.calls) for name, timing in timings.items()}
+            new_rows = rows_of(f"loop {name}", f"1x16x7, {steps} steps", net, against(OURS, net))
+            print(table(new_rows), flush=True)
+            rows += new_rows
     return rows
 
 

@@ -52,10 +52,11 @@ def study(shape: Shape) -> list[Finding]:
 def table(findings: Sequence[Finding]) -> str:
     """The findings as text, and what the smallest p among so many tests means."""
     lines = [f"{'test':<36} {'value':>12} {'expected':>12} {'z':>7} {'p':>8} {'n':>10}"]
-    for one in findings:
-        z = "" if one.z is None else f"{one.z:.2f}"
-        lines.append(f"{one.test:<36} {one.value:>12.6g} {one.expected:>12.6g} {z:>7} {one.p:>8.4f} {one.n:>10}")
-    least = min(one.p for one in findings)
+    for finding in findings:
+        z = "" if finding.z is None else f"{finding.z:.2f}"
+        figures = f"{finding.value:>12.6g} {finding.expected:>12.6g} {z:>7} {finding.p:>8.4f} {finding.n:>10}"
+        lines.append(f"{finding.test:<36} {figures}")
+    least = min(finding.p for finding in findings)
     by_chance = 1 - (1 - least) ** len(findings)
     lines.append(f"smallest p {least:.4f}; true normals show one as small in {by_chance:.0%} of such studies")
     return "\n".join(lines)
@@ -83,8 +84,8 @@ def _moments(x: NDArray[np.float64]) -> Iterator[Finding]:
 def _tails(x: NDArray[np.float64]) -> Iterator[Finding]:
     for threshold in TAILS:
         share = math.erfc(threshold / math.sqrt(2))
-        found = float((np.abs(x) > threshold).mean())
-        yield _finding(f"share beyond {threshold:g}", found, share, share * (1 - share), x.size)
+        measured = float((np.abs(x) > threshold).mean())
+        yield _finding(f"share beyond {threshold:g}", measured, share, share * (1 - share), x.size)
 
 
 def _correlations(x: NDArray[np.float64], shape: Shape) -> Iterator[Finding]:

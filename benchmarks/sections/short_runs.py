@@ -78,8 +78,8 @@ def _tails(case: str, calls: dict[str, Callable[[], object]], runs: int) -> list
                 call()
                 seconds[name][k] = perf_counter() - start
     rows = []
-    for name, found in seconds.items():
-        [row] = rows_of("short run, p99 by median", case, {name: Timing(found, 1)}, {})
-        late = float(np.quantile(found, 0.99) / np.median(found))
+    for name, times in seconds.items():
+        [row] = rows_of("short run, p99 by median", case, {name: Timing(times, 1)}, {})
+        late = float(np.quantile(times, 0.99) / np.median(times))
         rows.append(replace(row, baseline="its median", ratio_p20=late, ratio_p50=late, ratio_p80=late, claim="p99"))
     return rows

@@ -76,8 +76,8 @@ def section(run: Run, dtype: torch.dtype) -> list[Row]:
         rounding = distance(calls[BARE](), exact[shape]) if exact else FLOAT32_ROUNDING
         check_agreement(calls, rounding)
         timings = measure([Candidate(name, call) for name, call in calls.items()], run.rounds, clock=run.loop_clock)
-        made = rows_of(f"unet {name_of(dtype)}", f"latents {label(shape)}", timings, against(BARE, timings))
-        print(table(made))
+        new_rows = rows_of(f"unet {name_of(dtype)}", f"latents {label(shape)}", timings, against(BARE, timings))
+        print(table(new_rows))
         whole, per_rank = flops(unet, calls[BARE])
         for rank in RANKS:
             low, middle, high = ratio(timings[provider(OURS, rank)], timings[BARE])
@@ -86,7 +86,7 @@ def section(run: Run, dtype: torch.dtype) -> list[Row]:
                 f"its FLOPs make {1 + rank * per_rank / whole:.4f} of {whole / 1e9:.1f} GFLOP",
                 flush=True,
             )
-        rows += made
+        rows += new_rows
     return rows
 
 
@@ -108,12 +108,12 @@ def forward(unet: nn.Module, x: Tensor, tokens: Tensor) -> Tensor:
 
 def with_ours(unet: nn.Module, rank: int) -> nn.Module:
     """Another tree of the same parameters, with this package's LoRA attached."""
-    made: Any = sharing(unet)
-    lora.attach(made, state_dict(unet, rank))
-    processors = made.attn_processors
+    model: Any = sharing(unet)
+    lora.attach(model, state_dict(unet, rank))
+    processors = model.attn_processors
     if any(not isinstance(processor, FusedAttnProcessor) for processor in processors.values()):
         raise AssertionError(f"attach left some of {len(processors)} attention blocks with their own processor")
-    return made
+    return model
 
 
 def with_peft(unet: nn.Module, rank: int) -> nn.Module | None:
@@ -121,12 +121,12 @@ def with_peft(unet: nn.Module, rank: int) -> nn.Module | None:
     peft = optional("peft", "PEFT")
     if peft is None:
         return None
-    made: Any = sharing(unet)
-    made.add_adapter(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)))
-    factors, modules = state_dict(unet, rank), dict(made.named_modules())
+    model: Any = sharing(unet)
+    model.add_adapter(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)))
+    factors, modules = state_dict(unet, rank), dict(model.named_modules())
     for name in targets(unet):
         set_peft(modules[name], factors[f"{name}.lora_A.weight"], factors[f"{name}.lora_B.weight"])
-    return made.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def sharing(unet: nn.Module) -> nn.Module:
@@ -136,11 +136,11 @@ def sharing(unet: nn.Module) -> nn.Module:
 
 def state_dict(unet: nn.Module, rank: int) -> dict[str, Tensor]:
     """Random factors for all attention projections, as PEFT names them, of an effect that is easily seen."""
-    made, factors = torch.Generator().manual_seed(rank), {}
+    draws, factors = torch.Generator().manual_seed(rank), {}
     for name, linear in targets(unet).items():
         n, k = linear.weight.shape
-        factors[f"{name}.lora_A.weight"] = (torch.randn(rank, k, generator=made) / k**0.5).to(linear.weight)
-        factors[f"{name}.lora_B.weight"] = (torch.randn(n, rank, generator=made) * 0.3 / rank**0.5).to(linear.weight)
+        factors[f"{name}.lora_A.weight"] = (torch.randn(rank, k, generator=draws) / k**0.5).to(linear.weight)
+        factors[f"{name}.lora_B.weight"] = (torch.randn(n, rank, generator=draws) * 0.3 / rank**0.5).to(linear.weight)
     return factors
 
 
@@ -159,12 +159,12 @@ def check_agreement(calls: Mapping[str, Callable[[], Tensor]], rounding: float =
     `rounding` is what the dtype's roundings do to the output of one UNet. Two that compute the same have different
     ones, so they differ by about sqrt(2) times as much; allowed is twice as much.
     """
-    found = {name: call() for name, call in calls.items()}
+    outputs = {name: call() for name, call in calls.items()}
     for rank in RANKS:
-        ours = found[provider(OURS, rank)]
-        if distance(found[BARE], ours) < 5 * rounding:
+        ours = outputs[provider(OURS, rank)]
+        if distance(outputs[BARE], ours) < 5 * rounding:
             raise AssertionError(f"{provider(OURS, rank)} computes what the UNet without LoRA does")
-        theirs = found.get(provider("PEFT", rank))
+        theirs = outputs.get(provider("PEFT", rank))
         if theirs is not None and (apart := distance(theirs, ours)) > 2 * rounding:
             raise AssertionError(f"{provider(OURS, rank)} and PEFT differ by {apart:.2g}, roundings by {rounding:.2g}")
 

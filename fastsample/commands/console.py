@@ -64,7 +64,7 @@ def one_line(text: object) -> str:
 
 
 def _forget_output() -> None:
-    """Python would try once more to write what a pipe or a full disk has refused, and complain when it ends."""
+    """Drops unwritten output, which Python would try to write once more at its end, and complain."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_out(path: Path) -> None:
-    """Raises where no picture can be written, before any is made."""
+    """Raises where the picture could not be written, before samples are drawn for it."""
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"--out must end in one of {', '.join(_FORMATS)}, got {str(path)!r}")
     folder = path.absolute().parent

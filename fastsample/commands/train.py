@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
         if not 1 <= args.threads <= _MOST_THREADS:
             raise ValueError(f"--threads must be from 1 to {_MOST_THREADS}, got {args.threads}")
         torch.set_num_threads(args.threads)
-    chosen = {name: getattr(args, name) for name in _SETTINGS}
-    settings = Settings(widths=tuple(args.widths), **chosen)
+    settings = Settings(widths=tuple(args.widths), **{name: getattr(args, name) for name in _SETTINGS})
     check_place(args.out, args.device, args.save_every)
     train(load_data(args.data), args.out, settings, device=args.device, save_every=args.save_every)
     print(f"trained: fastsample.zoo.load({str(args.out / 'model.safetensors')!r})")

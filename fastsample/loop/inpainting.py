@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastsample.ops.address import check_strided
 from fastsample.ops.noise import fill
 from fastsample.tables import Table
 
@@ -28,6 +29,10 @@ class Inpainting:
             raise TypeError(f"inpainting needs both mask= and known=, two tensors; got {got}")
         if table.alpha is None or table.sigma is None:
             raise ValueError("inpainting needs a table with noise levels: Table(..., alpha=, sigma=)")
+        for name, given in (("mask", mask), ("known", known)):
+            check_strided(name, given)
+            if given.is_complex():
+                raise TypeError(f"{name} must hold real numbers, got {given.dtype}")
         expanded = {}
         for name, given in (("mask", mask), ("known", known)):
             # A copy, since a graph writes other masks into it.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.checks import checked_device
 from fastsample.loop.fresh_tensors import FreshTensors
 from fastsample.loop.guidance import UNGUIDED, Guidance, guidance_of
 from fastsample.loop.inpainting import Inpainting
@@ -20,6 +21,7 @@ from fastsample.loop.row_schedule import row_schedule
 from fastsample.loop.start import checked_start, noise_level, warn_of_far_noise
 from fastsample.loop.workspace import Kind, Workspace
 from fastsample.model import Model, Predictor
+from fastsample.ops.address import check_apart, check_strided
 from fastsample.ops.backend import choose
 from fastsample.ops.memory import mark_written, ordinary_tensors
 from fastsample.ops.noise.keys import Index, Seed
@@ -100,7 +102,9 @@ class Loop:
         """Where the state lies, what it looks like and what computes it."""
         given = x if isinstance(x, Tensor) else None
         device = options.device if options.device is not None else (self._predict if given is None else given).device
-        self._device = device if isinstance(device, torch.device) else torch.device("cpu" if device is None else device)
+        if not isinstance(device, torch.device):
+            device = torch.device("cpu") if device is None else checked_device(device)
+        self._device = device
         self._shape = checked_start(x)
         self.differentiable = (given is not None and given.requires_grad and torch.is_grad_enabled()) or transformed()
         self.in_fresh_tensors = self.differentiable or recording()
@@ -176,8 +180,8 @@ class Loop:
             raise ValueError(
                 f"out must have shape {tuple(self._shape)} on {place}, got {tuple(out.shape)} on {out.device}"
             )
-        if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
-            raise ValueError("out is expanded: several of its elements share memory")
+        check_strided("out", out)
+        check_apart("out", out)
         if out.is_inference() and not torch.is_inference_mode_enabled():
             raise ValueError("out was made in inference mode, outside of which it cannot be written")
         if out.requires_grad and out.is_leaf and self.differentiable:

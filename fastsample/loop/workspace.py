@@ -83,11 +83,10 @@ class Workspace:
             self.keys = torch.zeros(batch, dtype=torch.int64, device=device)
             self.weights = torch.ones(batch, dtype=kind.dtype, device=device) if kind.guided else None
             self.times, self._time_buffer, self._time_values = times_of_rows(table, kind)
+            self._time_arrays = (self._time_buffer.numpy(), self._time_values.numpy()) if device.type == "cpu" else None
             self.plans = self._plans()
         self._draw = self._drawing(kind.backend)
         shown = {id(plan.x0_out): plan.x0_out for plan in self.plans if plan.x0_out is not None}
-        self._lent_times = self.times[1] if self.times[0] is self.times[1] else self.times[0] + self.times[1]
-        self._time_places = [*map(Tensor.data_ptr, self._lent_times)]
         self._lent = [(name, one, _place(one)) for name, one in self._seen_by_models()]
         self._shown = [(name, one, _place(one)) for name, one in self._seen_by_callbacks(shown.values())]
 
@@ -139,7 +138,11 @@ class Workspace:
 
         A model may have changed those of an earlier one: what goes through `t.data` nobody counts.
         """
-        self._time_buffer.copy_(self._time_values)
+        if self._time_arrays is None:
+            self._time_buffer.copy_(self._time_values)
+        else:  # a third of the time, of which a short run has many
+            to, values = self._time_arrays
+            to[...] = values
 
     def correct(self, correct: CorrectX0, x0: Tensor, row: int) -> None:
         """Replaces a row's x0 by what the caller makes of it, and adds to the state what the step has left out."""
@@ -159,11 +162,9 @@ class Workspace:
     def check_lent(self) -> None:
         """Raises where the model has replaced its argument's memory, such as by `x.data = x.data.clamp(-1, 1)`.
 
-        Of the times the axes of the last alone are asked for: models treat all alike.
+        Of the times the last row's alone are looked at: models treat all rows alike.
         """
-        times = self._lent_times
-        moved = [*map(Tensor.data_ptr, times)] != self._time_places or times[-1].ndim != 1
-        name = "t" if moved else _moved(self._lent)
+        name = _moved(self._lent)
         if name is not None:
             raise ValueError(
                 f"the model replaced the memory of its argument {name}, which is the loop's own buffer: let it work on "
@@ -182,7 +183,9 @@ class Workspace:
         return [("step.x", self.state), *(("step.x0", one) for one in x0)]
 
     def _seen_by_models(self) -> list[tuple[str, Tensor]]:
-        return [("x", view) for view in self.input.views[: 1 + self.kind.guided]]
+        lent = [("x", view) for view in self.input.views[: 1 + self.kind.guided]]
+        last = {id(times): times[-1] for times in self.times}  # those of both halves may be the same
+        return [*lent, *(("t", time) for time in last.values())]
 
 
 Times = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]

@@ -13,7 +13,6 @@ their adapters.
 from fastsample.lora.attach import Report, attach, detach, set_adapter_index, set_adapters, state_dict, swap
 from fastsample.lora.layers.conv import LoRAConv2d
 from fastsample.lora.layers.linear import LoRALinear, QKVProjection
-from fastsample.lora.moved import find_by_earlier_names
 
 __all__ = [
     "LoRAConv2d",
@@ -27,5 +26,3 @@ __all__ = [
     "state_dict",
     "swap",
 ]
-
-find_by_earlier_names()

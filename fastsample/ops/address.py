@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,14 +68,36 @@ def check_readable(name: str, tensor: Tensor) -> None:
 def check_written(name: str, tensor: Tensor) -> None:
     """Raises where the tensor cannot be written in place, whose values are not known yet."""
     check_strided(name, tensor)
-    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        raise ValueError(f"{name} is expanded: several of its elements share memory")
+    check_apart(name, tensor)
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{name} requires gradients: it cannot be written in place")
     if torch.compiler.is_compiling():  # where nobody can ask
         return
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(f"{name} was made in torch.inference_mode: it cannot be written outside of it")
+
+
+def check_apart(name: str, tensor: Tensor) -> None:
+    """Raises ValueError where several of the tensor's elements share memory."""
+    if tensor.is_contiguous():
+        return
+    axes = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
+    if axes and axes[0][0] == 0:
+        raise ValueError(f"{name} is expanded: several of its elements share memory")
+    reach = 0  # of all axes of shorter strides
+    for stride, size in axes:
+        if stride <= reach:
+            break
+        reach += (size - 1) * stride
+    else:
+        return
+    if torch.compiler.is_compiling():  # where nobody can ask
+        return
+    places = np.zeros((), dtype=np.int64)
+    for stride, size in axes:
+        places = places[..., None] + np.arange(size) * stride
+    if np.unique(places).size < places.size:
+        raise ValueError(f"{name} overlaps itself: several of its elements share memory")
 
 
 def start_of(tensor: Tensor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch import Tensor
 from fastsample.checks import checked_shape, integer, not_a_tensor, real, real_array
 from fastsample.ops.address import check_strided, check_written, start_of
 from fastsample.ops.tracing import followed, outside, transformed
-from fastsample.tables import Table
 
 _ANY_FLOAT = 3e38  # float32 holds it
 
@@ -68,7 +67,7 @@ def check_variance(m: Tensor, x: Tensor, *, name: str = "model_output") -> None:
         )
 
 
-def checked_rows(row: int | Tensor, table: Table, x: Tensor) -> tuple[Tensor | None, int]:
+def checked_rows(row: int | Tensor, table: Sized, x: Tensor) -> tuple[Tensor | None, int]:
     """(rows of the samples or None, the row they share else 0); those on the CPU inside the table, none negative."""
     batch = x.shape[0]
     if isinstance(row, Tensor) and transformed() and followed(row):

@@ -169,9 +169,9 @@ class Batcher:
         """
         self._refuse_the_model("submit")
         size = _sample_shape(shape)
-        for name, one in (("seed", seed), ("index", index)):
-            if getattr(one, "ndim", 0) or isinstance(one, Sequence):
-                raise TypeError(f"{name} must be an int, since a request is one sample; got {one!r}")
+        for name, value in (("seed", seed), ("index", index)):
+            if getattr(value, "ndim", 0) or isinstance(value, Sequence):
+                raise TypeError(f"{name} must be an int, since a request is one sample; got {value!r}")
         places, waiting = self._opened.get(0, (None, None))
         if places is not None:
             if size != places.shape:

@@ -46,8 +46,8 @@ def direction_table(
     p, q = x0_coefficients(prediction, alpha[:-1], sigma[:-1])
     if rederive_epsilon:
         of_x, of_x0 = rederived_epsilon_coefficients(alpha[:-1], sigma[:-1])
-        own: dict[str, Any] = {"a": direction * of_x, "b": alpha[1:] + direction * of_x0}
+        columns: dict[str, Any] = {"a": direction * of_x, "b": alpha[1:] + direction * of_x0}
     else:
         of_x, of_m = epsilon_coefficients(prediction, alpha[:-1], sigma[:-1])
-        own = {"a": direction * of_x, "b": alpha[1:], "d": direction * of_m}
-    return Table(t, p=p, q=q, s=s, **own, **limit_columns(clip), alpha=alpha, sigma=sigma)
+        columns = {"a": direction * of_x, "b": alpha[1:], "d": direction * of_m}
+    return Table(t, p=p, q=q, s=s, **columns, **limit_columns(clip), alpha=alpha, sigma=sigma)

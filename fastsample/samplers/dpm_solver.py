@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastsample.checks import integer
 from fastsample.loop.options import CorrectX0
 from fastsample.samplers.columns import x0_table
+from fastsample.samplers.limits import limit_columns
 from fastsample.samplers.sampling_function import sampling_function
 from fastsample.samplers.solver import Solver, check_passable
 from fastsample.schedule import Float64Array
@@ -71,6 +72,7 @@ class DPMSolver(Solver):
 
     def _rows(self, t: NDArray[Any], alpha: Float64Array, sigma: Float64Array, start: int = 0) -> Table:
         """As of every solver; `start` is the row that has no history: from there the order rises from 1 again."""
+        limit_columns(self.clip)  # of several mistakes a wrong clip is the first that is told
         orders = self._orders(len(t), start, to_clean_data=sigma[-1] == 0)
         check_passable(sigma)
         with np.errstate(divide="ignore"):  # infinite at pure noise and at clean data

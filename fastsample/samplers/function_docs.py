@@ -1,12 +1,13 @@
-"""The docstrings of a sampler and its function: what its class, the classes below it, and every sampler say."""
+"""The docstrings of a sampler and its function, put together from its class, its base classes and a common part."""
 
 from __future__ import annotations
 
 import functools
 import re
 from inspect import cleandoc
+from weakref import WeakKeyDictionary
 
-# What holds for every sampler. A class may replace an entry, or add to it with "name: ... what is to be added".
+# The entries of every sampler. A class may replace an entry, or add to it with "name: ... the text to add".
 _EVERY_SAMPLER = """
 Args:
     model: called as model(x, t, **model_kwargs), t int64 of shape (B,); returns a tensor, a tuple that starts with
@@ -74,47 +75,48 @@ def function_docs(kind: type, parameters: list[str]) -> str:
 
 
 # Docstrings of classes before `complete` replaced them.
-_as_written: dict[type, str | None] = {}
+_as_written: WeakKeyDictionary[type, str | None] = WeakKeyDictionary()
 
 
 def complete(kind: type, fields: list[str]) -> None:
     """Replaces the docstring of the class by one with an entry for each of its fields."""
     _as_written[kind] = kind.__doc__
-    if kind.__doc__ is None:  # python -OO
-        return
     entries = _entries(kind)
-    arguments = "\n".join(f"    {name}: {entries[name]}" for name in fields).replace("{of_function}", "")
+    arguments = "\n".join(f"    {name}: {entries[name]}" for name in fields if name in entries)
+    if not arguments:  # python -OO, where dataclasses put the signature into the docstring's place
+        return
+    arguments = arguments.replace("{of_function}", "")
     sections = {**_sections(kind.__doc__), "Args": arguments}
     order = ("Args", "Raises", "Example")
     kind.__doc__ = "\n\n".join([sections[""], *(f"{name}:\n{sections[name]}" for name in order if name in sections)])
 
 
 def _entries(kind: type) -> dict[str, str]:
-    """What the docstrings say of each argument, those of base classes first."""
+    """The entry of each argument; a class's own docstring overrides those of its bases."""
     documented = dict(_arguments(_EVERY_SAMPLER))
     call = _arguments(kind.__call__.__doc__)
     documented |= {name: text for name, text in call.items() if name not in documented}
-    for one in reversed(kind.__mro__):
-        for name, text in _arguments(_as_written.get(one, one.__doc__)).items():
+    for base in reversed(kind.__mro__):
+        for name, text in _arguments(_as_written.get(base, base.__doc__)).items():
             if text.startswith("... "):
                 text = f"{documented[name]}\n        {text.removeprefix('... ')}"
             documented[name] = text
     return documented
 
 
-@functools.cache
+@functools.lru_cache(64)
 def _arguments(docstring: str | None) -> dict[str, str]:
     """The entries of the section Args, whose further lines keep their indentation."""
-    found: dict[str, str] = {}
+    entries: dict[str, str] = {}
     for names, text in re.findall(
         r"^    ((?:\*\*)?\w+(?:, \w+)*): (.*(?:\n(?:        .*)?$)*)", _sections(docstring).get("Args", ""), re.M
     ):
-        found |= dict.fromkeys(names.split(", "), text.rstrip())
-    return found
+        entries |= dict.fromkeys(names.split(", "), text.rstrip())
+    return entries
 
 
-@functools.cache
+@functools.lru_cache(64)
 def _sections(docstring: str | None) -> dict[str, str]:
-    """The text of each section by its name; what stands before them has none."""
+    """The text of each section by its name; the text before the first section has the name ""."""
     text, *parts = re.split(r"^(Args|Returns|Raises|Example):\n", cleandoc(docstring or ""), flags=re.M)
     return {"": text.rstrip(), **{name: body.rstrip() for name, body in zip(parts[::2], parts[1::2], strict=True)}}

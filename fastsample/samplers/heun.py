@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastsample.loop.options import CorrectX0
 from fastsample.samplers.columns import x0_table
+from fastsample.samplers.limits import limit_columns
 from fastsample.samplers.sampling_function import sampling_function
 from fastsample.samplers.solver import Solver, check_passable
 from fastsample.schedule import Float64Array
@@ -55,6 +56,7 @@ class Heun(Solver):
     _rows_a_step: ClassVar[int] = 2
 
     def _rows(self, t: NDArray[Any], alpha: Float64Array, sigma: Float64Array) -> Table:
+        limit_columns(self.clip)  # of several mistakes a wrong clip is the first that is told
         check_passable(sigma)
         flow = self.prediction == "flow"
         if not flow and (alpha == 0).any():

@@ -12,7 +12,7 @@ from fastsample.caller import warn
 from fastsample.loop.options import Options
 from fastsample.tables import Table
 
-# What users of diffusers look for.
+# The names in diffusers of some arguments, and the names here.
 _OTHER_NAMES = {
     "guidance_scale": "guidance=",
     "num_inference_steps": "steps=",
@@ -22,18 +22,18 @@ _OTHER_NAMES = {
 }
 
 
-def no_argument(sampler: str, name: str, own: Mapping[str, Any]) -> str:
-    """What to tell someone who gave a run an argument that it does not have; `own` are the sampler's attributes."""
-    if name in own:
+def no_argument(sampler: str, name: str, attributes: Mapping[str, Any]) -> str:
+    """The message for an argument that a run does not have; `attributes` are the sampler's."""
+    if name in attributes:
         return f"{name} belongs to {sampler}(..., {name}=), not to its call"
-    near = difflib.get_close_matches(name, [*Options.__annotations__, *own], n=1)
+    near = difflib.get_close_matches(name, [*Options.__annotations__, *attributes], n=1)
     hint = _OTHER_NAMES.get(name) or (f"{near[0]}=" if near else "")
     meant = f"; did you mean {hint}?" if hint else ": the model's own keywords go into model_kwargs="
     return f"{sampler} has no argument {name}{meant} (fastsample.Options lists what a call takes)"
 
 
 def warn_of_amplified_errors(table: Table) -> bool:
-    """Warns where a row would make something huge of a small error of the model; whether it did."""
+    """Warns where a row would multiply a small error of the model by much; returns whether it warned."""
     # A limit keeps what the error does to x0 to the order of 1, but not what the row makes of that (a Heun corrector
     # next to pure noise).
     unlimited = np.isinf(table.limit) & (table.quantile == 0)

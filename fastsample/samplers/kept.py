@@ -24,24 +24,24 @@ _lock = threading.Lock()
 def sampler_of(kind: Callable[..., S], schedule: Schedule | None = None, **fields: Any) -> S:
     """`kind(schedule, **fields)`, kept by the schedule's identity and by the values and types of the fields.
 
-    One whose fields hold functions or tensors is made anew, and so is one that warns, so that every call warns.
+    A sampler whose fields hold functions or tensors is made anew, and so is one that warns, so that every call warns.
     """
     key = _key(kind, schedule, fields)
-    found: Any = None if key is None else _samplers.get(key)
-    if found is not None:
-        return found
-    made = kind(**fields) if schedule is None else kind(schedule, **fields)
-    if key is None or made._warns:
-        return made
+    kept: Any = None if key is None else _samplers.get(key)
+    if kept is not None:
+        return kept
+    sampler = kind(**fields) if schedule is None else kind(schedule, **fields)
+    if key is None or sampler._warns:
+        return sampler
     with _lock:
         while len(_samplers) >= _KEPT:
             del _samplers[next(iter(_samplers))]  # the one that was made first
-        _samplers[key] = made
-    return made
+        _samplers[key] = sampler
+    return sampler
 
 
 def _key(kind: Callable[..., Sampler], schedule: Schedule | None, fields: dict[str, Any]) -> Any:
-    """What tells samplers apart, or None. A kept sampler keeps its schedule, whose id is no other's meanwhile."""
+    """The key that tells samplers apart, or None. A kept sampler keeps its schedule, so that no other gets its id."""
     values = []
     for value in fields.values():
         if not isinstance(value, _PLAIN):
@@ -54,10 +54,10 @@ def _key(kind: Callable[..., Sampler], schedule: Schedule | None, fields: dict[s
 
 
 def _content(value: Any) -> tuple[object, ...] | None:
-    """Of timesteps and levels, else None."""
+    """A hashable copy of timesteps or levels, None for any other value."""
     if isinstance(value, torch.Tensor | np.ndarray):
         array = np.asarray(value)
         return array.dtype.str, array.shape, array.tobytes()
-    if isinstance(value, list | tuple | range) and all(isinstance(one, int | float) for one in value):
+    if isinstance(value, list | tuple | range) and all(isinstance(entry, int | float) for entry in value):
         return type(value), *value, *map(type, value)
     return None

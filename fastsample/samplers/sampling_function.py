@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from torch import Tensor
@@ -40,23 +41,32 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
         kind: the class, a dataclass that is made as kind(schedule, ...), or kind(...) where it has no schedule.
         name: of the function.
         x: how the function calls what it starts from; "x0" for clean samples, which must be given as a tensor.
+
+    Raises:
+        TypeError: for a field without a default (but the schedule), with a default_factory or with init=False.
     """
     # Written out and compiled, as dataclasses do with __init__: to sort keywords in every call would cost short runs.
-    own = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    own_fields = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for field in own_fields.values():
+        if not field.init or (field.default is MISSING and field.name != "schedule"):
+            raise TypeError(f"{kind.__name__}.{field.name} must be an argument with a default")
     of_call = kind.__call__.__kwdefaults__ or {}
-    keywords = [*sorted(own, key=lambda field: field != "steps"), *of_call]
+    keywords = [*sorted(own_fields, key=lambda field: field != "steps"), *of_call]
     source = (
         f"def {name}(model, {x}, *, {', '.join(keywords)}, **options):\n"
-        f"    sampler = sampler_of({kind.__name__}, {_schedule(kind, own)}{_passed(own)})\n"
+        f"    sampler = sampler_of({kind.__name__}, {_schedule(kind, own_fields)}{_passed(own_fields)})\n"
         f"    return sampler(model, {x}{_passed(of_call)}, **options)\n"
     )
     namespace = _names(kind)
-    exec(compile(source, f"<fastsample.{name}>", "exec"), namespace)
+    filename = f"<fastsample.{name}>"
+    exec(compile(source, filename, "exec"), namespace)
+    # For tracebacks, inspect.getsource and IPython's ??.
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     function = namespace[name]
-    types = {field.name: field.type for field in own.values()} | {"schedule": "Schedule | None"}
+    types = {field.name: field.type for field in own_fields.values()} | {"schedule": "Schedule | None"}
     types |= {keyword: kind.__call__.__annotations__[keyword] for keyword in of_call}
-    function.__kwdefaults__ = {field.name: field.default for field in own.values()} | of_call
-    if "schedule" in own:
+    function.__kwdefaults__ = {field.name: field.default for field in own_fields.values()} | of_call
+    if "schedule" in own_fields:
         function.__kwdefaults__["schedule"] = None
     function.__annotations__ = {
         "model": "Model",
@@ -66,21 +76,21 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
         "return": "Tensor",
     }
     function.__doc__ = function_docs(kind, ["model", x, *keywords, "**options"])
-    complete(kind, [*own])
+    complete(kind, [*own_fields])
     # typing.get_type_hints looks up the types of inherited fields where the class stands.
     module = vars(sys.modules[kind.__module__])
-    module |= {name: value for name, value in namespace.items() if name not in module and name in _types(own)}
+    module |= {name: value for name, value in namespace.items() if name not in module and name in _types(own_fields)}
     generated: Callable[..., Tensor] = function
     return generated
 
 
-def _types(own: dict[str, Any]) -> set[str]:
+def _types(own_fields: dict[str, Any]) -> set[str]:
     """The names in the types of these fields."""
-    return set(re.findall(r"\w+", " ".join(str(field.type) for field in own.values())))
+    return set(re.findall(r"\w+", " ".join(str(field.type) for field in own_fields.values())))
 
 
-def _schedule(kind: type[Sampler], own: dict[str, Any]) -> str:
-    if "schedule" not in own:
+def _schedule(kind: type[Sampler], own_fields: dict[str, Any]) -> str:
+    if "schedule" not in own_fields:
         return "None"
     return "schedule_for(prediction, model, schedule)" if issubclass(kind, Solver) else "schedule_of(model, schedule)"
 
@@ -90,9 +100,9 @@ def _passed(names: dict[str, Any]) -> str:
 
 
 def _names(kind: type[Sampler]) -> dict[str, Any]:
-    """What the function's code and its annotations name, in a namespace that counts as that of the sampler's module."""
+    """The values of all names in the function's code and annotations; the namespace counts as the sampler's module."""
     namespace: dict[str, Any] = {}
-    for one in reversed(kind.__mro__[:-1]):
-        namespace |= vars(sys.modules[one.__module__])
+    for base in reversed(kind.__mro__[:-1]):
+        namespace |= vars(sys.modules[base.__module__])
     called = {"sampler_of": sampler_of, "schedule_of": schedule_of, "schedule_for": schedule_for}
     return namespace | _NAMES | called | {kind.__name__: kind}

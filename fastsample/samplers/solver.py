@@ -1,4 +1,4 @@
-"""What the ODE solvers (Euler, Heun, DPM-Solver++) share: which noise levels they visit."""
+"""The base of the ODE solvers (Euler, Heun, DPM-Solver++): the times and noise levels that they visit."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from fastsample.times.timesteps import one_step_from_the_noisiest
 class Solver(Sampler):
     """A solver of the diffusion ODE, or of a flow's. Subclasses add their arguments and `_rows`.
 
-    A model of prediction "flow" has no schedule: leave it out. Once made, `steps` and `timesteps` hold what they came
-    to.
+    A model of prediction "flow" has no schedule: leave it out. Once made, a solver's `steps` is the number of levels it
+    visits before the end, and `timesteps` a name or a tuple of their times.
 
     Args:
         model: ... It is given t float32 where times are fractional (as by default) and for prediction "flow".
@@ -91,7 +91,7 @@ class Solver(Sampler):
 
 
 def schedule_for(prediction: str, model: Model, schedule: Schedule | None) -> Schedule | None:
-    """As `schedule_of`, but a flow has none of its own."""
+    """As `schedule_of`, but without a look at the model for a flow, which has no schedule."""
     return schedule if prediction == "flow" else schedule_of(model, schedule)
 
 

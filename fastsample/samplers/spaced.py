@@ -1,4 +1,4 @@
-"""What samplers share that visit whole timesteps of a schedule: which ones, and the noise levels there."""
+"""The base of samplers that visit whole timesteps of a schedule: their timesteps and the noise levels there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastsample.times.timesteps import Timesteps, one_step_from_the_noisiest, sp
 class Spaced(Sampler):
     """A sampler that goes from timestep to timestep of a schedule. Subclasses add their arguments and `_rows`.
 
-    Once made, `steps` and `timesteps` hold what they came to.
+    Once made, a sampler's `steps` is the number of timesteps it visits, and `timesteps` a name or a tuple of them.
 
     Args:
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
@@ -32,21 +32,19 @@ class Spaced(Sampler):
     steps: int | None = None
     timesteps: Timesteps = "leading"
 
-    # What the caller chooses where a subclass makes a field of it.
-    original_steps = 50
-    final_alpha_cumprod = 1.0
-
     def __post_init__(self) -> None:
         T = checked_schedule(self.schedule).T
-        t = spaced_timesteps(T, self.timesteps, self.steps, original_steps=self.original_steps)
+        arguments = vars(self)  # not every subclass leaves these two to the caller
+        t = spaced_timesteps(T, self.timesteps, self.steps, original_steps=arguments.get("original_steps", 50))
         t = one_step_from_the_noisiest(T, self.timesteps, t)
         self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
         self._set(table=self._rows(t, *self._levels(t)))
 
     def _levels(self, t: NDArray[Any]) -> tuple[Float64Array, Float64Array]:
         """(alpha, sigma), each of shape (N + 1,): the noise levels at these N timesteps and after the last row."""
-        check_number("final_alpha_cumprod", self.final_alpha_cumprod)
-        return noise_levels(self.schedule, t, self.final_alpha_cumprod)
+        final_alpha_cumprod = vars(self).get("final_alpha_cumprod", 1.0)
+        check_number("final_alpha_cumprod", final_alpha_cumprod)
+        return noise_levels(self.schedule, t, final_alpha_cumprod)
 
     def _rows(self, t: NDArray[Any], alpha: Float64Array, sigma: Float64Array) -> Table:
         """The table of a run through these timesteps and levels, shapes (N,), (N + 1,) and (N + 1,)."""

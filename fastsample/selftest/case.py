@@ -1,4 +1,4 @@
-"""One check: what is called, what it must give, and how many roundings lie between.
+"""One check: the call, the results that it must give, and how many roundings lie between.
 
 An error is counted in unit roundoffs u (2^-24 in float32) of the sum of the sizes of the terms that were added up. Then
 the number allowed is the number of roundings on the longest way from an operand to the result, whatever cancels.
@@ -62,9 +62,9 @@ class Case:
     """One check.
 
     Attributes:
-        op, mode, dtype, shape: what is called; the dtype is that of the model's output, or of LoRA's weights.
+        op, mode, dtype, shape: of the call; the dtype is that of the model's output, or of LoRA's weights.
         prepare: prepare(backend, device) returns the call.
-        wanted: what its results must be.
+        wanted: the results that the call must give.
         same_bits: whether the design promises the same bits from all compiled backends.
         backends: those that have this op.
         on_gpu: whether it runs on GPUs alone.

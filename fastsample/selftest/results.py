@@ -68,7 +68,7 @@ def results_of(case: Case, targets: Sequence[Target]) -> Iterator[Result]:
 
 
 def _worst(wanted: Sequence[Wanted], values: Sequence[Tensor], twice: bool) -> tuple[float, float]:
-    """(error, allowed) of the value that comes nearest to what it is allowed."""
+    """(error, allowed) of the value whose error is the largest part of the allowed one."""
     # Plain torch rounds each product before it adds it.
     factor = 2 if twice else 1
     pairs = [(want.error(value), factor * want.allowed) for want, value in zip(wanted, values, strict=True)]

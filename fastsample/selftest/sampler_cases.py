@@ -35,7 +35,7 @@ def sampler_case(shape: tuple[int, ...], captured: bool = False, guided: bool = 
     def prepare(backend: str, device: torch.device) -> Call:
         arguments = {**options(device), "backend": backend, "device": device}
         if captured:
-            # Another seed first: what a replay draws must come from its own.
+            # Captured with another seed: a replay must draw from the seed that it is given.
             replay = graph(sampler, _linear, shape, seed=SEED + 1, **arguments)
             return lambda: [replay(seed=SEED)]
         return lambda: [sampler(_linear, shape, seed=SEED, **arguments)]

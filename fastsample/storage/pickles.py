@@ -20,7 +20,7 @@ import torch
 
 from fastsample.storage.reading import open_regular
 
-# A tensor takes about 200 bytes of it, beside its values.
+# A tensor takes about 200 bytes of a pickle, beside its values.
 _LARGEST_PICKLE = 8 << 20
 _INERT = {
     "collections": ("Counter",),
@@ -29,7 +29,7 @@ _INERT = {
     "torch": ("Size", "device"),
     "_codecs": ("encode",),
 }
-# What would call classes; torch.save has no use for it.
+# Opcodes that call classes; torch.save has no use for them.
 _MAKERS = {*pickle.NEWOBJ, *pickle.NEWOBJ_EX, *pickle.OBJ, *pickle.INST, *pickle.BYTEARRAY8}
 _MAKERS |= {*pickle.EXT1, *pickle.EXT2, *pickle.EXT4}
 _TENSORS = ("_rebuild_tensor_v2", "_rebuild_tensor_v3")

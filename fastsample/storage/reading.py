@@ -33,7 +33,7 @@ def open_regular(path: str | os.PathLike[str], what: str = "file") -> BinaryIO:
         FileNotFoundError, ValueError: as regular_size.
     """
     regular_size(path, what)
-    # What lies there may have changed since: not waiting, and what was opened is looked at again.
+    # The path may hold something else by now: it is opened without waiting, and what was opened is checked again.
     waitless = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         file = os.fdopen(os.open(path, os.O_RDONLY | waitless), "rb")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,13 +25,14 @@ _PART = ".part"
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when the block ends, on disk; never where it raises.
+    """A file to write that takes the place of `path`, on disk, when the block ends; never where the block raises.
 
-    It has a name of its own until then, so that two writers do not meet, and whoever is killed leaves what was there
-    before. A symbolic link at `path` is replaced, not followed.
+    Until then the file has a name of its own, so that two writers do not meet, and a process that is killed leaves
+    `path` as it was. A symbolic link at `path` is replaced, not followed. The new file has the rights of one that it
+    replaces.
 
     Raises:
-        ValueError: path is a folder, a device or the like. OSError: it cannot be written; nothing has changed then.
+        ValueError: path is a folder, a device or the like. OSError: path cannot be written; nothing has changed then.
 
     Example:
         >>> import tempfile
@@ -41,10 +44,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     check_replaceable(path)
-    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{_PART}")
+    part = path.with_name(f"{_beginning(path.name)}{secrets.token_hex(8)}{_PART}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
         with os.fdopen(os.open(part, flags, 0o666), "w+b") as file:
+            _keep_mode(file, path)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -91,10 +95,10 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keeps other processes and threads that ask the same out of a folder, as far as its file system can.
+    """Keeps other sole writers, in any process or thread, out of a folder, as far as its file system can.
 
     Raises:
-        RuntimeError: another one is in it.
+        RuntimeError: another writer uses the folder.
     """
     if fcntl is None:
         yield
@@ -113,11 +117,24 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def remove_parts(folder: Path, names: Iterable[str]) -> None:
-    """Removes what writers of these files left when they were killed. No writer may be at work."""
+    """Removes the parts that killed writers of these files left. No writer may be at work."""
     for name in names:
-        for part in folder.glob(f".{name}.*{_PART}"):
+        for part in folder.glob(f"{glob.escape(_beginning(name))}*{_PART}"):
             if part.is_symlink() or part.is_file():
                 part.unlink(missing_ok=True)
+
+
+def _beginning(name: str) -> str:
+    """What the names of a file's parts begin with: at most 102 bytes, of the 255 that systems allow."""
+    return f".{os.fsencode(name)[:100].decode(sys.getfilesystemencoding(), 'ignore')}."
+
+
+def _keep_mode(file: BinaryIO, path: Path) -> None:
+    """Gives the file the rights of the one at `path`, where there is one and the system lets it."""
+    with suppress(OSError):
+        mode = os.lstat(path).st_mode
+        if stat.S_ISREG(mode) and hasattr(os, "fchmod"):
+            os.fchmod(file.fileno(), stat.S_IMODE(mode) & 0o777)
 
 
 def _sync(folder: Path) -> None:

@@ -18,8 +18,8 @@ def noise_levels(
     `schedule.alphas_cumprod[0]` as Stable Diffusion's scheduler has it.
 
     Raises:
-        ValueError: where it is outside (0, 1] or lies below the alpha bar of the last timestep, and for fractional
-            timesteps on a schedule that reaches alpha bar 0.
+        ValueError: for a final_alpha_cumprod outside (0, 1] or below the alpha bar of the last timestep, and for
+            fractional timesteps on a schedule that reaches alpha bar 0.
     """
     if np.issubdtype(timesteps.dtype, np.integer):
         visited = schedule.alphas_cumprod[timesteps]

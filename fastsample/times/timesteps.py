@@ -80,10 +80,11 @@ def spaced_timesteps(
 
 
 def one_step_from_the_noisiest(T: int, spec: str | Iterable[float], t: NDArray) -> NDArray:
-    """What a sampler makes of the timesteps t that spec came to: a single step of a spacing by name is that from T - 1.
+    """The timesteps t of a spec as samplers visit them: T - 1 where a spacing by name has a single one, else t.
 
-    A peer's formula may give 0 there ("leading", "linspace", "quad", "respaced"), next to clean data, or the middle;
-    but one step leads from noise to the end. Sets with their own count ("1", "ddim1") and given timesteps stay.
+    For a single step a peer's formula may give 0 ("leading", "linspace", "quad", "respaced"), next to clean data, or
+    the middle; but one step leads from noise to the end. Sets with their own count ("1", "ddim1") and given timesteps
+    stay.
     """
     return np.full_like(t, T - 1) if len(t) == 1 and isinstance(spec, str) and not spec[-1:].isdigit() else t
 
@@ -92,7 +93,7 @@ def descending_times(times: Iterable[float]) -> Float64Array:
     """The times as float64, descending.
 
     Raises:
-        TypeError: for what is no list of numbers. ValueError: where they are none, not finite, or repeat.
+        TypeError: for what is no list of numbers. ValueError: for an empty list, and times not finite or repeated.
     """
     try:
         values = real_array("timesteps", times if hasattr(times, "__array__") else list(times)).astype(np.float64)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastsample.storage.reading import check_expansion, regular_size
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-# Pillow would also take what only looks like one by its name, such as PostScript, for which it runs a program.
+# Pillow would also open files that are images by their names only, such as PostScript, for which it runs a program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,

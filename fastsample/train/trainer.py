@@ -82,13 +82,13 @@ def train(
 
     Every save_every steps and at the end, `out` gets model.safetensors (averaged weights, see zoo.load),
     checkpoint.pt, loss.csv and loss.png. A run on a folder with a checkpoint continues it; the result does not depend
-    on interruptions, since all that is random at step i is drawn from a generator seeded with (seed, i). Whoever kills
-    it finds the files of the last save whole.
+    on interruptions, since all that is random at step i is drawn from a generator seeded with (seed, i). A run that is
+    killed leaves the files of the last save whole.
 
     Raises:
-        ValueError: device cannot be used, the checkpoint is none or was made with other settings or data, or the data
-            do not suit the model. OSError: out cannot be written. RuntimeError: another run is in out.
-        ArithmeticError: the loss is no longer finite; the last checkpoint is from before.
+        ValueError: device cannot be used, checkpoint.pt is no checkpoint or was made with other settings or data, or
+            the data do not suit the model. OSError: out cannot be written. RuntimeError: another run uses out.
+        ArithmeticError: the loss is no longer finite; the last checkpoint is from before that.
     """
     settings = settings or Settings()
     out = Path(out)
@@ -104,7 +104,7 @@ def train(
 
 
 def check_place(out: Path, device: str | torch.device, save_every: int) -> None:
-    """Raises what train would of these, before data are read or a folder is made."""
+    """Raises what train would raise for these arguments, before data are read or a folder is made."""
     if save_every < 1:
         raise ValueError(f"save_every must be at least 1, got {save_every}")
     try:
@@ -167,7 +167,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * _lr_factor(i, self.settings.steps, self.settings.warmup)
         self.optimizer.step()
-        # The first weights are far from any good: forget them faster than ema_decay alone would.
+        # The first weights are far from good: the average forgets them faster than ema_decay alone would.
         decay = min(self.settings.ema_decay, (1 + i) / (10 + i))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         self.history.append((mse.item(), vb.item()))

@@ -73,5 +73,5 @@ def _check_size(config: UNetConfig, tensors: dict[str, Tensor]) -> None:
         "shrink.weight": (low, high, 3, 3),
     }
     for name, shape in wanted.items():
-        if (found := tuple(tensors[name].shape)) != shape:
-            raise ValueError(f"{name} has shape {found}, not {shape}")
+        if (actual := tuple(tensors[name].shape)) != shape:
+            raise ValueError(f"{name} has shape {actual}, not {shape}")

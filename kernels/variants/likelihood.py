@@ -8,7 +8,7 @@ from fastsample.kernels.variants import BYTES, DTYPES, Variant
 
 def variants() -> list[Variant]:
     """What the static checks compile."""
-    made = []
+    specialisations = []
     for dtype in DTYPES:
         signature = {
             "coefficients": "*fp32", "row_count": "i32", "row_of": "constexpr", "row": "i32", "x_start": "*fp32",
@@ -18,9 +18,11 @@ def variants() -> list[Variant]:
         aligned = ("coefficients", "x_start", "x", "m", "m_stride", "size", "partial")
         moved = 8 + 2 * BYTES[dtype]
         constants = {"BLOCK": BLOCK, "row_of": None}
-        made.append(Variant("likelihood", "terms", dtype, terms_kernel, signature, constants, aligned, BLOCK, moved))
+        specialisations.append(
+            Variant("likelihood", "terms", dtype, terms_kernel, signature, constants, aligned, BLOCK, moved)
+        )
     signature = {"partial": "*fp64", "chunks": "i32", "size": "i32", "out": "*fp32", "BLOCK": "constexpr"}
     bits = Variant(
         "likelihood", "bits", "float32", bits_kernel, signature, {"BLOCK": COMBINED}, ("partial", "out"), 0, 0, 1
     )
-    return [*made, bits]
+    return [*specialisations, bits]

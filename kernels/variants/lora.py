@@ -13,11 +13,11 @@ from fastsample.kernels.variants import DTYPES, Variant
 
 def variants() -> list[Variant]:
     """q, k and v of one input, for the static checks: every form, large and narrow tiles, with and without adapters."""
-    made = []
+    specialisations = []
     for dtype in DTYPES:
         kind = "float" if dtype == "float32" else "half"
         few, alone, many = tiles.FEW[kind][-1], tiles.MANY_ALONE[kind][1], tiles.MANY[kind]
-        made += [
+        specialisations += [
             _shrink(dtype, tiles.SHRINK[kind][-1]),
             _expand("expand", dtype, many[0], t=True),
             _expand("expand, large tile", dtype, many[3], t=True),
@@ -26,7 +26,7 @@ def variants() -> list[Variant]:
             _expand("no adapters, odd K", dtype, many[0], groups=0, whole=False),
         ]
     tile = tiles.MANY["float"][0]
-    return [*made, _expand("expand, tf32", "float32", tile, t=True, precision="tf32")]
+    return [*specialisations, _expand("expand, tf32", "float32", tile, t=True, precision="tf32")]
 
 
 def _shrink(dtype: str, blocks: Blocks) -> Variant:

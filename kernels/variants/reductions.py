@@ -23,15 +23,15 @@ def variants() -> list[Variant]:
     ]
     for digit in range(1, reductions.DIGITS):
         once.append((f"digit {digit}", reductions.digits_kernel, {"DIGIT": digit, **counted}, 4, 4))
-    made = [_variant(name, "float32", *rest) for name, *rest in once]
+    specialisations = [_variant(name, "float32", *rest) for name, *rest in once]
     for dtype, width in BYTES.items():
         free = {"factors": None, **counted}
-        made += [
+        specialisations += [
             _variant("moments", dtype, reductions.moments_kernel, halves, 2 * width, 4),
             _variant("magnitudes, guided", dtype, reductions.magnitudes_kernel, free, 2 * width + 8, 4),
             _variant("magnitudes", dtype, reductions.magnitudes_kernel, {"guidance": None, **free}, width + 8, 4),
         ]
-    return made
+    return specialisations
 
 
 def _variant(name: str, dtype: str, kernel: Any, constants: dict[str, Any], bytes_moved: int, warps: int) -> Variant:

@@ -13,9 +13,9 @@ from fastsample.kernels.variants import BYTES, DTYPES, Variant
 def variants() -> list[Variant]:
     """What the static checks compile."""
     mixed = dict.fromkeys(("P", "Q", "B", "C1", "S", "LIMITED"), SOMETIMES.value)
-    made = []
+    specialisations = []
     for dtype in DTYPES:
-        made += [
+        specialisations += [
             _variant("noise-free", dtype, "A D"),
             _variant("clipped", dtype, "P Q A B LIMITED"),
             _variant("noisy", dtype, "A D S", "keys"),
@@ -27,20 +27,20 @@ def variants() -> list[Variant]:
             _variant("guided, rescaled, dynamic threshold", dtype, "P A LIMITED Q B", "guidance factors bounds"),
             _variant("rows of samples", dtype, "A D", "row_of keys h1 x0_out", **mixed),
         ]
-    return [*made, _variant("noisy, odd size", "float32", "A D S", "keys", ALIGNED=False)]
+    return [*specialisations, _variant("noisy, odd size", "float32", "A D S", "keys", ALIGNED=False)]
 
 
 def _variant(name: str, dtype: str, used: str, present: str = "", **changed: Any) -> Variant:
     """A specialisation: the coefficients that every row uses and the tensors present, other than those of any step."""
     types = dict.fromkeys(("rows", "x", "z", "guidance", "factors", "bounds", "h1", "h2", "out", "x0_out"), "*fp32")
     types |= {"row_of": "*i64", "keys": "*i64", "m": f"*{DTYPES[dtype]}", "input_out": f"*{DTYPES[dtype]}"}
-    given = {"rows", "x", "m", "out", *present.split()}
+    present_tensors = {"rows", "x", "m", "out", *present.split()}
     constants: dict[str, Any] = dict.fromkeys(("P", "Q", "A", "B", "C1", "C2", "D", "S", "G1", "LIMITED"), NEVER.value)
     constants |= dict.fromkeys(used.split(), ALWAYS.value)
     constants |= {"M_PARTS": 1, "INPUTS": 0, "QUADS": QUADS, "ALIGNED": True, **changed}
     signature = {argument: types.get(argument, "i64") for argument in step_kernel.arg_names}
-    constants |= {argument: None for argument in types if argument not in given}
+    constants |= {argument: None for argument in types if argument not in present_tensors}
     signature |= dict.fromkeys(constants, "constexpr")
-    streams = 4 * len(given & {"x", "z", "h1", "h2", "out", "x0_out"})
-    streams += BYTES[dtype] * (1 + ("guidance" in given) + bool(constants["G1"]) + constants["INPUTS"])
-    return Variant("step", name, dtype, step_kernel, signature, constants, tuple(given), 4 * QUADS, streams)
+    streams = 4 * len(present_tensors & {"x", "z", "h1", "h2", "out", "x0_out"})
+    streams += BYTES[dtype] * (1 + ("guidance" in present_tensors) + bool(constants["G1"]) + constants["INPUTS"])
+    return Variant("step", name, dtype, step_kernel, signature, constants, tuple(present_tensors), 4 * QUADS, streams)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsample import DDIM, DDPM, Batcher, DPMSolver, DynamicThreshold, Euler, Heun, Sampler, backends
+from fastsample import DDIM, DDPM, Batcher, DPMSolver, DynamicThreshold, Euler, Heun, Sampler, backends, ddim
 from support.pretend_device import Device, HostSyncError, Pretended, pretended
 from support.whole_runs import (
     COND,
@@ -26,6 +26,7 @@ from support.whole_runs import (
     learned,
     model,
     moved,
+    never,
     nudge,
 )
 
@@ -223,3 +224,13 @@ def test_what_is_known_may_lie_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
 def test_weights_on_a_device_are_read_before_rows_run(monkeypatch: pytest.MonkeyPatch, bad: float) -> None:
     with pretended(monkeypatch, True), pytest.raises(ValueError, match="guidance must be finite"):
         DDIM(SCHEDULE, steps=3)(model, SHAPE, device="cuda", guidance=torch.tensor([1.0, bad]).to("cuda"), uncond={})
+
+
+@pytest.mark.parametrize(
+    ("device", "error"),
+    [([1], TypeError), (True, TypeError), (1.5, TypeError), ("gpu", ValueError), ("cuda:x", ValueError)],
+    ids=repr,
+)
+def test_what_is_no_device_is_refused_by_name(device: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="device must be"):
+        ddim(never, (1, 3), steps=2, device=device)

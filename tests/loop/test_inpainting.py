@@ -263,6 +263,14 @@ def test_gradients(mask: Tensor) -> None:
         pytest.param({"mask": MASK, "known": KNOWN[:2]}, ValueError, "known must broadcast", id="known"),
         pytest.param({"mask": 2 * MASK, "known": KNOWN}, ValueError, r"mask must lie in \[0, 1\]", id="above-1"),
         pytest.param({"mask": -MASK, "known": KNOWN}, ValueError, r"mask must lie in \[0, 1\]", id="below-0"),
+        pytest.param({"mask": MASK + 0j, "known": KNOWN}, TypeError, "mask must hold real numbers", id="complex-mask"),
+        pytest.param({"mask": MASK, "known": KNOWN + 0j}, TypeError, "known must hold real", id="complex-known"),
+        pytest.param(
+            {"mask": MASK.to_sparse(), "known": KNOWN}, TypeError, "mask must be a dense tensor", id="sparse-mask"
+        ),
+        pytest.param(
+            {"mask": MASK, "known": KNOWN.to_sparse()}, TypeError, "known must be a dense tensor", id="sparse-known"
+        ),
         pytest.param({"mask": MASK * math.nan, "known": KNOWN}, ValueError, r"mask must lie in \[0, 1\]", id="nan"),
     ],
 )

@@ -43,16 +43,13 @@ def test_times_that_a_model_changes_are_right_again_in_the_next_run(options: dic
         assert torch.equal(SAMPLER(by_time, SHAPE, seed=1, **options), want)
 
 
-@pytest.mark.parametrize("row", range(4))
 @pytest.mark.parametrize("options", [{}, GUIDED], ids=["plain", "guided"])
-def test_times_of_any_row_in_other_memory_are_noticed(options: dict[str, Any], row: int) -> None:
+def test_times_in_other_memory_are_noticed(options: dict[str, Any]) -> None:
+    """Of the last row alone: to look at all would cost a row 4 % of what it takes."""
     want = SAMPLER(by_time, SHAPE, seed=1, **options)
-    calls = []
 
     def moves(x: Tensor, t: Tensor) -> Tensor:
-        calls.append(1)
-        if len(calls) == row + 1:
-            t.data = t.data // 2
+        t.data = t.data // 2
         return by_time(x, t)
 
     with pytest.raises(ValueError, match="replaced the memory of its argument t"):

@@ -155,6 +155,8 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "out": ({"out": torch.zeros(2)}, ValueError, "out must"),
     "out-dtype": ({"out": torch.zeros(SMALL).double()}, TypeError, "out must"),
     "out-expanded": ({"out": torch.zeros(1, 1, 1).expand(SMALL)}, ValueError, "out is expanded"),
+    "out-overlapping": ({"out": torch.zeros(9).as_strided(SMALL, (9, 1, 1))}, ValueError, "out overlaps itself"),
+    "out-sparse": ({"out": torch.zeros(SMALL).to_sparse()}, TypeError, "out must be a dense tensor"),
     "keywords": ({"model_kwargs": [1]}, TypeError, "model_kwargs"),
     "others": ({"obs": 1}, TypeError, "no obs.*model_kwargs="),
     "uncond": ({"uncond": {"c": 1}}, ValueError, "uncond"),

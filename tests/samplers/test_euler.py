@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastsample import Schedule, Step
 from fastsample.samplers.ddim import ddim
+from fastsample.samplers.dpm_solver import DPMSolver
 from fastsample.samplers.euler import Euler, EulerAncestral, euler, euler_ancestral
 from fastsample.samplers.heun import Heun, heun
 from fastsample.samplers.limits import DynamicThreshold
@@ -291,6 +292,14 @@ def test_levels_without_noise_are_refused_but_at_the_end() -> None:
         spaced_levels(SCHEDULE, "exponential", 5)
     with pytest.raises(ValueError, match="clip must be positive"):
         Heun(SCHEDULE, clip=-1.0)
+
+
+@pytest.mark.parametrize("make", [Heun, DPMSolver])
+def test_of_several_mistakes_a_wrong_clip_is_the_first_that_is_told(make: type[Heun | DPMSolver]) -> None:
+    with pytest.raises(ValueError, match="clip must be positive"):
+        make(SCHEDULE, prediction="zz", clip=-1.0)
+    with pytest.raises(ValueError, match="clip must be positive"):
+        make(Schedule.from_alphas_cumprod([1.0, 0.5, 0.1]), timesteps=[2, 1, 0], clip=-1.0)
 
 
 @pytest.mark.parametrize("function", [euler, euler_ancestral, heun], ids=lambda f: f.__name__)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -228,3 +228,30 @@ def test_a_class_documents_its_fields_and_its_types_resolve(name: str) -> None:
         r"^    \w+: \.\.\. ", kind.__doc__, re.M
     )
     assert names <= set(get_type_hints(kind.__init__))
+
+
+def test_the_source_of_a_function_is_found() -> None:
+    assert inspect.getsource(fastsample.ddim).startswith("def ddim(model, x, *, steps, ")
+
+
+def test_a_sampler_has_no_argument_of_others() -> None:
+    assert not hasattr(DDIM, "original_steps") and not hasattr(
+        fastsample.DDPM(Schedule.linear(8)), "final_alpha_cumprod"
+    )
+
+
+def test_a_field_without_a_default_is_refused(own: ModuleType) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Unready(own.Renoised):  # type: ignore[misc, name-defined]
+        power: float
+
+    with pytest.raises(TypeError, match="power must be an argument with a default"):
+        sampling_function(Unready, "unready")
+
+
+def test_import_without_docstrings() -> None:
+    code = (
+        "import fastsample; print(fastsample.ddim(lambda x, t: x, (1, 2), schedule=fastsample.Schedule.linear()).shape)"
+    )
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "torch.Size([1, 2])\n", done.stderr

@@ -92,10 +92,42 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not os.listdir(tmp_path)
 
 
-def test_a_long_name_is_written(tmp_path: Path) -> None:
-    path = tmp_path / ("a" * 255)
+@pytest.mark.parametrize(
+    "name",
+    ["a" * 255, "\u56fe" * 85, "\u00e9" * 127, "\U0001f600" * 63, "a[b]*?"],
+    ids=["ascii", "3", "2", "4", "glob"],
+)
+def test_a_long_name_is_written_and_its_parts_are_found(tmp_path: Path, name: str) -> None:
+    """Names have at most 255 bytes, of which a character takes up to four."""
+    path = tmp_path / name
     replace_text(path, "text")
     assert path.read_text() == "text"
+    with replacing(path):
+        [part] = [one for one in tmp_path.iterdir() if one != path]
+        os.link(part, copy := part.with_name(part.name.replace(".part", "0.part")))
+        remove_parts(tmp_path, ["b"])
+        assert copy.exists()
+        remove_parts(tmp_path, [name])
+        assert not copy.exists()
+        part.touch()  # which the writer is to put in place
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o755, 0o444], ids=oct)
+def test_a_file_keeps_the_rights_of_the_one_that_it_replaces(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "a.txt"
+    path.touch()
+    path.chmod(mode)
+    replace_text(path, "text")
+    assert path.stat().st_mode & 0o777 == mode
+    assert path.read_text() == "text"
+
+
+def test_a_link_gives_its_targets_rights_to_nobody(tmp_path: Path) -> None:
+    (tmp_path / "target").touch(0o600)
+    (tmp_path / "b.txt").touch()
+    (tmp_path / "a.txt").symlink_to(tmp_path / "target")
+    replace_text(tmp_path / "a.txt", "text")
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
 
 
 def _fifo(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The likelihood of given data under a sampler: the terms of its variational bound, in bits per dimension."""
+"""The likelihood of data under a sampler: the terms of its variational bound, in bits per dimension."""
 
 from __future__ import annotations
 
@@ -74,6 +74,8 @@ def likelihood(
     if traced(x_start, x, model_out):
         coefficients = coefficients_of(table, x.dtype, x.device)
         if not native:
+            if not (isinstance(row, Tensor) or torch.compiler.is_compiling()):
+                row = checked_rows(row, table, x)[1]
             return likelihood_reference(x_start, x, model_out, coefficients, row)
         return traced_likelihood(x_start, x, model_out, coefficients, row, backend)
     rows, shared = checked_rows(row, table, x)

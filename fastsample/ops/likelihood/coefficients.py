@@ -1,4 +1,4 @@
-"""What the likelihood of a row is computed from: columns made of a table's, if its rows are posteriors."""
+"""The coefficients of the likelihood's terms, computed from a table's columns if its rows are posteriors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROW = 16  # floats of a row of coefficients as kernels read it, 64 bytes like a
 
 @constant_when_traced
 def coefficients_of(table: Table, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What the terms of each row are made from, shape (rows, 16), made once per dtype and device."""
+    """The coefficients of each row's terms, shape (rows, 16), computed once per dtype and device."""
 
     def make(table: Table) -> Tensor:
         with outside():
@@ -48,8 +48,8 @@ def _columns(table: Table) -> Float64Array:
         if bad.any():
             raise ValueError(f"row {bad.argmax()} {why}: a likelihood needs rows of DDPM, posteriors q(x' | x, x0)")
     columns = dict(a=a, b=b, weight=weight, constant=constant, slope=2 * table.g1, data=to_data)
-    found = [columns[name] if name in columns else getattr(table, name) for name in COLUMNS]
-    return np.pad(np.stack(found, axis=1).astype(np.float64), ((0, 0), (0, _ROW - len(found))))
+    values = [columns[name] if name in columns else getattr(table, name) for name in COLUMNS]
+    return np.pad(np.stack(values, axis=1).astype(np.float64), ((0, 0), (0, _ROW - len(values))))
 
 
 def levels_of(table: Table) -> tuple[Float64Array, Float64Array]:

@@ -1,10 +1,11 @@
-"""The likelihood as torch.compile, exports and recorders see it: a registered op."""
+"""The likelihood as torch.compile, exports and recorders see it: a registered op, which checks rows when it runs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from fastsample.ops.checks import checked_rows
 from fastsample.ops.likelihood.launch import likelihood_of_rows
 
 
@@ -18,9 +19,8 @@ def _registered(
     row: int,
     backend: str | None,
 ) -> Tensor:
-    if rows is not None:
-        rows = rows.to(x.device).expand(x.shape[0]).contiguous()
-    return likelihood_of_rows(x_start, x, model_out, coefficients, rows, row, backend)
+    rows, shared = checked_rows(row if rows is None else rows, coefficients, x)
+    return likelihood_of_rows(x_start, x, model_out, coefficients, rows, shared, backend)
 
 
 @_registered.register_fake

@@ -1,4 +1,4 @@
-"""The likelihood on the backend that is chosen, with everything checked beforehand."""
+"""The likelihood on the backend that serves the call; the caller has checked the arguments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _on_triton(
 
     if model_out.dtype not in DTYPE_CODES:
         model_out = model_out.float()
-    x_start, x, model_out = (one.resolve_neg().contiguous() for one in (x_start, x, model_out))
+    x_start, x, model_out = (operand.resolve_neg().contiguous() for operand in (x_start, x, model_out))
     rows = None if rows is None else rows.to(x.device)
     out = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     kernel.likelihood(coefficients, rows, row, x_start, x, model_out, out)

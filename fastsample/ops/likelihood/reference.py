@@ -18,27 +18,33 @@ _HALF_BIN = 1 / 255
 def likelihood_reference(
     x_start: Tensor, x: Tensor, model_out: Tensor, coefficients: Tensor, row: int | Tensor
 ) -> Tensor:
-    """`likelihood` in plain torch: the specification, differentiable, in x's dtype; coefficients as coefficients_of.
+    """`likelihood` in plain torch: the specification, differentiable, in x's dtype; coefficients as coefficients_of."""
+    if model_out.shape == x.shape:
+        return bits(x_start, x, model_out, torch.zeros_like(x), coefficients, row)
+    channels = x.shape[1]
+    return bits(x_start, x, model_out[:, :channels], model_out[:, channels:], coefficients, row)
+
+
+def bits(x_start: Tensor, x: Tensor, m: Tensor, v: Tensor, coefficients: Tensor, row: int | Tensor) -> Tensor:
+    """`likelihood_reference` where the model's output has been taken apart: gradients may go through v alone.
 
     Written so that neither small divergences nor improbable pixels lose their digits in float32.
     """
     if isinstance(row, Tensor):
         count = coefficients.shape[0]
         exists = (row >= -count) & (row < count)
-        own = coefficients[torch.where(exists, row, 0)]
-        own = torch.where(exists.reshape(-1, 1), own, math.nan)
+        columns = coefficients[torch.where(exists, row, 0)]
+        columns = torch.where(exists.reshape(-1, 1), columns, math.nan)
     else:
-        own = coefficients[row]
-    p, q, limit, a, b, weight, constant, slope, data = (per_sample(own[..., i], x) for i in range(len(COLUMNS)))
-    channels = x.shape[1] if x.ndim > 1 else 1
-    m = (model_out[:, :channels] if x.ndim > 1 else model_out).to(x.dtype)
-    v = model_out[:, channels:].to(x.dtype) if model_out.shape != x.shape else torch.zeros_like(x)
+        columns = coefficients[row]
+    p, q, limit, a, b, weight, constant, slope, data = (per_sample(columns[..., i], x) for i in range(len(COLUMNS)))
+    m, v = m.to(x.dtype), v.to(x.dtype)
 
     def times(coefficient: Tensor, operand: Tensor) -> Tensor:
-        return torch.where(coefficient == 0, 0.0, coefficient * operand)  # what has none is not read
+        return torch.where(coefficient == 0, 0.0, coefficient * operand)  # without a coefficient it is not read
 
     x0 = times(p, x) + times(q, m)
-    x0 = torch.minimum(torch.maximum(x0, -limit), limit)
+    x0 = torch.clamp(x0, -limit, limit)
     gap = constant + times(slope, v)
     divergence = 0.5 * (gap + torch.expm1(-gap) + weight * (x_start - x0).square() * torch.exp(-gap))
     # A row that leads to data has no q: there `constant` makes `gap` the log variance of p itself.

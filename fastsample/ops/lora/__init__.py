@@ -65,13 +65,13 @@ def lora_linear(
     differentiable = (torch.is_grad_enabled() and _requires_grad(x, adapters, compiling)) or transformed()
     native, offers = bool(packed.offers) and not differentiable, packed.offers or ("cpu", "triton")
     why = "computes without gradients" if differentiable else "has no kernel for weights of this dtype on this device"
-    chosen = choose(backend, x.device, native=native, offers=offers, op="lora_linear on these weights", why=why)
-    if chosen == "reference":
+    backend = choose(backend, x.device, native=native, offers=offers, op="lora_linear on these weights", why=why)
+    if backend == "reference":
         groups = () if adapters is None else adapters.groups
         return lora_linear_reference(x, packed.unpack(), packed.bias, groups, adapter_index)
     if adapters is not None and not compiling and adapters.changed():
         raise RuntimeError("a factor of adapters was written after it was packed: call adapters.update()")
-    if chosen == "triton" and packed.layout != ROWS:  # interpreted, where copies cost nothing beside the rest
+    if backend == "triton" and packed.layout != ROWS:  # interpreted, where copies cost nothing beside the rest
         packed = packed.by_rows()
         adapters = None if adapters is None else PackedAdapters(packed, adapters.groups)
     run = torch.ops.fastsample.lora_linear if traced(x) else launch_linears

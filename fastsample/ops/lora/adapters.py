@@ -168,7 +168,7 @@ def _ranks(groups: Sequence[Group]) -> tuple[tuple[int, ...], ...]:
 
 
 def _widened(low_rank: LowRank, packed: PackedLinear) -> LowRank:
-    """In the weights' dtype, on their device, a scale for each rank, zeros up to the rank that there is memory for."""
+    """The factors in the weights' dtype, on their device, a scale for each rank, zeros up to the rank in memory."""
     down, up = low_rank.down.to(packed.data), low_rank.up.to(packed.data)
     scale = low_rank.scale.detach().to(packed.device, torch.float32).expand(len(down))
     missing, pad = _missing(len(down), packed.layout), torch.nn.functional.pad

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastsample.ops.lora.operands import Operands
 
-# Of a group: A of all linears stacked, B of each, the scale of every rank.
+# The factors of a group: A of all linears stacked, B of each, the scale of every rank.
 Factors = tuple[Tensor, Sequence[Tensor], Tensor]
 
 
@@ -46,7 +46,7 @@ def multiply(operands: Operands) -> None:
 
 
 def _add_to(members: Tensor, x: Tensor, samples: int, factors: Factors, outputs: Sequence[Tensor]) -> None:
-    """To some of the samples."""
+    """Adds the low-rank part to the outputs of the samples in `members`."""
     first, last = int(members[0]), int(members[-1])
     neighbours = last - first + 1 == len(members)
     part = slice(first, last + 1) if neighbours else members  # a slice is no copy
@@ -72,10 +72,10 @@ def _add(x: Tensor, factors: Factors, outputs: Sequence[Tensor]) -> None:
 
 
 def _even(rows: Tensor) -> Tensor:
-    """In 16 bits with a column of zeros where the number of columns is odd.
+    """The rows; in 16 bits with a column of zeros added where the number of columns is odd.
 
-    torch 2.13's products on AMX multiply what lies behind a row of odd length by zero: NaN or inf there, in the next
-    row or in nobody's memory, would make this row NaN.
+    torch 2.13's products on AMX multiply the value behind a row of odd length by zero: a NaN or inf there, in the next
+    row or in unused memory, would make this row NaN.
     """
     odd = rows.dtype != torch.float32 and rows.shape[1] % 2
     return torch.nn.functional.pad(rows, (0, 1)) if odd else rows

@@ -1,4 +1,4 @@
-"""What lora_linear refuses, before it computes anything."""
+"""The checks of lora_linear's arguments, made before it computes anything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastsample.ops.lora.weights import PackedLinear
 def check_operands(
     x: Tensor, packed: PackedLinear, adapters: PackedAdapters | None, adapter_index: Tensor | None
 ) -> None:
-    """Raises unless these fit together."""
+    """Raises unless x, the packed linears, the adapters and the index fit together."""
     if not isinstance(x, Tensor):
         raise not_a_tensor("x", x)
     check_strided("x", x)

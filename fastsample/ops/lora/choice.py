@@ -18,7 +18,7 @@ from fastsample.ops.lora.layout import pack, packed_size, products_of_parts
 
 BY_TORCH = "torch"
 
-FACTOR = 1.5  # how many times faster another one must be to overrule the fixed order
+FACTOR = 1.5  # how many times faster another candidate must be to overrule the fixed order
 BUDGET = 2e-3  # seconds of the calls that count
 FEWEST_ROUNDS, WANTED_ROUNDS = 3, 8
 K = N = 256
@@ -26,13 +26,13 @@ ROW_COUNTS, WARM_UPS = (64, 32, 16, 8), 3
 
 
 class Choice(NamedTuple):
-    """What was chosen for a dtype, and why.
+    """The choice for a dtype, and the times that it rests on.
 
     Attributes:
         name: a level, or "torch".
-        first: what the fixed order names.
-        seconds: of each candidate, its time in every round, CPU time of one thread; empty where nothing was measured.
-        rows: of the problem they refer to.
+        first: the level that the fixed order names.
+        seconds: of each candidate its time in every round, CPU time of one thread; empty where nothing was measured.
+        rows: the rows of x in the problem that was timed.
     """
 
     name: str
@@ -60,7 +60,7 @@ chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choice(dtype: torch.dtype) -> Choice:
-    """What `chosen` rests on: made once in a process, by the first thread that asks, and kept.
+    """The choice that `chosen` rests on: made once in a process, by the first thread that asks, and kept.
 
     The fixed order (CPUID, vendor, permission) names a first candidate. A small product is then timed on it, on the
     levels that might beat it and on torch. Another one is taken where its best round is more than 1.5 times
@@ -79,12 +79,12 @@ def choice(dtype: torch.dtype) -> Choice:
       this build or the fixed order does not know, and those differ by more (AMX is 5 times and more the others).
 
     Where another candidate's true advantage is between 1.1 and 2, processes can differ, and either choice costs at most
-    that much. `python -m benchmarks.choice` shows whether a machine is such a one.
+    that much. `python -m benchmarks.choice` shows whether they do on a machine.
 
-    The rounds take 2 ms (no other is begun that would go beyond if it is as fast as the fastest). Beside them come once
-    per dtype the packing, a thread's start and three warm-up calls of each candidate, for up to four numbers of rows:
-    eight rounds of one of them shall fit. torch compiles its product in its first call. In all a choice took 5 to 25 ms
-    on a Zen 4, and 40 to 100 on busy cores.
+    The rounds take 2 ms: a round is begun only if it would end within them when it is as fast as the fastest. Beside
+    them come once per dtype the packing, a thread's start and three warm-up calls of each candidate, for up to four
+    numbers of rows, until eight rounds fit. torch compiles its product in its first call. In all a choice took 5 to
+    25 ms on a Zen 4, and 40 to 100 on busy cores.
     """
     with _lock:
         if dtype not in _made:
@@ -117,7 +117,7 @@ def decide(first: str, seconds: Mapping[str, Sequence[float]]) -> str:
 
 
 def rounds(calls: Mapping[str, Callable[[], object]], clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Times all calls in turn, again and again, until one as short as the shortest would not end within BUDGET."""
+    """Times all calls in rounds, until a round as short as the shortest would not end within BUDGET."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     spent = shortest = 0.0
     while spent + shortest <= BUDGET:
@@ -132,7 +132,7 @@ def rounds(calls: Mapping[str, Callable[[], object]], clock: Callable[[], float]
 def _make(dtype: torch.dtype) -> Choice:
     levels = cpu_module().lora_isas(DTYPE_CODES[dtype])
     unmeasured = Choice(levels[0], levels[0], {}, 0)
-    # A thread of its own has no modes (fake tensors, functorch, autocast, gradients) that others have set.
+    # A new thread has none of the modes (fake tensors, functorch, autocast, gradients) that the caller may have set.
     with ThreadPoolExecutor(1) as pool:
         try:
             measured = pool.submit(_measure, dtype, candidates(levels))
@@ -157,7 +157,7 @@ def _measure(dtype: torch.dtype, names: Sequence[str]) -> Choice | None:
 
 
 def _prepared(dtype: torch.dtype, name: str) -> Callable[[int], object]:
-    """x W^T on this candidate by rows of x, with nothing around the product that can be done before."""
+    """A call that takes the number of rows of x and computes x W^T on this candidate; all else is done before."""
     cpu, code = cpu_module(), DTYPE_CODES[dtype]
     values = torch.linspace(-1, 1, (ROW_COUNTS[0] + N) * K, device="cpu", dtype=torch.float32).to(dtype).view(-1, K)
     x, weight = values.split([ROW_COUNTS[0], N])

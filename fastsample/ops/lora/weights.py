@@ -143,7 +143,7 @@ def _check_linear(i: int, weight: Any, bias: Any, first: Tensor) -> None:
 
 
 def _joined(biases: Sequence[Tensor | None], out_features: Sequence[int], weight: Tensor) -> Tensor | None:
-    """The biases behind one another, zeros for those that are absent; None where all are."""
+    """The biases behind one another, zeros for absent ones; None where all are absent."""
     if all(bias is None for bias in biases):
         return None
     dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -155,14 +155,14 @@ def _joined(biases: Sequence[Tensor | None], out_features: Sequence[int], weight
     )
 
 
-def _listed(name: str, given: object) -> list[Any]:
-    if isinstance(given, Tensor) or not isinstance(given, Iterable):
-        raise TypeError(f"{name} must be a list of tensors, got {type(given).__name__}")
-    return list(given)
+def _listed(name: str, tensors: object) -> list[Any]:
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Iterable):
+        raise TypeError(f"{name} must be a list of tensors, got {type(tensors).__name__}")
+    return list(tensors)
 
 
 def is_dense(tensor: object) -> bool:
-    """Whether this is a floating-point tensor whose values strides find."""
+    """Whether this is a floating-point tensor with strides."""
     return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.layout is torch.strided
 
 

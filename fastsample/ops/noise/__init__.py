@@ -120,7 +120,7 @@ def fill(result: Tensor, keys: Tensor, step: int, stream: int, backend: str | No
 
 
 def as_int(name: str, value: SupportsIndex) -> int:
-    """The value as an int; one that Dynamo traces stays open, which operator.index would tie down."""
+    """The value as an int; an int that Dynamo traces stays an input of the graph, where operator.index would fix it."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     return integer(name, value)

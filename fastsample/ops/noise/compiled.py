@@ -31,8 +31,8 @@ def _randn_out(out: Tensor, keys: Tensor, step: int, stream: int, backend: str |
 def traced_normals(
     shape: torch.Size, keys: Tensor, step: int, stream: int, device: torch.device, backend: str | None
 ) -> Tensor:
-    """`drawn` as those see it who follow the keys."""
-    if torch._C._get_tracing_state() is not None:  # torch.jit.trace takes it as a constant
+    """`drawn` through a registered op."""
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace takes the noise as a constant
         with outside():
             return drawn(torch.Size([int(size) for size in shape]), keys, step, stream, device, backend)
     normals: Tensor = torch.ops.fastsample.randn(keys, shape[1:], step, stream, device, backend)

@@ -1,4 +1,4 @@
-"""Which Philox key a sample draws its noise from: a hash of a seed and of a place in the set that the seed names."""
+"""The Philox key of a sample's noise: a hash of a seed and of a place in the set that the seed names."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def sample_keys(seed: Seed | None, index: Index, batch: int, device: torch.devic
     64-bit numbers are.
 
     Args:
-        seed: an int, which names the set of samples that all of these are of; or one per sample, a sequence or an
-            integer tensor; taken modulo 2^64. None draws one from torch's default generator.
+        seed: an int, which names the set that all samples belong to; or one per sample, a sequence or an integer
+            tensor; taken modulo 2^64. None draws a seed from torch's default generator.
         index: the place of the first sample, or of every sample where the seeds are one per sample; or one per sample.
             At least 0; places that lie on a GPU are not read and count modulo 2^64, as do those beyond the last.
 
@@ -36,9 +36,9 @@ def sample_keys(seed: Seed | None, index: Index, batch: int, device: torch.devic
 
     Raises:
         ValueError: for another number of seeds or places than of samples, and for an index outside [0, 2^64).
-            TypeError: for what is no integer.
+            TypeError: for seeds and places that are no integers.
     """
-    tensors = [one for one in (seed, index) if isinstance(one, Tensor)]
+    tensors = [value for value in (seed, index) if isinstance(value, Tensor)]
     seen = traced(*tensors)
     if not seen:
         cpu = cpu_module()
@@ -89,7 +89,7 @@ def _keys(seeds: Tensor, places: Tensor, batch: int) -> Tensor:
     return _mixed(_mixed(seeds) + places).expand(batch).contiguous()
 
 
-# Registered: compiled, sums and products that wrap would be undefined in C++.
+# Registered: in the C++ that Inductor writes, sums and products that wrap would be undefined.
 @torch.library.custom_op("fastsample::sample_keys", mutates_args=())
 def _sample_keys(seeds: Tensor, places: Tensor, batch: int) -> Tensor:
     return _keys(seeds, places, batch)
@@ -100,36 +100,36 @@ def _one_each(seeds: Tensor, places: Tensor, batch: int) -> Tensor:
     return seeds.new_empty((batch,))
 
 
-def _per_sample(name: str, given: Seed, batch: int, device: torch.device) -> Tensor:
+def _per_sample(name: str, numbers: Seed, batch: int, device: torch.device) -> Tensor:
     """The integers as int64 on `device`, modulo 2^64: one for all samples, of shape (), or one each."""
-    if isinstance(given, Tensor):
-        values = _of_tensor(name, given, device)
+    if isinstance(numbers, Tensor):
+        values = _of_tensor(name, numbers, device)
     elif (
-        isinstance(given, np.ndarray | Sequence)
-        and not isinstance(given, str | bytes)
-        and getattr(given, "ndim", None) != 0
+        isinstance(numbers, np.ndarray | Sequence)
+        and not isinstance(numbers, str | bytes)
+        and getattr(numbers, "ndim", None) != 0
     ):
-        if any(isinstance(one, Tensor) for one in given):
-            values = torch.stack([_per_sample(name, one, 1, device).reshape(()) for one in given])
+        if any(isinstance(value, Tensor) for value in numbers):
+            values = torch.stack([_per_sample(name, value, 1, device).reshape(()) for value in numbers])
         else:
-            listed = [_wrapped(_integer(name, one)) for one in given]
+            listed = [_wrapped(_integer(name, value)) for value in numbers]
             values = torch.tensor(listed, dtype=torch.int64, device=device)
     else:
-        values = torch.zeros((), dtype=torch.int64, device=device) + _wrapped(_integer(name, given))
+        values = torch.zeros((), dtype=torch.int64, device=device) + _wrapped(_integer(name, numbers))
     if values.shape not in ((), (batch,)):
         raise ValueError(f"{name} must be one int or {batch}, one per sample; got shape {tuple(values.shape)}")
     return values
 
 
-def _of_tensor(name: str, given: Tensor, device: torch.device) -> Tensor:
-    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise TypeError(f"{name} must be an int or one per sample, integers all of them; got {given.dtype}")
-    if not traced(given):
-        if given.is_meta and device.type != "meta":
+def _of_tensor(name: str, tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must be an int or one per sample, integers all of them; got {tensor.dtype}")
+    if not traced(tensor):
+        if tensor.is_meta and device.type != "meta":
             raise ValueError(f"{name} lies on meta, where there are no values")
-        if name == "index" and given.is_cpu and given.dtype.is_signed and (given < 0).any():
-            raise ValueError(f"index must be at least 0, got {given.min()}")
-    return given.to(device, torch.int64)
+        if name == "index" and tensor.is_cpu and tensor.dtype.is_signed and (tensor < 0).any():
+            raise ValueError(f"index must be at least 0, got {tensor.min()}")
+    return tensor.to(device, torch.int64)
 
 
 def _mixed(value: Tensor) -> Tensor:
@@ -148,12 +148,12 @@ def _signed(value: int) -> int:
 
 
 def _wrapped(value: int) -> int:
-    # Traced, one beyond int64 is tied down: graphs hold no such number.
+    # Under tracing operator.index fixes an int beyond int64 in the graph, which could not have it as an input.
     return value if -(2**63) <= value < 2**63 else _signed(operator.index(value) % _WRAP)
 
 
 def _integer(name: str, value: object) -> int:
-    # One that Dynamo traces stays open, which operator.index would tie down.
+    # An int that Dynamo traces stays an input of the graph; operator.index would fix its value there.
     if not isinstance(value, int) or isinstance(value, bool):
         try:
             value = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]

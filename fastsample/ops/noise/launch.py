@@ -1,4 +1,4 @@
-"""Normals on the backend that is chosen, with everything checked beforehand."""
+"""Normals on the backend that serves the call; the caller has checked the arguments."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def fill_strided(out: Tensor, keys: Tensor, step: int, stream: int, backend: str
 
 def fill_contiguous(result: Tensor, keys: Tensor, step: int, stream: int, backend: str | None) -> None:
     """`randn` of these keys into contiguous memory."""
-    chosen = choose(backend, result.device, native=True)
+    backend = choose(backend, result.device, native=True)
     keys = keys if keys.device == result.device else keys.to(result.device)
     batch = result.shape[0]
     size = result.numel() // batch
-    if chosen == "cpu":
+    if backend == "cpu":
         to, of_keys = address("out", result), address("seed", keys)
         cpu_module().randn(to, batch, size, of_keys, step, stream, torch.get_num_threads())
-    elif chosen == "cuda":
+    elif backend == "cuda":
         index, current = place(result.device)
         to, of_keys = address("out", result), address("seed", keys)
         cuda_module().randn(to, batch, size, of_keys, step, stream, current, index)
-    elif chosen == "triton":
+    elif backend == "triton":
         from fastsample.kernels import noise as kernel
 
         kernel.randn(result, keys, step, stream)

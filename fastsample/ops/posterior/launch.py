@@ -1,4 +1,4 @@
-"""The posterior on the backend that is chosen, once it is known that the rows have one."""
+"""The posterior on the backend that serves the call, after a check that the rows have one."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ _NEEDS_VARIANCE = "reads a learned variance: model_out must have twice x's axis 
 
 
 def posterior_once(x: Tensor, m: Tensor, table: Table, row: int | Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
-    """The mean, and the log variance where the model tells it, else one number per sample or for all."""
+    """(mean, log variance); a log variance that the model does not tell is one number per sample or for all."""
     check_state(x)
     check_output(m, x, guided=False, name="model_out")
     for name, tensor in (("x", x), ("model_out", m)):
         check_readable(name, tensor)
     rows, row = checked_rows(row, table, x)
     learned = _learned(m, x, table, rows, row)
-    chosen = choose(backend, x.device, native=x.dtype is torch.float32 and not differentiable(x, m))
-    if chosen == "reference":
+    backend = choose(backend, x.device, native=x.dtype is torch.float32 and not differentiable(x, m))
+    if backend == "reference":
         return posterior_reference(x, m, table, row if rows is None else rows)
-    if chosen == "cpu" or table.thresholded:  # dynamic thresholds are a reduction of the step
-        mean = StepPlan(Operands(x, rows_of(table).noise_free, rows=rows), chosen, short_cuts=False)(m, row)
+    if backend == "cpu" or table.thresholded:  # dynamic thresholds are a reduction of the step
+        mean = StepPlan(Operands(x, rows_of(table).noise_free, rows=rows), backend, short_cuts=False)(m, row)
         return mean, log_variance(x, m, table, row if rows is None else rows, learned=learned)
-    return _in_one_pass(x, m, table, rows, row, learned, chosen)
+    return _in_one_pass(x, m, table, rows, row, learned, backend)
 
 
 def _learned(m: Tensor, x: Tensor, table: Table, rows: Tensor | None, row: int) -> bool:
-    """Whether the model tells the variance of any of these rows; raises for one that has no posterior."""
-    own = rows_of(table)
+    """Whether the model tells the variance of any of these rows; raises for a row that has no posterior."""
+    posterior_rows = rows_of(table)
     on_device = rows is not None and not rows.is_cpu
-    learned = own.any_learned if on_device else False
-    for k in (own.worst,) if on_device else visited_rows(rows, row):
-        refusal = own.refusals[k]
-        if own.slopes[k] != 0:
+    learned = posterior_rows.any_learned if on_device else False
+    for k in (posterior_rows.first_to_check,) if on_device else visited_rows(rows, row):
+        refusal = posterior_rows.refusals[k]
+        if posterior_rows.slopes[k] != 0:
             learned = True
             refusal = refusal or (_NEEDS_VARIANCE if m.shape == x.shape else "")
         if refusal:
@@ -58,13 +58,13 @@ def _in_one_pass(
     x: Tensor, m: Tensor, table: Table, rows: Tensor | None, row: int, learned: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
     device, batch = x.device, x.shape[0]
-    x, m = (one.contiguous().resolve_neg() for one in (x, m))
+    x, m = (operand.contiguous().resolve_neg() for operand in (x, m))
     m = m if m.dtype in DTYPE_CODES else m.float()
     size, stride = x.numel() // batch, m.numel() // batch
     if rows is None:
-        own = rows_of(table)
-        constant = torch.full((batch,), own.constants[row], dtype=torch.float32, device=device)
-        slope = torch.full_like(constant, own.slopes[row]) if learned else constant  # then it is not read
+        posterior_rows = rows_of(table)
+        constant = torch.full((batch,), posterior_rows.constants[row], dtype=torch.float32, device=device)
+        slope = torch.full_like(constant, posterior_rows.slopes[row]) if learned else constant  # then it is not read
     else:
         rows = rows.to(device)
         constant, slope = variance_of(rows, table, x)

@@ -17,23 +17,23 @@ def posterior_reference(x: Tensor, m: Tensor, table: Table, row: int | Tensor) -
     The mean is the step without noise. The log variance has x's shape where the model tells it in any row that is
     visited (in any of the table, where `row` lies on a GPU), else one number for all or per sample.
     """
-    own = rows_of(table)
-    mean, _ = step_reference(x, m, own.noise_free, row)
+    posterior_rows = rows_of(table)
+    mean, _ = step_reference(x, m, posterior_rows.noise_free, row)
     if isinstance(row, Tensor):
-        learned = any(own.slopes[k] != 0 for k in row.tolist()) if row.is_cpu else own.any_learned
+        learned = any(posterior_rows.slopes[k] != 0 for k in row.tolist()) if row.is_cpu else posterior_rows.any_learned
     else:
-        learned = own.slopes[row] != 0
+        learned = posterior_rows.slopes[row] != 0
     return mean, log_variance(x, m, table, row, learned=learned)
 
 
 def log_variance(x: Tensor, m: Tensor, table: Table, row: int | Tensor, *, learned: bool) -> Tensor:
-    """constant + slope v; v does not matter where its slope is 0, a NaN included."""
+    """constant + slope v; where the slope is 0 no v matters, not even NaN."""
     if isinstance(row, Tensor):
         constant, slope = (per_sample(values, x) for values in variance_of(row, table, x))
     else:
-        own = rows_of(table)
-        constant = torch.full((1,) * x.ndim, own.constants[row], dtype=x.dtype, device=x.device)
-        slope = torch.full_like(constant, own.slopes[row]) if learned else constant  # then it is not read
+        posterior_rows = rows_of(table)
+        constant = torch.full((1,) * x.ndim, posterior_rows.constants[row], dtype=x.dtype, device=x.device)
+        slope = torch.full_like(constant, posterior_rows.slopes[row]) if learned else constant  # then it is not read
     if not learned:
         return constant
     v = m[:, x.shape[1] :].to(x)

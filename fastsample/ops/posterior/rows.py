@@ -1,4 +1,4 @@
-"""What the posterior of a row is computed from: constants made of a table's columns."""
+"""The constants of a table's posteriors, computed from its columns."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from fastsample.tables import Table
 
 
 class PosteriorRows(NamedTuple):
-    """What posteriors need to know of a table's rows.
+    """The constants of a table's posteriors.
 
     Attributes:
-        constants, slopes: log variance = constant + slope v.
-        refusals: why a row has no posterior, empty where it has one.
+        constants, slopes: of each row: log variance = constant + slope v.
+        refusals: of each row the reason that it has no posterior; empty where it has one.
         any_learned: whether any slope is not 0.
-        worst: a row that is refused where any is, else one that is learned where any is.
+        first_to_check: the row to check where the host does not know which rows are visited: a row without a posterior
+            if there is any, else one with a learned variance if there is any.
         noise_free: the same rows without noise.
     """
 
@@ -28,16 +29,16 @@ class PosteriorRows(NamedTuple):
     slopes: tuple[float, ...]
     refusals: tuple[str, ...]
     any_learned: bool
-    worst: int
+    first_to_check: int
     noise_free: Table
 
 
 def rows_of(table: Table) -> PosteriorRows:
-    """What posteriors need to know of this table's rows, made once."""
-    return table.derived("posterior", _made)
+    """The constants of this table's posteriors, computed once."""
+    return table.derived("posterior", _posterior_rows)
 
 
-def _made(table: Table) -> PosteriorRows:
+def _posterior_rows(table: Table) -> PosteriorRows:
     constant = 2 * (table.g0 + np.log(np.abs(table.s), out=np.zeros(len(table)), where=table.s != 0))
     none = (table.s == 0) & (table.g0 == 0) & (table.g1 == 0)
     recalls = (table.c1 != 0) | (table.c2 != 0)
@@ -50,7 +51,7 @@ def _made(table: Table) -> PosteriorRows:
         tuple(slopes.tolist()),
         tuple(reasons.tolist()),
         any(table.learned),
-        worst=int(np.argmax(2 * (none | recalls) + (slopes != 0))),
+        first_to_check=int(np.argmax(2 * (none | recalls) + (slopes != 0))),
         noise_free=table.replace(s=0.0, g0=0.0, g1=0.0),
     )
 
@@ -66,6 +67,6 @@ def variance_of(rows: Tensor, table: Table, x: Tensor) -> tuple[Tensor, Tensor]:
     both = table.derived(("posterior", x.device, x.dtype), make)
     visited = rows.to(x.device)
     constant, slope = both[:, visited % len(table)].unbind()
-    if not rows.is_cpu:  # checked_rows has not read them
+    if not rows.is_cpu:  # checked_rows does not read rows that lie on a GPU
         constant = constant.masked_fill((visited < -len(table)) | (visited >= len(table)), math.nan)
     return constant, slope

@@ -103,6 +103,15 @@ LEARNED, RECALLS = Table([1, 0], a=1.0, s=1.0, g1=1.0), Table([1, 0], c1=[0.0, 1
             )
             for name in ("out", "x0_out", "input_out")
         ],
+        *[
+            pytest.param(
+                {name: torch.zeros(20).as_strided((2, 3, 4), (8, 2, 1))},
+                ValueError,
+                f"{name} overlaps itself",
+                id=f"{name}-overlapping",
+            )
+            for name in ("out", "x0_out", "input_out")
+        ],
         pytest.param({"input_out": X.long()}, TypeError, "input_out", id="input-dtype"),
         pytest.param({"backend": "cuda"}, ValueError, "cannot run", id="absent-backend"),
     ],
