@@ -32,7 +32,7 @@ class Hooks:
                 raise TypeError(f"{name} must be callable, got {type(function).__name__}")
 
 
-_HOOKS = ("callback", "progress", "decode")
+_HOOKS = frozenset({"callback", "progress", "decode"})
 _NO_HOOKS = Hooks()
 
 
@@ -42,8 +42,8 @@ def hooks_of(options: Mapping[str, Any]) -> Hooks:
     Raises:
         TypeError: where a callback or decode cannot be called.
     """
-    given = {name: options[name] for name in _HOOKS if name in options}
-    return Hooks(**given) if given else _NO_HOOKS
+    names = _HOOKS & options.keys()
+    return Hooks(**{name: options[name] for name in names}) if names else _NO_HOOKS
 
 
 def drive(

@@ -102,18 +102,17 @@ class StepPlan:
     def _make_short_cuts(self) -> None:
         if (make := self._launch.short_cuts) is None or self._stand_ins:
             return
-        learned, size = self._operands.table.learned, self._read.x.numel() // self._read.x.shape[0]
-        with_variance = {shape: layout for shape, layout in self._layouts.items() if layout[0] == 2 * size}
-        rows = [row for row in range(len(learned)) if self._is_plain(row)]
+        table, learned, known = self._operands.table, self._operands.table.learned, len(self._operands.history)
+        lacks_keys = self._operands.keys is None
+        # Those in which nothing but the model's output is left to look at.
+        needs = enumerate(zip(table.stochastic, table.reads, strict=True))
+        rows = [row for row, (noisy, reads) in needs if reads <= known and not (noisy and lacks_keys)]
         short_cuts = make(self._layouts, [row for row in rows if not learned[row]])
-        short_cuts |= make(with_variance, [row for row in rows if learned[row]])
-        self.plain = [short_cuts.get(row) for row in range(len(learned))]
-
-    def _is_plain(self, row: int) -> bool:
-        """Whether nothing but the model's output is left to look at in this row."""
-        table, history = self._operands.table, self._operands.history
-        lacks_noise = table.stochastic[row] and self._operands.keys is None
-        return not (lacks_noise or table.reads[row] > len(history))
+        if any(learned):
+            size = self._read.x.numel() // self._read.x.shape[0]
+            with_variance = {shape: layout for shape, layout in self._layouts.items() if layout[0] == 2 * size}
+            short_cuts |= make(with_variance, [row for row in rows if learned[row]])
+        self.plain = [*map(short_cuts.get, range(len(learned)))]
 
     def _written(self, name: str, target: Tensor | None) -> Tensor | None:
         """What a kernel writes for this target."""
