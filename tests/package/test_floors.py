@@ -25,7 +25,14 @@ FLOORS = (
     ("fastsample.kernels",),
     ("fastsample.tables",),
     ("fastsample.times", "fastsample.schedule", "fastsample.model", "fastsample.zoo"),
-    ("fastsample.broadcast", "fastsample.caller", "fastsample.checks", "fastsample.images", "fastsample.storage"),
+    (
+        "fastsample.broadcast",
+        "fastsample.caller",
+        "fastsample.checks",
+        "fastsample.images",
+        "fastsample.storage",
+        "fastsample.versions",
+    ),
 )
 
 
