@@ -28,6 +28,9 @@ from fastsample.ops.noise.keys import Index, Seed
 from fastsample.ops.tracing import recording, transformed
 from fastsample.tables import Table
 
+# Of x, strength and start_step the table of a run and its first row.
+FirstRow = Callable[[Tensor | Sequence[int], float | None, int], tuple[Table, int]]
+
 
 class Loop:
     """A run of a table: arguments are checked and memory is found at construction; then it runs again and again.
@@ -46,8 +49,8 @@ class Loop:
     adds some.
 
     Args:
-        rows: gives the table and its row that the run starts at, once the model, x and the backend have been checked;
-            raises where the options name none.
+        rows: of x, strength and start_step gives the table and its row that the run starts at, once the model, x and
+            the backend have been checked; raises where the options name none.
         correct_x0: what replaces each row's x0, or None.
         model, x: as for a sampler.
         options: those of the run. Of `strength` the loop reads whether it is given, in which case x is clean and gets
@@ -66,7 +69,7 @@ class Loop:
 
     def __init__(
         self,
-        rows: Callable[[], tuple[Table, int]],
+        rows: FirstRow,
         correct_x0: CorrectX0 | None,
         model: Model,
         x: Tensor | Sequence[int],
@@ -78,7 +81,7 @@ class Loop:
         self._correct_x0, self._options, self._observed = correct_x0, options, observed
         self._predict = Predictor(model, options.model_dtype)
         self._place(x, options)
-        table, first_row = rows()
+        table, first_row = rows(x, options.strength, options.start_step)
         self._table = table
         if options.strength is None and not isinstance(x, Tensor):
             warn_of_far_noise(table)
@@ -129,11 +132,13 @@ class Loop:
             self._backend,
         )
         # What callbacks and correct_x0 were shown they may keep.
-        self._shares = borrows and not (self._changes or self.in_fresh_tensors) and worth_sharing(kind, self._table)
-        self._keeps = not borrows or self._shares
         if self.in_fresh_tensors:
+            self._shares, self._keeps = False, not borrows
             return FreshTensors(kind, self._table, weights, self.differentiable)
-        memory = taken(kind, self._table) if self._shares else Workspace(kind, self._table)
+        left = taken(kind) if borrows and not self._changes else None
+        memory = Workspace(kind, self._table) if left is None else left
+        self._shares = left is not None or (borrows and not self._changes and worth_sharing(kind, self._table))
+        self._keeps = not borrows or self._shares
         if weights is not None and memory.weights is not None:
             memory.weights.copy_(weights)
             self.guidance = replace(guidance, weights=memory.weights)

@@ -16,11 +16,10 @@ _LARGEST = 64 << 10
 _pool = threading.local()
 
 
-def taken(kind: Kind, table: Table) -> Workspace:
-    """A workspace that nobody else has: one that this thread has left, or a new one."""
+def taken(kind: Kind) -> Workspace | None:
+    """A workspace that this thread has left, and nobody else has."""
     waiting: OrderedDict[Kind, Workspace] | None = getattr(_pool, "waiting", None)
-    left = None if waiting is None else waiting.pop(kind, None)
-    return Workspace(kind, table) if left is None else left
+    return None if waiting is None else waiting.pop(kind, None)
 
 
 def leave(workspace: Workspace) -> None:

@@ -175,5 +175,4 @@ def loop_of(
     borrows: bool = False,
 ) -> Loop:
     """The loop over this sampler's table that these options ask for; observed and borrows as for Loop."""
-    rows = functools.partial(sampler._start, x, options.strength, options.start_step)
-    return Loop(rows, sampler.correct_x0, model, x, options, observed=observed, borrows=borrows)
+    return Loop(sampler._start, sampler.correct_x0, model, x, options, observed=observed, borrows=borrows)

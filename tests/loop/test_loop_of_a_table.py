@@ -33,21 +33,21 @@ def test_what_travels_are_the_options_of_every_sampler() -> None:
 
 
 def test_a_table_is_enough() -> None:
-    loop = Loop(lambda: (SAMPLER.table, 0), None, model, SHAPE, RunOptions())
+    loop = Loop(lambda *_: (SAMPLER.table, 0), None, model, SHAPE, RunOptions())
     for seed in (1, 2, 1):
         assert torch.equal(run(loop, SHAPE, seed), SAMPLER(model, SHAPE, seed=seed))
 
 
 def test_a_run_begins_at_the_row_that_it_is_told() -> None:
     x = torch.linspace(-1, 1, 24).reshape(SHAPE)
-    loop = Loop(lambda: (SAMPLER.table, 2), None, model, x, RunOptions())
+    loop = Loop(lambda *_: (SAMPLER.table, 2), None, model, x, RunOptions())
     assert [visit[0] for visit in loop.schedule] == [2, 3]
     assert torch.equal(run(loop, x, 3), SAMPLER(model, x, seed=3, start_step=2))
 
 
 def test_strength_tells_the_loop_that_x_is_clean() -> None:
     x = torch.linspace(-1, 1, 24).reshape(SHAPE)
-    loop = Loop(lambda: (SAMPLER.table, 2), None, model, x, RunOptions(strength=0.5))
+    loop = Loop(lambda *_: (SAMPLER.table, 2), None, model, x, RunOptions(strength=0.5))
     assert torch.equal(run(loop, x, 3), SAMPLER(model, x, seed=3, strength=0.5))
 
 
