@@ -119,9 +119,9 @@ def ddim(
     *,
     steps: int = 50,
     schedule: Schedule | None = None,
-    timesteps: Timesteps = "leading",
+    timesteps: Timesteps = "auto",
     eta: float = 0.0,
-    prediction: str = "epsilon",
+    prediction: str | None = None,
     clip: Clip = None,
     rederive_epsilon: bool = True,
     correct_x0: CorrectX0 | None = None,
@@ -146,14 +146,17 @@ def ddim(
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
             timestep (more sample than noise) is warned of.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (a sampler's own rule: spaced_timesteps gives the peers' lists).
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
-        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" goes evenly from the noisiest timestep t0 whose first step makes at
+            most 6 times as much of an error in epsilon: round((1 - k / N) (t0 + 1)) - 1. For v and x0 models t0 is
+            T - 1. The names of other libraries' spacings, and the timesteps themselves: fastsample.spaced_timesteps.
             Stable Diffusion's own are spaced_timesteps(1000, steps=steps, steps_offset=1), with
             final_alpha_cumprod=schedule.alphas_cumprod[0].
         eta: 0 is deterministic, 1 is ancestral sampling; larger values as far as 1 - a' >= s^2.
-        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
             Needed where the first timestep is next to pure noise (a cosine schedule's last) and nothing else
             limits x0. To clip as diffusers does, set rederive_epsilon=False too.
@@ -197,9 +200,9 @@ def ddim_invert(
     *,
     steps: int = 50,
     schedule: Schedule | None = None,
-    timesteps: Timesteps = "leading",
+    timesteps: Timesteps = "auto",
     convention: str = "mirror",
-    prediction: str = "epsilon",
+    prediction: str | None = None,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
     **options: Unpack[Options],
@@ -222,16 +225,19 @@ def ddim_invert(
         x0: the clean samples, a tensor of float16, bfloat16, float32, or float64 for the reference backend. Never
             modified.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (a sampler's own rule: spaced_timesteps gives the peers' lists).
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
-        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" goes evenly from the noisiest timestep t0 whose first step makes at
+            most 6 times as much of an error in epsilon: round((1 - k / N) (t0 + 1)) - 1. For v and x0 models t0 is
+            T - 1. The names of other libraries' spacings, and the timesteps themselves: fastsample.spaced_timesteps.
         convention: with the timesteps t_0 < t_1 < ... and their alpha bars a_0, a_1, ...
             - "mirror": from final_alpha_cumprod to a_0, a_1, ..., each with the model at the timestep that is reached:
               where `ddim` starts from, the levels it passes (diffusers' DDIMInverseScheduler);
             - "improved": x0 counts as level a_0; from a_k to a_(k+1) with the model at t_k, and from the last one to
               alpha bar 0 (improved-diffusion's ddim_reverse_sample).
-        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
+            `model.prediction`, found as the schedule is, else "epsilon".
             "mirror" needs final_alpha_cumprod < 1 for "x0". A flow is inverted by `euler_invert`.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
             "mirror" keeps the model's epsilon then, "improved" takes it from the new x0, as the code that they
@@ -273,7 +279,7 @@ def ddpm(
     schedule: Schedule | None = None,
     timesteps: Timesteps = "respaced",
     variance: str = "fixed_small",
-    prediction: str = "epsilon",
+    prediction: str | None = None,
     clip: Clip = None,
     correct_x0: CorrectX0 | None = None,
     **options: Unpack[Options],
@@ -301,11 +307,13 @@ def ddpm(
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
             timestep (more sample than noise) is warned of.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (a sampler's own rule: spaced_timesteps gives the peers' lists).
             None for all T.
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
-        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" goes evenly from the noisiest timestep t0 whose first step makes at
+            most 6 times as much of an error in epsilon: round((1 - k / N) (t0 + 1)) - 1. For v and x0 models t0 is
+            T - 1. The names of other libraries' spacings, and the timesteps themselves: fastsample.spaced_timesteps.
             The default is improved-diffusion's own spacing of `steps`.
         variance: with log_variance
             - "fixed_small": log beta_tilde;
@@ -314,7 +322,8 @@ def ddpm(
             - "learned_range": f log beta + (1 - f) log beta_tilde, f = (v + 1) / 2 (Nichol & Dhariwal 2021).
 
             The last row, where beta_tilde is 0, takes that of the row before (with fixed_large too).
-        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
             Improved-diffusion's and diffusers' defaults are 1.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
@@ -351,8 +360,8 @@ def dpm_solver(
     *,
     steps: int = 20,
     schedule: Schedule | None = None,
-    timesteps: Times = "linspace",
-    prediction: str = "epsilon",
+    timesteps: Times = "auto",
+    prediction: str | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
@@ -397,7 +406,9 @@ def dpm_solver(
             timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise levels from that of
             T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded. For a flow "linspace",
             "trailing" or times, see fastsample.times.flow.flow_levels.
-        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
             A DynamicThreshold is diffusers' thresholding.
@@ -439,8 +450,8 @@ def euler(
     *,
     steps: int = 50,
     schedule: Schedule | None = None,
-    timesteps: Times = "linspace",
-    prediction: str = "epsilon",
+    timesteps: Times = "auto",
+    prediction: str | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
@@ -469,12 +480,14 @@ def euler(
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between whole timesteps;
-            "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
+        timesteps: "auto" as for `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
             spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", "trailing" or times (1000 sigma), see
-            fastsample.times.flow.flow_levels.
-        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
+            fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
+            (1000 sigma), see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
@@ -514,8 +527,8 @@ def euler_ancestral(
     *,
     steps: int = 50,
     schedule: Schedule | None = None,
-    timesteps: Times = "linspace",
-    prediction: str = "epsilon",
+    timesteps: Times = "auto",
+    prediction: str | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
@@ -545,12 +558,14 @@ def euler_ancestral(
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between whole timesteps;
-            "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
+        timesteps: "auto" as for `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
             spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", "trailing" or times (1000 sigma), see
-            fastsample.times.flow.flow_levels.
-        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
+            fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
+            (1000 sigma), see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
@@ -586,8 +601,8 @@ def euler_invert(
     *,
     steps: int = 50,
     schedule: Schedule | None = None,
-    timesteps: Times = "linspace",
-    prediction: str = "epsilon",
+    timesteps: Times = "auto",
+    prediction: str | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
@@ -616,12 +631,14 @@ def euler_invert(
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between whole timesteps;
-            "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
+        timesteps: "auto" as for `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
             spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", "trailing" or times (1000 sigma), see
-            fastsample.times.flow.flow_levels.
-        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
+            fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
+            (1000 sigma), see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
             "mirror" keeps the model's epsilon then, "improved" takes it from the new x0, as the code that they
@@ -666,8 +683,8 @@ def heun(
     *,
     steps: int = 25,
     schedule: Schedule | None = None,
-    timesteps: Times = "linspace",
-    prediction: str = "epsilon",
+    timesteps: Times = "auto",
+    prediction: str | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
@@ -702,12 +719,14 @@ def heun(
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between whole timesteps;
-            "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
+        timesteps: "auto" as for `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
             spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", "trailing" or times (1000 sigma), see
-            fastsample.times.flow.flow_levels.
-        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
+            fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
+            (1000 sigma), see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
@@ -750,7 +769,7 @@ def lcm(
     original_steps: int = 50,
     timestep_scaling: float = 10.0,
     sigma_data: float = 0.5,
-    prediction: str = "epsilon",
+    prediction: str | None = None,
     clip: Clip = None,
     correct_x0: CorrectX0 | None = None,
     guidance_embedding: float | Sequence[float] | Tensor | None = None,
@@ -777,17 +796,20 @@ def lcm(
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
             timestep (more sample than noise) is warned of.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (a sampler's own rule: spaced_timesteps gives the peers' lists).
             At most `original_steps` for "lcm".
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             Stable Diffusion's is Schedule.scaled_linear().
-        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" goes evenly from the noisiest timestep t0 whose first step makes at
+            most 6 times as much of an error in epsilon: round((1 - k / N) (t0 + 1)) - 1. For v and x0 models t0 is
+            T - 1. The names of other libraries' spacings, and the timesteps themselves: fastsample.spaced_timesteps.
             The default takes some of the timesteps of the distillation.
         original_steps: how many timesteps the model was distilled at.
         timestep_scaling: of the boundary scalings, as in the distillation.
         sigma_data: of the boundary scalings, as in the distillation.
-        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
         guidance_embedding: the guidance scale w that a model with `config.time_cond_proj_dim` is told, a number or
@@ -831,7 +853,7 @@ def tcd(
     timesteps: Timesteps = "lcm",
     original_steps: int = 50,
     gamma: float = 0.3,
-    prediction: str = "epsilon",
+    prediction: str | None = None,
     clip: Clip = None,
     correct_x0: CorrectX0 | None = None,
     **options: Unpack[Options],
@@ -857,16 +879,19 @@ def tcd(
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
             timestep (more sample than noise) is warned of.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (a sampler's own rule: spaced_timesteps gives the peers' lists).
             At most `original_steps` for "lcm".
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             Stable Diffusion's is Schedule.scaled_linear().
-        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" goes evenly from the noisiest timestep t0 whose first step makes at
+            most 6 times as much of an error in epsilon: round((1 - k / N) (t0 + 1)) - 1. For v and x0 models t0 is
+            T - 1. The names of other libraries' spacings, and the timesteps themselves: fastsample.spaced_timesteps.
             The default takes some of the timesteps of the distillation.
         original_steps: how many timesteps the model was distilled at.
         gamma: in [0, 1]: 0 is deterministic, 1 all fresh noise. diffusers calls it eta.
-        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
             Epsilon is taken from the new x0. TCDScheduler never clips.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.

@@ -22,7 +22,7 @@ Args:
         modified.
     schedule: the one the model was trained with{of_function}.
     original_steps: how many timesteps the model was distilled at.
-    prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+    prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"{of_the_model}.
     clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
     correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
     final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` as in Stable Diffusion.
@@ -33,6 +33,9 @@ Args:
 
 _OF_MODEL = """; default `model.schedule`, also that of the one model which a
         wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found"""
+
+_PREDICTION_OF_MODEL = """; default
+        `model.prediction`, found as the schedule is, else "epsilon\""""
 
 _DOCSTRING = """\
 {text}
@@ -62,9 +65,9 @@ def function_docs(kind: type, parameters: list[str]) -> str:
     x = "x0" if "x0" in parameters else "x"
     return _DOCSTRING.format(
         text=sections[""],
-        arguments="\n".join(f"    {name}: {entries[name]}" for name in parameters if name in entries).replace(
-            "{of_function}", _OF_MODEL
-        ),
+        arguments="\n".join(f"    {name}: {entries[name]}" for name in parameters if name in entries)
+        .replace("{of_function}", _OF_MODEL)
+        .replace("{of_the_model}", _PREDICTION_OF_MODEL),
         kind=kind.__name__,
         schedules=_SCHEDULES if "schedule" in parameters else "",
         result="The noise" if x == "x0" else "The sample",
@@ -85,7 +88,7 @@ def complete(kind: type, fields: list[str]) -> None:
     arguments = "\n".join(f"    {name}: {entries[name]}" for name in fields if name in entries)
     if not arguments:  # python -OO, where dataclasses put the signature into the docstring's place
         return
-    arguments = arguments.replace("{of_function}", "")
+    arguments = arguments.replace("{of_function}", "").replace("{of_the_model}", "")
     sections = {**_sections(kind.__doc__), "Args": arguments}
     order = ("Args", "Raises", "Example")
     kind.__doc__ = "\n\n".join([sections[""], *(f"{name}:\n{sections[name]}" for name in order if name in sections)])

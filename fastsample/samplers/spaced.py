@@ -11,6 +11,7 @@ from fastsample.checks import check_number
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.tables import Table
+from fastsample.times.automatic import AUTO, auto_timesteps
 from fastsample.times.levels import noise_levels
 from fastsample.times.timesteps import Timesteps, one_step_from_the_noisiest, spaced_timesteps
 
@@ -23,20 +24,25 @@ class Spaced(Sampler):
 
     Args:
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
-        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+            under every name but "auto" (a sampler's own rule: spaced_timesteps gives the peers' lists).
+        timesteps: which timesteps to visit. "auto" goes evenly from the noisiest timestep t0 whose first step makes at
+            most 6 times as much of an error in epsilon: round((1 - k / N) (t0 + 1)) - 1. For v and x0 models t0 is
+            T - 1. The names of other libraries' spacings, and the timesteps themselves: fastsample.spaced_timesteps.
     """
 
     schedule: Schedule
     _: KW_ONLY
     steps: int | None = None
-    timesteps: Timesteps = "leading"
+    timesteps: Timesteps = AUTO
 
     def __post_init__(self) -> None:
         T = checked_schedule(self.schedule).T
         arguments = vars(self)  # not every subclass leaves these two to the caller
-        t = spaced_timesteps(T, self.timesteps, self.steps, original_steps=arguments.get("original_steps", 50))
-        t = one_step_from_the_noisiest(T, self.timesteps, t)
+        if isinstance(self.timesteps, str) and self.timesteps == AUTO:
+            t = auto_timesteps(self.schedule, self.steps, arguments.get("prediction", "epsilon"))
+        else:
+            t = spaced_timesteps(T, self.timesteps, self.steps, original_steps=arguments.get("original_steps", 50))
+            t = one_step_from_the_noisiest(T, self.timesteps, t)
         self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
         self._set(table=self._rows(t, *self._levels(t)))
 
