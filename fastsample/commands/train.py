@@ -29,7 +29,9 @@ _SETTINGS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `fastsample train`; their defaults made the bundled digits model."""
     default = Settings()
-    parser.add_argument("--data", required=True, help="mnist5k, mnist5k-train (4,000 of it), an .npz file, or a folder of images")
+    parser.add_argument(
+        "--data", required=True, help="mnist5k, mnist5k-train (4,000 of it), an .npz file, or a folder of images"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for model, checkpoint and losses")
     for name, text in _SETTINGS.items():
         value = getattr(default, name)
