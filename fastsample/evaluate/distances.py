@@ -7,6 +7,7 @@ of the drawn ones is therefore put around the figure itself (value + percentiles
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -52,18 +53,81 @@ def median(values: Tensor, drawn: Tensor) -> Figure:
     return figure(float(values.quantile(0.5)), values[drawn].quantile(0.5, dim=1))
 
 
-def frechet_distance(reference: Tensor, samples: Tensor, drawn: Tensor) -> Figure:
-    """|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)), means and covariances of two sets of features (Heusel et al. 2017).
+class Coverage(NamedTuple):
+    """Precision and recall."""
 
-    It is biased: two sets of one distribution lie about 1 / N apart, so that only figures of equal N compare.
+    precision: Figure
+    recall: Figure
 
-    Args:
-        reference, samples: (M, D) and (N, D), computed with in float64.
-        drawn: resamples of the samples.
+
+class Real:
+    """Features of real images, (M, D) with M > 3, and what is worked out of them once for any number of samples.
+
+    Every distance takes samples (N, D) and is computed in float64. `drawn` are resamples of them.
     """
-    metric = _frechet(reference)
-    values = [_to_samples(metric, samples.double()[index]) for index in (torch.arange(len(samples)), *drawn)]
-    return figure(values[0], torch.tensor(values[1:]))
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features.double()
+
+    def frechet_distance(self, samples: Tensor, drawn: Tensor) -> Figure:
+        """|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)) of both means and covariances (Heusel et al. 2017).
+
+        It is biased: two sets of one distribution lie about 1 / N apart, so that only figures of equal N compare.
+        """
+        samples = samples.double()
+        values = [self._frechet(samples[index]) for index in (torch.arange(len(samples)), *drawn)]
+        return figure(values[0], torch.tensor(values[1:]))
+
+    def kernel_distance(self, samples: Tensor, drawn: Tensor) -> Figure:
+        """The squared maximum mean discrepancy under the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), unbiased.
+
+        With samples of the real distribution its mean is 0 for any N, so that figures of few samples compare too; it
+        can be negative. No pair of a sample and itself counts, also where a resample holds a sample twice.
+        """
+        samples, count = samples.double(), len(samples)
+        among, across = _kernel(samples, samples).fill_diagonal_(0), _kernel_means(samples, self.features)
+        drawn_weights = (index.bincount(minlength=count) for index in drawn)
+        weights = torch.stack([torch.ones(count, dtype=torch.int64), *drawn_weights]).double()
+        pairs = count**2 - weights.square().sum(1)
+        values = (weights @ among * weights).sum(1) / pairs + self._kernel_mean - 2 * (weights @ across) / count
+        return figure(float(values[0]), values[1:])
+
+    def coverage(self, samples: Tensor, seed: int, draws: int) -> Coverage:
+        """How many samples look real, and how much of what is real they cover (Kynkaanniemi et al. 2019).
+
+        A set's region is every place that is at most as far from one of its members as that one's 3rd nearest neighbour
+        in the set. Precision is the share of samples in the real images' region, recall that of real images in the
+        samples'. Regions stay in the bootstrap: of precision the samples are drawn again, of recall the real images.
+        """
+        realistic = _in_region(samples.double(), self.features, self._radii)
+        covered = _in_region(self.features, samples.double(), radii(samples.double()))
+        return Coverage(
+            mean(realistic, resamples(len(samples), draws, seed)), mean(covered, resamples(len(covered), draws, seed))
+        )
+
+    @cached_property
+    def _metric(self) -> Any:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        metric = FrechetInceptionDistance(_Given(self.features.shape[1]), reset_real_features=False)
+        metric.update(self.features, real=True)
+        return metric
+
+    def _frechet(self, samples: Tensor) -> float:
+        self._metric.reset()
+        self._metric.update(samples, real=False)
+        return float(self._metric.compute())
+
+    @cached_property
+    def _kernel_mean(self) -> float:
+        """Over all pairs of two different real images."""
+        count = len(self.features)
+        own = (self.features.square().sum(1) / self.features.shape[1] + 1).pow(3)
+        return float((_kernel_means(self.features, self.features).sum() * count - own.sum()) / (count * (count - 1)))
+
+    @cached_property
+    def _radii(self) -> Tensor:
+        return radii(self.features)
 
 
 class _Given(nn.Identity):
@@ -74,94 +138,33 @@ class _Given(nn.Identity):
         self.num_features = num_features
 
 
-def _frechet(reference: Tensor) -> Any:
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    metric = FrechetInceptionDistance(_Given(reference.shape[1]), reset_real_features=False)
-    metric.update(reference.double(), real=True)
-    return metric
-
-
-def _to_samples(metric: Any, samples: Tensor) -> float:
-    metric.reset()
-    metric.update(samples, real=False)
-    return float(metric.compute())
-
-
-def kernel_distance(reference: Tensor, samples: Tensor, drawn: Tensor) -> Figure:
-    """The squared maximum mean discrepancy under the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), unbiased.
-
-    With samples of the reference's own distribution its mean is 0 for any N, so that figures of few samples compare
-    too; it can be negative. No pair of a sample and itself counts, also where a resample holds a sample twice.
-
-    Args:
-        reference, samples: (M, D) and (N, D), at least 2 of each; computed with in float64.
-        drawn: resamples of the samples.
-    """
+def _kernel(rows: Tensor, others: Tensor) -> Tensor:
     from torchmetrics.image.kid import poly_kernel
 
-    reference, samples = reference.double(), samples.double()
-    count = len(samples)
-    among, across = _without_diagonal(poly_kernel(samples, samples)), poly_kernel(samples, reference).mean(1)
-    own = _without_diagonal(poly_kernel(reference, reference)).sum() / (len(reference) * (len(reference) - 1))
-    weights = torch.stack([torch.ones(count, dtype=torch.int64), *(index.bincount(minlength=count) for index in drawn)])
-    weights = weights.double()
-    pairs = count**2 - weights.square().sum(1)  # without those of a sample and itself
-    values = (weights @ among * weights).sum(1) / pairs + own - 2 * (weights @ across) / count
-    return figure(float(values[0]), values[1:])
+    return poly_kernel(rows, others)
 
 
-def _without_diagonal(matrix: Tensor) -> Tensor:
-    return matrix.fill_diagonal_(0)
-
-
-class Coverage(NamedTuple):
-    """Precision and recall."""
-
-    precision: Figure
-    recall: Figure
-
-
-def precision_and_recall(reference: Tensor, samples: Tensor, seed: int, draws: int) -> Coverage:
-    """How many samples look real, and how much of what is real they cover (Kynkaanniemi et al. 2019).
-
-    A set's region is every place that is at most as far from one of its members as that one's 3rd nearest neighbour in
-    the set. Precision is the share of samples in the reference's region, recall that of the reference in the samples'.
-    Regions stay in the bootstrap: of precision the samples are drawn again, of recall the reference.
-
-    Args:
-        reference, samples: (M, D) and (N, D), more than 3 of each.
-        seed, draws: as in resamples.
-    """
-    realistic = _in_region(samples, reference, radii(reference))
-    covered = _in_region(reference, samples, radii(samples))
-    return Coverage(
-        mean(realistic, resamples(len(samples), draws, seed)), mean(covered, resamples(len(reference), draws, seed))
-    )
+def _kernel_means(points: Tensor, others: Tensor) -> Tensor:
+    return torch.cat([_kernel(rows, others).mean(1) for rows in points.split(_ROWS)])
 
 
 def radii(features: Tensor) -> Tensor:
     """The distance of each of (N, D) to its 3rd nearest neighbour: (N,)."""
     # The nearest of all is a member itself.
-    parts = [_distances(rows, features).kthvalue(NEIGHBOURS + 1, dim=1).values for rows in features.split(_ROWS)]
+    parts = [torch.cdist(rows, features).kthvalue(NEIGHBOURS + 1, dim=1).values for rows in features.split(_ROWS)]
     return torch.cat(parts)
 
 
 def _in_region(points: Tensor, members: Tensor, radius: Tensor) -> Tensor:
-    return torch.cat([(_distances(rows, members) <= radius).any(1) for rows in points.split(_ROWS)])
+    return torch.cat([(torch.cdist(rows, members) <= radius).any(1) for rows in points.split(_ROWS)])
 
 
 def nearest(points: Tensor, members: Tensor, *, same: bool = False) -> Tensor:
-    """The distance of each of (N, D) points to the nearest of (M, D) members: (N,), in float32.
+    """The distance of each of (N, D) points to the nearest of (M, D) members: (N,), in float64.
 
     Args:
-        points, members: both float32.
         same: they are one set, and no member is its own neighbour.
     """
-    place = 2 if same else 1
-    return torch.cat([_distances(rows, members).kthvalue(place, dim=1).values for rows in points.split(_ROWS)])
-
-
-def _distances(rows: Tensor, members: Tensor) -> Tensor:
-    # In float32 the product behind cdist's faster way leaves about 1e-3 of a distance that is 0.
-    return torch.cdist(rows.double(), members.double())
+    # In float32 the product by which cdist works leaves about 1e-3 of a distance that is 0.
+    points, members, place = points.double(), members.double(), 2 if same else 1
+    return torch.cat([torch.cdist(rows, members).kthvalue(place, dim=1).values for rows in points.split(_ROWS)])

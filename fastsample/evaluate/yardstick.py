@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,12 +13,10 @@ from fastsample.checks import integer
 from fastsample.evaluate.distances import (
     NEIGHBOURS,
     Figure,
-    frechet_distance,
-    kernel_distance,
+    Real,
     mean,
     median,
     nearest,
-    precision_and_recall,
     resamples,
 )
 from fastsample.evaluate.features import Eye, Features, name_of
@@ -99,9 +98,10 @@ class Yardstick:
             raise ValueError(f"reference must hold {fewest} images or more, {self.reference.name} has {count}")
         _require_torchmetrics()
         self._eye = Eye(features if callable(features) else self.features)
-        self._real, _ = self._eye.see(self.reference.data)
-        self._halves: Distances | None = None
-        self._beside: tuple[Figure | None, Figure] | None = None
+
+    @cached_property
+    def _real(self) -> Real:
+        return Real(self._eye.see(self.reference.data)[0])
 
     def check(self, samples: ImageData) -> None:
         """Raises ValueError where the samples cannot be measured: too few, or of another shape than the reference."""
@@ -115,52 +115,58 @@ class Yardstick:
         """All figures of these samples."""
         self.check(samples)
         features, classes = self._eye.see(samples)
-        drawn = self._resamples(len(features))
-        agreement = None
-        if classes is not None and samples.labels is not None:
-            agreement = mean((classes == samples.labels).double(), drawn)
-        real_agreement, real_nearest = self._real_figures()
         copies = nearest(_pixels(samples), _pixels(self.reference.seen))
         return Evaluation(
             self.features,
             self._distances(self._real, features),
-            self.halves(),
-            agreement,
-            real_agreement,
-            median(copies, drawn),
-            real_nearest,
+            self.halves,
+            self._agreement(samples, classes),
+            self._real_agreement,
+            median(copies, self._resamples(len(copies))),
+            self._real_nearest,
         )
 
+    @cached_property
     def halves(self) -> Distances:
-        """A random half of the reference against the other; measured once."""
-        if self._halves is None:
-            count = len(self._real)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(self._seed))
-            self._halves = self._distances(self._real[order[count // 2 :]], self._real[order[: count // 2]])
-        return self._halves
+        """A random half of the reference against the other."""
+        return self.real(len(self.reference.data.images) // 2)
 
-    def _distances(self, reference: Tensor, samples: Tensor) -> Distances:
+    def real(self, count: int) -> Distances:
+        """So many random images of the reference against its others: what the best samples come to.
+
+        Raises:
+            ValueError: where either part is too small.
+        """
+        features = self._real.features
+        count = integer("count", count, NEIGHBOURS + 1, len(features) - NEIGHBOURS - 1)
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(self._seed))
+        return self._distances(Real(features[order[count:]]), features[order[:count]])
+
+    def _distances(self, reference: Real, samples: Tensor) -> Distances:
         drawn = self._resamples(len(samples))
-        coverage = precision_and_recall(reference, samples, self._seed, self._draws)
         return Distances(
             len(samples),
-            len(reference),
-            frechet_distance(reference, samples, drawn),
-            kernel_distance(reference, samples, drawn),
-            *coverage,
+            len(reference.features),
+            reference.frechet_distance(samples, drawn),
+            reference.kernel_distance(samples, drawn),
+            *reference.coverage(samples, self._seed, self._draws),
         )
 
-    def _real_figures(self) -> tuple[Figure | None, Figure]:
-        if self._beside is None:
-            unseen, agreement = self.reference.unseen, None
-            if unseen is not None and unseen.labels is not None:
-                _, classes = self._eye.see(unseen)
-                if classes is not None:
-                    agreement = mean((classes == unseen.labels).double(), self._resamples(len(classes)))
-            others = self.reference.seen if unseen is None else unseen
-            apart = nearest(_pixels(others), _pixels(self.reference.seen), same=unseen is None)
-            self._beside = agreement, median(apart, self._resamples(len(apart)))
-        return self._beside
+    @cached_property
+    def _real_agreement(self) -> Figure | None:
+        unseen = self.reference.unseen
+        return None if unseen is None else self._agreement(unseen, self._eye.see(unseen)[1])
+
+    def _agreement(self, data: ImageData, classes: Tensor | None) -> Figure | None:
+        if classes is None or data.labels is None:
+            return None
+        return mean((classes == data.labels).double(), self._resamples(len(classes)))
+
+    @cached_property
+    def _real_nearest(self) -> Figure:
+        unseen, seen = self.reference.unseen, _pixels(self.reference.seen)
+        apart = nearest(seen, seen, same=True) if unseen is None else nearest(_pixels(unseen), seen)
+        return median(apart, self._resamples(len(apart)))
 
     def _resamples(self, count: int) -> Tensor:
         return resamples(count, self._draws, self._seed)
