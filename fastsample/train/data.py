@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +35,8 @@ class ImageData:
     """Images uint8 (N, C, H, W) and labels int64 (N,), 0 .. num_classes - 1, or None.
 
     Raises:
-        ValueError: no images, images that are not square, or labels that do not match or are 100,000 or more: the model
-            has a vector for every class.
+        ValueError: no images, or labels that do not match or are 100,000 or more: the model has a vector for every
+            class.
         TypeError: images that are not uint8.
     """
 
@@ -45,10 +46,8 @@ class ImageData:
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {self.images.dtype}")
-        if self.images.ndim != 4 or len(self.images) == 0:
-            raise ValueError(f"images must be (N, C, H, W) with N > 0, got {tuple(self.images.shape)}")
-        if self.images.shape[2] != self.images.shape[3]:
-            raise ValueError(f"images must be square, got {self.images.shape[2]} x {self.images.shape[3]}")
+        if self.images.ndim != 4 or self.images.numel() == 0:
+            raise ValueError(f"images must be (N, C, H, W) with no size 0, got {tuple(self.images.shape)}")
         if self.labels is not None:
             if self.labels.dtype != torch.int64:
                 raise TypeError(f"labels must be int64, got {self.labels.dtype}")
@@ -103,7 +102,7 @@ def load_data(source: str | Path) -> ImageData:
         raise FileNotFoundError(message) from None
     if path.suffix != ".npz":
         raise ValueError(f"data must be {', '.join(MNIST5K)}, an .npz file or a folder of images, got {path}")
-    return _npz(path)
+    return _image_data(*read_npz(path))
 
 
 def held_out() -> NDArray[np.int64]:
@@ -125,7 +124,12 @@ def _mnist5k(part: str) -> ImageData:
     return _image_data(images[kept], labels[kept])
 
 
-def _npz(path: Path) -> ImageData:
+def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The arrays `images` and, where there are any, `labels` of an .npz file, as they are.
+
+    Raises:
+        ValueError: it is no whole .npz file, has no `images`, or would unpack to far more than its bytes.
+    """
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not an .npz file")
     try:
@@ -142,7 +146,7 @@ def _npz(path: Path) -> ImageData:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
         raise ValueError(f"{path} is no whole .npz file: {error}") from error
-    return _image_data(images, labels)
+    return images, labels
 
 
 def _check_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> None:
