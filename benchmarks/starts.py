@@ -1,19 +1,17 @@
 """Where a run starts: Frechet distance over the first timestep, the spacing from there and the number of model calls.
 
-Every point has the same noise, the same balanced labels and the same number of samples, so that points of one model can
-be compared far below the distance's own noise. Samples are kept as features, and a run that is interrupted goes on where
-it was:
+Every point has the same noise, the same balanced labels and the same number of samples, so that points of one model and
+one number of calls compare far below the distance's own noise. Samples and rows that are there are not made again.
 
-    python -m benchmarks.starts                                  the bundled model
-    python -m benchmarks.starts --model linear=linear.safetensors --calls 4,8
+    python -m benchmarks.starts                                        the bundled model
+    python -m benchmarks.starts --schedule linear --search 4           the same network at a linear schedule's levels
+    python -m benchmarks.starts --model FILE.safetensors --samplers ddim
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import sys
-import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -26,17 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fastsample
+from benchmarks.common.report import write_csv
+from benchmarks.models.relevelled import Relevelled
 from fastsample import DDIM, DDPM, DPMSolver, Euler, Heun, Sampler, Schedule
-from fastsample.caller import warn
-from fastsample.samplers.solver import Solver
-from fastsample.storage.writing import replace_text
+from fastsample.evaluate import digits_classifier
+from fastsample.evaluate.distances import resamples
+from fastsample.train import load_data
 
-Features = Callable[[Tensor], Tensor]
-
-CALLS = (1, 2, 3, 4, 5, 6, 8, 10, 20, 50)
-RATIOS = (1.5, 3.0, 6.0, 12.0, 24.0, 48.0, 96.0, 1e9)  # sigma / alpha at the starts that are tried
-BATCH, RESAMPLES = 100, 100
-BEFORE = {"ddim": "leading", "dpm_solver": "linspace", "euler": "linspace", "heun": "linspace", "ddpm": "respaced"}
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ddim": DDIM,
     "dpm_solver": DPMSolver,
@@ -44,165 +38,227 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "heun": Heun,
     "ddpm": DDPM,
 }
+# The defaults before "auto": what it is compared with.
+BEFORE = {"ddim": "leading", "dpm_solver": "linspace", "euler": "linspace", "heun": "linspace", "ddpm": "respaced"}
+CALLS, SEARCH = "1,2,3,4,5,6,8,10,20,50", "2,4,8"
+RATIOS = (3.0, 6.0, 9.0, 12.0, 16.0, 24.0, 32.0, 64.0, np.inf)  # sigma / alpha at the starts of a search
+BATCH, DRAWS, SHAPE = 100, 200, (1, 28, 28)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run: which sampler, from which timestep, how it goes on from there.
+    """One run.
 
     Attributes:
-        spacing: "trailing" round((1 - k / N) (t + 1)) - 1 and "linspace", evenly from t to 0, where t is `start`; else
-            a name that the sampler knows.
-        start: the first timestep; empty where the name decides.
-        calls: rows of the sampler; for heun its steps, of two calls each but the last.
-        clip: empty for none.
+        spacing: a name that the sampler knows; or, where there is a `start`, how it goes on from there: "trailing"
+            round((1 - k / N) (start + 1)) - 1, or "linspace", evenly to 0.
+        start: the first timestep, or empty.
+        calls: the sampler's rows.
+        clip: 1, or empty for none.
     """
 
     model: str
     sampler: str
     spacing: str
-    start: int | str
+    start: str
     calls: int
-    clip: float | str
+    clip: str
 
     def made(self, schedule: Schedule) -> Sampler:
         """The sampler."""
-        options: dict[str, Any] = {"clip": self.clip or None}
+        options: dict[str, Any] = {"clip": float(self.clip) if self.clip else None}
+        steps = (self.calls + 1) // 2 if self.sampler == "heun" else self.calls
         if self.sampler == "ddpm":
             options["variance"] = "learned_range"
         if self.start == "":
-            return SAMPLERS[self.sampler](schedule, steps=self.calls, timesteps=self.spacing, **options)
-        return SAMPLERS[self.sampler](schedule, timesteps=grid(self.spacing, int(self.start), self.calls), **options)
+            return SAMPLERS[self.sampler](schedule, steps=steps, timesteps=self.spacing, **options)
+        start = int(self.start)
+        t = np.round(np.linspace(start, 0, steps) if self.spacing == "linspace" else _trailing(start, steps))
+        return SAMPLERS[self.sampler](schedule, timesteps=t.astype(np.int64), **options)
 
 
 @dataclass(frozen=True)
 class Row(Point):
-    """What a point gave.
+    """What a point gave, in intervals of 95 % over resampled samples.
 
     Attributes:
-        first: the timestep that it started from, with `ratio` its sigma / alpha.
+        first: the timestep that it starts from, where sigma / alpha is `ratio` and alpha is `alpha`.
         samples: how many there are.
-        distance: the Frechet distance to all real digits, with an interval of 95 % from resampled samples.
-        more, more_low, more_high: the distance less that of the default that was before, resampled together.
-        right: the share of samples whose label the classifier reads.
+        distance: the Frechet distance to the 5,000 real digits.
+        more: that distance less the one of the default before, over the same resamples.
+        read: the share of samples whose label the classifier reads.
     """
 
     first: float
     ratio: float
+    alpha: float
     samples: int
     distance: float
-    low: float
-    high: float
+    distance_low: float
+    distance_high: float
     more: float
     more_low: float
     more_high: float
-    right: float
+    read: float
 
 
-def grid(spacing: str, start: int, calls: int) -> list[int]:
-    """The timesteps of a spacing from a start."""
-    if spacing == "trailing":
-        return [round((1 - k / calls) * (start + 1)) - 1 for k in range(calls)]
-    return [round(t) for t in np.linspace(start, 0, calls).tolist()] if calls > 1 else [start]
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = ArgumentParser(
+        "python -m benchmarks.starts", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, help="a file of fastsample.zoo.save; the bundled model by default")
+    parser.add_argument("--schedule", choices=("linear", "scaled_linear"), help="ask the model at this one's levels")
+    parser.add_argument("--samplers", type=_names, default=("ddim",), help=f"of {','.join(SAMPLERS)} (%(default)s)")
+    parser.add_argument("--calls", type=_numbers, default=_numbers(CALLS), help=f"the default before and now ({CALLS})")
+    parser.add_argument("--search", type=_numbers, default=_numbers(SEARCH), help=f"all starts too ({SEARCH})")
+    parser.add_argument("--samples", type=int, default=1000, help="of each point (%(default)s)")
+    parser.add_argument("--unclipped", action="store_true", help="without clip=1")
+    parser.add_argument("--kept", type=Path, default=Path("build/starts"), help="folder of the samples (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="folder of the results")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    model: Any = fastsample.zoo.digits() if options.model is None else fastsample.zoo.load(options.model)
+    name = "digits" if options.model is None else options.model.stem
+    if options.schedule is not None:
+        model, name = Relevelled(model, getattr(Schedule, options.schedule)()), f"{name} at {options.schedule} levels"
+    judge = Judge(model, options.samples, options.kept)
+    path = options.out / "starts.csv"
+    for sampler in options.samplers:
+        points = points_of(
+            name, sampler, model.schedule, options.calls, options.search, "" if options.unclipped else "1"
+        )
+        for point in points:
+            rows = read_rows(path)
+            if not any(_point(row) == point and row.samples == options.samples for row in rows):
+                row = judge.row(point)
+                print(f"{row.sampler:<10} {row.calls:>4} calls, {row.spacing} from {row.first:g}: {row.distance:.2f}")
+                write_csv(path, [*rows, row])
+    return 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
+
+
+def points_of(
+    model: str, sampler: str, schedule: Schedule, calls: Sequence[int], search: Sequence[int], clip: str
+) -> Iterator[Point]:
+    """The points of a model and a sampler, those of few calls first."""
+    for count in sorted({*calls, *search}):
+        for spacing in (BEFORE[sampler], "auto"):
+            yield Point(model, sampler, spacing, "", count, clip)
+        for start in starts_of(schedule, count) if count in search else ():
+            for spacing in ("trailing", "linspace") if count == 4 else ("trailing",):
+                yield Point(model, sampler, spacing, str(start), count, clip)
 
 
 def starts_of(schedule: Schedule, calls: int) -> list[int]:
-    """The noisiest timesteps with at most each of RATIOS, where so many calls fit below them."""
-    abar = schedule.alphas_cumprod
-    ratio = np.sqrt((1 - abar) / np.maximum(abar, 1e-300))
-    found = {int(np.flatnonzero(ratio <= most)[-1]) for most in RATIOS}
+    """The noisiest timesteps where sigma / alpha is at most each of RATIOS, if so many calls fit below them."""
+    with np.errstate(divide="ignore"):
+        ratio = np.sqrt((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod)
+    found = {int(np.flatnonzero(ratio <= most)[-1]) for most in RATIOS if ratio[0] <= most}
     return sorted((start for start in found if start >= calls), reverse=True)
 
 
-def points_of(name: str, schedule: Schedule, samplers: Sequence[str], calls: Sequence[int]) -> Iterator[Point]:
-    """Every point of a model, those of few calls first."""
-    for count in calls:
-        for sampler in samplers:
-            if not (sampler == "dpm_solver" and count == schedule.T):
-                yield Point(name, sampler, BEFORE[sampler], "", count, 1.0)
-            yield Point(name, sampler, "auto", "", count, 1.0)
-            if sampler == "ddim":
-                yield Point(name, sampler, "auto", "", count, "")
-            for start in starts_of(schedule, count):
-                yield Point(name, sampler, "trailing", start, count, 1.0)
-                if count in (4, 10) and sampler == "ddim":
-                    yield Point(name, sampler, "linspace", start, count, 1.0)
-                    yield Point(name, sampler, "trailing", start, count, "")
+def _trailing(start: int, steps: int) -> NDArray[Any]:
+    return (steps - np.arange(steps)) * (start + 1) / steps - 1
 
 
 class Judge:
-    """Samples the points of one model, and measures them against real digits."""
+    """Samples the points of a model and measures them against real digits."""
 
-    def __init__(self, model: Any, features: Features, read: Features, real: NDArray[Any], kept: Path, count: int):
-        self.model, self.features, self.read, self.kept, self.count = model, features, read, kept, count
-        self.real = moments(real)
-        chosen = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-        self.resampled = [np.bincount(one, minlength=count) / count for one in chosen]
-        self._spread: dict[Point, NDArray[Any]] = {}
-
-    def features_of(self, point: Point) -> NDArray[Any]:
-        """Of the point's samples, shape (count, 65): the features and whether the label is read."""
-        name = "-".join(str(value) for value in asdict(point).values())
-        path = self.kept / f"{name}-{self.count}.npy"
-        if not path.is_file():
-            found = self._sample(point)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path.with_suffix(".part.npy"), found)
-            path.with_suffix(".part.npy").replace(path)
-        kept: NDArray[Any] = np.load(path).astype(np.float64)
-        return kept
-
-    @torch.no_grad()
-    def _sample(self, point: Point) -> NDArray[Any]:
-        sampler, found = point.made(self.model.schedule), []
-        for start in range(0, self.count, BATCH):
-            y = torch.arange(start, min(start + BATCH, self.count)) % 10
-            shape = (len(y), 1, 28, 28)
-            x = fastsample.ops.randn(shape, seed=5, index=start)
-            images = sampler(self.model, x, seed=6, index=start, model_kwargs={"y": y}).clamp(-1, 1)
-            found.append(torch.cat([self.features(images), (self.read(images) == y)[:, None].float()], 1))
-        return torch.cat(found).numpy().astype(np.float32)
-
-    def distances(self, point: Point) -> NDArray[Any]:
-        """The point's distance, then those of its resamples."""
-        if point not in self._spread:
-            found = self.features_of(point)[:, :-1]
-            weights = [np.full(self.count, 1 / self.count), *self.resampled]
-            self._spread[point] = np.array([distance(moments(found, w), self.real) for w in weights])
-        return self._spread[point]
+    def __init__(self, model: Any, count: int, kept: Path) -> None:
+        self.model, self.count, self.kept, self.eye = model, count, kept, digits_classifier()
+        data = load_data("mnist5k")
+        real = self.eye.look(data.scaled(torch.arange(len(data.images)))).features
+        self.real = moments(real.double(), torch.full((len(real),), 1 / len(real)).double())
+        drawn = [torch.arange(count), *resamples(count, DRAWS, seed=0)]
+        self.weights = [index.bincount(minlength=count).double() / count for index in drawn]
+        self.labels = torch.arange(count) % 10
 
     def row(self, point: Point) -> Row:
         """The point with its measures."""
         table = point.made(self.model.schedule).table
         assert table.alpha is not None and table.sigma is not None
-        own = self.distances(point)
-        before = Point(point.model, point.sampler, BEFORE[point.sampler], "", point.calls, 1.0)
-        more = own - self.distances(before)
+        alpha, sigma = float(table.alpha[0]), float(table.sigma[0])
+        before = Point(point.model, point.sampler, BEFORE[point.sampler], "", point.calls, point.clip)
+        own, read = self.measured(point)
+        more = own - self.measured(before)[0]
+        distance, low, high = _interval(own)
         return Row(
             **asdict(point),
-            first=round(float(table.times[0]), 2),
-            ratio=float(f"{float(table.sigma[0] / table.alpha[0]):.4g}"),
+            first=float(table.times[0]),
+            ratio=float(f"{sigma / alpha if alpha else np.inf:.4g}"),
+            alpha=float(f"{alpha:.4g}"),
             samples=self.count,
-            distance=round(float(own[0]), 2),
-            low=round(float(np.quantile(own[1:] - own[1:].mean() + own[0], 0.025)), 2),
-            high=round(float(np.quantile(own[1:] - own[1:].mean() + own[0], 0.975)), 2),
-            more=round(float(more[0]), 2),
-            more_low=round(float(np.quantile(more[1:] - more[1:].mean() + more[0], 0.025)), 2),
-            more_high=round(float(np.quantile(more[1:] - more[1:].mean() + more[0], 0.975)), 2),
-            right=round(float(self.features_of(point)[:, -1].mean()), 4),
+            distance=distance,
+            distance_low=low,
+            distance_high=high,
+            **dict(zip(("more", "more_low", "more_high"), _interval(more), strict=True)),
+            read=round(read, 4),
         )
 
+    def measured(self, point: Point) -> tuple[NDArray[Any], float]:
+        """The point's distance and those of its resamples, and the share of labels that are read."""
+        path = self.kept / f"{'-'.join(map(str, asdict(point).values()))}-{self.count}.npz"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            seen = self.eye.look(self.sampled(point))
+            found = seen.features.double()
+            values = [frechet_distance(moments(found, weights), self.real) for weights in self.weights]
+            np.savez(path, distances=values, read=float((seen.classes == self.labels).float().mean()))
+        with np.load(path) as kept:
+            return kept["distances"], float(kept["read"])
 
-def moments(found: NDArray[Any], weights: NDArray[Any] | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean and covariance of weighted rows."""
-    w = np.full(len(found), 1 / len(found)) if weights is None else weights
-    mean = w @ found
-    return mean, (found - mean).T @ ((found - mean) * w[:, None])
+    @torch.no_grad()
+    def sampled(self, point: Point) -> Tensor:
+        """The samples, in [-1, 1]."""
+        sampler, found = point.made(self.model.schedule), []
+        for start in range(0, self.count, BATCH):
+            y = self.labels[start : start + BATCH]
+            x = (len(y), *SHAPE)
+            found.append(sampler(self.model, x, seed=5, index=start, model_kwargs={"y": y}).clamp(-1, 1))
+        return torch.cat(found)
 
 
-def distance(one: tuple[NDArray[Any], NDArray[Any]], other: tuple[NDArray[Any], NDArray[Any]]) -> float:
-    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) (Heusel et al. 2017)."""
-    values, vectors = np.linalg.eigh(one[1])
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other[1] @ root), 0)).sum()
-    return float(((one[0] - other[0]) ** 2).sum() + np.trace(one[1]) + np.trace(other[1]) - 2 * shared)
+def moments(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of rows, whose weights sum to 1."""
+    mean = weights @ features
+    centred = features - mean
+    return mean, centred.T @ (centred * weights[:, None])
+
+
+def frechet_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)), as evaluate's, but by symmetric matrices: thousands are needed here."""
+    values, vectors = torch.linalg.eigh(one[1])
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    shared = torch.linalg.eigvalsh(root @ other[1] @ root).clamp(min=0).sqrt().sum()
+    return float((one[0] - other[0]).square().sum() + one[1].trace() + other[1].trace() - 2 * shared)
+
+
+def _interval(values: NDArray[Any]) -> tuple[float, float, float]:
+    """The first value and an interval of 95 % about it; resamples, which repeat samples, lie further off on average."""
+    low, high = np.quantile(values[1:] - values[1:].mean(), (0.025, 0.975)) + values[0]
+    return round(float(values[0]), 3), round(float(low), 3), round(float(high), 3)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file of results, none where there is no file."""
+    if not path.is_file():
+        return []
+    kinds = {field.name: {"str": str, "int": int, "float": float}[str(field.type)] for field in fields(Row)}
+    with path.open() as file:
+        return [Row(**{name: kind(line[name]) for name, kind in kinds.items()}) for line in csv.DictReader(file)]
+
+
+def _point(row: Row) -> Point:
+    return Point(**{field.name: getattr(row, field.name) for field in fields(Point)})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
