@@ -77,9 +77,9 @@ def interpolate(
         model: as for `ddim`.
         a, b: noise of one sample each, with its batch axis: (1, C, H, W), or other axes behind the first.
         n: an int, at least 2. They are sampled in one batch.
-        sampler: any; default DDIM of 50 steps for `model.schedule` and `model.prediction`. A flow takes Euler(prediction="flow"), and its
-            samples' noise comes from `euler_invert`. Only where it adds no noise do samples change smoothly: give the
-            rest `seed=[s] * n`, the same noise for all.
+        sampler: any; default DDIM of 50 steps for `model.schedule` and `model.prediction`. A flow takes
+            Euler(prediction="flow"), and its samples' noise comes from `euler_invert`. Only where it adds no noise do
+            samples change smoothly: give the rest `seed=[s] * n`, the same noise for all.
         **options: the arguments of every sampler, documented in fastsample.Options.
 
     Returns:

@@ -32,7 +32,10 @@ _CHOICES = {
     "schedule": (SCHEDULES, "of betas"),
     "loss": (LOSSES, "what is minimised"),
     "prediction": (PREDICTIONS, "what the model returns"),
-    "target": (PREDICTIONS, "what its network gives and the error is taken of; without it, where prediction is given, that"),
+    "target": (
+        PREDICTIONS,
+        "what its network gives and the error is taken of; without it, where prediction is given, that",
+    ),
     "variance": (VARIANCES, "of the steps; by default learned_range, and fixed_small for --loss simple"),
     "timestep_sampler": (tuple(TIMESTEP_SAMPLERS), "which t a step looks at"),
 }

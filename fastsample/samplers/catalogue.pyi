@@ -480,9 +480,9 @@ def euler(
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "auto" as for `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
-            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
-            spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between
+            whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7)
+            or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
             fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
             (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
@@ -558,9 +558,9 @@ def euler_ancestral(
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "auto" as for `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
-            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
-            spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between
+            whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7)
+            or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
             fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
             (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
@@ -631,9 +631,9 @@ def euler_invert(
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "auto" as for `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
-            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
-            spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between
+            whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7)
+            or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
             fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
             (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
@@ -719,9 +719,9 @@ def heun(
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "auto" as for `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
-            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
-            spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between
+            whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7)
+            or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
             fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
             (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow

@@ -35,7 +35,8 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
     """The function `name(model, x, *, ..., **options)` of a sampler: `ddim = sampling_function(DDIM, "ddim")`.
 
     It takes the fields of the class, and what its call takes beside fastsample.Options, with their defaults and types,
-    but that a schedule and a prediction which are not given are the model's. It is documented by the class. For type checkers and editors catalogue.pyi says the same.
+    but that a schedule and a prediction which are not given are the model's. It is documented by the class. For type
+    checkers and editors catalogue.pyi says the same.
 
     Args:
         kind: the class, a dataclass that is made as kind(schedule, ...), or kind(...) where it has no schedule.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastsample.checks import check_number
 from fastsample.model import Model, schedule_of
+from fastsample.samplers.hints import low_start
 from fastsample.samplers.limits import Clip
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.start import steps_left_out
@@ -34,11 +35,11 @@ class Solver(Sampler):
         model: ... It is given t float32 where times are fractional (as by default) and for prediction "flow".
         steps: model calls, where `timesteps` is a name; otherwise ignored.
         schedule: ... None for a flow.
-        timesteps: "auto" as for `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
-            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
-            spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
-            (1000 sigma), see fastsample.times.flow.flow_levels.
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
+            there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
             matching{of_the_model}.
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
@@ -62,6 +63,7 @@ class Solver(Sampler):
         t, alpha, sigma = self._levels()
         self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
         self._set(table=self._rows(t, alpha, sigma))
+        self._set(_low_start=low_start(self.table, self.schedule))
 
     def _levels(self) -> tuple[NDArray[Any], Float64Array, Float64Array]:
         """(t, alpha, sigma): the times, shape (N,), the noise levels there and after the last step, (N + 1,)."""

@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fastsample.checks import check_number
+from fastsample.samplers.hints import low_start
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.tables import Table
@@ -24,10 +25,11 @@ class Spaced(Sampler):
 
     Args:
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name but "auto" (a sampler's own rule: spaced_timesteps gives the peers' lists).
-        timesteps: which timesteps to visit. "auto" goes evenly from the noisiest timestep t0 whose first step makes at
-            most 6 times as much of an error in epsilon: round((1 - k / N) (t0 + 1)) - 1. For v and x0 models t0 is
-            T - 1. The names of other libraries' spacings, and the timesteps themselves: fastsample.spaced_timesteps.
+            under every name but "auto" (spaced_timesteps gives the peers' lists).
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for v
+            and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+            timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
+            has the spacings of other libraries by name; or the timesteps themselves.
     """
 
     schedule: Schedule
@@ -45,6 +47,7 @@ class Spaced(Sampler):
             t = one_step_from_the_noisiest(T, self.timesteps, t)
         self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
         self._set(table=self._rows(t, *self._levels(t)))
+        self._set(_low_start=low_start(self.table, self.schedule))
 
     def _levels(self, t: NDArray[Any]) -> tuple[Float64Array, Float64Array]:
         """(alpha, sigma), each of shape (N + 1,): the noise levels at these N timesteps and after the last row."""

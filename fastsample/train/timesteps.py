@@ -130,7 +130,7 @@ class ImportanceTimesteps:
         """
         if t.shape != losses.shape or t.ndim != 1:
             raise ValueError(f"t and losses must have one shape (B,), got {tuple(t.shape)} and {tuple(losses.shape)}")
-        if len(t) and not (0 <= int(t.min()) and int(t.max()) < self.T):
+        if len(t) and not (int(t.min()) >= 0 and int(t.max()) < self.T):
             raise ValueError(f"t must lie in [0, {self.T}), got {int(t.min())} .. {int(t.max())}")
         if not losses.isfinite().all():
             raise ValueError("losses must be finite")
