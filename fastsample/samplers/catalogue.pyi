@@ -79,7 +79,7 @@ def consistency(
             Here it is called as model(c_in x, t, **model_kwargs), t float32 of shape (B,).
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
             Drawn noise is multiplied by sigmas[0], and a given x_T lies at that level.
         sigmas: the noise levels at which the model is called, descending: some of those that it was trained on, such as
             karras_sigmas(80.0, 0.002, 40)[[0, 22]]: "ts 0,22,39" of consistency_models, timesteps=[22, 0] of diffusers.
@@ -144,14 +144,15 @@ def ddim(
             dropout and batch norm disturb samples, is warned of once.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name but "auto" (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (spaced_timesteps gives the peers' lists).
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
-        timesteps: which timesteps to visit. "auto" goes evenly from the noisiest timestep t0 whose first step makes at
-            most 6 times as much of an error in epsilon: round((1 - k / N) (t0 + 1)) - 1. For v and x0 models t0 is
-            T - 1. The names of other libraries' spacings, and the timesteps themselves: fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
+            v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+            timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
+            has the spacings of other libraries by name; or the timesteps themselves.
             Stable Diffusion's own are spaced_timesteps(1000, steps=steps, steps_offset=1), with
             final_alpha_cumprod=schedule.alphas_cumprod[0].
         eta: 0 is deterministic, 1 is ancestral sampling; larger values as far as 1 - a' >= s^2.
@@ -225,12 +226,13 @@ def ddim_invert(
         x0: the clean samples, a tensor of float16, bfloat16, float32, or float64 for the reference backend. Never
             modified.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name but "auto" (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (spaced_timesteps gives the peers' lists).
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
-        timesteps: which timesteps to visit. "auto" goes evenly from the noisiest timestep t0 whose first step makes at
-            most 6 times as much of an error in epsilon: round((1 - k / N) (t0 + 1)) - 1. For v and x0 models t0 is
-            T - 1. The names of other libraries' spacings, and the timesteps themselves: fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
+            v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+            timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
+            has the spacings of other libraries by name; or the timesteps themselves.
         convention: with the timesteps t_0 < t_1 < ... and their alpha bars a_0, a_1, ...
             - "mirror": from final_alpha_cumprod to a_0, a_1, ..., each with the model at the timestep that is reached:
               where `ddim` starts from, the levels it passes (diffusers' DDIMInverseScheduler);
@@ -305,15 +307,16 @@ def ddpm(
             For a learned variance that half is v, and is read.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name but "auto" (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (spaced_timesteps gives the peers' lists).
             None for all T.
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
-        timesteps: which timesteps to visit. "auto" goes evenly from the noisiest timestep t0 whose first step makes at
-            most 6 times as much of an error in epsilon: round((1 - k / N) (t0 + 1)) - 1. For v and x0 models t0 is
-            T - 1. The names of other libraries' spacings, and the timesteps themselves: fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
+            v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+            timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
+            has the spacings of other libraries by name; or the timesteps themselves.
             The default is improved-diffusion's own spacing of `steps`.
         variance: with log_variance
             - "fixed_small": log beta_tilde;
@@ -396,16 +399,16 @@ def dpm_solver(
             Here times are rounded, so that t is int64 but for a flow.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` is a name; otherwise ignored.
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for Stable Diffusion instead
-            fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing"; other spacings and the
-            timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise levels from that of
+        timesteps: "auto", see `ddim`; "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for
+            Stable Diffusion instead fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing";
+            other spacings and the timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise levels from that of
             T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded. For a flow "linspace",
-            "trailing" or times, see fastsample.times.flow.flow_levels.
+            which "auto" is there, "trailing" or times, see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
@@ -475,16 +478,16 @@ def euler(
             It is given t float32 where times are fractional (as by default) and for prediction "flow".
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` is a name; otherwise ignored.
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between
-            whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7)
-            or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
-            (1000 sigma), see fastsample.times.flow.flow_levels.
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
+            there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
@@ -553,16 +556,16 @@ def euler_ancestral(
             It is given t float32 where times are fractional (as by default) and for prediction "flow".
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` is a name; otherwise ignored.
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between
-            whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7)
-            or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
-            (1000 sigma), see fastsample.times.flow.flow_levels.
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
+            there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
@@ -631,11 +634,11 @@ def euler_invert(
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between
-            whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7)
-            or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
-            (1000 sigma), see fastsample.times.flow.flow_levels.
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
+            there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
@@ -714,16 +717,16 @@ def heun(
             It is given t float32 where times are fractional (as by default) and for prediction "flow".
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: times visited; row, `noise`, `start_step` and fastsample.Step count model calls, 2 a step.
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between
-            whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7)
-            or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", which "auto" is, "trailing" or times
-            (1000 sigma), see fastsample.times.flow.flow_levels.
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
+            there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
@@ -794,16 +797,17 @@ def lcm(
             Distilled to jump to x0 from any of its timesteps; or any model under an LCM-LoRA.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name but "auto" (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (spaced_timesteps gives the peers' lists).
             At most `original_steps` for "lcm".
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             Stable Diffusion's is Schedule.scaled_linear().
-        timesteps: which timesteps to visit. "auto" goes evenly from the noisiest timestep t0 whose first step makes at
-            most 6 times as much of an error in epsilon: round((1 - k / N) (t0 + 1)) - 1. For v and x0 models t0 is
-            T - 1. The names of other libraries' spacings, and the timesteps themselves: fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
+            v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+            timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
+            has the spacings of other libraries by name; or the timesteps themselves.
             The default takes some of the timesteps of the distillation.
         original_steps: how many timesteps the model was distilled at.
         timestep_scaling: of the boundary scalings, as in the distillation.
@@ -877,16 +881,17 @@ def tcd(
             Distilled by TCD or under its LoRA.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name but "auto" (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (spaced_timesteps gives the peers' lists).
             At most `original_steps` for "lcm".
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             Stable Diffusion's is Schedule.scaled_linear().
-        timesteps: which timesteps to visit. "auto" goes evenly from the noisiest timestep t0 whose first step makes at
-            most 6 times as much of an error in epsilon: round((1 - k / N) (t0 + 1)) - 1. For v and x0 models t0 is
-            T - 1. The names of other libraries' spacings, and the timesteps themselves: fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
+            v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+            timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
+            has the spacings of other libraries by name; or the timesteps themselves.
             The default takes some of the timesteps of the distillation.
         original_steps: how many timesteps the model was distilled at.
         gamma: in [0, 1]: 0 is deterministic, 1 all fresh noise. diffusers calls it eta.

@@ -17,7 +17,7 @@ Args:
         dropout and batch norm disturb samples, is warned of once.
     x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
         float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-        timestep (more sample than noise) is warned of.
+        timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
     x0: the clean samples, a tensor of float16, bfloat16, float32, or float64 for the reference backend. Never
         modified.
     schedule: the one the model was trained with{of_function}.

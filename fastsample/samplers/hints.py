@@ -12,9 +12,10 @@ from fastsample.caller import warn
 from fastsample.loop.options import Options
 from fastsample.schedule import Schedule
 from fastsample.tables import Table
+from fastsample.times.automatic import AUTO
 
-# A run from drawn noise that starts below this sigma / alpha misses much of what a state there holds of the sample:
-# python -m benchmarks.starts.
+# Four steps from a lower sigma / alpha have at least twice the Frechet distance of the best start, on the cosine and on
+# the linear schedule: benchmarks/starts.py.
 LEAST_RATIO = 5.0
 
 # The names in diffusers of some arguments, and the names here.
@@ -55,13 +56,14 @@ def warn_of_amplified_errors(table: Table) -> bool:
     return True
 
 
-def low_start(table: Table, schedule: Schedule | None) -> str | None:
+def low_start(table: Table, schedule: Schedule | None, timesteps: object) -> str | None:
     """What to tell of a run from drawn noise whose first level holds much of the sample, None for any other.
 
     x_T ~ N(0, 1) lacks that share, alpha x0. Where even the schedule's noisiest level is like that nothing can be
-    chosen, and of one with more sample than noise fastsample.loop.start warns for every table.
+    chosen, and of one with more sample than noise fastsample.loop.start warns for every table. The default goes as high
+    as it can.
     """
-    if table.alpha is None or table.sigma is None:
+    if table.alpha is None or table.sigma is None or timesteps == AUTO:
         return None
     alpha, sigma = float(table.alpha[0]), float(table.sigma[0])
     if sigma < alpha or sigma >= LEAST_RATIO * alpha:

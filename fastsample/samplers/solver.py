@@ -63,7 +63,7 @@ class Solver(Sampler):
         t, alpha, sigma = self._levels()
         self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
         self._set(table=self._rows(t, alpha, sigma))
-        self._set(_low_start=low_start(self.table, self.schedule))
+        self._set(_low_start=low_start(self.table, self.schedule, self.timesteps))
 
     def _levels(self) -> tuple[NDArray[Any], Float64Array, Float64Array]:
         """(t, alpha, sigma): the times, shape (N,), the noise levels there and after the last step, (N + 1,)."""

@@ -26,8 +26,8 @@ class Spaced(Sampler):
     Args:
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
             under every name but "auto" (spaced_timesteps gives the peers' lists).
-        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for v
-            and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
+            v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
             has the spacings of other libraries by name; or the timesteps themselves.
     """
@@ -47,7 +47,7 @@ class Spaced(Sampler):
             t = one_step_from_the_noisiest(T, self.timesteps, t)
         self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
         self._set(table=self._rows(t, *self._levels(t)))
-        self._set(_low_start=low_start(self.table, self.schedule))
+        self._set(_low_start=low_start(self.table, self.schedule, self.timesteps))
 
     def _levels(self, t: NDArray[Any]) -> tuple[Float64Array, Float64Array]:
         """(alpha, sigma), each of shape (N + 1,): the noise levels at these N timesteps and after the last row."""
