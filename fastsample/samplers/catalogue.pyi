@@ -159,8 +159,8 @@ def ddim(
         prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
             `model.prediction`, found as the schedule is, else "epsilon".
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
-            Needed where the first timestep is next to pure noise (a cosine schedule's last) and nothing else
-            limits x0. To clip as diffusers does, set rederive_epsilon=False too.
+            Needed where a list's first timestep is next to pure noise (a cosine schedule's last) and nothing else
+            limits x0; the default's is not. To clip as diffusers does, set rederive_epsilon=False too.
         rederive_epsilon: after clipping or correction, take epsilon from the new x0 (improved-diffusion; diffusers'
             use_clipped_model_output). False keeps the model's own (diffusers' default).
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
@@ -406,9 +406,9 @@ def dpm_solver(
             None for a flow.
         timesteps: "auto", see `ddim`; "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for
             Stable Diffusion instead fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing";
-            other spacings and the timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise levels from that of
-            T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded. For a flow "linspace",
-            which "auto" is there, "trailing" or times, see fastsample.times.flow.flow_levels.
+            other spacings and the timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise
+            levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded. For a
+            flow "linspace", which "auto" is there, "trailing" or times, see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
