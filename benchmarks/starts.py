@@ -112,6 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samplers", type=_names, default=("ddim",), help=f"of {','.join(SAMPLERS)} (%(default)s)")
     parser.add_argument("--calls", type=_numbers, default=_numbers(CALLS), help=f"the default before and now ({CALLS})")
     parser.add_argument("--search", type=_numbers, default=_numbers(SEARCH), help=f"all starts too ({SEARCH})")
+    parser.add_argument(
+        "--spacings", type=_names, default=("trailing",), help="of a search (%(default)s); linspace too"
+    )
     parser.add_argument("--samples", type=int, default=1000, help="of each point (%(default)s)")
     parser.add_argument("--unclipped", action="store_true", help="without clip=1")
     parser.add_argument("--kept", type=Path, default=Path("build/starts"), help="folder of the samples (%(default)s)")
@@ -125,9 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     judge = Judge(model, options.samples, options.kept)
     path = options.out / "starts.csv"
     for sampler in options.samplers:
-        points = points_of(
-            name, sampler, model.schedule, options.calls, options.search, "" if options.unclipped else "1"
-        )
+        clip = "" if options.unclipped else "1"
+        points = points_of(name, sampler, model.schedule, options.calls, options.search, options.spacings, clip)
         for point in points:
             rows = read_rows(path)
             if not any(_point(row) == point and row.samples == options.samples for row in rows):
@@ -146,14 +148,20 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def points_of(
-    model: str, sampler: str, schedule: Schedule, calls: Sequence[int], search: Sequence[int], clip: str
+    model: str,
+    sampler: str,
+    schedule: Schedule,
+    calls: Sequence[int],
+    search: Sequence[int],
+    spacings: Sequence[str],
+    clip: str,
 ) -> Iterator[Point]:
     """The points of a model and a sampler, those of few calls first."""
     for count in sorted({*calls, *search}):
         for spacing in (BEFORE[sampler], "auto"):
             yield Point(model, sampler, spacing, "", count, clip)
         for start in starts_of(schedule, count) if count in search else ():
-            for spacing in ("trailing", "linspace") if count == 4 else ("trailing",):
+            for spacing in spacings:
                 yield Point(model, sampler, spacing, str(start), count, clip)
 
 
