@@ -198,6 +198,7 @@ class Judge:
         own, read = self.measured(point)
         more = own - self.measured(before)[0]
         distance, low, high = _interval(own)
+        by, by_low, by_high = _interval(more)
         return Row(
             **asdict(point),
             first=float(table.times[0]),
@@ -207,7 +208,9 @@ class Judge:
             distance=distance,
             distance_low=low,
             distance_high=high,
-            **dict(zip(("more", "more_low", "more_high"), _interval(more), strict=True)),
+            more=by,
+            more_low=by_low,
+            more_high=by_high,
             read=round(read, 4),
         )
 
