@@ -192,7 +192,7 @@ def ddim(
         >>> for step in sampler.iterate(lambda x, t: 0.1 * x, (2, 3, 8, 8), seed=1):
         ...     last = step.t
         >>> last
-        0
+        99
     """
 
 def ddim_invert(
@@ -270,7 +270,7 @@ def ddim_invert(
         1.03
         >>> inverse = DDIMInverse(Schedule.linear(), steps=10)
         >>> inverse.table.t.tolist()
-        [0, 100, 200, 300, 400, 500, 600, 700, 800, 900]
+        [99, 199, 299, 399, 499, 599, 699, 799, 899, 999]
     """
 
 def ddpm(

@@ -52,7 +52,7 @@ class DDIM(Spaced):
         >>> for step in sampler.iterate(lambda x, t: 0.1 * x, (2, 3, 8, 8), seed=1):
         ...     last = step.t
         >>> last
-        0
+        99
     """
 
     steps: int = 50
