@@ -158,8 +158,8 @@ def _check_data(x0: Tensor) -> None:
     low, high = (float(end) for end in x0.detach().aminmax())
     if not (low >= -1 and high <= 1):  # NaN too
         raise ValueError(
-            f"x0 must lie in [-1, 1], where the decoder's 256 bins are, got values from {low:.6g} to {high:.6g}: images "
-            "are x / 127.5 - 1"
+            f"x0 must lie in [-1, 1], where the decoder's 256 bins are, got {low:.6g} to {high:.6g}: images are "
+            "x / 127.5 - 1"
         )
 
 
