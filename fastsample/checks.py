@@ -51,6 +51,13 @@ def check_number(name: str, value: Any) -> None:
     _number(name, value)
 
 
+def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    """The same value. Raises ValueError for what is none of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raises TypeError for what is no number, ValueError for one that is not positive and finite."""
     check_number(name, value)

@@ -34,8 +34,8 @@ class ImageData:
     """Images uint8 (N, C, H, W) and labels int64 (N,), 0 .. num_classes - 1, or None.
 
     Raises:
-        ValueError: no images, images that are not square, or labels that do not match or are 100,000 or more: the model
-            has a vector for every class.
+        ValueError: no images, or labels that do not match or are 100,000 or more: the model has a vector for every
+            class.
         TypeError: images that are not uint8.
     """
 
@@ -45,10 +45,8 @@ class ImageData:
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {self.images.dtype}")
-        if self.images.ndim != 4 or len(self.images) == 0:
-            raise ValueError(f"images must be (N, C, H, W) with N > 0, got {tuple(self.images.shape)}")
-        if self.images.shape[2] != self.images.shape[3]:
-            raise ValueError(f"images must be square, got {self.images.shape[2]} x {self.images.shape[3]}")
+        if self.images.ndim != 4 or self.images.numel() == 0:
+            raise ValueError(f"images must be (N, C, H, W) with no size 0, got {tuple(self.images.shape)}")
         if self.labels is not None:
             if self.labels.dtype != torch.int64:
                 raise TypeError(f"labels must be int64, got {self.labels.dtype}")

@@ -1,54 +1,103 @@
-"""The hybrid loss of Improved DDPM (Nichol & Dhariwal 2021)."""
+"""The losses of Improved DDPM (Nichol & Dhariwal 2021), for models that predict epsilon, v or x0."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastsample.broadcast import per_sample
-from fastsample.checks import not_a_tensor
+from fastsample.checks import not_a_tensor, one_of
 from fastsample.ops.checks import check_variance
 from fastsample.ops.likelihood.coefficients import coefficients_of
 from fastsample.ops.likelihood.reference import bits
 from fastsample.ops.tracing import constant_when_traced, outside, traced
 from fastsample.samplers import DDPM
-from fastsample.schedule import Schedule
+from fastsample.schedule import Schedule, checked_schedule
 from fastsample.tables import Table
 
+LOSSES = ("simple", "vlb", "hybrid")
+PREDICTIONS = ("epsilon", "v", "x0")
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
-class HybridLoss:
-    """mse(epsilon) + lambda L_vlb per image, for models that predict [epsilon, v].
 
-    q(x_{t-1} | x_t, x_0) has mean (sqrt(abar_{t-1}) beta_t x_0 + sqrt(alpha_t) (1 - abar_{t-1}) x_t) / (1 - abar_t)
-    and variance beta_t (1 - abar_{t-1}) / (1 - abar_t). The model's log variance lies between log of that and
-    log(beta_t). The variational term leaves epsilon alone (stop-gradient), so that it trains v only.
+class Terms(NamedTuple):
+    """What a loss is made of, each (B,): the loss of every sample, the mean square error, and the variational term.
 
-    Everything is computed in float32, or in float64 where any of the tensors is. See fastsample.ops.likelihood for the
-    bound. A t on the CPU is checked; one on a GPU is not read by the host.
+    mse is that of the target. vb is T L_t with the loss "vlb" and T / 1000 L_t with the others; "simple" only reports it.
+    """
+
+    loss: Tensor
+    mse: Tensor
+    vb: Tensor
+
+
+class DiffusionLoss:
+    """The loss of each sample of a batch, for models that predict epsilon, v or x0, with a variance or without.
+
+    With x_t = alpha x_0 + sigma z, and L_t the variational bound's term at t in bits per dimension (ops.likelihood):
+
+        simple   mean (target - the model's target)^2                    (Ho, Jain & Abbeel 2020)
+        vlb      T L_t: its mean over uniform t is the bound but for the prior's term
+        hybrid   simple + lambda T L_t, lambda = 0.001, where L_t sees the prediction without its gradient and so
+                 trains the variance alone                                (Nichol & Dhariwal 2021)
+
+    as improved-diffusion has them (RESCALED_KL and RESCALED_MSE; nothing is clipped). Everything is computed in
+    float32, or in float64 where any of the tensors is. A t on the CPU is checked; one on a GPU is not read by the host.
 
     Args:
         schedule: the forward process, at least two timesteps.
-        device: taken for compatibility and not needed, since coefficients go where the images lie.
+        loss: "simple", "vlb" or "hybrid".
+        prediction: what the model returns: "epsilon", "v" (alpha z - sigma x_0) or "x0".
+        variance: "fixed_small", "fixed_large", or "learned_range" for models that return [prediction, v], 2C channels
+            for C; "hybrid" needs it, and "simple", which would leave it untrained, refuses it. None takes
+            "learned_range", for "simple" "fixed_small".
+        target: what the mean square error is taken of, "epsilon", "v" or "x0"; None is the prediction. As errors of
+            all three differ by factors, this is a weight of each timestep: that of v is 1 / alpha^2, and that of x0
+            sigma^2 / alpha^2 times the error of epsilon.
 
     Raises:
-        ValueError: the schedule has a single timestep, or later a t does not lie in [0, T).
+        ValueError: for a name that is none of these, a schedule with a single timestep, and later for a t that does
+            not lie in [0, T) or an output of the wrong shape. TypeError: for what is no schedule.
+
+    Example:
+        >>> loss = DiffusionLoss(Schedule.cosine(1000), prediction="v", loss="simple")
+        >>> x0, noise, t = torch.zeros(2, 3, 8), torch.ones(2, 3, 8), torch.tensor([10, 999])
+        >>> xt = loss.q_sample(x0, t, noise)
+        >>> loss(torch.zeros(2, 3, 8), x0, xt, t, noise).loss  # alpha^2
+        tensor([9.9934e-01, 2.4286e-09])
     """
 
-    def __init__(self, schedule: Schedule, device: str | torch.device = "cpu") -> None:
-        if schedule.T < 2:
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        loss: str = "hybrid",
+        prediction: str = "epsilon",
+        variance: str | None = None,
+        target: str | None = None,
+    ) -> None:
+        if checked_schedule(schedule).T < 2:
             raise ValueError(f"the schedule needs at least 2 timesteps, got {schedule.T}")
-        torch.empty(0, device=device)  # raises where there is no such device
+        self.loss = one_of("loss", loss, LOSSES)
+        self.prediction = one_of("prediction", prediction, PREDICTIONS)
+        self.target = self.prediction if target is None else one_of("target", target, PREDICTIONS)
+        self.variance = variance_of(loss, variance)
         self.T = schedule.T
-        self._clipped_table = DDPM(schedule, variance="learned_range", clip=1.0).table
+        self._clipped_table = DDPM(schedule, variance=self.variance, prediction=prediction, clip=1.0).table
         self._table = self._clipped_table.replace(limit=math.inf)
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the model returns a second half, the variance's v."""
+        return self.variance == "learned_range"
+
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; x0 and noise (B, C, H, W), t int64 (B,)."""
-        t = self._checked(t).to(x0.device, torch.int64)
-        alpha, sigma = (per_sample(one, x0) for one in _levels(self._table, _common(x0, noise), x0.device)[:, t])
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; x0 and noise (B, ...), t int64 (B,)."""
+        alpha, sigma = self._levels_at(t, x0, _common(x0, noise))
         return alpha * x0 + sigma * noise
 
     def vlb_term(self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor, *, clip: bool = False) -> Tensor:
@@ -57,33 +106,61 @@ class HybridLoss:
         KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0 and -log p(x_0 | x_1) over 8-bit bins for t = 0.
 
         Args:
-            output: [epsilon, v], (B, 2C, H, W).
-            x0, xt: the image in [-1, 1] and the noisy one, (B, C, H, W).
+            output: [prediction, v], (B, 2C, ...), or the prediction alone, (B, C, ...), for a fixed variance.
+            x0, xt: the data in [-1, 1] and the noisy ones, (B, C, ...).
             t: int64 (B,).
             clip: clamp the predicted x0 to [-1, 1], as is usual for evaluating a model but not for training it.
         """
-        epsilon, v = _halves(output, xt)
-        return self._bits(epsilon, v, x0, xt, t, clip=clip)
+        predicted, v = self._halves(output, xt)
+        return self._bits(predicted, v, x0, xt, t, clip=clip)
 
-    def __call__(self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """(mse, vb), each (B,); their sum is the loss to minimise.
+    def __call__(self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor, noise: Tensor) -> Terms:
+        """The terms of the loss. Shapes as in vlb_term; xt = q_sample(x0, t, noise)."""
+        predicted, v = self._halves(output, xt)
+        mse = self._mse(predicted, x0, t, noise)
+        if self.loss == "vlb":
+            vb = self._bits(predicted, v, x0, xt, t, clip=False) * self.T
+            return Terms(vb, mse.detach(), vb)
+        vb = self._bits(predicted.detach(), v, x0, xt, t, clip=False) * (self.T / 1000)
+        return Terms(mse + vb if self.loss == "hybrid" else mse, mse, vb)
 
-        vb is vlb_term times T / 1000, that is lambda = 0.001 on the sum over all timesteps.
-        Shapes as in vlb_term; xt = q_sample(x0, t, noise).
-        """
-        epsilon, v = _halves(output, xt)
-        mse = (noise - epsilon).square().flatten(1).mean(1)
-        vb = self._bits(epsilon.detach(), v, x0, xt, t, clip=False) * (self.T / 1000)
-        return mse, vb
+    def _mse(self, predicted: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        dtype = _common(x0, predicted, noise)
+        alpha, sigma = self._levels_at(t, x0, dtype)
+        true = {"epsilon": noise, "v": alpha * noise - sigma * x0, "x0": x0}[self.prediction]
+        error = true.to(dtype) - predicted
+        if self.target != self.prediction:
+            # An error of epsilon by 1 is one of v by 1 / alpha and of x0 by sigma / alpha.
+            scale = {"epsilon": 1.0, "v": 1 / alpha, "x0": sigma / alpha}
+            error = error * (scale[self.target] / scale[self.prediction])
+        return error.square().flatten(1).mean(1)
 
-    def _bits(self, epsilon: Tensor, v: Tensor, x0: Tensor, xt: Tensor, t: Tensor, *, clip: bool) -> Tensor:
-        dtype = _common(x0, xt, epsilon)
+    def _halves(self, output: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
+        if self.learns_variance:
+            check_variance(output, xt, name="output")
+            predicted, v = output.chunk(2, dim=1)
+            return predicted, v
+        if output.shape != xt.shape:
+            raise ValueError(
+                f"output must have xt's shape {tuple(xt.shape)} for variance={self.variance!r}, "
+                f"got {tuple(output.shape)}"
+            )
+        return output, torch.zeros_like(xt)
+
+    def _bits(self, predicted: Tensor, v: Tensor, x0: Tensor, xt: Tensor, t: Tensor, *, clip: bool) -> Tensor:
+        dtype = _common(x0, xt, predicted)
         coefficients = coefficients_of(self._clipped_table if clip else self._table, dtype, xt.device)
-        t = self._checked(t).to(xt.device, torch.int64)
         # The table begins at the noisiest timestep, and a row that does not exist makes NaN of its sample.
+        t = self._checked(t).to(xt.device, torch.int64)
         row = torch.where((t >= 0) & (t < self.T), self.T - 1 - t, self.T)
         # Without the choice of a backend: whichever is asked for elsewhere, only plain torch has gradients.
-        return bits(x0.to(dtype), xt.to(dtype), epsilon, v, coefficients, row)
+        return bits(x0.to(dtype), xt.to(dtype), predicted, v, coefficients, row)
+
+    def _levels_at(self, t: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at t, to multiply x with."""
+        t = self._checked(t).to(x.device, torch.int64)
+        alpha, sigma = _levels(self._table, dtype, x.device)[:, t]
+        return per_sample(alpha, x), per_sample(sigma, x)
 
     def _checked(self, t: Tensor) -> Tensor:
         """The same t. Raises ValueError where it is on the CPU and outside the schedule."""
@@ -100,10 +177,42 @@ class HybridLoss:
         return t
 
 
-def _halves(output: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
-    check_variance(output, xt, name="output")
-    epsilon, v = output.chunk(2, dim=1)
-    return epsilon, v
+class HybridLoss(DiffusionLoss):
+    """DiffusionLoss for [epsilon, v] models with loss="hybrid", called for (mse, vb) of each sample.
+
+    Args:
+        schedule: the forward process, at least two timesteps.
+        device: taken for compatibility and not needed, since coefficients go where the images lie.
+
+    Raises:
+        ValueError: the schedule has a single timestep, or later a t does not lie in [0, T).
+    """
+
+    def __init__(self, schedule: Schedule, device: str | torch.device = "cpu") -> None:
+        super().__init__(schedule)
+        torch.empty(0, device=device)  # raises where there is no such device
+
+    def __call__(  # type: ignore[override]
+        self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(mse, vb), each (B,); their sum is the loss to minimise. vb is vlb_term times T / 1000."""
+        return super().__call__(output, x0, xt, t, noise)[1:]
+
+
+def variance_of(loss: str, variance: str | None) -> str:
+    """The variance of models that are trained with this loss, checked; None is the loss's own.
+
+    Raises:
+        ValueError: for one that the loss cannot train.
+    """
+    if variance is None:
+        return "fixed_small" if loss == "simple" else "learned_range"
+    one_of("variance", variance, VARIANCES)
+    if loss == "hybrid" and variance != "learned_range":
+        raise ValueError(f"variance={variance!r} leaves loss='hybrid' nothing to learn but 'simple': take that")
+    if loss == "simple" and variance == "learned_range":
+        raise ValueError("variance='learned_range' is not trained by loss='simple': take 'hybrid' or 'vlb'")
+    return variance
 
 
 @constant_when_traced

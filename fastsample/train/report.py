@@ -1,4 +1,4 @@
-"""The course of a training run as a table and as a plot."""
+"""The course of a training run as tables and as a plot."""
 
 from __future__ import annotations
 
@@ -8,40 +8,62 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fastsample.storage.writing import replace_text, replacing
 
 _ROW = 50
+FILES = ("loss.csv", "loss.png", "timesteps.csv")
 
 
-def write_report(history: Sequence[tuple[float, float]], out: Path) -> None:
+def write_report(history: Sequence[tuple[float, float, float]], out: Path, probabilities: Tensor | None = None) -> None:
     """Writes loss.csv (means over 50 steps) and, where matplotlib is installed, loss.png.
 
+    With importance sampling also timesteps.csv, the probability of every timestep; the plot has it beside the losses.
+
     Args:
-        history: (mse, vb) of every step.
+        history: (loss, mse, vb) of every step.
         out: an existing folder.
+        probabilities: of each timestep, (T,), with importance sampling.
     """
     ends = range(_ROW, len(history) + _ROW, _ROW)
-    rows = [(min(end, len(history)), *np.mean(history[end - _ROW : end], axis=0)) for end in ends]
+    means = [(min(end, len(history)), *np.mean(history[end - _ROW : end], axis=0)) for end in ends]
+    _write(out / "loss.csv", ("step", "loss", "mse", "vb"), [(end, *map(_short, values)) for end, *values in means])
+    if probabilities is not None:
+        rows = [(t, _short(p)) for t, p in enumerate(probabilities.tolist())]
+        _write(out / "timesteps.csv", ("t", "probability"), rows)
+    _plot(np.array(means), None if probabilities is None else probabilities.numpy(), out / "loss.png")
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _write(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(("step", "loss", "mse", "vb"))
-    writer.writerows((step, f"{mse + vb:.6g}", f"{mse:.6g}", f"{vb:.6g}") for step, mse, vb in rows)
-    replace_text(out / "loss.csv", text.getvalue())
-    _plot(rows, out / "loss.png")
+    writer.writerow(names)
+    writer.writerows(rows)
+    replace_text(path, text.getvalue())
 
 
-def _plot(rows: Sequence[tuple[float, float, float]], path: Path) -> None:
+def _plot(means: NDArray[np.float64], probabilities: NDArray[np.float64] | None, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    steps, mse, vb = zip(*rows, strict=True)
-    figure = Figure(figsize=(7, 4), layout="constrained")  # without pyplot no display is asked for
-    axes = figure.subplots()
-    axes.plot(steps, mse, label="mse of epsilon")
-    axes.plot(steps, vb, label="variational term")
-    axes.set(xlabel="step", ylabel=f"mean over {_ROW} steps", yscale="log")
-    axes.legend()
+    panels = 1 if probabilities is None else 2
+    figure = Figure(figsize=(7 * panels, 4), layout="constrained")  # without pyplot no display is asked for
+    left, *right = figure.subplots(1, panels, squeeze=False)[0]
+    steps, loss, mse, vb = means.T
+    left.plot(steps, loss, label="loss")
+    left.plot(steps, mse, label="mean square error")
+    left.plot(steps, vb, label="variational term")
+    left.set(xlabel="step", ylabel=f"mean over {_ROW} steps", yscale="log")
+    left.legend()
+    if probabilities is not None:
+        right[0].plot(probabilities * len(probabilities))
+        right[0].set(xlabel="t", ylabel="probability, of the uniform one", yscale="log")
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -4,69 +4,28 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from reprlib import repr as short
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastsample.schedule import Schedule
-from fastsample.storage.pickles import load_pickle
-from fastsample.storage.writing import check_replaceable, check_writable, remove_parts, replacing, sole_writer
+from fastsample.storage.writing import check_replaceable, check_writable, remove_parts, sole_writer
+from fastsample.train import report
+from fastsample.train.checkpoint import CHECKPOINT, TRUNK, State, read_checkpoint, write_checkpoint
 from fastsample.train.data import ImageData
-from fastsample.train.losses import HybridLoss
-from fastsample.train.report import write_report
+from fastsample.train.losses import DiffusionLoss
+from fastsample.train.processes import Processes
+from fastsample.train.settings import Settings
+from fastsample.train.timesteps import TIMESTEP_SAMPLERS, ImportanceTimesteps
 from fastsample.zoo.store import save
 from fastsample.zoo.unet import UNet, UNetConfig
 
-_FILES = ("checkpoint.pt", "model.safetensors", "loss.csv", "loss.png")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the outcome of a run; the defaults made the bundled digits model.
-
-    steps: optimizer steps; timesteps: T of the cosine schedule; widths: see UNetConfig; lr: peak learning rate, reached
-    after `warmup` steps and decaying to 0 as a cosine; ema_decay: of the averaged weights, which are the ones kept;
-    label_dropout: how often a label is replaced by "none", for classifier-free guidance.
-
-    Raises:
-        ValueError: a value out of its range.
-    """
-
-    steps: int = 16000
-    batch_size: int = 64
-    lr: float = 1e-3
-    warmup: int = 500
-    weight_decay: float = 0.01
-    ema_decay: float = 0.999
-    label_dropout: float = 0.1
-    timesteps: int = 1000
-    widths: tuple[int, int] = (48, 96)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.seed >= 1 << 64:
-            raise ValueError(f"seed must be below 2^64, got {self.seed}")
-        for name in ("lr", "weight_decay"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
-        if self.lr <= 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout must lie in [0, 1], got {self.label_dropout}")
+_MODEL = "model.safetensors"
+_FILES = (CHECKPOINT, TRUNK, _MODEL, *report.FILES)
 
 
 def train(
@@ -81,25 +40,30 @@ def train(
     """Trains a UNet on data and returns it with its averaged weights.
 
     Every save_every steps and at the end, `out` gets model.safetensors (averaged weights, see zoo.load),
-    checkpoint.pt, loss.csv and loss.png. A run on a folder with a checkpoint continues it; the result does not depend
-    on interruptions, since all that is random at step i is drawn from a generator seeded with (seed, i). A run that is
-    killed leaves the files of the last save whole.
+    checkpoint.pt, loss.csv and loss.png, with importance sampling also timesteps.csv; and once, before the cooldown,
+    trunk.pt. A run on a folder with a checkpoint continues it, and one for more steps extends it; the result does not
+    depend on interruptions or extensions, since all that is random at step i is drawn from a generator seeded with
+    (seed, i), and the learning rate knows the number of steps in the cooldown alone. A run that is killed leaves the
+    files of the last save whole.
+
+    Under torchrun every process calls this alike: a step has batch_size images of each.
 
     Raises:
-        ValueError: device cannot be used, checkpoint.pt is no checkpoint or was made with other settings or data, or
+        ValueError: device cannot be used, `out` holds files of something else or a run with other settings or data, or
             the data do not suit the model. OSError: out cannot be written. RuntimeError: another run uses out.
-        ArithmeticError: the loss is no longer finite; the last checkpoint is from before that.
+        ArithmeticError: the loss, its gradient or a weight is no longer finite; the last checkpoint is from before that.
     """
     settings = settings or Settings()
     out = Path(out)
     check_place(out, device, save_every)
-    run = _Run(data, settings, torch.device(device))
-    out.mkdir(parents=True, exist_ok=True)
-    with sole_writer(out):
-        remove_parts(out, _FILES)
-        if (out / "checkpoint.pt").exists():
-            run.restore(out / "checkpoint.pt")
-        _continue(run, out, save_every, progress)
+    run = _Run(data, settings, Processes(device))
+    if run.processes.first:
+        out.mkdir(parents=True, exist_ok=True)
+    with sole_writer(out) if run.processes.first else nullcontext():
+        if run.processes.first:
+            remove_parts(out, _FILES)
+        run.restore(out)
+        _continue(run, out, save_every, progress and run.processes.first)
     return run.average.eval()
 
 
@@ -117,111 +81,158 @@ def check_place(out: Path, device: str | torch.device, save_every: int) -> None:
     check_writable(out)
     for name in _FILES:
         check_replaceable(out / name)
+        # Links and parts are replaced; a file without a checkpoint beside it is somebody's own.
+        path = out / name
+        if path.is_file() and not path.is_symlink() and not (out / CHECKPOINT).exists():
+            raise ValueError(f"{out} holds {name} but no {CHECKPOINT} of a run: use another folder")
 
 
 def _continue(run: _Run, out: Path, save_every: int, progress: bool) -> None:
     settings, start = run.settings, len(run.history)
     with tqdm(total=settings.steps, initial=start, disable=not progress, mininterval=5) as bar:
         for i in range(start, settings.steps):
+            if i == settings.cooldown_start():
+                run.save(out / TRUNK)
             run.step(i)
             bar.update()
-            bar.set_postfix(loss=f"{np.mean(run.history[-100:], axis=0).sum():.4f}", refresh=False)
-            if (i + 1) % save_every == 0 or i + 1 == settings.steps:
-                run.save(out / "checkpoint.pt")
-                save(run.average, out / "model.safetensors")
-                write_report(run.history, out)
+            bar.set_postfix(loss=f"{np.mean([loss for loss, *_ in run.history[-100:]]):.4f}", refresh=False)
+            if (i + 1) % save_every == 0 and i + 1 < settings.steps:
+                run.save(out / CHECKPOINT)
+                run.publish(out)
+    if start < settings.steps:
+        run.save(out / CHECKPOINT)
+    # Also where nothing was left to do: a kill may have come between the checkpoint and these.
+    run.publish(out)
 
 
 class _Run:
-    """The state of a run: weights, their average, the optimizer, and the (mse, vb) of every step so far."""
+    """The state of a run: weights, their average, the optimizer, and (loss, mse, vb) of every step so far."""
 
-    def __init__(self, data: ImageData, settings: Settings, device: torch.device) -> None:
-        config = UNetConfig(
-            channels=data.images.shape[1],
-            image_size=data.images.shape[2],
-            num_classes=data.num_classes,
-            widths=settings.widths,
+    def __init__(self, data: ImageData, settings: Settings, processes: Processes) -> None:
+        schedule = settings.forward_process()
+        self.loss = DiffusionLoss(
+            schedule,
+            loss=settings.loss,
+            prediction=settings.prediction,
+            variance=settings.variance,
+            target=settings.target,
         )
-        schedule = Schedule.cosine(settings.timesteps)
+        config = UNetConfig.fitting(
+            channels=data.images.shape[1],
+            size=tuple(data.images.shape[2:]),  # type: ignore[arg-type]
+            num_classes=data.num_classes,
+            prediction=settings.prediction,
+            target=settings.target,
+            learned_variance=self.loss.learns_variance,
+            **({} if settings.widths is None else {"widths": settings.widths}),
+        )
+        self.device = processes.device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.model = UNet(config, schedule).to(device)
+            self.model = UNet(config, schedule).to(self.device)
+        self.called = processes.shared(self.model)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.loss = HybridLoss(schedule, device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
-        self.history: list[tuple[float, float]] = []
-        self.data, self.settings, self.device = data, settings, device
+        self.timesteps = TIMESTEP_SAMPLERS[settings.timestep_sampler](settings.timesteps)
+        self.history: list[tuple[float, float, float]] = []
+        self.data, self.settings, self.processes = data, settings, processes
 
     def step(self, i: int) -> None:
         """One optimizer step."""
-        x0, t, y, noise = (part.to(self.device) for part in self._draw(i))
+        x0, t, y, noise, weights = (self.processes.part(whole).to(self.device) for whole in self._draw(i))
         xt = self.loss.q_sample(x0, t, noise)
-        mse, vb = (term.mean() for term in self.loss(self.model(xt, t, y), x0, xt, t, noise))
-        if not math.isfinite(mse.item() + vb.item()):
-            raise ArithmeticError(f"the loss is not finite at step {i}: try a lower lr than {self.settings.lr}")
+        terms = self.loss(self.called(xt, t, y), x0, xt, t, noise)
+        loss, mse, vb = ((weights * term).mean() for term in terms)
+        reported = self.processes.mean(torch.stack((loss, mse, vb)).detach())
+        self._check_finite(i, "loss", float(reported.sum()))
         self.optimizer.zero_grad()
-        (mse + vb).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._check_finite(i, "gradient", norm.item())
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * _lr_factor(i, self.settings.steps, self.settings.warmup)
+            group["lr"] = self.settings.lr_at(i)
         self.optimizer.step()
+        self.timesteps.update(t, terms.loss)
         # The first weights are far from good: the average forgets them faster than ema_decay alone would.
         decay = min(self.settings.ema_decay, (1 + i) / (10 + i))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-        self.history.append((mse.item(), vb.item()))
+        self.history.append(tuple(reported.tolist()))
 
-    def _draw(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x0, t, y and noise of step i."""
+    def _check_finite(self, i: int, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise ArithmeticError(f"the {what} is not finite at step {i}: try a lower lr than {self.settings.lr}")
+
+    def _draw(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """x0, t, y, noise and the weights of step i, for all processes."""
         seed = int(np.random.SeedSequence((self.settings.seed, i)).generate_state(1, np.uint64)[0])
         generator = torch.Generator("cpu").manual_seed(seed)
-        size, none = self.settings.batch_size, self.data.num_classes
+        size, none = self.settings.batch_size * self.processes.count, self.data.num_classes
         index = torch.randint(len(self.data.images), (size,), generator=generator, device="cpu")
-        t = torch.randint(self.settings.timesteps, (size,), generator=generator, device="cpu")
+        t, weights = self.timesteps.sample(size, generator)
         dropped = torch.rand(size, generator=generator, dtype=torch.float32, device="cpu") < self.settings.label_dropout
         x0 = self.data.scaled(index)
         noise = torch.randn(x0.shape, generator=generator, dtype=torch.float32, device="cpu")
         y = torch.full_like(t, none) if self.data.labels is None else self.data.labels[index].masked_fill(dropped, none)
-        return x0, t, y, noise
+        return x0, t, y, noise, weights
 
     def save(self, path: Path) -> None:
-        """Writes all state, replacing the file at once."""
-        state = {
+        """Writes all state, where this is the first process.
+
+        Raises:
+            ArithmeticError: a weight is not finite.
+        """
+        with torch.no_grad():
+            norms = torch._foreach_norm([*self.model.parameters(), *self.average.parameters()])
+        self._check_finite(len(self.history), "norm of the weights", float(torch.stack(norms).sum()))
+        if self.processes.first:
+            write_checkpoint(self._state(), path)
+
+    def publish(self, out: Path) -> None:
+        """Writes the averaged model and the report."""
+        if self.processes.first:
+            save(self.average, out / _MODEL)
+            importance = isinstance(self.timesteps, ImportanceTimesteps)
+            report.write_report(self.history, out, self.timesteps.probabilities() if importance else None)
+
+    def _state(self) -> State:
+        return {
             "settings": self._identity(),
+            "steps": self.settings.steps,
+            "cooldown_start": self.settings.cooldown_start(),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "history": self.history,
+            "timestep_sampler": self.timesteps.state_dict(),
+            "history": torch.tensor(self.history, dtype=torch.float64).reshape(-1, 3),
         }
-        with replacing(path) as file:
-            torch.save(state, file)
 
-    def restore(self, path: Path) -> None:
-        """Takes over the state in a checkpoint; ValueError if it is none or belongs to another run."""
-        state = load_pickle(path, self.device)
-        settings = state.get("settings") if isinstance(state, dict) else None
-        if not isinstance(settings, dict):
-            raise ValueError(f"{path} is no checkpoint of fastsample train: delete it or use another folder")
-        for name, value in self._identity().items():
-            if settings.get(name) != value:
-                raise ValueError(
-                    f"{path} was made with {name} = {short(settings.get(name))}, now it is {value}: "
-                    "use the same settings or another folder"
-                )
+    def restore(self, out: Path) -> None:
+        """Takes over the state in a folder, if there is one.
+
+        Raises:
+            ValueError: it is none of this run.
+        """
+        settings = self.settings
+        state = read_checkpoint(out, self._identity(), settings.steps, settings.cooldown_start(), self.device)
+        if state is None:
+            return
         try:
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.history = [(float(mse), float(vb)) for mse, vb in state["history"]]
+            self.timesteps.load_state_dict(state["timestep_sampler"])
+            self.history = [(loss, mse, vb) for loss, mse, vb in state["history"].tolist()]
         except Exception as error:  # what a state of another kind trips over
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise ValueError(f"{path} is no whole checkpoint: delete it or use another folder ({reason})") from error
+            raise ValueError(
+                f"{out / CHECKPOINT} is no whole checkpoint: delete it or use another folder ({reason})"
+            ) from error
 
-    def _identity(self) -> dict[str, Any]:
-        return asdict(self.settings) | {"data": self.data.digest()}
-
-
-def _lr_factor(i: int, steps: int, warmup: int) -> float:
-    """min((i + 1) / warmup, 1) times a half cosine from 1 at step 0 to 0 at the last."""
-    return min((i + 1) / max(warmup, 1), 1.0) * 0.5 * (1 + math.cos(math.pi * i / steps))
+    def _identity(self) -> State:
+        """All that decides the outcome but the number of steps."""
+        settings = asdict(self.settings)
+        del settings["steps"]
+        settings["batch_size"] *= self.processes.count
+        return settings | {"data": self.data.digest()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import safetensors.torch
@@ -53,6 +54,7 @@ def load(path: str | Path) -> UNet:
     try:
         fields = json.loads(about)
         config, schedule = UNetConfig(**fields["config"]), Schedule.from_betas(fields["betas"])
+        tensors = _renamed(tensors)
         _check_size(config, tensors)
         # Initial weights, soon overwritten, should not advance the caller's generator.
         with torch.random.fork_rng(devices=[]):
@@ -64,14 +66,22 @@ def load(path: str | Path) -> UNet:
     return model.eval()
 
 
+def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under today's names: there was one module of each of these when two resolutions were all."""
+    lists = {"down.": "downs.0.", "shrink.": "shrinks.0.", "grow.": "grows.0.", "up.": "ups.0."}
+    start = {name: name.partition(".")[0] + "." for name in tensors}
+    return {lists[old] + name[len(old) :] if (old := start[name]) in lists else name: tensors[name] for name in tensors}
+
+
 def _check_size(config: UNetConfig, tensors: dict[str, Tensor]) -> None:
     """Raises where the model would be larger than the file: the size of every weight follows from these."""
-    (high, low), into = config.widths, 4 * config.channels
+    widths = config.widths
     wanted = {
         "embed_class.weight": (config.num_classes + 1, config.embedding),
-        "enter.weight": (high, into, 3, 3),
-        "shrink.weight": (low, high, 3, 3),
-    }
+        "enter.weight": (widths[0], config.fold**2 * config.channels, 3, 3),
+    } | {f"shrinks.{i}.weight": (low, high, 3, 3) for i, (high, low) in enumerate(pairwise(widths))}
+    if len(widths) == 1:
+        wanted["middle_in.conv_in.weight"] = (widths[0], widths[0], 3, 3)
     for name, shape in wanted.items():
         if (actual := tuple(tensors[name].shape)) != shape:
             raise ValueError(f"{name} has shape {actual}, not {shape}")

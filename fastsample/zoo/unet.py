@@ -4,51 +4,102 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastsample.broadcast import per_sample
 from fastsample.schedule import Schedule
+
+_PREDICTIONS = ("epsilon", "v", "x0")
+
+
+Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Shape of a UNet; the defaults are those of the bundled digits model.
+    """Shape of a UNet; the defaults are that of the bundled digits model, but for its target.
 
-    channels, image_size: of the images, square; num_classes: 0 for unlabelled data; widths: channels at 1/2 and at
-    1/4 of the resolution; embedding: width of the time and class embedding; groups, heads: of every GroupNorm and of
-    the attention.
+    Args:
+        channels, image_size: of the images; a size is that of a square or (height, width).
+        num_classes: 0 for unlabelled data.
+        widths: channels at each resolution, from fold pixels apart on; each resolution is half of the one before.
+        embedding: width of the time and class embedding.
+        groups, heads: of every GroupNorm and of the attention.
+        fold: so many by so many pixels become channels at the entrance, so that the costly convolutions run at a lower
+            resolution. Images that fold 2^(len(widths) - 1) does not divide are padded within the model.
+        prediction: what the model returns: "epsilon", "v" or "x0".
+        target: what its network itself gives, turned into the prediction; None is the prediction. A network that gives
+            v and returns epsilon = sigma_t x + alpha_t v stays exact where x_t is next to pure noise: there its
+            error in x0 is that of v, while that of a network which gives epsilon is amplified by sigma_t / alpha_t.
+        learned_variance: whether it returns [prediction, v], or the prediction alone.
 
     Raises:
-        ValueError: image_size is no multiple of 4, a width no multiple of groups or heads, or a size not positive.
+        ValueError: a width no multiple of groups, the last one none of heads, or a size not positive.
     """
 
     channels: int = 1
-    image_size: int = 28
+    image_size: Size = 28
     num_classes: int = 10
-    widths: tuple[int, int] = (48, 96)
+    widths: tuple[int, ...] = (48, 96)
     embedding: int = 128
     groups: int = 8
     heads: int = 4
+    fold: int = 2
+    prediction: str = "epsilon"
+    target: str | None = None
+    learned_variance: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON hands over a list
-        if len(self.widths) != 2:
-            raise ValueError(f"widths must be two numbers, got {self.widths}")
-        for name in ("channels", "image_size", "embedding", "groups", "heads"):
+        if not isinstance(self.image_size, int):
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+        if not self.widths:
+            raise ValueError("widths must not be empty")
+        for name in ("channels", "embedding", "groups", "heads", "fold"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"image_size must be a positive number or two, got {self.image_size}")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must be at least 0, got {self.num_classes}")
-        if self.image_size % 4:
-            raise ValueError(f"image_size must be a multiple of 4, got {self.image_size}")
         if self.embedding % 4:
             raise ValueError(f"embedding must be a multiple of 4, got {self.embedding}")
         if any(width < 1 or width % self.groups for width in self.widths):
             raise ValueError(f"widths must be multiples of groups = {self.groups}, got {self.widths}")
-        if self.widths[1] % self.heads:
-            raise ValueError(f"widths[1] must be a multiple of heads = {self.heads}, got {self.widths[1]}")
+        if self.widths[-1] % self.heads:
+            raise ValueError(f"the last width must be a multiple of heads = {self.heads}, got {self.widths[-1]}")
+        for name in ("prediction", "target"):
+            value = getattr(self, name)
+            if value not in _PREDICTIONS and not (name == "target" and value is None):
+                raise ValueError(f"{name} must be one of {', '.join(_PREDICTIONS)}, got {value!r}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @classmethod
+    def fitting(cls, channels: int, size: tuple[int, int], **others: Any) -> UNetConfig:
+        """The config whose depth and folding follow the size of the images, (height, width).
+
+        Two by two pixels are folded up to 64 by 64, four by four above. Resolutions are halved down to 8 pixels or
+        less, with 48, 96, 96, ... channels. Others are fields; widths that are given decide the depth.
+
+        Example:
+            >>> UNetConfig.fitting(3, (32, 32)).widths, UNetConfig.fitting(3, (128, 128)).fold
+            ((48, 96), 4)
+        """
+        fold = 2 if max(size) <= 64 else 4
+        halvings = max(1, math.ceil(math.log2(max(size) / fold / 8)))
+        widths = (48, *(96,) * halvings)
+        image_size = size[0] if size[0] == size[1] else size
+        return cls(**{"channels": channels, "image_size": image_size, "fold": fold, "widths": widths} | others)
 
 
 class UNet(nn.Module):
@@ -56,8 +107,7 @@ class UNet(nn.Module):
 
     v in about [-1, 1] interpolates the log variance between its bounds (Nichol & Dhariwal 2021):
     log variance = frac log(beta_t) + (1 - frac) log(posterior variance_t) with frac = (v + 1) / 2.
-
-    Two by two pixels are folded into channels, so that the costly convolutions run at half resolution.
+    As its config says, it may predict x0 or the other v (Salimans & Ho 2022) instead of epsilon, or no variance.
 
     Attributes:
         config: its shape.
@@ -73,26 +123,34 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.schedule = schedule
-        high, low = config.widths
-        embedding, groups = config.embedding, config.groups
+        widths, embedding, groups = config.widths, config.embedding, config.groups
+        folded = config.fold**2 * config.channels
         self.embed_time = nn.Sequential(
             nn.Linear(embedding // 2, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         self.embed_class = nn.Embedding(config.num_classes + 1, embedding)
-        self.enter = nn.Conv2d(4 * config.channels, high, 3, padding=1)
-        self.down = ResBlock(high, high, embedding, groups)
-        self.shrink = nn.Conv2d(high, low, 3, stride=2, padding=1)
-        self.middle_in = ResBlock(low, low, embedding, groups)
-        self.attention = Attention(low, groups, config.heads)
-        self.middle_out = ResBlock(low, low, embedding, groups)
-        self.grow = nn.Conv2d(low, 4 * high, 1)
-        self.up = ResBlock(2 * high, high, embedding, groups)
-        self.norm = nn.GroupNorm(groups, high)
-        self.leave = _zeroed(nn.Conv2d(high, 8 * config.channels, 3, padding=1))
+        self.enter = nn.Conv2d(folded, widths[0], 3, padding=1)
+        self.downs = nn.ModuleList(ResBlock(high, high, embedding, groups) for high in widths[:-1])
+        self.shrinks = nn.ModuleList(nn.Conv2d(high, low, 3, stride=2, padding=1) for high, low in pairwise(widths))
+        self.middle_in = ResBlock(widths[-1], widths[-1], embedding, groups)
+        self.attention = Attention(widths[-1], groups, config.heads)
+        self.middle_out = ResBlock(widths[-1], widths[-1], embedding, groups)
+        self.grows = nn.ModuleList(nn.Conv2d(low, 4 * high, 1) for high, low in pairwise(widths))
+        self.ups = nn.ModuleList(ResBlock(2 * high, high, embedding, groups) for high in widths[:-1])
+        self.norm = nn.GroupNorm(groups, widths[0])
+        outputs = 2 if config.learned_variance else 1
+        self.leave = _zeroed(nn.Conv2d(widths[0], outputs * folded, 3, padding=1))
+        # No buffer: `half` would take its digits, and a ratio of 2e4 needs them.
+        self._ratios = {torch.device("cpu"): _ratio(schedule)}
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on CPUs
 
+    @property
+    def prediction(self) -> str:
+        """What it returns, as samplers name it."""
+        return self.config.prediction
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """[epsilon, v] of x, shape (B, 2C, H, W).
+        """[epsilon, v] of x, shape (B, 2C, H, W), or what the config says.
 
         Args:
             x: noisy images, (B, C, H, W), floating.
@@ -103,29 +161,66 @@ class UNet(nn.Module):
             ValueError: a shape that does not fit.
             TypeError: labels that are not int64.
         """
-        size = self.config.image_size
-        if x.shape[1:] != (self.config.channels, size, size):
-            raise ValueError(f"x must be (B, {self.config.channels}, {size}, {size}), got {tuple(x.shape)}")
+        config, (height, width) = self.config, self.config.size
+        if x.shape[1:] != (config.channels, height, width):
+            raise ValueError(f"x must be (B, {config.channels}, {height}, {width}), got {tuple(x.shape)}")
         if t.shape != x.shape[:1]:
             raise ValueError(f"t must be ({x.shape[0]},), got {tuple(t.shape)}")
-        if y is None:
-            label = self.embed_class.weight[-1:]
-        elif not isinstance(y, Tensor) or y.dtype != torch.int64:
-            raise TypeError(f"y must be an int64 tensor, got {getattr(y, 'dtype', type(y).__name__)}")
-        elif y.shape != t.shape:
-            raise ValueError(f"y must be ({x.shape[0]},), got {tuple(y.shape)}")
-        else:
-            label = self.embed_class(y)
-        waves = _sinusoids(t, self.config.embedding // 2).to(x.dtype)
-        condition = functional.silu(self.embed_time(waves) + label)
+        waves = _sinusoids(t, config.embedding // 2).to(x.dtype)
+        condition = functional.silu(self.embed_time(waves) + self._label(y, t))
+        grid = config.fold * 2 ** (len(config.widths) - 1)
+        bottom, right = -height % grid, -width % grid
+        padded = functional.pad(x, (0, right, 0, bottom)) if bottom or right else x
+        out = self._network(functional.pixel_unshuffle(padded, config.fold), condition)
+        out = functional.pixel_shuffle(out, config.fold)[:, :, :height, :width].contiguous()
+        return out if config.target in (None, config.prediction) else self._predicted(out, x, t)
 
-        h = self.enter(functional.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last))
-        skip = self.down(h, condition)
-        h = self.middle_in(self.shrink(skip), condition)
+    def _label(self, y: Tensor | None, t: Tensor) -> Tensor:
+        if y is None:
+            return self.embed_class.weight[-1:]
+        if not isinstance(y, Tensor) or y.dtype != torch.int64:
+            raise TypeError(f"y must be an int64 tensor, got {getattr(y, 'dtype', type(y).__name__)}")
+        if y.shape != t.shape:
+            raise ValueError(f"y must be ({t.shape[0]},), got {tuple(y.shape)}")
+        label: Tensor = self.embed_class(y)
+        return label
+
+    def _network(self, folded: Tensor, condition: Tensor) -> Tensor:
+        h = self.enter(folded.contiguous(memory_format=torch.channels_last))
+        skips = []
+        for down, shrink in zip(self.downs, self.shrinks, strict=True):
+            skips.append(down(h, condition))
+            h = shrink(skips[-1])
+        h = self.middle_in(h, condition)
         h = self.middle_out(self.attention(h), condition)
-        h = functional.pixel_shuffle(self.grow(h), 2)
-        h = self.up(torch.cat((h, skip), dim=1), condition)
-        return functional.pixel_shuffle(self.leave(functional.silu(self.norm(h))), 2).contiguous()
+        for up, grow in zip(reversed(self.ups), reversed(self.grows), strict=True):  # type: ignore[call-overload]
+            h = up(torch.cat((functional.pixel_shuffle(grow(h), 2), skips.pop()), dim=1), condition)
+        leave: Tensor = self.leave(functional.silu(self.norm(h)))
+        return leave
+
+    def _predicted(self, out: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output with its first half turned from the target into the prediction."""
+        alpha, sigma = (per_sample(level, x) for level in self._levels(t))
+        given, variance = out[:, : self.config.channels], out[:, self.config.channels :]
+        # v = alpha epsilon - sigma x0 and x = alpha x0 + sigma epsilon, solved for what is not given.
+        if self.config.target == "epsilon":
+            epsilon, x0 = given, (x - sigma * given) / alpha
+        elif self.config.target == "v":
+            epsilon, x0 = sigma * x + alpha * given, alpha * x - sigma * given
+        else:
+            epsilon, x0 = (x - alpha * given) / sigma, given
+        prediction = {"epsilon": epsilon, "v": alpha * epsilon - sigma * x0, "x0": x0}[self.config.prediction]
+        return torch.cat((prediction.to(out.dtype), variance), dim=1)
+
+    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at t in float32; between whole timesteps as samplers have them (times.levels)."""
+        if t.device not in self._ratios:
+            self._ratios[t.device] = self._ratios[torch.device("cpu")].to(t.device)
+        ratios, last = self._ratios[t.device], self.schedule.T - 1
+        below = t.floor().clamp(0, last).long() if t.is_floating_point() else t.clamp(0, last)
+        low, part = ratios[below], (t - below).float()
+        ratio = torch.where(part == 0, low, torch.lerp(low, ratios[(below + 1).clamp(max=last)], part))
+        return torch.rsqrt(1 + ratio.square()), torch.rsqrt(1 + ratio.square().reciprocal())
 
 
 class ResBlock(nn.Module):
@@ -173,6 +268,12 @@ def _zeroed(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def _ratio(schedule: Schedule) -> Tensor:
+    """sigma / alpha at every timestep, (T,) float32."""
+    with np.errstate(divide="ignore"):
+        return torch.from_numpy(np.sqrt((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod)).float()
 
 
 def _sinusoids(t: Tensor, dim: int) -> Tensor:

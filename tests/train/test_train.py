@@ -16,11 +16,11 @@ from torch import Tensor
 from fastsample import zoo
 from fastsample.commands import train as train_command
 from fastsample.schedule import Schedule
-from fastsample.train import HybridLoss, ImageData, Settings, load_data, train
+from fastsample.train import DiffusionLoss, HybridLoss, ImageData, Settings, load_data, train
 from support.paths import GOLDEN
 
 SEEDS = {"iddpm_linear1000_ddim50": 1, "iddpm_cosine4000_100": 2, "iddpm_linear300_10-15-20": 3}
-SMALL = Settings(steps=6, batch_size=4, warmup=2, timesteps=20, widths=(8, 16), lr=1e-2)
+SMALL = Settings(steps=6, batch_size=4, warmup=2, timesteps=20, widths=(8, 16), lr=1e-2, target=None)
 
 # improved-diffusion sums -1 + log ratio + ratio in float32, each near 1, where both variances are nearly equal.
 PUBLISHED = 2.0**-24
@@ -132,7 +132,7 @@ def test_resuming_is_exact(tmp_path: Path) -> None:
 def stop_after(steps: int, out: Path) -> None:
     """A run of SMALL that is interrupted after so many steps."""
     left = iter(range(steps))
-    q_sample = HybridLoss.q_sample
+    q_sample = DiffusionLoss.q_sample
 
     def interrupted(*args: Any) -> Tensor:
         if next(left, None) is None:
@@ -140,7 +140,7 @@ def stop_after(steps: int, out: Path) -> None:
         return q_sample(*args)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(HybridLoss, "q_sample", interrupted)
+        patch.setattr(DiffusionLoss, "q_sample", interrupted)
         train(stripes(), out, SMALL, save_every=3, progress=False)
 
 
@@ -165,6 +165,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
         "loss.csv",
         "loss.png",
         "model.safetensors",
+        "trunk.pt",
     ]
     loaded = zoo.load(tmp_path / "model.safetensors")
     assert loaded.config.num_classes == 2
@@ -180,7 +181,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
 def test_training_learns(tmp_path: Path) -> None:
     train(stripes(), tmp_path, replace(SMALL, steps=150, batch_size=16, warmup=10), progress=False)
     history = np.array(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"])
-    assert history[-30:, 0].mean() < 0.4 * history[:5, 0].mean()
+    assert history[-30:, 1].mean() < 0.4 * history[:5, 1].mean()
 
 
 def test_without_labels(tmp_path: Path) -> None:
@@ -192,7 +193,6 @@ def test_without_labels(tmp_path: Path) -> None:
     ("settings", "data", "message"),
     [
         (replace(SMALL, lr=2e-2), stripes(), r"made with lr = 0\.01, now it is 0\.02"),
-        (replace(SMALL, steps=7), stripes(), "made with steps = 6, now it is 7"),
         (SMALL, stripes(12), "made with data = "),
     ],
 )
@@ -200,11 +200,6 @@ def test_other_settings_do_not_resume(tmp_path: Path, settings: Settings, data: 
     train(stripes(), tmp_path, SMALL, progress=False)
     with pytest.raises(ValueError, match=message):
         train(data, tmp_path, settings, progress=False)
-
-
-def test_images_must_fit_the_model(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="image_size must be a multiple of 4, got 10"):
-        train(stripes(size=10), tmp_path, SMALL, progress=False)
 
 
 def test_divergence_is_reported(tmp_path: Path) -> None:
@@ -272,8 +267,7 @@ def test_npz(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) 
         ({"pictures": np.zeros((2, 8, 8), np.uint8)}, ValueError, "has no array named images"),
         ({"images": np.zeros((2, 8, 8))}, TypeError, "images must be uint8, got float64"),
         ({"images": np.zeros((8, 8), np.uint8)}, ValueError, r"images must be \(N, H, W\) or"),
-        ({"images": np.zeros((0, 8, 8), np.uint8)}, ValueError, "N > 0"),
-        ({"images": np.zeros((2, 8, 4), np.uint8)}, ValueError, "images must be square, got 8 x 4"),
+        ({"images": np.zeros((0, 8, 8), np.uint8)}, ValueError, "no size 0"),
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.zeros(3, int)}, ValueError, r"labels must be \(2,\)"),
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.zeros(2)}, TypeError, "labels must be integers"),
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.array([0, -1])}, ValueError, "not be negative"),

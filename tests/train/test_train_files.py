@@ -22,7 +22,7 @@ from fastsample.storage.writing import sole_writer
 from fastsample.train import ImageData, Settings, load_data, train
 
 SMALL = Settings(steps=2, batch_size=2, warmup=1, timesteps=20, widths=(8, 16))
-FILES = ("checkpoint.pt", "model.safetensors", "loss.csv", "loss.png")
+FILES = ("checkpoint.pt", "trunk.pt", "model.safetensors", "loss.csv", "loss.png")
 IMAGES = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
 
 
@@ -109,6 +109,9 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "average": lambda state: state["average"].update(odd=torch.zeros(1)),
     "optimizer": lambda state: state["optimizer"].pop("param_groups"),
     "history": lambda state: state.update(history=[(1.0, 2.0, 3.0)]),
+    "history-shape": lambda state: state.update(history=torch.zeros(2, 2)),
+    "steps": lambda state: state.pop("steps"),
+    "timestep-sampler": lambda state: state.update(timestep_sampler={"losses": 3}),
     "history-type": lambda state: state.update(history=3),
 }
 

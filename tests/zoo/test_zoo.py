@@ -78,11 +78,14 @@ def test_bad_inputs() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image_size": 30}, "image_size must be a multiple of 4, got 30"),
-        ({"image_size": 0}, "image_size must be at least 1"),
+        ({"image_size": 0}, "image_size must be a positive number or two, got 0"),
+        ({"image_size": (8, 0)}, r"image_size must be a positive number or two, got \(8, 0\)"),
+        ({"fold": 0}, "fold must be at least 1"),
+        ({"prediction": "noise"}, "prediction must be one of epsilon, v, x0, got 'noise'"),
+        ({"target": "flow"}, "target must be one of epsilon, v, x0, got 'flow'"),
         ({"num_classes": -1}, "num_classes must be at least 0"),
         ({"widths": (48, 50)}, "widths must be multiples of groups"),
-        ({"widths": (48,)}, "widths must be two numbers"),
+        ({"widths": ()}, "widths must not be empty"),
         ({"embedding": 6}, "embedding must be a multiple of 4"),
         ({"heads": 5}, "must be a multiple of heads"),
     ],

@@ -1,0 +1,75 @@
+"""A run's state on disk, from which it continues bit for bit, or is extended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from reprlib import repr as short
+from typing import Any
+
+import torch
+
+from fastsample.storage.pickles import load_pickle
+from fastsample.storage.writing import replacing
+
+# The second is the state before the cooldown: a run that is extended leaves its cooldown out.
+CHECKPOINT, TRUNK = "checkpoint.pt", "trunk.pt"
+
+State = dict[str, Any]
+
+
+def write_checkpoint(state: State, path: Path) -> None:
+    """Writes all state, replacing the file at once."""
+    with replacing(path) as file:
+        torch.save(state, file)
+
+
+def read_checkpoint(out: Path, identity: State, steps: int, cooldown_start: int, device: torch.device) -> State | None:
+    """The state in a folder from which a run of so many steps continues; None where there is none.
+
+    Args:
+        out: the folder.
+        identity: the settings and data of the run, all but its steps.
+        steps: of the run.
+        cooldown_start: of the run; up to it runs of other numbers of steps are the same.
+        device: where tensors are put.
+
+    Raises:
+        ValueError: for what is no checkpoint, one of another run, or one that has gone too far for so few steps.
+    """
+    path = out / CHECKPOINT
+    if not path.exists():
+        return None
+    state = _read(path, identity, device)
+    if state["steps"] == steps:
+        return state
+    for file, candidate in ((path, state), (out / TRUNK, None)):
+        if candidate is None:
+            if not file.exists():
+                break
+            candidate = _read(file, identity, device)
+        done = len(candidate["history"])
+        if done <= min(candidate["cooldown_start"], cooldown_start):
+            return candidate
+    raise ValueError(
+        f"{path} has {len(state['history'])} of {state['steps']} steps behind it, and the learning rate was on its way "
+        f"to 0 when a run of {steps} steps would not have begun that: take another folder or other steps"
+    )
+
+
+def _read(path: Path, identity: State, device: torch.device) -> State:
+    state = load_pickle(path, device)
+    settings = state.get("settings") if isinstance(state, dict) else None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is no checkpoint of fastsample train: delete it or use another folder")
+    for name, value in identity.items():
+        if settings.get(name) != value:
+            raise ValueError(
+                f"{path} was made with {name} = {short(settings.get(name))}, now it is {value}: "
+                "use the same settings or another folder"
+            )
+    history = state.get("history")
+    if not isinstance(history, torch.Tensor) or history.ndim != 2 or history.shape[1] != 3:
+        raise ValueError(f"{path} is no whole checkpoint: delete it or use another folder (no history)")
+    if not all(isinstance(state.get(name), int) for name in ("steps", "cooldown_start")):
+        raise ValueError(f"{path} is no whole checkpoint: delete it or use another folder (no steps)")
+    return state
