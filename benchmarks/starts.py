@@ -29,6 +29,7 @@ from benchmarks.models.relevelled import Relevelled
 from fastsample import DDIM, DDPM, DPMSolver, Euler, Heun, Sampler, Schedule
 from fastsample.evaluate import digits_classifier
 from fastsample.evaluate.distances import resamples
+from fastsample.samplers.spacing import spacing_of
 from fastsample.train import load_data
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -64,14 +65,16 @@ class Point:
     calls: int
     clip: str
 
-    def made(self, schedule: Schedule) -> Sampler:
-        """The sampler."""
+    def made(self, model: Any) -> Sampler:
+        """The sampler, as its function makes it for this model."""
+        schedule = model.schedule
         options: dict[str, Any] = {"clip": float(self.clip) if self.clip else None}
         steps = (self.calls + 1) // 2 if self.sampler == "heun" else self.calls
         if self.sampler == "ddpm":
             options["variance"] = "learned_range"
         if self.start == "":
-            return SAMPLERS[self.sampler](schedule, steps=steps, timesteps=self.spacing, **options)
+            spacing = spacing_of(model, "epsilon", self.spacing)
+            return SAMPLERS[self.sampler](schedule, steps=steps, timesteps=spacing, **options)
         start = int(self.start)
         t = np.round(np.linspace(start, 0, steps) if self.spacing == "linspace" else _trailing(start, steps))
         return SAMPLERS[self.sampler](schedule, timesteps=t.astype(np.int64), **options)
@@ -191,7 +194,7 @@ class Judge:
 
     def row(self, point: Point) -> Row:
         """The point with its measures."""
-        table = point.made(self.model.schedule).table
+        table = point.made(self.model).table
         assert table.alpha is not None and table.sigma is not None
         alpha, sigma = float(table.alpha[0]), float(table.sigma[0])
         before = Point(point.model, point.sampler, BEFORE[point.sampler], "", point.calls, point.clip)
@@ -229,7 +232,7 @@ class Judge:
     @torch.no_grad()
     def sampled(self, point: Point) -> Tensor:
         """The samples, in [-1, 1]."""
-        sampler, found = point.made(self.model.schedule), []
+        sampler, found = point.made(self.model), []
         for start in range(0, self.count, BATCH):
             y = self.labels[start : start + BATCH]
             x = (len(y), *SHAPE)

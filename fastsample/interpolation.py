@@ -14,6 +14,8 @@ from fastsample.loop.options import Options
 from fastsample.model import Model, prediction_of, schedule_of
 from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.sampler import Sampler
+from fastsample.samplers.spacing import spacing_of
+from fastsample.times.automatic import AUTO
 
 
 def slerp(a: Tensor, b: Tensor, weight: float | Sequence[float] | Tensor) -> Tensor:
@@ -110,4 +112,6 @@ def interpolate(
 
 
 def _default_sampler(model: Model) -> Sampler:
-    return DDIM(schedule_of(model, None), steps=50, prediction=prediction_of(model, None))
+    prediction = prediction_of(model, None)
+    timesteps = spacing_of(model, prediction, AUTO)
+    return DDIM(schedule_of(model, None), steps=50, timesteps=timesteps, prediction=prediction)

@@ -18,6 +18,7 @@ from fastsample.samplers.function_docs import complete, function_docs
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.solver import Solver, schedule_for
+from fastsample.samplers.spacing import spacing_of
 from fastsample.schedule import Schedule
 
 # The names in annotations of every function.
@@ -55,7 +56,7 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
     keywords = [*sorted(own_fields, key=lambda field: field != "steps"), *of_call]
     source = (
         f"def {name}(model, {x}, *, {', '.join(keywords)}, **options):\n"
-        f"{_prediction(own_fields)}"
+        f"{_of_model(own_fields)}"
         f"    sampler = sampler_of({kind.__name__}, {_schedule(kind, own_fields)}{_passed(own_fields)})\n"
         f"    return sampler(model, {x}{_passed(of_call)}, **options)\n"
     )
@@ -93,8 +94,13 @@ def _types(own_fields: dict[str, Any]) -> set[str]:
     return set(re.findall(r"\w+", " ".join(str(field.type) for field in own_fields.values())))
 
 
-def _prediction(own_fields: dict[str, Any]) -> str:
-    return "    prediction = prediction_of(model, prediction)\n" if "prediction" in own_fields else ""
+def _of_model(own_fields: dict[str, Any]) -> str:
+    if "prediction" not in own_fields:
+        return ""
+    lines = ["    prediction = prediction_of(model, prediction)\n"]
+    if "timesteps" in own_fields:
+        lines.append("    timesteps = spacing_of(model, prediction, timesteps)\n")
+    return "".join(lines)
 
 
 def _schedule(kind: type[Sampler], own_fields: dict[str, Any]) -> str:
@@ -112,5 +118,5 @@ def _names(kind: type[Sampler]) -> dict[str, Any]:
     namespace: dict[str, Any] = {}
     for base in reversed(kind.__mro__[:-1]):
         namespace |= vars(sys.modules[base.__module__])
-    called = {one.__name__: one for one in (sampler_of, schedule_of, schedule_for, prediction_of)}
+    called = {one.__name__: one for one in (sampler_of, schedule_of, schedule_for, prediction_of, spacing_of)}
     return namespace | _NAMES | called | {kind.__name__: kind}

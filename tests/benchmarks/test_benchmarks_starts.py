@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,9 +36,10 @@ def test_a_run_is_taken_up_where_it_was(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_points_are_the_spacings_they_name() -> None:
     schedule = Schedule.cosine()
+    model = SimpleNamespace(schedule=schedule)
     points = list(starts.points_of("digits", "ddim", schedule, (4,), (4,), ("trailing", "linspace"), "1"))
     assert [point.spacing for point in points[:2]] == ["leading", "auto"]
-    tables = {(point.spacing, point.start): point.made(schedule).table.times for point in points}
+    tables = {(point.spacing, point.start): point.made(model).table.times for point in points}
     assert tables["trailing", "999"] == tuple(spaced_timesteps(1000, "trailing", 4).tolist())
     assert tables["linspace", "999"] == tuple(spaced_timesteps(1000, "linspace", 4).tolist())
     assert tables["auto", ""] == DDIM(schedule, steps=4).table.times
