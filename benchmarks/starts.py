@@ -11,6 +11,7 @@ one number of calls compare far below the distance's own noise. Samples and rows
 from __future__ import annotations
 
 import csv
+import hashlib
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +74,7 @@ class Point:
         if self.sampler == "ddpm":
             options["variance"] = "learned_range"
         if self.start == "":
-            spacing = spacing_of(model, "epsilon", self.spacing)
+            spacing = self.spacing if self.sampler == "heun" else spacing_of(model, "epsilon", self.spacing)
             return SAMPLERS[self.sampler](schedule, steps=steps, timesteps=spacing, **options)
         start = int(self.start)
         t = np.round(np.linspace(start, 0, steps) if self.spacing == "linspace" else _trailing(start, steps))
@@ -125,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model: Any = fastsample.zoo.digits() if options.model is None else fastsample.zoo.load(options.model)
-    name = "digits" if options.model is None else options.model.stem
+    name = f"{'digits' if options.model is None else options.model.stem} {digest(model)}"
     if options.schedule is not None:
         model, name = Relevelled(model, getattr(Schedule, options.schedule)()), f"{name} at {options.schedule} levels"
     judge = Judge(model, options.samples, options.kept)
@@ -140,6 +141,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{row.sampler:<10} {row.calls:>4} calls, {row.spacing} from {row.first:g}: {row.distance:.2f}")
                 write_csv(path, [*rows, row])
     return 0
+
+
+def digest(model: torch.nn.Module) -> str:
+    """Six digits that tell a model's weights from others, so that no row stands for a model that has been replaced."""
+    found = hashlib.sha256()
+    for value in model.state_dict().values():
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()[:6]
 
 
 def _names(text: str) -> tuple[str, ...]:

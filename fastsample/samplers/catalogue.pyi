@@ -709,7 +709,8 @@ def heun(
 
     As diffusers' HeunDiscreteScheduler (and, without churn, k-diffusion's sample_heun), but that the state is x, what
     the model is given; for a flow as FlowMatchHeunDiscreteScheduler. Where a schedule begins next to pure noise
-    (Schedule.cosine) take timesteps="karras": a uniform first step is too long for it.
+    (Schedule.cosine) "linspace" has too long a first step for it: take timesteps="karras" or the default. "auto" starts
+    v and x0 models where it starts epsilon models: the corrector multiplies errors in x0 too.
 
     Args:
         model: called as model(x, t, **model_kwargs), t int64 of shape (B,); returns a tensor, a tuple that starts with

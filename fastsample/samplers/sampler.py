@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Sampler:
     correct_x0: CorrectX0 | None = None
     _warns = False  # whether its construction did
     _low_start: str | None = None  # what is told of a run from drawn noise
+    _amplifies_x0: ClassVar[bool] = False  # whether its rows multiply errors in x0 too next to pure noise
 
     def __init__(self, table: Table) -> None:
         if not isinstance(table, Table):

@@ -56,7 +56,7 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
     keywords = [*sorted(own_fields, key=lambda field: field != "steps"), *of_call]
     source = (
         f"def {name}(model, {x}, *, {', '.join(keywords)}, **options):\n"
-        f"{_of_model(own_fields)}"
+        f"{_of_model(kind, own_fields)}"
         f"    sampler = sampler_of({kind.__name__}, {_schedule(kind, own_fields)}{_passed(own_fields)})\n"
         f"    return sampler(model, {x}{_passed(of_call)}, **options)\n"
     )
@@ -94,11 +94,11 @@ def _types(own_fields: dict[str, Any]) -> set[str]:
     return set(re.findall(r"\w+", " ".join(str(field.type) for field in own_fields.values())))
 
 
-def _of_model(own_fields: dict[str, Any]) -> str:
+def _of_model(kind: type[Sampler], own_fields: dict[str, Any]) -> str:
     if "prediction" not in own_fields:
         return ""
     lines = ["    prediction = prediction_of(model, prediction)\n"]
-    if "timesteps" in own_fields:
+    if "timesteps" in own_fields and not kind._amplifies_x0:
         lines.append("    timesteps = spacing_of(model, prediction, timesteps)\n")
     return "".join(lines)
 

@@ -82,7 +82,7 @@ class Solver(Sampler):
         if isinstance(self.timesteps, str) and self.timesteps in ("karras", "log_snr"):
             return spaced_levels(schedule, self.timesteps, self.steps, self.final_alpha_cumprod)
         if isinstance(self.timesteps, str) and self.timesteps == AUTO:
-            t = auto_timesteps(schedule, self.steps, self.prediction)
+            t = auto_timesteps(schedule, self.steps, "epsilon" if self._amplifies_x0 else self.prediction)
         else:
             t = self._spacing(schedule.T, self.timesteps, self.steps)
             t = one_step_from_the_noisiest(schedule.T, self.timesteps, t)

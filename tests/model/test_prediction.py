@@ -136,6 +136,11 @@ def test_a_model_that_is_exact_next_to_pure_noise_starts_there(name: str, target
     assert torch.equal(given, function(exact_at_the_top(None), X, steps=4, clip=1.0, timesteps="leading"))
 
 
+def test_heun_does_not_start_there() -> None:
+    got = fastsample.heun(exact_at_the_top("v"), X, steps=4)
+    assert torch.equal(got, fastsample.heun(exact_at_the_top(None), X, steps=4, timesteps="auto"))
+
+
 def test_interpolation_starts_there_too() -> None:
     sampler = DDIM(Schedule.cosine(), steps=50, timesteps="trailing")
     got = fastsample.interpolate(exact_at_the_top("v"), X[:1], X[1:], 3)

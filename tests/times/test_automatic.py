@@ -127,7 +127,7 @@ def test_any_schedule(T: int, beta: float, part: float) -> None:
     schedule = Schedule.from_betas(np.full(T, beta))
     steps = 1 + round(part * (T - 1))
     t = auto_timesteps(schedule, steps)
-    assert len(t) == steps and (np.diff(t) < 0).all() and 0 <= t[-1] and t[0] < T
+    assert len(t) == steps and (np.diff(t) < 0).all() and t[-1] >= 0 and t[0] < T
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -158,8 +158,9 @@ def test_it_is_the_default(sampler: Any) -> None:
     made = sampler(Schedule.cosine(), steps=4, clip=1.0)
     assert made.timesteps == "auto" and made.steps == 4
     assert sorted({*made.table.times}) == [239, 479, 719, 959]
-    of_v = sampler(Schedule.linear(), steps=4, prediction="v")
-    assert max(of_v.table.times) == 999
+    # Heun's corrector multiplies errors in x0 too.
+    of_v = sampler(Schedule.cosine(), steps=4, prediction="v", clip=1.0)
+    assert max(of_v.table.times) == (959 if sampler is Heun else 999)
 
 
 def test_samplers_of_other_methods_take_it_by_name() -> None:
