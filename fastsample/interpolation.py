@@ -11,10 +11,10 @@ from typing_extensions import Unpack
 
 from fastsample.broadcast import per_sample
 from fastsample.loop.options import Options
-from fastsample.model import Model, prediction_of, schedule_of
+from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.sampler import Sampler
-from fastsample.samplers.spacing import spacing_of
+from fastsample.samplers.spacing import prediction_and_spacing
 from fastsample.times.automatic import AUTO
 
 
@@ -112,6 +112,5 @@ def interpolate(
 
 
 def _default_sampler(model: Model) -> Sampler:
-    prediction = prediction_of(model, None)
-    timesteps = spacing_of(model, prediction, AUTO)
+    prediction, timesteps = prediction_and_spacing(model, None, AUTO)
     return DDIM(schedule_of(model, None), steps=50, timesteps=timesteps, prediction=prediction)

@@ -18,7 +18,7 @@ from fastsample.samplers.function_docs import complete, function_docs
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.solver import Solver, schedule_for
-from fastsample.samplers.spacing import spacing_of
+from fastsample.samplers.spacing import prediction_and_spacing
 from fastsample.schedule import Schedule
 
 # The names in annotations of every function.
@@ -97,10 +97,10 @@ def _types(own_fields: dict[str, Any]) -> set[str]:
 def _of_model(kind: type[Sampler], own_fields: dict[str, Any]) -> str:
     if "prediction" not in own_fields:
         return ""
-    lines = ["    prediction = prediction_of(model, prediction)\n"]
-    if "timesteps" in own_fields and not kind._amplifies_x0:
-        lines.append("    timesteps = spacing_of(model, prediction, timesteps)\n")
-    return "".join(lines)
+    if "timesteps" not in own_fields:
+        return "    prediction = prediction_of(model, prediction)\n"
+    amplifies = ", amplifies_x0=True" if kind._amplifies_x0 else ""
+    return f"    prediction, timesteps = prediction_and_spacing(model, prediction, timesteps{amplifies})\n"
 
 
 def _schedule(kind: type[Sampler], own_fields: dict[str, Any]) -> str:
@@ -118,5 +118,7 @@ def _names(kind: type[Sampler]) -> dict[str, Any]:
     namespace: dict[str, Any] = {}
     for base in reversed(kind.__mro__[:-1]):
         namespace |= vars(sys.modules[base.__module__])
-    called = {one.__name__: one for one in (sampler_of, schedule_of, schedule_for, prediction_of, spacing_of)}
+    called = {
+        one.__name__: one for one in (sampler_of, schedule_of, schedule_for, prediction_of, prediction_and_spacing)
+    }
     return namespace | _NAMES | called | {kind.__name__: kind}
