@@ -32,7 +32,10 @@ _CHOICES = {
     "schedule": (SCHEDULES, "of betas"),
     "loss": (LOSSES, "what is minimised"),
     "prediction": (PREDICTIONS, "what the model returns"),
-    "target": (PREDICTIONS, "what its network gives and the error is taken of; without it, where prediction is given, that"),
+    "target": (
+        PREDICTIONS,
+        "what its network gives and the error is taken of; without it, where prediction is given, that",
+    ),
     "variance": (VARIANCES, "of the steps; by default learned_range, and fixed_small for --loss simple"),
     "timestep_sampler": (tuple(TIMESTEP_SAMPLERS), "which t a step looks at"),
 }
@@ -41,7 +44,9 @@ _CHOICES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `fastsample train`; their defaults made the bundled digits model."""
     default = Settings()
-    parser.add_argument("--data", required=True, help="mnist5k, mnist5k-train (4,000 of it), an .npz file, or a folder of images")
+    parser.add_argument(
+        "--data", required=True, help="mnist5k, mnist5k-train (4,000 of it), an .npz file, or a folder of images"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for model, checkpoint and losses")
     for name, text in _SETTINGS.items():
         value = getattr(default, name)

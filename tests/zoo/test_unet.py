@@ -107,7 +107,9 @@ def test_a_copy_in_half_precision_keeps_its_levels() -> None:
     half = copy.deepcopy(model).half()
     assert torch.equal(half._levels(torch.arange(1000))[0], model._levels(torch.arange(1000))[0])
     x = torch.randn(1, 1, 28, 28)
-    torch.testing.assert_close(half(x.half(), torch.tensor([3])).float(), model(x, torch.tensor([3])), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        half(x.half(), torch.tensor([3])).float(), model(x, torch.tensor([3])), atol=0.05, rtol=0
+    )
 
 
 def test_what_a_model_says_of_itself_is_stored(tmp_path) -> None:  # type: ignore[no-untyped-def]
