@@ -142,11 +142,12 @@ def measured(case: AnyCase, run: Run) -> Row | BitsRow:
         data = samples(case, run)
         ms = 1e3 * (process_time() - start) / case.count
         evaluation = yardstick(run.reference).measure(data)
-        visited = (_spacing(sampler), _first(sampler), len(sampler.table))
         return Row(
             *_names(run),
             case.sampler,
-            *visited,
+            _spacing(sampler),
+            _first(sampler),
+            len(sampler.table),
             case.count,
             case.guidance,
             run.seed,
