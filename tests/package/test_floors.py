@@ -18,7 +18,7 @@ FLOORS = (
     ("fastsample.commands",),
     ("fastsample.evaluate", "fastsample.selftest", "fastsample.train"),
     ("fastsample",),  # the door, which names what users call
-    ("fastsample.graph", "fastsample.interpolation", "fastsample.samplers.batcher"),
+    ("fastsample.graph", "fastsample.interpolation", "fastsample.likelihood", "fastsample.samplers.batcher"),
     ("fastsample.samplers", "fastsample.lora"),
     ("fastsample.loop", "fastsample.forward"),
     ("fastsample.ops",),
