@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsample.commands.console import in_one_line
-from fastsample.commands.machine import use_threads
+from fastsample.commands.threads import use_threads
 
 if TYPE_CHECKING:
     from fastsample.evaluate import Evaluation, Figure
