@@ -38,7 +38,7 @@ class Settings:
         ValueError: a value out of its range.
     """
 
-    steps: int = 20000
+    steps: int = 17000
     batch_size: int = 64
     lr: float = 1e-3
     warmup: int = 500
@@ -98,7 +98,7 @@ class Settings:
         first, last = (1e-4, 0.02) if self.schedule == "linear" else (0.00085, 0.012)
         if last * scale >= 1:
             raise ValueError(f"timesteps must be more than {last * 1000:g} for a {self.schedule} schedule, got {T}")
-        return getattr(Schedule, self.schedule)(T, first * scale, last * scale)  # type: ignore[no-any-return]
+        return getattr(Schedule, self.schedule)(T, first * scale, last * scale)
 
     def cooldown_start(self) -> int:
         """The first step whose learning rate depends on `steps`."""
