@@ -13,7 +13,7 @@ from fastsample.checks import check_floating
 from fastsample.loop.guidance import guidance_of
 from fastsample.loop.noise_source import noise_source
 from fastsample.loop.options import RunOptions
-from fastsample.model import Model, Predictor, schedule_of
+from fastsample.model import Model, Predictor, prediction_of, schedule_of
 from fastsample.ops.address import check_readable
 from fastsample.ops.checks import check_like, check_state
 from fastsample.ops.likelihood import likelihood, prior_bits
@@ -66,7 +66,7 @@ def nll(
     schedule: Schedule | None = None,
     timesteps: Timesteps = "respaced",
     variance: str = "fixed_small",
-    prediction: str = "epsilon",
+    prediction: str | None = None,
     clip: Clip = 1.0,
     seed: Seed | None = None,
     index: Index = 0,
@@ -96,7 +96,8 @@ def nll(
         timesteps: which ones to visit, all that DDPM takes: a spacing's name, "ddim50", "10,15,20", or the timesteps.
             The default goes from T - 1 to 0. A set that ends above 0 leaves the last level's noise to the decoder.
         variance: "fixed_small", "fixed_large", "learned" or "learned_range", see fastsample.DDPM.
-        prediction: what the model predicts: "epsilon", "v" or "x0".
+        prediction: what the model predicts: "epsilon", "v" or "x0"; default `model.prediction`, found as the schedule
+            is, else "epsilon".
         clip: x0 of the model is clamped to [-clip, clip]; None leaves it as it is.
         seed, index: as for samplers: z of step k is fastsample.ops.randn(x0.shape, seed=seed, index=index, step=k,
             stream=3), which no sampler draws. So a sample's noise does not depend on the batch that it is in.
@@ -131,7 +132,7 @@ def nll(
         steps=steps,
         timesteps=timesteps,
         variance=variance,
-        prediction=prediction,
+        prediction=prediction_of(model, prediction),
         clip=clip,
     )
     table = sampler.table

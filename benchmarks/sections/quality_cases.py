@@ -9,6 +9,7 @@ from functools import partial
 
 import fastsample
 from fastsample import DDIM, DDPM, DPMSolver, Euler, EulerAncestral, Heun, Sampler
+from fastsample.samplers.spacing import prediction_and_spacing
 
 Make = Callable[..., Sampler]
 
@@ -20,7 +21,7 @@ SAMPLERS: Mapping[str, Make] = {
     "DDPM, fixed small": partial(DDPM, variance="fixed_small", clip=1.0),
     "DDPM, fixed large": partial(DDPM, variance="fixed_large", clip=1.0),
     "DPM-Solver++ 3M": partial(DPMSolver, order=3, clip=1.0),
-    "Heun": partial(Heun, timesteps="karras", clip=1.0),
+    "Heun": partial(Heun, clip=1.0),
     "Euler": partial(Euler, clip=1.0),
     "Euler ancestral": partial(EulerAncestral, clip=1.0),
     "DPM-Solver++ 2M, Karras": partial(DPMSolver, order=2, timesteps="karras", clip=1.0),
@@ -55,11 +56,19 @@ class Case:
         with warnings.catch_warnings():
             # Of timesteps that do not suit a schedule: how bad they are is what the study is about.
             warnings.simplefilter("ignore", UserWarning)
-            return make(schedule, steps=min(steps, most), prediction=model.config.prediction)
+            return make(schedule, steps=min(steps, most), **_as_functions_choose(model, make))
 
     def image_calls(self, model: fastsample.zoo.UNet) -> int:
         """Images times model calls; guidance doubles the images."""
         return self.count * len(self.make(model).table) * (1 if self.guidance == 1 else 2)
+
+
+def _as_functions_choose(model: fastsample.zoo.UNet, make: Make) -> dict[str, str]:
+    """The prediction and, where the case names no timesteps, the spacing that fastsample.ddim and its like would take."""
+    kind = getattr(make, "func", make)
+    spacing = getattr(make, "keywords", {}).get("timesteps", kind.__dataclass_fields__["timesteps"].default)
+    prediction, spacing = prediction_and_spacing(model, None, spacing, amplifies_x0=kind._amplifies_x0)
+    return {"prediction": prediction, "timesteps": spacing}
 
 
 @dataclass(frozen=True)
