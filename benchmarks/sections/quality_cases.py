@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import fastsample
 from fastsample import DDIM, DDPM, DPMSolver, Euler, EulerAncestral, Heun, Sampler
@@ -64,8 +65,8 @@ class Case:
 
 
 def _as_functions_choose(model: fastsample.zoo.UNet, make: Make) -> dict[str, str]:
-    """The prediction and, where the case names no timesteps, the spacing that fastsample.ddim and its like would take."""
-    kind = getattr(make, "func", make)
+    """The prediction, and timesteps where the case names none, as fastsample.ddim and the other functions have them."""
+    kind: Any = getattr(make, "func", make)
     spacing = getattr(make, "keywords", {}).get("timesteps", kind.__dataclass_fields__["timesteps"].default)
     prediction, spacing = prediction_and_spacing(model, None, spacing, amplifies_x0=kind._amplifies_x0)
     return {"prediction": prediction, "timesteps": spacing}
