@@ -1,6 +1,6 @@
 """Benchmarks: `python -m benchmarks.COMMAND`, where COMMAND is a module of this folder.
 
-step, noise and lora time an op; sampler and digits whole runs; convergence is about errors, choice about which
+step, noise and lora time an op; sampler, digits and nll whole runs; convergence is about errors, choice about which
 arithmetic processes take, gpu_static about machine code, and families puts results of several machines side by side.
 
 A command writes sections/, a table of results each. They time cases/, what is measured, beside peers/, the same work as

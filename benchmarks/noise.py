@@ -10,7 +10,7 @@ import torch
 from benchmarks.common.harness import Candidate, measure
 from benchmarks.common.options import Run, Shape, begin, label, parser
 from benchmarks.common.report import OURS, Row, against, plot, rows_of, table, write_csv
-from benchmarks.sections import quality
+from benchmarks.sections import noise_quality
 from fastsample import ops
 
 
@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = flags.parse_args(argv)
     run = begin(arguments)
     if arguments.quality:
-        findings = quality.study(quality.QUICK_SHAPE if run.quick else quality.SHAPE)
-        print(quality.table(findings))
+        findings = noise_quality.study(noise_quality.QUICK_SHAPE if run.quick else noise_quality.SHAPE)
+        print(noise_quality.table(findings))
         write_csv(run.path("noise-quality", ".csv"), findings)
         return 0
     rows = speed(run)

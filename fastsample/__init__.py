@@ -13,6 +13,7 @@ from fastsample.forward import add_noise, velocity
 from fastsample.graph import Graph, graph
 from fastsample.images import to_uint8
 from fastsample.interpolation import interpolate, slerp
+from fastsample.likelihood import BitsPerDimension, nll
 from fastsample.moved import find_by_earlier_names
 from fastsample.ops.available import backends
 from fastsample.samplers import (
@@ -82,6 +83,7 @@ __all__ = [
     "LCM",
     "TCD",
     "Batcher",
+    "BitsPerDimension",
     "Consistency",
     "DDIMInverse",
     "DPMSolver",
@@ -116,6 +118,7 @@ __all__ = [
     "karras_sigmas",
     "lcm",
     "lora",
+    "nll",
     "ops",
     "slerp",
     "solver_timesteps",

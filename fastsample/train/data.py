@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ def load_data(source: str | Path) -> ImageData:
         raise FileNotFoundError(message) from None
     if path.suffix != ".npz":
         raise ValueError(f"data must be {', '.join(MNIST5K)}, an .npz file or a folder of images, got {path}")
-    return _npz(path)
+    return _image_data(*read_npz(path))
 
 
 def held_out() -> NDArray[np.int64]:
@@ -123,7 +124,12 @@ def _mnist5k(part: str) -> ImageData:
     return _image_data(images[kept], labels[kept])
 
 
-def _npz(path: Path) -> ImageData:
+def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The arrays `images` and, where there are any, `labels` of an .npz file, as they are.
+
+    Raises:
+        ValueError: it is no whole .npz file, has no `images`, or would unpack to far more than its bytes.
+    """
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not an .npz file")
     try:
@@ -140,7 +146,7 @@ def _npz(path: Path) -> ImageData:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
         raise ValueError(f"{path} is no whole .npz file: {error}") from error
-    return _image_data(images, labels)
+    return images, labels
 
 
 def _check_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> None:

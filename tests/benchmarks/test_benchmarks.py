@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastsample
-from benchmarks import convergence, digits, lora, noise, sampler, step
+from benchmarks import convergence, digits, lora, nll, noise, sampler, step
 from benchmarks.cases.repeatable import repeatable
 from benchmarks.cases.steps import NOISE_FREE, NOISY, Case
 from benchmarks.common import cpu, harness, options, report
@@ -289,6 +289,14 @@ def test_digits_script(quick: list[str], tmp_path: Path, capsys: pytest.CaptureF
     assert digits.main(quick) == 0
     assert "ms an image" in capsys.readouterr().out
     assert {row["provider"] for row in read(tmp_path / f"digits-{FAMILY}-quick.csv")} == {"forward", "step"}
+
+
+@needs_cpu
+def test_nll_script(quick: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("mlxtend")
+    assert nll.main(quick) == 0
+    forward, ours = read(tmp_path / f"nll-{FAMILY}-quick.csv")
+    assert (forward["provider"], ours["provider"], ours["baseline"]) == ("forward", "fastsample", "forward")
 
 
 @needs_cpu

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastsample
-from benchmarks import convergence, digits, lora, noise, sampler, step
+from benchmarks import convergence, digits, lora, nll, noise, sampler, step
 from benchmarks.common import cpu, gpu, options, report
 from benchmarks.common.harness import Candidate, measure
 
@@ -19,7 +19,7 @@ CUDA = torch.device("cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("script", [step, sampler, noise, lora, digits], ids=lambda script: script.__name__[11:])
+@pytest.mark.parametrize("script", [step, sampler, noise, lora, digits, nll], ids=lambda script: script.__name__[11:])
 def test_without_a_gpu_scripts_refuse(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         script.main(["--quick", "--device", "cuda", "--out", str(tmp_path)])
@@ -119,7 +119,7 @@ def test_results_carry_the_gpu_s_name(fake_gpu: list[str], tmp_path: Path) -> No
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("script", [step, sampler, noise, lora, digits], ids=lambda script: script.__name__[11:])
+@pytest.mark.parametrize("script", [step, sampler, noise, lora, digits, nll], ids=lambda script: script.__name__[11:])
 def test_scripts_run_on_a_gpu(script: Any, tmp_path: Path) -> None:
     assert script.main(["--quick", "--device", "cuda", "--out", str(tmp_path)]) == 0
     assert list(tmp_path.glob(f"*-{gpu.slug(CUDA)}-quick.csv"))

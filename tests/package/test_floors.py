@@ -16,9 +16,9 @@ from support.paths import ROOT
 FLOORS = (
     ("fastsample.cli", "fastsample.__main__"),
     ("fastsample.commands",),
-    ("fastsample.selftest", "fastsample.train"),
+    ("fastsample.evaluate", "fastsample.selftest", "fastsample.train"),
     ("fastsample",),  # the door, which names what users call
-    ("fastsample.graph", "fastsample.interpolation", "fastsample.samplers.batcher"),
+    ("fastsample.graph", "fastsample.interpolation", "fastsample.likelihood", "fastsample.samplers.batcher"),
     ("fastsample.samplers", "fastsample.lora"),
     ("fastsample.loop", "fastsample.forward"),
     ("fastsample.ops",),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastsample.broadcast import per_sample
 from fastsample.ops.likelihood.coefficients import COLUMNS
+from fastsample.ops.tracing import traced
 
 _FLOOR = 1e-12  # the smallest probability of a pixel, improved-diffusion's
 _EDGE = 0.999  # pixels beyond it are in the first or last bin
@@ -37,18 +39,34 @@ def bits(x_start: Tensor, x: Tensor, m: Tensor, v: Tensor, coefficients: Tensor,
         columns = torch.where(exists.reshape(-1, 1), columns, math.nan)
     else:
         columns = coefficients[row]
-    p, q, limit, a, b, weight, constant, slope, data = (per_sample(columns[..., i], x) for i in range(len(COLUMNS)))
+    # One row of all samples, on a CPU: the host knows its numbers, and what it does not have need not be computed.
+    known = not isinstance(row, Tensor) and columns.is_cpu and not traced(columns)
+    values: list[Any] = columns.tolist() if known else [per_sample(column, x) for column in columns.unbind(-1)]
+    p, q, limit, a, b, weight, constant, slope, data = values[: len(COLUMNS)]
     m, v = m.to(x.dtype), v.to(x.dtype)
 
-    def times(coefficient: Tensor, operand: Tensor) -> Tensor:
-        return torch.where(coefficient == 0, 0.0, coefficient * operand)  # without a coefficient it is not read
+    def times(coefficient: Any, operand: Tensor) -> Tensor:
+        """The product; without a coefficient the operand is not read."""
+        if known:
+            return coefficient * operand if coefficient else operand.new_zeros(())
+        return torch.where(coefficient == 0, 0.0, coefficient * operand)
 
     x0 = times(p, x) + times(q, m)
-    x0 = torch.clamp(x0, -limit, limit)
+    if not (known and limit == math.inf):
+        x0 = torch.clamp(x0, -limit, limit)
     gap = constant + times(slope, v)
-    divergence = 0.5 * (gap + torch.expm1(-gap) + weight * (x_start - x0).square() * torch.exp(-gap))
-    # A row that leads to data has no q: there `constant` makes `gap` the log variance of p itself.
-    terms = torch.where(data == 1, _surprise(x_start, times(a, x) + b * x0, gap), divergence)
+
+    def divergence() -> Tensor:
+        return 0.5 * (gap + torch.expm1(-gap) + weight * (x_start - x0).square() * torch.exp(-gap))
+
+    def surprise() -> Tensor:
+        # A row that leads to data has no q: there `constant` makes `gap` the log variance of p itself.
+        return _surprise(x_start, times(a, x) + b * x0, gap)
+
+    def either() -> Tensor:
+        return torch.where(data == 1, surprise(), divergence())
+
+    terms = either() if not known else surprise() if data else divergence()
     return terms.reshape(x.shape[0], -1).mean(dim=1) / math.log(2)
 
 

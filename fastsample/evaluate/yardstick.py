@@ -1,0 +1,215 @@
+"""The yardstick: samples against a reference in every figure, and real images against real ones beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastsample.checks import integer
+from fastsample.evaluate.distances import (
+    NEIGHBOURS,
+    Figure,
+    Real,
+    mean,
+    median,
+    nearest,
+    resamples,
+)
+from fastsample.evaluate.features import Eye, Features, name_of
+from fastsample.evaluate.sources import Source, load_reference, load_samples
+from fastsample.train.data import ImageData
+
+DRAWS, _MOST_DRAWS = 200, 100_000
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Two sets in one space of features; every Figure has its interval from 5 to 95 %.
+
+    Attributes:
+        count, reference_count: images in either set.
+        frechet: Frechet distance; it falls with both counts, so compare equal counts only.
+        kernel: unbiased kernel distance, for few samples too; 0 on average for samples like the reference.
+        precision, recall: shares of samples that look real, and of real images that samples come close to.
+    """
+
+    count: int
+    reference_count: int
+    frechet: Figure
+    kernel: Figure
+    precision: Figure
+    recall: Figure
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What samples are worth.
+
+    Attributes:
+        features: the name of what was compared.
+        samples: against the reference.
+        halves: one random half of the reference against the other: what real images come to.
+        class_agreement: the share of samples that the classifier reads as their label; None without labels or without
+            the classifier.
+        real_class_agreement: the same for held-out real digits.
+        nearest: median distance of a sample to the nearest image that was trained on, root mean square over pixels in
+            [-1, 1].
+        real_nearest: the same for real images that were not trained on; where those are not known, of reference images
+            to the nearest other one. Samples that lie much nearer than this are copies.
+    """
+
+    features: str
+    samples: Distances
+    halves: Distances
+    class_agreement: Figure | None
+    real_class_agreement: Figure | None
+    nearest: Figure
+    real_nearest: Figure
+
+
+class Yardstick:
+    """A reference, seen once, for any number of sets of samples.
+
+    Args:
+        reference, features, seed, draws: as in evaluate.
+
+    Raises:
+        As evaluate, before any image is looked at.
+    """
+
+    def __init__(
+        self,
+        reference: str | Path = "mnist5k",
+        *,
+        features: str | Features | None = None,
+        seed: int = 0,
+        draws: int = DRAWS,
+    ) -> None:
+        self._seed, self._draws = integer("seed", seed, 0, 2**63 - 1), integer("draws", draws, 2, _MOST_DRAWS)
+        self.reference = load_reference(reference)
+        self.features = name_of(features, self.reference)
+        fewest = 2 * (NEIGHBOURS + 1)
+        if len(self.reference.data.images) < fewest:
+            count = len(self.reference.data.images)
+            raise ValueError(f"reference must hold {fewest} images or more, {self.reference.name} has {count}")
+        _require_torchmetrics()
+        self._eye = Eye(features if callable(features) else self.features)
+
+    @cached_property
+    def _real(self) -> Real:
+        return Real(self._eye.see(self.reference.data)[0])
+
+    def check(self, samples: ImageData) -> None:
+        """Raises ValueError where the samples cannot be measured: too few, or of another shape than the reference."""
+        wanted, shape = (tuple(data.images.shape[1:]) for data in (self.reference.data, samples))
+        if shape != wanted:
+            raise ValueError(f"samples must be of the reference's shape {wanted} (C, H, W), got {shape}")
+        if len(samples.images) <= NEIGHBOURS:
+            raise ValueError(f"samples must be more than {NEIGHBOURS}, got {len(samples.images)}")
+
+    def measure(self, samples: ImageData) -> Evaluation:
+        """All figures of these samples."""
+        self.check(samples)
+        features, classes = self._eye.see(samples)
+        copies = nearest(_pixels(samples), _pixels(self.reference.seen))
+        return Evaluation(
+            self.features,
+            self._distances(self._real, features),
+            self.halves,
+            self._agreement(samples, classes),
+            self._real_agreement,
+            median(copies, self._resamples(len(copies))),
+            self._real_nearest,
+        )
+
+    @cached_property
+    def halves(self) -> Distances:
+        """A random half of the reference against the other."""
+        return self.real(len(self.reference.data.images) // 2)
+
+    def real(self, count: int) -> Distances:
+        """So many random images of the reference against its others: what the best samples come to.
+
+        Raises:
+            ValueError: where either part is too small.
+        """
+        features = self._real.features
+        count = integer("count", count, NEIGHBOURS + 1, len(features) - NEIGHBOURS - 1)
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(self._seed))
+        return self._distances(Real(features[order[count:]]), features[order[:count]])
+
+    def _distances(self, reference: Real, samples: Tensor) -> Distances:
+        drawn = self._resamples(len(samples))
+        return Distances(
+            len(samples),
+            len(reference.features),
+            reference.frechet_distance(samples, drawn),
+            reference.kernel_distance(samples, drawn),
+            *reference.coverage(samples, self._seed, self._draws),
+        )
+
+    @cached_property
+    def _real_agreement(self) -> Figure | None:
+        unseen = self.reference.unseen
+        return None if unseen is None else self._agreement(unseen, self._eye.see(unseen)[1])
+
+    def _agreement(self, data: ImageData, classes: Tensor | None) -> Figure | None:
+        if classes is None or data.labels is None:
+            return None
+        return mean((classes == data.labels).double(), self._resamples(len(classes)))
+
+    @cached_property
+    def _real_nearest(self) -> Figure:
+        unseen, seen = self.reference.unseen, _pixels(self.reference.seen)
+        apart = nearest(seen, seen, same=True) if unseen is None else nearest(_pixels(unseen), seen)
+        return median(apart, self._resamples(len(apart)))
+
+    def _resamples(self, count: int) -> Tensor:
+        return resamples(count, self._draws, self._seed)
+
+
+def evaluate(
+    samples: Source,
+    reference: str | Path = "mnist5k",
+    *,
+    labels: Tensor | None = None,
+    features: str | Features | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Evaluation:
+    """Measures samples against real images; docs/quality.md says what the figures are worth.
+
+    Args:
+        samples: an .npz file or a folder as for fastsample.train.load_data, where the images may also be floating
+            point in [-1, 1]; or a tensor (N, C, H, W), uint8 or floating point.
+        reference: "mnist5k", "mnist5k-train", "mnist5k-held-out", an .npz file or a folder.
+        labels: int64 (N,), the class that was asked for of each sample, in place of those that the source has.
+        features: "classifier", 64 hidden units of the bundled classifier of digits, the default for mnist5k; "pixels",
+            64 averages of every channel; or a function from float32 (N, C, H, W) in [-1, 1] to (N, D).
+        seed: of the bootstrap and of how the reference is halved. The same seed gives the same figures.
+        draws: of the bootstrap, at least 2.
+
+    Raises:
+        ImportError: torchmetrics or mlxtend is needed and missing.
+        ValueError, TypeError, FileNotFoundError: the samples or the reference cannot be read, differ in shape or are
+            too few, or the features do not suit them.
+    """
+    images = load_samples(samples, labels)
+    yardstick = Yardstick(reference, features=features, seed=seed, draws=draws)
+    return yardstick.measure(images)
+
+
+def _require_torchmetrics() -> None:
+    try:
+        import torchmetrics.image.fid  # noqa: F401
+    except ImportError as error:
+        raise ImportError("distances are taken with torchmetrics: pip install 'fastsample[evaluate]'") from error
+
+
+def _pixels(data: ImageData) -> Tensor:
+    flat = data.scaled(torch.arange(len(data.images))).flatten(1)
+    return flat / flat.shape[1] ** 0.5
