@@ -27,7 +27,8 @@ VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 class Terms(NamedTuple):
     """What a loss is made of, each (B,): the loss of every sample, the mean square error, and the variational term.
 
-    mse is that of the target. vb is T L_t with the loss "vlb" and T / 1000 L_t with the others; "simple" only reports it.
+    mse is that of the target. vb is T L_t with the loss "vlb" and T / 1000 L_t with the others; "simple" does not
+    minimise it.
     """
 
     loss: Tensor

@@ -22,7 +22,7 @@ class TimestepSampler(Protocol):
         ...
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Takes the losses, unweighted, (B,), that were found at t. Called by every process with its part of the batch."""
+        """Takes the losses, unweighted, (B,), that were found at t; every process calls it with its own part."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class UniformTimesteps:
 
 
 class ImportanceTimesteps:
-    """Importance sampling by the losses' second moments (Nichol & Dhariwal 2021; improved-diffusion's loss-second-moment).
+    """Importance sampling by the losses' second moments (Nichol & Dhariwal 2021; "loss-second-moment" there).
 
         p_t = (1 - share) sqrt(E[loss_t^2]) / sum_t sqrt(E[loss_t^2]) + share / T
 
@@ -130,7 +130,7 @@ class ImportanceTimesteps:
         """
         if t.shape != losses.shape or t.ndim != 1:
             raise ValueError(f"t and losses must have one shape (B,), got {tuple(t.shape)} and {tuple(losses.shape)}")
-        if len(t) and not (0 <= int(t.min()) and int(t.max()) < self.T):
+        if len(t) and (int(t.min()) < 0 or int(t.max()) >= self.T):
             raise ValueError(f"t must lie in [0, {self.T}), got {int(t.min())} .. {int(t.max())}")
         if not losses.isfinite().all():
             raise ValueError("losses must be finite")

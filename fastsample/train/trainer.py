@@ -51,7 +51,7 @@ def train(
     Raises:
         ValueError: device cannot be used, `out` holds files of something else or a run with other settings or data, or
             the data do not suit the model. OSError: out cannot be written. RuntimeError: another run uses out.
-        ArithmeticError: the loss, its gradient or a weight is no longer finite; the last checkpoint is from before that.
+        ArithmeticError: the loss, its gradient or a weight is not finite; the last checkpoint is from before that.
     """
     settings = settings or Settings()
     out = Path(out)

@@ -1,4 +1,4 @@
-"""The losses for every prediction, target and variance, against their definitions in float64 and Improved DDPM's values."""
+"""The losses for every prediction, target and variance, against their definitions in float64."""
 
 from __future__ import annotations
 
@@ -91,7 +91,6 @@ def test_gradients_are_those_of_the_definition(prediction: str, loss: str) -> No
     single = output.float().requires_grad_()
     losses(single, x0.float(), xt.float(), T, noise.float()).loss.sum().backward()
 
-    alpha, sigma = levels(x0)
     predicted = exact[:, :3]
     mse = (as_all(prediction, predicted, xt)[prediction] - as_all("x0", x0, xt)[prediction]).square()
     total = mse.flatten(1).mean(1).sum() if loss != "vlb" else torch.zeros(())
