@@ -58,6 +58,18 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
     return value
 
 
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device. Raises ValueError where nothing can be computed there."""
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
+    if place.type == "meta":
+        raise ValueError("device 'meta' cannot be used: nothing is computed there")
+    return place
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raises TypeError for what is no number, ValueError for one that is not positive and finite."""
     check_number(name, value)

@@ -14,6 +14,7 @@ from fastsample.loop.guidance import guidance_of
 from fastsample.loop.noise_source import noise_source
 from fastsample.loop.options import RunOptions
 from fastsample.model import Model, Predictor, schedule_of
+from fastsample.ops.address import check_readable
 from fastsample.ops.checks import check_like, check_state
 from fastsample.ops.likelihood import likelihood, prior_bits
 from fastsample.ops.likelihood.coefficients import coefficients_of
@@ -153,6 +154,7 @@ def _check_data(x0: Tensor) -> None:
         check_state(x0)
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("x must", "x0 must", 1)) from None
+    check_readable("x0", x0)
     if differentiable(x0):
         raise ValueError("x0 requires gradients, which nll does not compute: give x0.detach()")
     low, high = (float(end) for end in x0.detach().aminmax())

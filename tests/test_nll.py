@@ -315,6 +315,13 @@ def test_refused_before_the_model_is_called(case: str) -> None:
         nll(arguments.pop("model"), arguments.pop("x0"), **arguments)
 
 
+def test_data_whose_memory_is_gone() -> None:
+    x0 = torch.zeros(2, 3)
+    x0.untyped_storage().resize_(0)
+    with pytest.raises(TypeError, match="x0 must be a tensor whose values lie in memory"):
+        nll(called, x0, schedule=LINEAR, steps=2)
+
+
 def test_noise_that_ends_early() -> None:
     with pytest.raises(ValueError, match="noise ended after 2 tensors, and there are 4 steps"):
         nll(toy_model, X0, schedule=LINEAR, steps=4, noise=(noise_of(k) for k in range(2)))

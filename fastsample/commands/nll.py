@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastsample.checks import usable_device
 from fastsample.commands.console import in_one_line
-from fastsample.commands.machine import usable_device, use_threads
+from fastsample.commands.threads import use_threads
 from fastsample.likelihood import BitsPerDimension, nll
 from fastsample.samplers.ddpm import DDPM, VARIANCES
 from fastsample.storage.writing import check_replaceable, check_writable, replace_text

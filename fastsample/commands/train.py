@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from fastsample.commands.console import in_one_line
+from fastsample.commands.threads import use_threads
 from fastsample.train.data import load_data
 from fastsample.train.losses import LOSSES, PREDICTIONS, VARIANCES
 from fastsample.train.settings import SCHEDULES, Settings
@@ -15,7 +14,6 @@ from fastsample.train.timesteps import TIMESTEP_SAMPLERS
 from fastsample.train.trainer import check_place, train
 
 HELP = "train a small U-Net as the bundled model was trained"
-_MOST_THREADS = 4096
 _SETTINGS = {
     "steps": "optimizer steps; a run can be extended by more",
     "batch_size": "images per step, of each process",
@@ -73,10 +71,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0 on success; 2 on bad input and 130 on Ctrl-C, with a word on stderr.
     """
-    if args.threads is not None:
-        if not 1 <= args.threads <= _MOST_THREADS:
-            raise ValueError(f"--threads must be from 1 to {_MOST_THREADS}, got {args.threads}")
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     widths = None if args.widths is None else tuple(args.widths)
     settings = Settings(widths=widths, **{name: getattr(args, name) for name in (*_SETTINGS, *_CHOICES)})
     check_place(args.out, args.device, args.save_every)

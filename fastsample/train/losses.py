@@ -132,7 +132,7 @@ class DiffusionLoss:
         error = true.to(dtype) - predicted
         if self.target != self.prediction:
             # An error of epsilon by 1 is one of v by 1 / alpha and of x0 by sigma / alpha.
-            scale = {"epsilon": 1.0, "v": 1 / alpha, "x0": sigma / alpha}
+            scale = {"epsilon": torch.ones_like(alpha), "v": 1 / alpha, "x0": sigma / alpha}
             error = error * (scale[self.target] / scale[self.prediction])
         return error.square().flatten(1).mean(1)
 

@@ -98,7 +98,7 @@ class Settings:
         first, last = (1e-4, 0.02) if self.schedule == "linear" else (0.00085, 0.012)
         if last * scale >= 1:
             raise ValueError(f"timesteps must be more than {last * 1000:g} for a {self.schedule} schedule, got {T}")
-        return getattr(Schedule, self.schedule)(T, first * scale, last * scale)  # type: ignore[no-any-return]
+        return getattr(Schedule, self.schedule)(T, first * scale, last * scale)
 
     def cooldown_start(self) -> int:
         """The first step whose learning rate depends on `steps`."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastsample.checks import usable_device
 from fastsample.storage.writing import check_replaceable, check_writable, remove_parts, sole_writer
 from fastsample.train import report
 from fastsample.train.checkpoint import CHECKPOINT, TRUNK, State, read_checkpoint, write_checkpoint
@@ -71,13 +72,7 @@ def check_place(out: Path, device: str | torch.device, save_every: int) -> None:
     """Raises what train would raise for these arguments, before data are read or a folder is made."""
     if save_every < 1:
         raise ValueError(f"save_every must be at least 1, got {save_every}")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
-    if place.type == "meta":
-        raise ValueError("device 'meta' cannot be used: nothing is computed there")
+    usable_device(device)
     check_writable(out)
     for name in _FILES:
         check_replaceable(out / name)

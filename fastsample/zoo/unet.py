@@ -193,7 +193,7 @@ class UNet(nn.Module):
             h = shrink(skips[-1])
         h = self.middle_in(h, condition)
         h = self.middle_out(self.attention(h), condition)
-        for up, grow in zip(reversed(self.ups), reversed(self.grows), strict=True):  # type: ignore[call-overload]
+        for up, grow in zip(reversed(self.ups), reversed(self.grows), strict=True):
             h = up(torch.cat((functional.pixel_shuffle(grow(h), 2), skips.pop()), dim=1), condition)
         leave: Tensor = self.leave(functional.silu(self.norm(h)))
         return leave

@@ -32,6 +32,14 @@ def test_examples_from_diffusers_run() -> None:
     assert found["latents"].shape == (2, 16, 64, 64) and found["latents"].isfinite().all()
 
 
+def test_examples_of_training_run() -> None:
+    page = (ROOT / "docs" / "training.md").read_text()
+    [code] = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    found: dict[str, Tensor] = {}
+    exec(compile(code, "training.md", "exec"), found)
+    assert found["network"].weight.grad.isfinite().all()  # type: ignore[attr-defined]
+
+
 def test_examples_of_lora_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unet_2d_condition = pytest.importorskip("diffusers").UNet2DConditionModel
     unet = unet_2d_condition(
