@@ -79,13 +79,14 @@ class Real:
         return figure(values[0], torch.tensor(values[1:]))
 
     def kernel_distance(self, samples: Tensor, drawn: Tensor) -> Figure:
-        """The squared maximum mean discrepancy under the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), unbiased.
+        """The squared maximum mean discrepancy under the kernel (x.y / s + 1)^3 (Binkowski et al. 2018), unbiased.
 
-        With samples of the real distribution its mean is 0 for any N, so that figures of few samples compare too; it
-        can be negative. No pair of a sample and itself counts, also where a resample holds a sample twice.
+        They divide by s = D, for features whose mean square is about 1; here s is the real ones' mean |x|^2. With
+        samples of the real distribution its mean is 0 for any N, so that figures of few samples compare too; it can be
+        negative. No pair of a sample and itself counts, also where a resample holds a sample twice.
         """
         samples, count = samples.double(), len(samples)
-        among, across = _kernel(samples, samples).fill_diagonal_(0), _kernel_means(samples, self.features)
+        among, across = self._kernel(samples, samples).fill_diagonal_(0), self._kernel_means(samples)
         drawn_weights = (index.bincount(minlength=count) for index in drawn)
         weights = torch.stack([torch.ones(count, dtype=torch.int64), *drawn_weights]).double()
         pairs = count**2 - weights.square().sum(1)
@@ -118,12 +119,25 @@ class Real:
         self._metric.update(samples, real=False)
         return float(self._metric.compute())
 
+    def _kernel(self, rows: Tensor, others: Tensor) -> Tensor:
+        from torchmetrics.image.kid import poly_kernel
+
+        return poly_kernel(rows, others, gamma=1 / self._square)
+
+    def _kernel_means(self, points: Tensor) -> Tensor:
+        return torch.cat([self._kernel(rows, self.features).mean(1) for rows in points.split(_ROWS)])
+
+    @cached_property
+    def _square(self) -> float:
+        # Where all features are 0, any scale tells samples apart.
+        return float(self.features.square().sum(1).mean()) or 1.0
+
     @cached_property
     def _kernel_mean(self) -> float:
         """Over all pairs of two different real images."""
         count = len(self.features)
-        own = (self.features.square().sum(1) / self.features.shape[1] + 1).pow(3)
-        return float((_kernel_means(self.features, self.features).sum() * count - own.sum()) / (count * (count - 1)))
+        own = (self.features.square().sum(1) / self._square + 1).pow(3)
+        return float((self._kernel_means(self.features).sum() * count - own.sum()) / (count * (count - 1)))
 
     @cached_property
     def _radii(self) -> Tensor:
@@ -136,16 +150,6 @@ class _Given(nn.Identity):
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
-
-
-def _kernel(rows: Tensor, others: Tensor) -> Tensor:
-    from torchmetrics.image.kid import poly_kernel
-
-    return poly_kernel(rows, others)
-
-
-def _kernel_means(points: Tensor, others: Tensor) -> Tensor:
-    return torch.cat([_kernel(rows, others).mean(1) for rows in points.split(_ROWS)])
 
 
 def radii(features: Tensor) -> Tensor:

@@ -134,12 +134,17 @@ class Yardstick:
     def real(self, count: int) -> Distances:
         """So many random images of the reference against its others: what the best samples come to.
 
+        Where the reference has classes, both parts have about as many of each, like samples of balanced classes. These
+        lie a little nearer to a reference of balanced classes than as many samples of random ones.
+
         Raises:
             ValueError: where either part is too small.
         """
         features = self._real.features
         count = integer("count", count, NEIGHBOURS + 1, len(features) - NEIGHBOURS - 1)
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(self._seed))
+        if self.reference.data.labels is not None:
+            order = order[_interleaved(self.reference.data.labels[order])]
         return self._distances(Real(features[order[count:]]), features[order[:count]])
 
     def _distances(self, reference: Real, samples: Tensor) -> Distances:
@@ -170,6 +175,15 @@ class Yardstick:
 
     def _resamples(self, count: int) -> Tensor:
         return resamples(count, self._draws, self._seed)
+
+
+def _interleaved(labels: Tensor) -> Tensor:
+    """An order in which the first n images, for any n, have about as many of each class as the whole: int64 (N,)."""
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        (members,) = (labels == label).nonzero(as_tuple=True)
+        place[members] = (torch.arange(len(members)) + 0.5).double() / len(members)
+    return place.argsort(stable=True)
 
 
 def evaluate(

