@@ -18,6 +18,7 @@ import io
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,17 +27,18 @@ import torch
 
 from benchmarks.common.options import refuse
 from benchmarks.common.report import machine
+from benchmarks.quality import read
 from benchmarks.sections import improved_bits, improved_figures, improved_page, improved_samples, improved_training
 from benchmarks.sections.improved_bits import BitsCase
-from benchmarks.sections.improved_data import Data, Places, read
-from benchmarks.sections.improved_samples import LARGE, LEARNED, SMALL, SamplesCase, start_of
+from benchmarks.sections.improved_data import Data, Places
+from benchmarks.sections.improved_samples import LARGE, SMALL, SamplesCase, start_of
 from benchmarks.sections.improved_siblings import WEIGHTS, Sibling
+from benchmarks.sections.quality_cases import LEARNED, VARIANCES
 from benchmarks.siblings import SIBLINGS
 from fastsample.storage.writing import check_writable, replace_text
 
 RESULTS = Path(__file__).with_name("results")
 SEED = 0
-VARIANCES = ("learned_range", "fixed_small", "fixed_large")
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 SAMPLERS: Mapping[str, tuple[str, ...]] = {
     "hybrid": ("DDIM", LEARNED, SMALL, LARGE),
@@ -52,7 +54,7 @@ class Extent:
     """How much is measured: the study, or with `quick` a smoke run."""
 
     def __init__(self, *, quick: bool) -> None:
-        self.reference = "mnist5k-held-out" if quick else "mnist5k"
+        self.reference, self.draws = ("mnist5k-held-out", 10) if quick else ("mnist5k", 200)
         self.steps, self.most_steps = (5, 40) if quick else (100, 10**6)
         self.digits, self.fewer_digits, self.samples = (4, 4, 12) if quick else (1000, 64, 1000)
         self.calls = (2, 5) if quick else (10, 20, 50, 100)
@@ -145,7 +147,8 @@ def _measure(arguments: Namespace, siblings: Mapping[str, Sibling], places: Plac
             if isinstance(case, BitsCase):
                 _append(places.bits, improved_bits.measured(case, sibling, seed))
             else:
-                _append(places.samples, iter([improved_samples.measured(case, sibling, seed, extent.reference)]))
+                row = improved_samples.measured(case, sibling, seed, extent.reference, extent.draws)
+                _append(places.samples, iter([row]))
             done += case.image_calls()
             seconds = perf_counter() - start
             print(f"{seconds:6.0f} s  {case}  about {seconds * (calls - done) / done:.0f} s left", flush=True)
@@ -175,10 +178,14 @@ def _columns(case: Case) -> dict[str, str]:
 
 def _append(path: Path, rows: Iterator[Any]) -> None:
     """Adds dataclass rows, in place of earlier ones of the same case. A process that is killed leaves whole cases."""
-    here = {name: str(value) for name, value in machine().items() if name in ("cpu", "torch", "git", "date")}
-    added = [{name: _text(value) for name, value in asdict(row).items()} | here for row in rows]
+    added = [{name: _text(value) for name, value in asdict(row).items()} | _machine() for row in rows]
     same = {_case_of(row) for row in added}
     _replace(path, [*(row for row in read(path) if _case_of(row) not in same), *added])
+
+
+@cache
+def _machine() -> dict[str, str]:
+    return {name: str(value) for name, value in machine().items() if name in ("cpu", "torch", "git", "date")}
 
 
 def _case_of(row: Mapping[str, str]) -> tuple[str | None, ...]:

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fastsample
-from benchmarks.sections.improved_siblings import Sibling, digits
+from benchmarks.sections.improved_siblings import Sibling
+from benchmarks.sections.quality_rows import HELD_OUT
 from fastsample.evaluate import Figure
 from fastsample.evaluate.distances import mean, resamples
+from fastsample.train import load_data
 
 DRAWS = 1000
 _BINS = 60
@@ -62,7 +64,7 @@ class BitsRow:
 
 def measured(case: BitsCase, sibling: Sibling, seed: int) -> Iterator[BitsRow]:
     """The rows of a case."""
-    model, data = sibling.load(), digits()
+    model, data = sibling.load(), load_data(HELD_OUT)
     assert data.labels is not None
     batch = _BATCH if case.steps <= _SHORT else _SMALL_BATCH
     if len(case.variances) == 1:

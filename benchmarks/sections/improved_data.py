@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import quality
+from benchmarks.quality import read
 from benchmarks.sections.improved_bits import numbers
+from benchmarks.sections.quality_rows import digest_of
 from fastsample.evaluate import Figure
 
 BUNDLED = "bundled"
 _STANDARD = 1.645  # standard errors from the mean to 5 or 95 %
 
 Row = Mapping[str, str]
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file as text; none where there is no file yet."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 class Places:
@@ -35,7 +29,7 @@ class Places:
         self.training = folder / f"improved-ddpm-training{end}"
         self.schedules = folder / f"improved-ddpm-schedules{end}"
         # Those of the bundled model, which benchmarks.quality has measured.
-        self.quality, self.quality_bits = folder / "quality-digits.csv", folder / "quality-bits-digits.csv"
+        self.quality = quality.Places(folder, quality.BUNDLED.stem, quick=False)
         self.measured = (self.bits, self.samples, self.training)
 
 
@@ -44,8 +38,11 @@ class Data:
 
     def __init__(self, places: Places) -> None:
         self.bits, self.samples, self.training = map(read, places.measured)
-        self.quality = [row for row in read(places.quality) if float(row["guidance"]) == 1]
-        self.quality_bits = read(places.quality_bits)
+        # A file may also hold rows of an earlier model of this name.
+        samples, self.quality_bits = (
+            [row for row in read(path) if row["digest"] == digest_of(quality.BUNDLED)] for path in places.quality.tables
+        )
+        self.quality = [row for row in samples if float(row["guidance"]) == 1]
 
     def distance(
         self, model: str, sampler: str, calls: int, *, skipped: float = 0.0, name: str = "frechet", few: bool = False
@@ -62,7 +59,8 @@ class Data:
             ]
         if not found:
             raise LookupError(f"no samples of {model} by {sampler} in {calls} steps")
-        row = (min if few else max)(found, key=lambda row: int(row["count"]))
+        # Of equal ones the last: an earlier one started elsewhere.
+        row = (min if few else max)(reversed(found), key=lambda row: int(row["count"]))
         return Figure(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
 
     def calls(self, model: str, sampler: str) -> list[int]:

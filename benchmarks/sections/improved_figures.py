@@ -15,12 +15,14 @@ import fastsample
 from benchmarks.common.report import pyplot_for
 from benchmarks.sections.improved_bits import bins, numbers
 from benchmarks.sections.improved_data import BUNDLED, Data
-from benchmarks.sections.improved_samples import LEARNED, SAMPLERS
-from benchmarks.sections.improved_siblings import digits
+from benchmarks.sections.improved_samples import SAMPLERS
 from benchmarks.sections.improved_training import BOUND, CURVES, PROBABILITY
+from benchmarks.sections.quality_cases import LEARNED
+from benchmarks.sections.quality_rows import HELD_OUT
 from fastsample import Schedule
 from fastsample.evaluate import Figure
 from fastsample.storage.writing import replacing
+from fastsample.train import load_data
 
 SCHEDULES: Mapping[str, Schedule] = {"linear": Schedule.linear(1000), "cosine": Schedule.cosine(1000)}
 LENGTHS = (100, 1000, 10000)
@@ -88,7 +90,7 @@ def _terms(pyplot: Any, data: Data) -> Any:
 
 
 def _forward(pyplot: Any, data: Data) -> Any:
-    x0 = digits().scaled(torch.tensor([_DIGIT]))
+    x0 = load_data(HELD_OUT).scaled(torch.tensor([_DIGIT]))
     times = np.linspace(0, 999, _LEVELS).round().astype(int)
     figure, lines = pyplot.subplots(len(SCHEDULES), _LEVELS, figsize=(7, 2.1), layout="constrained")
     for (name, schedule), panels in zip(SCHEDULES.items(), lines, strict=True):

@@ -9,7 +9,8 @@ from functools import partial
 
 from benchmarks.sections.improved_bits import difference
 from benchmarks.sections.improved_data import BUNDLED, Data
-from benchmarks.sections.improved_samples import LARGE, LEARNED, SMALL
+from benchmarks.sections.improved_samples import LARGE, SMALL
+from benchmarks.sections.quality_cases import LEARNED
 from fastsample.evaluate import Figure
 
 RE_FOUND, NOT_CLEAR, CONTRADICTED, MISSING = "re-found", "not clear", "contradicted", "not measured yet"

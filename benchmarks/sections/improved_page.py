@@ -12,7 +12,8 @@ from benchmarks.sections.improved_bits import bins, numbers
 from benchmarks.sections.improved_data import Data, Row
 from benchmarks.sections.improved_figures import LENGTHS, SCHEDULES, beta_ratio, file_of
 from benchmarks.sections.improved_findings import findings
-from benchmarks.sections.improved_samples import LEARNED, SAMPLERS
+from benchmarks.sections.improved_samples import SAMPLERS
+from benchmarks.sections.quality_cases import LEARNED
 from fastsample.evaluate import Figure
 from fastsample.storage.writing import replace_text
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import torch
 
 import fastsample
-from benchmarks.sections.improved_siblings import Sibling, digits
-from fastsample import DDIM, DDPM
+from benchmarks.sections.improved_siblings import Sibling
+from benchmarks.sections.quality_cases import LEARNED, Case
 from fastsample.evaluate import Figure, digits_classifier
 from fastsample.evaluate.distances import Real, mean, resamples
-from fastsample.train import ImageData
+from fastsample.train import ImageData, load_data
 
-# Names as in docs/quality.md. x0 is clipped throughout: a cosine schedule starts next to pure noise.
-SAMPLERS: Mapping[str, Callable[..., fastsample.Sampler]] = {
-    "DDIM": partial(DDIM, clip=1.0),
-    "DDPM, learned range": partial(DDPM, variance="learned_range", clip=1.0),
-    "DDPM, fixed small": partial(DDPM, variance="fixed_small", clip=1.0),
-    "DDPM, fixed large": partial(DDPM, variance="fixed_large", clip=1.0),
-}
-LEARNED, SMALL, LARGE = "DDPM, learned range", "DDPM, fixed small", "DDPM, fixed large"
-DRAWS = 200
+SMALL, LARGE = "DDPM, fixed small", "DDPM, fixed large"
+SAMPLERS = ("DDIM", LEARNED, SMALL, LARGE)
 _BATCH = 100
 
 
@@ -78,12 +70,12 @@ class SamplesRow:
     class_agreement_high: float
 
 
-def measured(case: SamplesCase, sibling: Sibling, seed: int, reference: str) -> SamplesRow:
-    """Draws the samples and judges them."""
+def measured(case: SamplesCase, sibling: Sibling, seed: int, reference: str, draws: int) -> SamplesRow:
+    """Draws the samples and judges them by a part of mnist5k; `draws` are the bootstrap's."""
     data = samples(case, sibling, seed)
     assert data.labels is not None
     seen = _eye().look(data.scaled(torch.arange(case.count)))
-    drawn, real = resamples(case.count, DRAWS, seed), _real(reference)
+    drawn, real = resamples(case.count, draws, seed), _real(reference)
     features = seen.features.double()
     figures: tuple[Figure, ...] = (
         real.frechet_distance(features, drawn),
@@ -110,8 +102,7 @@ def samples(case: SamplesCase, sibling: Sibling, seed: int) -> ImageData:
 
 def sampler_of(case: SamplesCase, sibling: Sibling) -> fastsample.Sampler:
     """The whole process that the case runs, or the end of it."""
-    model = sibling.load()
-    return SAMPLERS[case.sampler](model.schedule, steps=case.steps, prediction=model.config.prediction)
+    return Case(case.sampler, case.steps, case.count).make(sibling.load())
 
 
 def start_of(case: SamplesCase, sibling: Sibling) -> float:
@@ -126,5 +117,5 @@ def _eye() -> fastsample.evaluate.DigitsClassifier:
 
 @cache
 def _real(reference: str) -> Real:
-    data = digits(reference)
+    data = load_data(reference)
     return Real(_eye().look(data.scaled(torch.arange(len(data.images)))).features)

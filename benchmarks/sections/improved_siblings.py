@@ -1,16 +1,14 @@
-"""What is read once a process: the sibling models that benchmarks.siblings has trained, and the digits."""
+"""The sibling models that benchmarks.siblings has trained, as files."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import fastsample
-from fastsample.train import ImageData, load_data
+from benchmarks.sections.quality_rows import digest_of, load
 
-WEIGHTS, HELD_OUT = "model.safetensors", "mnist5k-held-out"
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -27,24 +25,8 @@ class Sibling:
     @property
     def digest(self) -> str:
         """The first letters of the SHA-256 of its weights."""
-        return _digest(self.folder / WEIGHTS)
+        return digest_of(self.folder / WEIGHTS)
 
     def load(self) -> fastsample.zoo.UNet:
         """The model, once a process."""
-        return _load(self.folder / WEIGHTS)
-
-
-@cache
-def digits(part: str = HELD_OUT) -> ImageData:
-    """mnist5k or a part of it."""
-    return load_data(part)
-
-
-@cache
-def _load(path: Path) -> fastsample.zoo.UNet:
-    return fastsample.zoo.load(path)
-
-
-@cache
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        return load(self.folder / WEIGHTS)

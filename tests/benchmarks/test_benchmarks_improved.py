@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from benchmarks import improved_ddpm
+from benchmarks.quality import BUNDLED
 from benchmarks.sections import improved_findings, improved_page, improved_training
 from benchmarks.sections.improved_bits import BitsCase, BitsRow, binned, bins
 from benchmarks.sections.improved_data import Data, Places
 from benchmarks.sections.improved_findings import CONTRADICTED, MISSING, NOT_CLEAR, RE_FOUND
 from benchmarks.sections.improved_siblings import Sibling
+from benchmarks.sections.quality_rows import digest_of
 from benchmarks.siblings import SIBLINGS
 from fastsample.evaluate import Figure
 from fastsample.train import ImageData, train
@@ -39,7 +41,9 @@ def siblings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = ImageData(torch.zeros(10, 1, 28, 28, dtype=torch.uint8), torch.arange(10))
     for name, settings in SIBLINGS.items():
         tiny = replace(settings, steps=9, timesteps=T, widths=(8, 8), batch_size=4)
-        train(data, folder / name, tiny, progress=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fastsample.train.report._plot", lambda *arguments: None)  # which takes longer than this
+            train(data, folder / name, tiny, progress=False)
     return folder
 
 
@@ -163,7 +167,14 @@ def test_findings_without_rows_are_not_measured() -> None:
 
 def test_findings_of_quality_rows(tmp_path: Path) -> None:
     """The bundled model's lines, from a file as benchmarks.quality writes it."""
-    names = ("sampler", "calls", "count", "guidance", *(f"{n}{e}" for n in ("frechet", "kernel") for e in _ENDS))
+    names = (
+        "digest",
+        "sampler",
+        "calls",
+        "count",
+        "guidance",
+        *(f"{n}{e}" for n in ("frechet", "kernel") for e in _ENDS),
+    )
     frechet = {
         "DDIM": {10: 8.0, 20: 7.0, 50: 6.5, 100: 6.2, 1000: 6.0},
         "DDPM, learned range": {10: 20.0, 20: 12.0, 50: 5.0, 100: 6.0, 1000: 6.0},
@@ -177,7 +188,7 @@ def test_findings_of_quality_rows(tmp_path: Path) -> None:
             for calls, value in line.items():
                 kernel = value / 10
                 ends = (value, value - 0.5, value + 0.5, kernel, kernel - 0.05, kernel + 0.05)
-                writer.writerow((sampler, calls, 3000 if calls < 250 else 900, 1, *ends))
+                writer.writerow((digest_of(BUNDLED), sampler, calls, 3000 if calls < 250 else 900, 1, *ends))
     found = improved_findings.findings(Data(Places(tmp_path)))
     verdicts = [finding.verdict for finding in found if "(bundled)" in finding.statement and finding.numbers]
     assert verdicts == [RE_FOUND, NOT_CLEAR, RE_FOUND, RE_FOUND, CONTRADICTED, RE_FOUND, RE_FOUND]
