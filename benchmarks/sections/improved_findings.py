@@ -114,7 +114,7 @@ def _every() -> Iterator[tuple[str, Measure]]:
     yield "vlb with importance sampling ahead of vlb without, in bits, whole process", partial(_bits, "vlb")
     yield "T = 4000 ahead of T = 1000 in bits, whole processes", _longer
     yield "cosine ahead of linear in bits, whole process", _cosine_bits
-    yield "cosine ahead of linear in samples, 100 steps with the learned variance", _cosine_samples
+    yield "cosine ahead of linear in samples, 50 steps with the learned variance", _cosine_samples
     for model in ("linear", "hybrid"):
         yield (
             f"skipping the first 20 % costs little ({_SCHEDULES[model]}): a quarter of the distance or less",
@@ -186,7 +186,8 @@ def _cosine_bits(data: Data) -> tuple[str, Figure, str]:
 
 
 def _cosine_samples(data: Data) -> tuple[str, Figure, str]:
-    linear, cosine = (data.distance(model, LEARNED, 100) for model in ("linear", "hybrid"))
+    steps = data.late_starts("linear")[0]
+    linear, cosine = (data.distance(model, LEARNED, steps) for model in ("linear", "hybrid"))
     gap = minus(linear, cosine)
     return f"linear {_text(linear)}, cosine {_text(cosine)}", gap, positive(gap)
 
@@ -199,7 +200,8 @@ def _smoother(data: Data) -> tuple[str, Figure, str]:
 
 
 def _skipping(data: Data, *, model: str) -> tuple[str, Figure, str]:
-    whole, late = (data.distance(model, LEARNED, 100, skipped=share) for share in (0.0, 0.2))
+    steps, _ = data.late_starts(model)
+    whole, late = (data.distance(model, LEARNED, steps, skipped=share) for share in (0.0, 0.2))
     cost, limit = minus(late, whole), LITTLE * whole.value
     numbers = f"without the first 20 % {_text(late)}, whole {_text(whole)}; limit {limit:.3g}"
     return numbers, cost, within(cost, limit)

@@ -20,8 +20,9 @@ from benchmarks.sections.improved_findings import CONTRADICTED, MISSING, NOT_CLE
 from benchmarks.sections.improved_siblings import Sibling
 from benchmarks.sections.quality_rows import digest_of
 from benchmarks.siblings import SIBLINGS
+from fastsample import nll
 from fastsample.evaluate import Figure
-from fastsample.train import ImageData, train
+from fastsample.train import ImageData, load_data, train
 from support.levels import on_threads
 
 T = 30
@@ -52,6 +53,16 @@ def measured(siblings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results")
     assert improved_ddpm.main(["--quick", "--siblings", str(siblings), "--out", str(out)]) == 0
     return out
+
+
+@pytest.mark.parametrize("variance", ["learned_range", "fixed_small", "fixed_large"])
+def test_one_pass_of_the_model_serves_all_variances(measured: Path, siblings: Path, variance: str) -> None:
+    bits = Data(Places(measured, quick=True)).each("hybrid", variance, 5)
+    model, data = Sibling(siblings / "hybrid").load(), load_data("mnist5k-held-out")
+    x0, y = data.scaled(torch.arange(len(bits))), data.labels
+    assert y is not None
+    bound = nll(model, x0, steps=5, variance=variance, seed=0, model_kwargs={"y": y[: len(bits)]})
+    assert bits.tolist() == pytest.approx(bound.total_bpd.tolist(), rel=1e-4)  # cells have five digits
 
 
 def test_a_smoke_run_draws_all_figures(measured: Path) -> None:
@@ -167,14 +178,7 @@ def test_findings_without_rows_are_not_measured() -> None:
 
 def test_findings_of_quality_rows(tmp_path: Path) -> None:
     """The bundled model's lines, from a file as benchmarks.quality writes it."""
-    names = (
-        "digest",
-        "sampler",
-        "calls",
-        "count",
-        "guidance",
-        *(f"{n}{e}" for n in ("frechet", "kernel") for e in _ENDS),
-    )
+    figures = [f"{name}{end}" for name in ("frechet", "kernel") for end in ("", "_low", "_high")]
     frechet = {
         "DDIM": {10: 8.0, 20: 7.0, 50: 6.5, 100: 6.2, 1000: 6.0},
         "DDPM, learned range": {10: 20.0, 20: 12.0, 50: 5.0, 100: 6.0, 1000: 6.0},
@@ -183,7 +187,7 @@ def test_findings_of_quality_rows(tmp_path: Path) -> None:
     }
     with (tmp_path / "quality-digits.csv").open("w") as file:
         writer = csv.writer(file)
-        writer.writerow(names)
+        writer.writerow(["digest", "sampler", "calls", "count", "guidance", *figures])
         for sampler, line in frechet.items():
             for calls, value in line.items():
                 kernel = value / 10
@@ -192,9 +196,6 @@ def test_findings_of_quality_rows(tmp_path: Path) -> None:
     found = improved_findings.findings(Data(Places(tmp_path)))
     verdicts = [finding.verdict for finding in found if "(bundled)" in finding.statement and finding.numbers]
     assert verdicts == [RE_FOUND, NOT_CLEAR, RE_FOUND, RE_FOUND, CONTRADICTED, RE_FOUND, RE_FOUND]
-
-
-_ENDS = ("", "_low", "_high")
 
 
 def test_the_spread_is_that_of_the_logarithm() -> None:
