@@ -56,13 +56,13 @@ def test_resuming_is_exact(name: str, tmp_path: Path) -> None:
     settings = SETTINGS[name]
     train(data(), tmp_path / "straight", settings, progress=False)
     for at in (2, settings.steps // 2 + 1, settings.steps - 1):
-        interrupted(tmp_path / "broken", settings, at, save_every=5)
-    train(data(), tmp_path / "broken", settings, save_every=5, progress=False)
+        interrupted(tmp_path / "broken", settings, at, save_every=settings.steps // 3)
+    train(data(), tmp_path / "broken", settings, progress=False)
     same_files(tmp_path / "straight", tmp_path / "broken")
     assert zoo.load(tmp_path / "broken" / "model.safetensors").prediction == settings.prediction
 
 
-EXTENSIONS = {"finished": None, "before-cooldown": 3, "in-cooldown": 10}
+EXTENSIONS = {"finished": None, "before-cooldown": 4, "in-cooldown": 8}
 
 
 @pytest.mark.parametrize("stop", EXTENSIONS.values(), ids=EXTENSIONS)
@@ -72,7 +72,7 @@ def test_an_extended_run_is_the_longer_one(stop: int | None, tmp_path: Path) -> 
     if stop is None:
         train(data(), tmp_path / "extended", SMALL, progress=False)
     else:
-        interrupted(tmp_path / "extended", SMALL, stop, save_every=1)
+        interrupted(tmp_path / "extended", SMALL, stop, save_every=4)
     interrupted(tmp_path / "extended", longer, 15, save_every=4)
     train(data(), tmp_path / "extended", longer, progress=False)
     same_files(tmp_path / "straight", tmp_path / "extended")
