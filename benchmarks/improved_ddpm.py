@@ -29,10 +29,9 @@ import torch
 
 from benchmarks.common.options import refuse
 from benchmarks.common.report import machine
-from benchmarks.quality import read
 from benchmarks.sections import improved_bits, improved_figures, improved_page, improved_samples, improved_training
 from benchmarks.sections.improved_bits import BitsCase
-from benchmarks.sections.improved_data import Data, Places
+from benchmarks.sections.improved_data import Data, Places, read
 from benchmarks.sections.improved_samples import SAMPLERS, SamplesCase, start_of
 from benchmarks.sections.improved_siblings import WEIGHTS, Sibling
 from benchmarks.sections.quality_cases import LEARNED, VARIANCES
@@ -54,7 +53,8 @@ class Extent:
         self.reference, self.draws = ("mnist5k-held-out", 10) if quick else ("mnist5k", 200)
         self.steps, self.most_steps = (5, 40) if quick else (100, 10**6)
         self.digits, self.fewer_digits, self.samples = (4, 4, 12) if quick else (400, 40, 1000)
-        self.calls, self.late_steps = ((2, 5), 5) if quick else ((10, 20, 50, 100), 50)
+        self.calls: tuple[int, ...] = (2, 5) if quick else (10, 20, 50, 100)
+        self.late_steps = 5 if quick else 50
         self.shares = (0.0, 0.2) if quick else SHARES
 
 
@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.write and arguments.quick:
         refuse("--write is for the whole study")
+    if not 0 <= arguments.seed < 2**63:
+        refuse(f"--seed must lie in [0, 2^63), got {arguments.seed}")
     try:
         check_writable(arguments.out)
         siblings = {} if arguments.siblings is None else found(arguments.siblings)

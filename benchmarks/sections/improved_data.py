@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import quality
-from benchmarks.quality import read
+import fastsample
 from benchmarks.sections.improved_bits import numbers
 from benchmarks.sections.quality_rows import digest_of
 from fastsample.evaluate import Figure
 
-BUNDLED = "bundled"
+BUNDLED, WEIGHTS = "bundled", Path(fastsample.zoo.__file__).with_name("digits.safetensors")
 _STANDARD = 1.645  # standard errors from the mean to 5 or 95 %
 
 Row = Mapping[str, str]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file as text; none where there is no file yet."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 class Places:
@@ -29,7 +37,7 @@ class Places:
         self.training = folder / f"improved-ddpm-training{end}"
         self.schedules = folder / f"improved-ddpm-schedules{end}"
         # Those of the bundled model, which benchmarks.quality has measured.
-        self.quality = quality.Places(folder, quality.BUNDLED.stem, quick=False)
+        self.quality, self.quality_bits = folder / "quality-digits.csv", folder / "quality-bits-digits.csv"
         self.measured = (self.bits, self.samples, self.training)
 
 
@@ -40,7 +48,8 @@ class Data:
         self.bits, self.samples, self.training = map(read, places.measured)
         # A file may also hold rows of an earlier model of this name.
         samples, self.quality_bits = (
-            [row for row in read(path) if row["digest"] == digest_of(quality.BUNDLED)] for path in places.quality.tables
+            [row for row in read(path) if row["digest"] == digest_of(WEIGHTS)]
+            for path in (places.quality, places.quality_bits)
         )
         self.quality = [row for row in samples if float(row["guidance"]) == 1]
 

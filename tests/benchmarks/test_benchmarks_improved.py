@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from benchmarks import improved_ddpm
-from benchmarks.quality import BUNDLED
 from benchmarks.sections import improved_findings, improved_page, improved_training
 from benchmarks.sections.improved_bits import BitsCase, BitsRow, binned, bins
-from benchmarks.sections.improved_data import Data, Places
+from benchmarks.sections.improved_data import WEIGHTS, Data, Places
 from benchmarks.sections.improved_findings import CONTRADICTED, MISSING, NOT_CLEAR, RE_FOUND
 from benchmarks.sections.improved_siblings import Sibling
 from benchmarks.sections.quality_rows import digest_of
@@ -192,7 +191,7 @@ def test_findings_of_quality_rows(tmp_path: Path) -> None:
             for calls, value in line.items():
                 kernel = value / 10
                 ends = (value, value - 0.5, value + 0.5, kernel, kernel - 0.05, kernel + 0.05)
-                writer.writerow((digest_of(BUNDLED), sampler, calls, 3000 if calls < 250 else 900, 1, *ends))
+                writer.writerow((digest_of(WEIGHTS), sampler, calls, 3000 if calls < 250 else 900, 1, *ends))
     found = improved_findings.findings(Data(Places(tmp_path)))
     verdicts = [finding.verdict for finding in found if "(bundled)" in finding.statement and finding.numbers]
     assert verdicts == [RE_FOUND, NOT_CLEAR, RE_FOUND, RE_FOUND, CONTRADICTED, RE_FOUND, RE_FOUND]
@@ -218,8 +217,9 @@ def test_bins_are_whole() -> None:
     [
         (["--quick", "--write"], "--write is for the whole study"),
         (["--siblings", "nowhere"], "no model in nowhere"),
+        (["--seed", "-1"], "--seed must lie in"),
     ],
-    ids=["quick and write", "no siblings"],
+    ids=["quick and write", "no siblings", "seed"],
 )
 def test_refusals(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
