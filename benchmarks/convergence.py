@@ -107,7 +107,7 @@ def _before_last_row(sampler: Sampler, model: Mixture, x: Tensor) -> Tensor:
 def roundtrip(counts: Sequence[int], image_steps: int) -> list[Point]:
     """Ten digits, encoded and decoded with their labels."""
     model, labels = fastsample.zoo.digits(), {"y": torch.arange(10)}
-    images = DDIM(model.schedule, steps=image_steps)(model, (10, 1, 28, 28), model_kwargs=labels)
+    images = DDIM(model.schedule, steps=image_steps, timesteps="leading")(model, (10, 1, 28, 28), model_kwargs=labels)
     spacings: dict[str, Callable[[int], Timesteps]] = {
         "DDIM, leading": partial(spaced_timesteps, model.schedule.T, "leading"),
         "DDIM, 0 to 900": lambda count: np.linspace(0, 900, count).round().astype(np.int64),

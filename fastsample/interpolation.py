@@ -14,6 +14,8 @@ from fastsample.loop.options import Options
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.sampler import Sampler
+from fastsample.samplers.spacing import prediction_and_spacing
+from fastsample.times.automatic import AUTO
 
 
 def slerp(a: Tensor, b: Tensor, weight: float | Sequence[float] | Tensor) -> Tensor:
@@ -77,9 +79,9 @@ def interpolate(
         model: as for `ddim`.
         a, b: noise of one sample each, with its batch axis: (1, C, H, W), or other axes behind the first.
         n: an int, at least 2. They are sampled in one batch.
-        sampler: any; default DDIM of 50 steps on `model.schedule`. A flow takes Euler(prediction="flow"), and its
-            samples' noise comes from `euler_invert`. Only where it adds no noise do samples change smoothly: give the
-            rest `seed=[s] * n`, the same noise for all.
+        sampler: any; default DDIM of 50 steps for `model.schedule` and `model.prediction`. A flow takes
+            Euler(prediction="flow"), and its samples' noise comes from `euler_invert`. Only where it adds no noise do
+            samples change smoothly: give the rest `seed=[s] * n`, the same noise for all.
         **options: the arguments of every sampler, documented in fastsample.Options.
 
     Returns:
@@ -105,5 +107,10 @@ def interpolate(
         raise TypeError(f"sampler must be one of fastsample's, such as fastsample.DDIM, got {sampler!r}")
     weights = torch.linspace(0, 1, int(n), dtype=torch.float64, device="cpu")
     between = slerp(a, b, weights)
-    sampler = sampler if sampler is not None else DDIM(schedule_of(model, None), steps=50)
+    sampler = sampler if sampler is not None else _default_sampler(model)
     return sampler(model, between, **options)
+
+
+def _default_sampler(model: Model) -> Sampler:
+    prediction, timesteps = prediction_and_spacing(model, None, AUTO)
+    return DDIM(schedule_of(model, None), steps=50, timesteps=timesteps, prediction=prediction)

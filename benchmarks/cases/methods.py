@@ -39,12 +39,17 @@ class Method:
         return scheduler
 
 
-DDIM_FREE = Method(DDIM, "DDIMScheduler", {"clip_sample": False})
-DDIM_CLIP = Method(partial(DDIM, clip=1.0, rederive_epsilon=False), "DDIMScheduler", {"clip_sample": True})
-ANCESTRAL = Method(
-    partial(DDIM, eta=1.0, clip=1.0, rederive_epsilon=False), "DDIMScheduler", {"clip_sample": True}, {"eta": 1.0}
+DDIM_FREE = Method(partial(DDIM, timesteps="leading"), "DDIMScheduler", {"clip_sample": False})
+DDIM_CLIP = Method(
+    partial(DDIM, timesteps="leading", clip=1.0, rederive_epsilon=False), "DDIMScheduler", {"clip_sample": True}
 )
-# Not "linspace", the default of both: at the last timestep of a cosine schedule an error in epsilon grows 20,000-fold.
+ANCESTRAL = Method(
+    partial(DDIM, timesteps="leading", eta=1.0, clip=1.0, rederive_epsilon=False),
+    "DDIMScheduler",
+    {"clip_sample": True},
+    {"eta": 1.0},
+)
+# Not "linspace", their default: at the last timestep of a cosine schedule an error in epsilon grows 20,000-fold.
 DPM_SOLVER = Method(
     partial(DPMSolver, order=2, timesteps="leading"),
     "DPMSolverMultistepScheduler",

@@ -55,14 +55,14 @@ def _calls(shape: tuple[int, ...], steps: int, device: torch.device) -> dict[str
     def model(x: Tensor, t: Tensor) -> Tensor:
         return m
 
-    sampler = DDIM(SCHEDULE, steps=steps)
+    sampler = DDIM(SCHEDULE, steps=steps, timesteps="leading")
     peer = diffusers_loop(methods.DDIM_FREE, SCHEDULE, steps, model, x)
     return {
         PLAIN: plain_loop(sampler.table, model, x),
         "plain torch loop, torch.add": plain_loop(sampler.table, model, x, added=True),
         "DDIM object": partial(sampler, model, x),
         "DDIM.prepare": partial(sampler.prepare(model, x), x),
-        "fastsample.ddim()": partial(fastsample.ddim, model, x, schedule=SCHEDULE, steps=steps),
+        "fastsample.ddim()": partial(fastsample.ddim, model, x, schedule=SCHEDULE, steps=steps, timesteps="leading"),
         **({} if peer is None else {"diffusers": peer}),
     }
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from fastsample.commands.console import in_one_line
 from fastsample.ops import randn
 from fastsample.ops.available import backends
-from fastsample.samplers import ddim
+from fastsample.samplers import DDIM, ddim
+from fastsample.samplers.spacing import prediction_and_spacing
 from fastsample.schedule import Schedule
 from fastsample.storage.writing import check_replaceable, check_writable, replacing
-from fastsample.times.timesteps import spaced_timesteps
+from fastsample.times.automatic import AUTO
 from fastsample.zoo import UNet, digits
 
 HELP = "sample digits from the bundled model and time it"
@@ -85,7 +86,8 @@ def guided(y: Tensor) -> dict[str, Any]:
 def plain_ddim(model: Denoiser, x: Tensor, steps: int, y: Tensor) -> Tensor:
     """The guided loop as one writes it in plain PyTorch: what `ddim` is timed against."""
     alphas_cumprod = model.schedule.alphas_cumprod
-    timesteps = spaced_timesteps(len(alphas_cumprod), "leading", steps).tolist()
+    _, spacing = prediction_and_spacing(model, None, AUTO)
+    timesteps = DDIM(model.schedule, steps=steps, timesteps=spacing).table.t.tolist()
     labels = torch.cat([torch.full_like(y, NO_LABEL), y])
     for t, previous in zip(timesteps, [*timesteps[1:], None], strict=True):
         alpha_bar = float(alphas_cumprod[t])

@@ -8,15 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from fastsample.commands.console import in_one_line
+from fastsample.commands.threads import use_threads
 
 if TYPE_CHECKING:
     from fastsample.evaluate import Evaluation, Figure
 
 HELP = "measure samples against real images: distances, precision, recall, classes, copies"
-_MOST_THREADS = 4096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,10 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from fastsample.evaluate import evaluate  # it brings the training data's readers, which no other command needs
     from fastsample.evaluate.sources import load_labels
 
-    if args.threads is not None:
-        if not 1 <= args.threads <= _MOST_THREADS:
-            raise ValueError(f"--threads must be from 1 to {_MOST_THREADS}, got {args.threads}")
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     labels = None if args.labels is None else load_labels(args.labels)
     evaluation = evaluate(
         args.samples, args.reference, labels=labels, features=args.features, seed=args.seed, draws=args.draws

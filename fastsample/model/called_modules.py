@@ -36,7 +36,8 @@ def attribute(model: Any, name: str, kind: type) -> Any:
         return value
     parts = (part for module in called_modules(model) for part in only_children(module))
     held = [value for part in parts if isinstance(value := getattr(part, name, None), kind)]
-    return held[0] if held and all(value is held[0] for value in held) else None
+    alike = all(value is held[0] or (kind is str and value == held[0]) for value in held)
+    return held[0] if held and alike else None
 
 
 def _gather(value: Any, modules: dict[int, nn.Module], depth: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.caller import warn
 from fastsample.checks import check_number
 from fastsample.loop.guidance import Shared, guidance_of
 from fastsample.loop.options import RunOptions
@@ -129,6 +130,8 @@ class Batcher:
         if sigma is not None and sigma[0] < sigma[-1]:
             raise ValueError(f"a Batcher starts from noise, {type(sampler).__name__} from clean samples")
         warn_of_far_noise(sampler.table)
+        if sampler._low_start is not None:
+            warn(sampler._low_start)
         count = _batch_size(batch)
         if guidance is not None:
             check_number("guidance", guidance)

@@ -79,7 +79,7 @@ def consistency(
             Here it is called as model(c_in x, t, **model_kwargs), t float32 of shape (B,).
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
             Drawn noise is multiplied by sigmas[0], and a given x_T lies at that level.
         sigmas: the noise levels at which the model is called, descending: some of those that it was trained on, such as
             karras_sigmas(80.0, 0.002, 40)[[0, 22]]: "ts 0,22,39" of consistency_models, timesteps=[22, 0] of diffusers.
@@ -119,9 +119,9 @@ def ddim(
     *,
     steps: int = 50,
     schedule: Schedule | None = None,
-    timesteps: Timesteps = "leading",
+    timesteps: Timesteps = "auto",
     eta: float = 0.0,
-    prediction: str = "epsilon",
+    prediction: str | None = None,
     clip: Clip = None,
     rederive_epsilon: bool = True,
     correct_x0: CorrectX0 | None = None,
@@ -144,19 +144,24 @@ def ddim(
             dropout and batch norm disturb samples, is warned of once.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (spaced_timesteps gives the peers' lists).
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
-        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
+            v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+            timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
+            has the spacings of other libraries by name; or the timesteps themselves.
+            "auto" is "trailing" for an epsilon model whose attribute `target` is "v" or "x0", what its network gives.
             Stable Diffusion's own are spaced_timesteps(1000, steps=steps, steps_offset=1), with
             final_alpha_cumprod=schedule.alphas_cumprod[0].
         eta: 0 is deterministic, 1 is ancestral sampling; larger values as far as 1 - a' >= s^2.
-        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
-            Needed where the first timestep is next to pure noise (a cosine schedule's last) and nothing else
-            limits x0. To clip as diffusers does, set rederive_epsilon=False too.
+            Needed where a list's first timestep is next to pure noise (a cosine schedule's last) and nothing else
+            limits x0; the default's is not. To clip as diffusers does, set rederive_epsilon=False too.
         rederive_epsilon: after clipping or correction, take epsilon from the new x0 (improved-diffusion; diffusers'
             use_clipped_model_output). False keeps the model's own (diffusers' default).
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
@@ -188,7 +193,7 @@ def ddim(
         >>> for step in sampler.iterate(lambda x, t: 0.1 * x, (2, 3, 8, 8), seed=1):
         ...     last = step.t
         >>> last
-        0
+        99
     """
 
 def ddim_invert(
@@ -197,9 +202,9 @@ def ddim_invert(
     *,
     steps: int = 50,
     schedule: Schedule | None = None,
-    timesteps: Timesteps = "leading",
+    timesteps: Timesteps = "auto",
     convention: str = "mirror",
-    prediction: str = "epsilon",
+    prediction: str | None = None,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
     **options: Unpack[Options],
@@ -222,16 +227,21 @@ def ddim_invert(
         x0: the clean samples, a tensor of float16, bfloat16, float32, or float64 for the reference backend. Never
             modified.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (spaced_timesteps gives the peers' lists).
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
-        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
+            v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+            timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
+            has the spacings of other libraries by name; or the timesteps themselves.
+            "auto" is "trailing" for an epsilon model whose attribute `target` is "v" or "x0", what its network gives.
         convention: with the timesteps t_0 < t_1 < ... and their alpha bars a_0, a_1, ...
             - "mirror": from final_alpha_cumprod to a_0, a_1, ..., each with the model at the timestep that is reached:
               where `ddim` starts from, the levels it passes (diffusers' DDIMInverseScheduler);
             - "improved": x0 counts as level a_0; from a_k to a_(k+1) with the model at t_k, and from the last one to
               alpha bar 0 (improved-diffusion's ddim_reverse_sample).
-        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
+            `model.prediction`, found as the schedule is, else "epsilon".
             "mirror" needs final_alpha_cumprod < 1 for "x0". A flow is inverted by `euler_invert`.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
             "mirror" keeps the model's epsilon then, "improved" takes it from the new x0, as the code that they
@@ -262,7 +272,7 @@ def ddim_invert(
         1.03
         >>> inverse = DDIMInverse(Schedule.linear(), steps=10)
         >>> inverse.table.t.tolist()
-        [0, 100, 200, 300, 400, 500, 600, 700, 800, 900]
+        [99, 199, 299, 399, 499, 599, 699, 799, 899, 999]
     """
 
 def ddpm(
@@ -273,7 +283,7 @@ def ddpm(
     schedule: Schedule | None = None,
     timesteps: Timesteps = "respaced",
     variance: str = "fixed_small",
-    prediction: str = "epsilon",
+    prediction: str | None = None,
     clip: Clip = None,
     correct_x0: CorrectX0 | None = None,
     **options: Unpack[Options],
@@ -299,13 +309,17 @@ def ddpm(
             For a learned variance that half is v, and is read.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (spaced_timesteps gives the peers' lists).
             None for all T.
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
-        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
+            v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+            timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
+            has the spacings of other libraries by name; or the timesteps themselves.
+            "auto" is "trailing" for an epsilon model whose attribute `target` is "v" or "x0", what its network gives.
             The default is improved-diffusion's own spacing of `steps`.
         variance: with log_variance
             - "fixed_small": log beta_tilde;
@@ -314,7 +328,8 @@ def ddpm(
             - "learned_range": f log beta + (1 - f) log beta_tilde, f = (v + 1) / 2 (Nichol & Dhariwal 2021).
 
             The last row, where beta_tilde is 0, takes that of the row before (with fixed_large too).
-        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
             Improved-diffusion's and diffusers' defaults are 1.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
@@ -351,8 +366,8 @@ def dpm_solver(
     *,
     steps: int = 20,
     schedule: Schedule | None = None,
-    timesteps: Times = "linspace",
-    prediction: str = "epsilon",
+    timesteps: Times = "auto",
+    prediction: str | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
@@ -387,17 +402,19 @@ def dpm_solver(
             Here times are rounded, so that t is int64 but for a flow.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` is a name; otherwise ignored.
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for Stable Diffusion instead
-            fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing"; other spacings and the
-            timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise levels from that of
-            T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded. For a flow "linspace",
-            "trailing" or times, see fastsample.times.flow.flow_levels.
-        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
+        timesteps: "auto", see `ddim`; "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for
+            Stable Diffusion instead fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing";
+            other spacings and the timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise
+            levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded. For a
+            flow "linspace", which "auto" is there, "trailing" or times, see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
             A DynamicThreshold is diffusers' thresholding.
@@ -439,8 +456,8 @@ def euler(
     *,
     steps: int = 50,
     schedule: Schedule | None = None,
-    timesteps: Times = "linspace",
-    prediction: str = "epsilon",
+    timesteps: Times = "auto",
+    prediction: str | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
@@ -464,17 +481,19 @@ def euler(
             It is given t float32 where times are fractional (as by default) and for prediction "flow".
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` is a name; otherwise ignored.
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between whole timesteps;
-            "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
-            spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", "trailing" or times (1000 sigma), see
-            fastsample.times.flow.flow_levels.
-        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
+            there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
@@ -514,8 +533,8 @@ def euler_ancestral(
     *,
     steps: int = 50,
     schedule: Schedule | None = None,
-    timesteps: Times = "linspace",
-    prediction: str = "epsilon",
+    timesteps: Times = "auto",
+    prediction: str | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
@@ -540,17 +559,19 @@ def euler_ancestral(
             It is given t float32 where times are fractional (as by default) and for prediction "flow".
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` is a name; otherwise ignored.
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between whole timesteps;
-            "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
-            spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", "trailing" or times (1000 sigma), see
-            fastsample.times.flow.flow_levels.
-        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
+            there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
@@ -586,8 +607,8 @@ def euler_invert(
     *,
     steps: int = 50,
     schedule: Schedule | None = None,
-    timesteps: Times = "linspace",
-    prediction: str = "epsilon",
+    timesteps: Times = "auto",
+    prediction: str | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
@@ -616,12 +637,14 @@ def euler_invert(
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between whole timesteps;
-            "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
-            spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", "trailing" or times (1000 sigma), see
-            fastsample.times.flow.flow_levels.
-        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
+            there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
             "mirror" keeps the model's epsilon then, "improved" takes it from the new x0, as the code that they
@@ -666,8 +689,8 @@ def heun(
     *,
     steps: int = 25,
     schedule: Schedule | None = None,
-    timesteps: Times = "linspace",
-    prediction: str = "epsilon",
+    timesteps: Times = "auto",
+    prediction: str | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
@@ -686,7 +709,8 @@ def heun(
 
     As diffusers' HeunDiscreteScheduler (and, without churn, k-diffusion's sample_heun), but that the state is x, what
     the model is given; for a flow as FlowMatchHeunDiscreteScheduler. Where a schedule begins next to pure noise
-    (Schedule.cosine) take timesteps="karras": a uniform first step is too long for it.
+    (Schedule.cosine) "linspace" has too long a first step for it: take timesteps="karras" or the default. "auto" starts
+    v and x0 models where it starts epsilon models: the corrector multiplies errors in x0 too.
 
     Args:
         model: called as model(x, t, **model_kwargs), t int64 of shape (B,); returns a tensor, a tuple that starts with
@@ -697,17 +721,19 @@ def heun(
             It is given t float32 where times are fractional (as by default) and for prediction "flow".
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: times visited; row, `noise`, `start_step` and fastsample.Step count model calls, 2 a step.
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             None for a flow.
-        timesteps: "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between whole timesteps;
-            "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
-            spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", "trailing" or times (1000 sigma), see
-            fastsample.times.flow.flow_levels.
-        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
+            there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
@@ -750,7 +776,7 @@ def lcm(
     original_steps: int = 50,
     timestep_scaling: float = 10.0,
     sigma_data: float = 0.5,
-    prediction: str = "epsilon",
+    prediction: str | None = None,
     clip: Clip = None,
     correct_x0: CorrectX0 | None = None,
     guidance_embedding: float | Sequence[float] | Tensor | None = None,
@@ -775,19 +801,24 @@ def lcm(
             Distilled to jump to x0 from any of its timesteps; or any model under an LCM-LoRA.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (spaced_timesteps gives the peers' lists).
             At most `original_steps` for "lcm".
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             Stable Diffusion's is Schedule.scaled_linear().
-        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
+            v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+            timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
+            has the spacings of other libraries by name; or the timesteps themselves.
+            "auto" is "trailing" for an epsilon model whose attribute `target` is "v" or "x0", what its network gives.
             The default takes some of the timesteps of the distillation.
         original_steps: how many timesteps the model was distilled at.
         timestep_scaling: of the boundary scalings, as in the distillation.
         sigma_data: of the boundary scalings, as in the distillation.
-        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
         guidance_embedding: the guidance scale w that a model with `config.time_cond_proj_dim` is told, a number or
@@ -831,7 +862,7 @@ def tcd(
     timesteps: Timesteps = "lcm",
     original_steps: int = 50,
     gamma: float = 0.3,
-    prediction: str = "epsilon",
+    prediction: str | None = None,
     clip: Clip = None,
     correct_x0: CorrectX0 | None = None,
     **options: Unpack[Options],
@@ -855,18 +886,23 @@ def tcd(
             Distilled by TCD or under its LoRA.
         x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
             float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-            timestep (more sample than noise) is warned of.
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
+            under every name but "auto" (spaced_timesteps gives the peers' lists).
             At most `original_steps` for "lcm".
         schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
             wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
             Stable Diffusion's is Schedule.scaled_linear().
-        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
+            v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+            timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
+            has the spacings of other libraries by name; or the timesteps themselves.
+            "auto" is "trailing" for an epsilon model whose attribute `target` is "v" or "x0", what its network gives.
             The default takes some of the timesteps of the distillation.
         original_steps: how many timesteps the model was distilled at.
         gamma: in [0, 1]: 0 is deterministic, 1 all fresh noise. diffusers calls it eta.
-        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+        prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
+            `model.prediction`, found as the schedule is, else "epsilon".
         clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
             Epsilon is taken from the new x0. TCDScheduler never clips.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.

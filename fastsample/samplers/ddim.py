@@ -33,8 +33,8 @@ class DDIM(Spaced):
         timesteps: ... Stable Diffusion's own are spaced_timesteps(1000, steps=steps, steps_offset=1), with
             final_alpha_cumprod=schedule.alphas_cumprod[0].
         eta: 0 is deterministic, 1 is ancestral sampling; larger values as far as 1 - a' >= s^2.
-        clip: ... Needed where the first timestep is next to pure noise (a cosine schedule's last) and nothing else
-            limits x0. To clip as diffusers does, set rederive_epsilon=False too.
+        clip: ... Needed where a list's first timestep is next to pure noise (a cosine schedule's last) and nothing else
+            limits x0; the default's is not. To clip as diffusers does, set rederive_epsilon=False too.
         rederive_epsilon: after clipping or correction, take epsilon from the new x0 (improved-diffusion; diffusers'
             use_clipped_model_output). False keeps the model's own (diffusers' default).
 
@@ -52,7 +52,7 @@ class DDIM(Spaced):
         >>> for step in sampler.iterate(lambda x, t: 0.1 * x, (2, 3, 8, 8), seed=1):
         ...     last = step.t
         >>> last
-        0
+        99
     """
 
     steps: int = 50

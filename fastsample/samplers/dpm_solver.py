@@ -41,11 +41,11 @@ class DPMSolver(Solver):
     Args:
         model: ... Here times are rounded, so that t is int64 but for a flow.
         order: 1, 2 or 3; 2 is best under guidance, 3 without. The first rows are of lower order.
-        timesteps: "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for Stable Diffusion instead
-            fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing"; other spacings and the
-            timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise levels from that of
-            T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded. For a flow "linspace",
-            "trailing" or times, see fastsample.times.flow.flow_levels.
+        timesteps: "auto", see `ddim`; "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for
+            Stable Diffusion instead fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing";
+            other spacings and the timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise
+            levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded. For a
+            flow "linspace", which "auto" is there, "trailing" or times, see fastsample.times.flow.flow_levels.
         clip: ... A DynamicThreshold is diffusers' thresholding.
         final_alpha_cumprod: ... At 1 the last row is of order 1.
         lower_order_final: below 15 steps, take the last two rows with orders 2 and 1.

@@ -17,12 +17,12 @@ Args:
         dropout and batch norm disturb samples, is warned of once.
     x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
         float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
-        timestep (more sample than noise) is warned of.
+        timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
     x0: the clean samples, a tensor of float16, bfloat16, float32, or float64 for the reference backend. Never
         modified.
     schedule: the one the model was trained with{of_function}.
     original_steps: how many timesteps the model was distilled at.
-    prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0".
+    prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"{of_the_model}.
     clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
     correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
     final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` as in Stable Diffusion.
@@ -33,6 +33,12 @@ Args:
 
 _OF_MODEL = """; default `model.schedule`, also that of the one model which a
         wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found"""
+
+_PREDICTION_OF_MODEL = """; default
+        `model.prediction`, found as the schedule is, else "epsilon\""""
+
+_BY_TARGET = """
+        "auto" is "trailing" for an epsilon model whose attribute `target` is "v" or "x0", what its network gives."""
 
 _DOCSTRING = """\
 {text}
@@ -62,9 +68,10 @@ def function_docs(kind: type, parameters: list[str]) -> str:
     x = "x0" if "x0" in parameters else "x"
     return _DOCSTRING.format(
         text=sections[""],
-        arguments="\n".join(f"    {name}: {entries[name]}" for name in parameters if name in entries).replace(
-            "{of_function}", _OF_MODEL
-        ),
+        arguments="\n".join(f"    {name}: {entries[name]}" for name in parameters if name in entries)
+        .replace("{of_function}", _OF_MODEL)
+        .replace("{of_the_model}", _PREDICTION_OF_MODEL)
+        .replace("{by_target}", _BY_TARGET),
         kind=kind.__name__,
         schedules=_SCHEDULES if "schedule" in parameters else "",
         result="The noise" if x == "x0" else "The sample",
@@ -85,7 +92,7 @@ def complete(kind: type, fields: list[str]) -> None:
     arguments = "\n".join(f"    {name}: {entries[name]}" for name in fields if name in entries)
     if not arguments:  # python -OO, where dataclasses put the signature into the docstring's place
         return
-    arguments = arguments.replace("{of_function}", "")
+    arguments = arguments.replace("{of_function}", "").replace("{of_the_model}", "").replace("{by_target}", "")
     sections = {**_sections(kind.__doc__), "Args": arguments}
     order = ("Args", "Raises", "Example")
     kind.__doc__ = "\n\n".join([sections[""], *(f"{name}:\n{sections[name]}" for name in order if name in sections)])

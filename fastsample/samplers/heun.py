@@ -31,7 +31,8 @@ class Heun(Solver):
 
     As diffusers' HeunDiscreteScheduler (and, without churn, k-diffusion's sample_heun), but that the state is x, what
     the model is given; for a flow as FlowMatchHeunDiscreteScheduler. Where a schedule begins next to pure noise
-    (Schedule.cosine) take timesteps="karras": a uniform first step is too long for it.
+    (Schedule.cosine) "linspace" has too long a first step for it: take timesteps="karras" or the default. "auto" starts
+    v and x0 models where it starts epsilon models: the corrector multiplies errors in x0 too.
 
     Args:
         steps: times visited; row, `noise`, `start_step` and fastsample.Step count model calls, 2 a step.
@@ -54,6 +55,7 @@ class Heun(Solver):
     correct_x0: CorrectX0 | None = None
 
     _rows_a_step: ClassVar[int] = 2
+    _amplifies_x0: ClassVar[bool] = True  # the corrector's g
 
     def _rows(self, t: NDArray[Any], alpha: Float64Array, sigma: Float64Array) -> Table:
         limit_columns(self.clip)  # of several mistakes a wrong clip is the first that is told

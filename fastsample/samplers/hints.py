@@ -1,4 +1,4 @@
-"""Messages for calls that are likely mistakes: an argument that does not exist, a row that amplifies errors."""
+"""Messages for calls that are likely mistakes: unknown arguments, rows that amplify errors, starts without noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import numpy as np
 
 from fastsample.caller import warn
 from fastsample.loop.options import Options
+from fastsample.schedule import Schedule
 from fastsample.tables import Table
+from fastsample.times.automatic import AUTO
+
+# Four steps from a lower sigma / alpha have at least twice the Frechet distance of the best start, on the cosine and on
+# the linear schedule: benchmarks/starts.py.
+LEAST_RATIO = 5.0
 
 # The names in diffusers of some arguments, and the names here.
 _OTHER_NAMES = {
@@ -48,3 +54,25 @@ def warn_of_amplified_errors(table: Table) -> bool:
         factor, remedy = 5 * grows[worst], "leave that timestep out, or for heun take timesteps='karras'"
     warn(f"the row at t = {table.times[worst]} multiplies the model's error by {factor:.0f}: {remedy}")
     return True
+
+
+def low_start(table: Table, schedule: Schedule | None, timesteps: object) -> str | None:
+    """What to tell of a run from drawn noise whose first level holds much of the sample, None for any other.
+
+    x_T ~ N(0, 1) lacks that share, alpha x0. Where even the schedule's noisiest level is like that nothing can be
+    chosen, and of one with more sample than noise fastsample.loop.start warns for every table. The default goes as high
+    as it can.
+    """
+    if table.alpha is None or table.sigma is None or timesteps == AUTO:
+        return None
+    alpha, sigma = float(table.alpha[0]), float(table.sigma[0])
+    if sigma < alpha or sigma >= LEAST_RATIO * alpha:
+        return None
+    least = 0.0 if schedule is None else float(schedule.alphas_cumprod[-1])
+    if least > 0 and (1 - least) / least < (1.5 * sigma / alpha) ** 2:
+        return None
+    return (
+        f"x_T is drawn as pure noise, but the first row (t = {table.times[0]:g}) takes a state at the level alpha = "
+        f"{alpha:.3g}, sigma = {sigma:.3g}, whose share of the sample it lacks: take timesteps='auto' or a noisier "
+        "first timestep, or give as x a clean sample with strength="
+    )

@@ -105,7 +105,7 @@ class DDIMInverse(Inversion, Spaced):
         1.03
         >>> inverse = DDIMInverse(Schedule.linear(), steps=10)
         >>> inverse.table.t.tolist()
-        [0, 100, 200, 300, 400, 500, 600, 700, 800, 900]
+        [99, 199, 299, 399, 499, 599, 699, 799, 899, 999]
     """
 
     steps: int = 50

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.caller import warn
 from fastsample.loop.copies import copied
 from fastsample.loop.drive import drive, hooks_of, shown
 from fastsample.loop.loop import Loop
@@ -41,6 +42,8 @@ class Sampler:
     table: Table
     correct_x0: CorrectX0 | None = None
     _warns = False  # whether its construction did
+    _low_start: str | None = None  # what is told of a run from drawn noise
+    _amplifies_x0: ClassVar[bool] = False  # whether its rows multiply errors in x0 too next to pure noise
 
     def __init__(self, table: Table) -> None:
         if not isinstance(table, Table):
@@ -121,6 +124,8 @@ class Sampler:
     def _start(self, x: Tensor | Sequence[int], strength: float | None, start_step: int) -> tuple[Table, int]:
         """(the table, its row that the run starts at) for these options of a run."""
         if strength is None and type(start_step) is int and start_step == 0:
+            if self._low_start is not None and not isinstance(x, Tensor):
+                warn(self._low_start)
             return self.table, 0
         if strength is None:
             row = checked_start_step(start_step, len(self.table), x)

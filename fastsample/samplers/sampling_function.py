@@ -13,11 +13,12 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample.loop.options import Options
-from fastsample.model import Model, schedule_of
+from fastsample.model import Model, prediction_of, schedule_of
 from fastsample.samplers.function_docs import complete, function_docs
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.solver import Solver, schedule_for
+from fastsample.samplers.spacing import prediction_and_spacing
 from fastsample.schedule import Schedule
 
 # The names in annotations of every function.
@@ -35,7 +36,8 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
     """The function `name(model, x, *, ..., **options)` of a sampler: `ddim = sampling_function(DDIM, "ddim")`.
 
     It takes the fields of the class, and what its call takes beside fastsample.Options, with their defaults and types,
-    and is documented by the class. For type checkers and editors catalogue.pyi says the same.
+    but that a schedule and a prediction which are not given are the model's. It is documented by the class. For type
+    checkers and editors catalogue.pyi says the same.
 
     Args:
         kind: the class, a dataclass that is made as kind(schedule, ...), or kind(...) where it has no schedule.
@@ -54,6 +56,7 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
     keywords = [*sorted(own_fields, key=lambda field: field != "steps"), *of_call]
     source = (
         f"def {name}(model, {x}, *, {', '.join(keywords)}, **options):\n"
+        f"{_of_model(kind, own_fields)}"
         f"    sampler = sampler_of({kind.__name__}, {_schedule(kind, own_fields)}{_passed(own_fields)})\n"
         f"    return sampler(model, {x}{_passed(of_call)}, **options)\n"
     )
@@ -63,11 +66,13 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
     # For tracebacks, inspect.getsource and IPython's ??.
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     function = namespace[name]
-    types = {field.name: field.type for field in own_fields.values()} | {"schedule": "Schedule | None"}
+    types = {field.name: field.type for field in own_fields.values()} | {
+        "schedule": "Schedule | None",
+        "prediction": "str | None",
+    }
     types |= {keyword: kind.__call__.__annotations__[keyword] for keyword in of_call}
     function.__kwdefaults__ = {field.name: field.default for field in own_fields.values()} | of_call
-    if "schedule" in own_fields:
-        function.__kwdefaults__["schedule"] = None
+    function.__kwdefaults__ |= dict.fromkeys(own_fields.keys() & {"schedule", "prediction"})  # the model's own
     function.__annotations__ = {
         "model": "Model",
         x: "Tensor" if x == "x0" else "Tensor | Sequence[int]",
@@ -89,6 +94,15 @@ def _types(own_fields: dict[str, Any]) -> set[str]:
     return set(re.findall(r"\w+", " ".join(str(field.type) for field in own_fields.values())))
 
 
+def _of_model(kind: type[Sampler], own_fields: dict[str, Any]) -> str:
+    if "prediction" not in own_fields:
+        return ""
+    if "timesteps" not in own_fields:
+        return "    prediction = prediction_of(model, prediction)\n"
+    amplifies = ", amplifies_x0=True" if kind._amplifies_x0 else ""
+    return f"    prediction, timesteps = prediction_and_spacing(model, prediction, timesteps{amplifies})\n"
+
+
 def _schedule(kind: type[Sampler], own_fields: dict[str, Any]) -> str:
     if "schedule" not in own_fields:
         return "None"
@@ -104,5 +118,7 @@ def _names(kind: type[Sampler]) -> dict[str, Any]:
     namespace: dict[str, Any] = {}
     for base in reversed(kind.__mro__[:-1]):
         namespace |= vars(sys.modules[base.__module__])
-    called = {"sampler_of": sampler_of, "schedule_of": schedule_of, "schedule_for": schedule_for}
+    called = {
+        one.__name__: one for one in (sampler_of, schedule_of, schedule_for, prediction_of, prediction_and_spacing)
+    }
     return namespace | _NAMES | called | {kind.__name__: kind}

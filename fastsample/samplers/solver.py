@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from fastsample.checks import check_number
 from fastsample.model import Model, schedule_of
+from fastsample.samplers.hints import low_start
 from fastsample.samplers.limits import Clip
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.start import steps_left_out
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.tables import Table
+from fastsample.times.automatic import AUTO, auto_timesteps
 from fastsample.times.continuous import spaced_levels
 from fastsample.times.flow import flow_levels
 from fastsample.times.levels import noise_levels
@@ -33,12 +35,13 @@ class Solver(Sampler):
         model: ... It is given t float32 where times are fractional (as by default) and for prediction "flow".
         steps: model calls, where `timesteps` is a name; otherwise ignored.
         schedule: ... None for a flow.
-        timesteps: "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated between whole timesteps;
-            "karras" or "log_snr": N levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly
-            spaced, t interpolated; the times themselves, whole or fractional; "leading", "trailing" and the others of
-            fastsample.spaced_timesteps. For a flow "linspace", "trailing" or times (1000 sigma), see
-            fastsample.times.flow.flow_levels.
-        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow matching.
+        timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
+            between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
+            there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching{of_the_model}.
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
             final_sigmas_type="sigma_min").
@@ -47,7 +50,7 @@ class Solver(Sampler):
     schedule: Schedule | None = None
     _: KW_ONLY
     steps: int = 50
-    timesteps: Times = "linspace"
+    timesteps: Times = AUTO
     prediction: str = "epsilon"
     shift: float = 1.0
     clip: Clip = None
@@ -60,6 +63,7 @@ class Solver(Sampler):
         t, alpha, sigma = self._levels()
         self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
         self._set(table=self._rows(t, alpha, sigma))
+        self._set(_low_start=low_start(self.table, self.schedule, self.timesteps))
 
     def _levels(self) -> tuple[NDArray[Any], Float64Array, Float64Array]:
         """(t, alpha, sigma): the times, shape (N,), the noise levels there and after the last step, (N + 1,)."""
@@ -70,14 +74,18 @@ class Solver(Sampler):
                 raise ValueError(
                     "prediction='flow' takes neither schedule nor final_alpha_cumprod: it has alpha = 1 - sigma"
                 )
-            return flow_levels(self.timesteps, self.steps, self.shift)
+            named = isinstance(self.timesteps, str) and self.timesteps == AUTO
+            return flow_levels("linspace" if named else self.timesteps, self.steps, self.shift)
         schedule = checked_schedule(self.schedule)
         if self.shift != 1:
             raise ValueError(f"shift is for prediction='flow' only, got {self.shift}")
         if isinstance(self.timesteps, str) and self.timesteps in ("karras", "log_snr"):
             return spaced_levels(schedule, self.timesteps, self.steps, self.final_alpha_cumprod)
-        t = self._spacing(schedule.T, self.timesteps, self.steps)
-        t = one_step_from_the_noisiest(schedule.T, self.timesteps, t)
+        if isinstance(self.timesteps, str) and self.timesteps == AUTO:
+            t = auto_timesteps(schedule, self.steps, "epsilon" if self._amplifies_x0 else self.prediction)
+        else:
+            t = self._spacing(schedule.T, self.timesteps, self.steps)
+            t = one_step_from_the_noisiest(schedule.T, self.timesteps, t)
         return t, *noise_levels(schedule, t, self.final_alpha_cumprod)
 
     def _rows(self, t: NDArray[Any], alpha: Float64Array, sigma: Float64Array) -> Table:

@@ -8,9 +8,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fastsample.checks import check_number
+from fastsample.samplers.hints import low_start
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.tables import Table
+from fastsample.times.automatic import AUTO, auto_timesteps
 from fastsample.times.levels import noise_levels
 from fastsample.times.timesteps import Timesteps, one_step_from_the_noisiest, spaced_timesteps
 
@@ -23,22 +25,29 @@ class Spaced(Sampler):
 
     Args:
         steps: model calls, where `timesteps` names a spacing; otherwise ignored. A single step is from timestep T - 1
-            under every name (a sampler's own rule: spaced_timesteps gives the peers' lists).
-        timesteps: which timesteps to visit, see fastsample.spaced_timesteps.
+            under every name but "auto" (spaced_timesteps gives the peers' lists).
+        timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
+            v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
+            timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
+            has the spacings of other libraries by name; or the timesteps themselves.{by_target}
     """
 
     schedule: Schedule
     _: KW_ONLY
     steps: int | None = None
-    timesteps: Timesteps = "leading"
+    timesteps: Timesteps = AUTO
 
     def __post_init__(self) -> None:
         T = checked_schedule(self.schedule).T
         arguments = vars(self)  # not every subclass leaves these two to the caller
-        t = spaced_timesteps(T, self.timesteps, self.steps, original_steps=arguments.get("original_steps", 50))
-        t = one_step_from_the_noisiest(T, self.timesteps, t)
+        if isinstance(self.timesteps, str) and self.timesteps == AUTO:
+            t = auto_timesteps(self.schedule, self.steps, arguments.get("prediction", "epsilon"))
+        else:
+            t = spaced_timesteps(T, self.timesteps, self.steps, original_steps=arguments.get("original_steps", 50))
+            t = one_step_from_the_noisiest(T, self.timesteps, t)
         self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
         self._set(table=self._rows(t, *self._levels(t)))
+        self._set(_low_start=low_start(self.table, self.schedule, self.timesteps))
 
     def _levels(self, t: NDArray[Any]) -> tuple[Float64Array, Float64Array]:
         """(alpha, sigma), each of shape (N + 1,): the noise levels at these N timesteps and after the last row."""

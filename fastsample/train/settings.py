@@ -38,7 +38,7 @@ class Settings:
         ValueError: a value out of its range.
     """
 
-    steps: int = 20000
+    steps: int = 17000
     batch_size: int = 64
     lr: float = 1e-3
     warmup: int = 500

@@ -16,8 +16,7 @@ def digits() -> UNet:
     """The bundled model of handwritten digits: 1 x 28 x 28, ten classes, cosine schedule of 1000 timesteps.
 
     It predicts epsilon and a learned variance; class 10 stands for "any digit". The last timesteps of a cosine schedule
-    are next to pure noise. A sampler that starts there needs clip=1.0, and `heun` also timesteps="karras". By default
-    all but `ddim` start there.
+    are next to pure noise. A sampler that is told to start there needs clip=1.0, and `heun` also timesteps="karras".
 
     Raises:
         FileNotFoundError: the weights are not installed.

@@ -99,7 +99,7 @@ def test_outside_the_interval_only_the_conditional_half_is_called(
     backend: str, interval: tuple[float, float], guided: list[int], dtype: torch.dtype
 ) -> None:
     calls = Calls(dtype)
-    common = dict(steps=5, eta=1.0, seed=3, model_dtype=dtype, backend=backend)
+    common = dict(steps=5, timesteps="leading", eta=1.0, seed=3, model_dtype=dtype, backend=backend)
     options = dict(guidance=3.0, cond=COND, uncond=UNCOND, guidance_interval=interval)
     got = ddim(calls, X, **options, **common)  # type: ignore[arg-type]
     assert calls.times == [800, 600, 400, 200, 0]
@@ -190,9 +190,8 @@ def test_a_callback_reaches_both_halves(backend: str) -> None:
         step.x[:, 0] = 0.25
 
     for dtype in (torch.float32, torch.float16):
-        got = ddim(
-            spy, X, steps=4, guidance=2.0, cond=COND, uncond=UNCOND, model_dtype=dtype, callback=paint, backend=backend
-        )
+        common = dict(steps=4, timesteps="leading", model_dtype=dtype, callback=paint, backend=backend)
+        got = ddim(spy, X, guidance=2.0, cond=COND, uncond=UNCOND, **common)  # type: ignore[arg-type]
         assert (got[:, 0] == 0.25).all()
 
 

@@ -320,7 +320,7 @@ def test_an_array_that_changes_is_another() -> None:
 def test_schedules_are_told_apart_by_identity() -> None:
     assert kept.sampler_of(DDIM, Schedule.linear(), steps=5) is not kept.sampler_of(DDIM, Schedule.linear(), steps=5)
     for T in (100, 200, 300):  # one that has gone leaves its address to others
-        assert kept.sampler_of(DDIM, Schedule.linear(T), steps=2).table.t[0] == T // 2
+        assert kept.sampler_of(DDIM, Schedule.linear(T), steps=2, timesteps="leading").table.t[0] == T // 2
 
 
 @pytest.mark.parametrize("wrong", [True, 5.0, "5"], ids=["bool", "float", "str"])
@@ -340,7 +340,7 @@ def test_functions_are_not_kept() -> None:
 def test_every_call_warns() -> None:
     for _ in range(2):
         with pytest.warns(UserWarning, match="multiplies the model's error"):
-            fastsample.heun(half, torch.zeros(SMALL), steps=3, schedule=Schedule.cosine())
+            fastsample.heun(half, torch.zeros(SMALL), steps=3, schedule=Schedule.cosine(), timesteps="linspace")
 
 
 def test_no_more_than_64_are_kept() -> None:

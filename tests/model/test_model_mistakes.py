@@ -39,7 +39,7 @@ RUNS: dict[str, Callable[[Any], object]] = {
     "plain": lambda model: ddim(model, X, steps=2),
     "from-a-shape": lambda model: ddim(model, SHAPE, steps=2),
     "guided": lambda model: ddim(model, X, steps=2, guidance=2.0, uncond={}),
-    "outside-the-interval": lambda model: ddim(model, X, steps=2, guidance=2.0, uncond={}, guidance_interval=(0, 1)),
+    "outside-the-interval": lambda model: ddim(model, X, steps=2, guidance=2.0, uncond={}, guidance_interval=(0, 499)),
     "half": lambda model: ddim(model, X, steps=2, model_dtype=HALF),
     "reference": lambda model: ddim(model, X, steps=2, backend="reference"),
     "double": lambda model: ddim(model, X.double(), steps=2),

@@ -26,9 +26,11 @@ def model(x: Tensor, t: Tensor, c: Tensor | float = 0.0) -> Tensor:
 @pytest.mark.parametrize(
     ("make", "remedy"),
     [
-        pytest.param(lambda: DPMSolver(Schedule.cosine()), "give clip=", id="dpm_solver"),
-        pytest.param(lambda: Euler(Schedule.cosine()), "give clip=", id="euler"),
-        pytest.param(lambda: Heun(Schedule.cosine(), clip=1.0), "timesteps='karras'", id="heun-clip"),
+        pytest.param(lambda: DPMSolver(Schedule.cosine(), timesteps="linspace"), "give clip=", id="dpm_solver"),
+        pytest.param(lambda: Euler(Schedule.cosine(), timesteps="linspace"), "give clip=", id="euler"),
+        pytest.param(
+            lambda: Heun(Schedule.cosine(), clip=1.0, timesteps="linspace"), "timesteps='karras'", id="heun-clip"
+        ),
     ],
 )
 def test_rows_that_make_something_huge_of_small_errors_are_warned_of_at_the_callers_line(
@@ -41,14 +43,19 @@ def test_rows_that_make_something_huge_of_small_errors_are_warned_of_at_the_call
 
 def test_a_function_warns_at_the_callers_line_too() -> None:
     with pytest.warns(UserWarning, match="give clip=") as caught:
-        fastsample.dpm_solver(model, SHAPE, schedule=Schedule.cosine())
+        fastsample.dpm_solver(model, SHAPE, schedule=Schedule.cosine(), timesteps="linspace")
     assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda: DDIM(Schedule.cosine()), id="ddim-leading"),
+        pytest.param(lambda: DDIM(Schedule.cosine(), timesteps="leading"), id="ddim-leading"),
+        *(
+            pytest.param(lambda make=make, n=n: make(Schedule.cosine(), steps=n), id=f"{make.__name__}-{n}")
+            for make in (DDIM, DPMSolver, Euler)
+            for n in (1, 2, 4, 50, 500)
+        ),
         pytest.param(lambda: DPMSolver(Schedule.cosine(), clip=1.0), id="dpm_solver-clip"),
         pytest.param(lambda: Heun(Schedule.cosine(), clip=1.0, timesteps="karras"), id="heun-karras-clip"),
         pytest.param(lambda: Heun(Schedule.linear()), id="heun-linear"),
@@ -97,7 +104,7 @@ def test_an_interval_that_is_none(interval: Any) -> None:
 
 
 def test_intervals_of_numpy_numbers_and_such_without_a_row() -> None:
-    given = dict(seed=0, guidance=2.0, **GUIDED)
+    given = dict(seed=0, guidance=2.0, timesteps="leading", **GUIDED)
     want = ddim(model, SHAPE, guidance_interval=(0, 500), **given)
     got = ddim(model, SHAPE, guidance_interval=(np.float64(0), np.float64(500)), **given)
     assert torch.equal(got, want)

@@ -48,7 +48,17 @@ def test_diffusers_full_loops(backend: str, arguments: dict, beta_start: float, 
     """The sums that diffusers' own DDIM tests hold, with their tolerances."""
     x, model = diffusers_dummies()
     schedule = Schedule.linear(beta_start=beta_start)
-    got = ddim(model, x, schedule=schedule, steps=10, clip=1.0, rederive_epsilon=False, backend=backend, **arguments)
+    got = ddim(
+        model,
+        x,
+        schedule=schedule,
+        steps=10,
+        timesteps="leading",
+        clip=1.0,
+        rederive_epsilon=False,
+        backend=backend,
+        **arguments,
+    )
     assert abs(got.abs().sum().item() - total) < 1e-2
     assert abs(got.abs().mean().item() - mean) < 1e-3
 
@@ -87,6 +97,7 @@ def test_matches_a_float64_loop(backend: str, prediction: str, clip: float | Non
         x,
         schedule=schedule,
         steps=steps,
+        timesteps="leading",
         eta=eta,
         prediction=prediction,
         clip=clip,

@@ -19,7 +19,7 @@ def test_final_alpha_cumprod_out_of_range(final: float) -> None:
     with pytest.raises(ValueError, match=r"in \(0, 1\] and not below 0.9999, .* timestep 0; got"):
         noise_levels(schedule, np.array([500, 0]), final)
     with pytest.raises(ValueError, match="final_alpha_cumprod"):
-        DDIM(schedule, steps=5, final_alpha_cumprod=final)
+        DDIM(schedule, steps=5, timesteps="leading", final_alpha_cumprod=final)
 
 
 @pytest.mark.parametrize(

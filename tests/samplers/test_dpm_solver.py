@@ -89,7 +89,8 @@ def test_diffusers_options(backend: str, arguments: dict, options: dict, order: 
     else:
         scheduler.set_timesteps(7)
     want = diffusers_runs.chain(scheduler, toy_model, start())
-    got = dpm_solver(toy_model, start(), **{"steps": 7, **arguments}, order=order, schedule=SCHEDULE, backend=backend)
+    given = {"steps": 7, "timesteps": "linspace", **arguments}
+    got = dpm_solver(toy_model, start(), **given, order=order, schedule=SCHEDULE, backend=backend)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 
 
@@ -128,7 +129,7 @@ def test_diffusers_full_loops(backend: str, arguments: dict, mean: float) -> Non
         final_alpha_cumprod=FINAL,
         lower_order_final=False,
         backend=backend,
-        **arguments,
+        **{"timesteps": "linspace", **arguments},
     )
     assert abs(got.abs().mean().item() - mean) < 1e-3
 
@@ -306,7 +307,10 @@ def test_sampler_is_immutable_and_reusable() -> None:
     ("arguments", "error", "message"),
     [
         pytest.param({"order": 4}, ValueError, "order must be 1, 2 or 3, got 4", id="order"),
-        pytest.param({"steps": 1000}, ValueError, r"steps must lie in \[1, 999\]", id="steps-above-T"),
+        pytest.param({"steps": 1001}, ValueError, r"steps must lie in \[1, 1000\]", id="steps-above-T"),
+        pytest.param(
+            {"steps": 1000, "timesteps": "linspace"}, ValueError, r"steps must lie in \[1, 999\]", id="linspace-of-T"
+        ),
         pytest.param({"steps": 0}, ValueError, "steps must be at least 1, got 0", id="no-steps"),
         pytest.param({"steps": 0, "timesteps": "karras"}, ValueError, "steps must be at least 1", id="no-karras-steps"),
         pytest.param({"steps": 2.5}, TypeError, "steps must be an int, got 2.5", id="steps-fractional"),

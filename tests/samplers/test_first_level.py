@@ -219,6 +219,76 @@ def test_ordinary_starts_are_not_told(name: str) -> None:
             warn_of_far_noise(sampler.table)
 
 
+# The warning of a spacing that starts low
+
+LOW: dict[str, Callable[[], Sampler]] = {
+    "cosine-leading-4": lambda: DDIM(COSINE, steps=4, timesteps="leading"),
+    "cosine-leading-2": lambda: DDIM(COSINE, steps=3, timesteps="leading", prediction="v"),
+    "linear-leading-2": lambda: DDIM(LINEAR, steps=2, timesteps="leading"),
+    "linear-quad": lambda: DDPM(COSINE, steps=10, timesteps="quad"),
+    "stable-diffusion-leading-4": lambda: Euler(SCALED, timesteps=spaced_timesteps(1000, steps=4, steps_offset=1)),
+    "solver-leading": lambda: DPMSolver(COSINE, steps=4, timesteps="leading"),
+    "given": lambda: EulerAncestral(LINEAR, timesteps=[500.5, 100.5]),
+}
+HIGH: dict[str, Callable[[], list[Sampler]]] = {
+    "auto": lambda: [
+        sampler(s, steps=n, clip=1.0)
+        for s in (LINEAR, SCALED, COSINE, Schedule.cosine(20), Schedule.cosine(4000), Schedule.linear(100))
+        for sampler in (DDIM, DPMSolver, Euler)
+        for n in (1, 2, 3, 4, 10, 20)
+    ],
+    "leading": lambda: [
+        DDIM(s, steps=n, timesteps="leading") for s in (LINEAR, SCALED, COSINE) for n in (10, 20, 25, 50, 100, 1000)
+    ],
+    "stable-diffusion": lambda: [
+        sampler(SCALED, timesteps=spaced_timesteps(1000, steps=n, steps_offset=1))
+        for sampler in (DDIM, Euler, EulerAncestral, Heun)
+        for n in (20, 30, 50)
+    ],
+    "solver-leading": lambda: [
+        DPMSolver(s, timesteps=solver_timesteps(1000, "leading", n)) for s in (LINEAR, SCALED, COSINE) for n in (20, 25)
+    ],
+    "distilled": lambda: [sampler(SCALED, steps=n) for sampler in (LCM, TCD) for n in (1, 2, 4, 8)],
+    "a-schedule-that-ends-there": lambda: [DDIM(Schedule.linear(100), steps=n, timesteps="leading") for n in (20, 100)],
+    "flow": lambda: [Euler(steps=4, prediction="flow", timesteps=[900.0, 500.0]), Heun(steps=2, prediction="flow")],
+}
+
+
+def warned(run: Callable[[], object]) -> list[warnings.WarningMessage]:
+    return [one for one in caught(run) if "whose share of the sample it lacks" in str(one.message)]
+
+
+@pytest.mark.parametrize("name", LOW)
+def test_a_spacing_that_starts_low_is_told_where_noise_is_drawn(name: str) -> None:
+    sampler = LOW[name]()
+    for run in (
+        lambda: sampler(model, SHAPE),
+        lambda: sampler.iterate(model, SHAPE),
+        lambda: sampler.prepare(model, SHAPE),
+        lambda: Batcher(model, sampler, batch=2),
+    ):
+        (found,) = warned(run)
+        assert found.category is UserWarning and found.filename == __file__
+        for part in (f"t = {sampler.table.times[0]:g}", f"alpha = {sampler.table.alpha[0]:.3g}", "timesteps='auto'"):  # type: ignore[index]
+            assert part in str(found.message)
+    assert not warned(lambda: sampler(model, X)), "a tensor is taken for the state that belongs there"
+    assert not warned(lambda: sampler(model, X, strength=0.9))
+    assert not warned(lambda: sampler(model, X, start_step=1))
+
+
+def test_functions_tell_it_in_every_call() -> None:
+    for _ in range(2):
+        (found,) = warned(lambda: fastsample.ddim(model, SHAPE, steps=4, timesteps="leading", schedule=COSINE))
+        assert found.filename == __file__
+
+
+@pytest.mark.filterwarnings("ignore:the row at t =")
+@pytest.mark.parametrize("name", HIGH)
+def test_usual_spacings_are_not_told(name: str) -> None:
+    for sampler in HIGH[name]():
+        assert sampler._low_start is None
+
+
 def test_inversion_starts_from_what_it_is_given() -> None:
     assert not caught(lambda: fastsample.ddim_invert(model, X, steps=5))
     assert not caught(lambda: fastsample.euler_invert(model, X, steps=5, prediction="flow"))

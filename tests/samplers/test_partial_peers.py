@@ -119,17 +119,23 @@ PEERS = {
         lambda steps: Euler(SCHEDULE, timesteps=spaced_timesteps(1000, steps=steps, steps_offset=1)),
     ),
     "euler-linspace": Peer(
-        "StableDiffusionImg2Img", "EulerDiscreteScheduler", STABLE_DIFFUSION, lambda steps: Euler(SCHEDULE, steps=steps)
+        "StableDiffusionImg2Img",
+        "EulerDiscreteScheduler",
+        STABLE_DIFFUSION,
+        lambda steps: Euler(SCHEDULE, steps=steps, timesteps="linspace"),
     ),
     "euler_ancestral": Peer(
         "StableDiffusionImg2Img",
         "EulerAncestralDiscreteScheduler",
         STABLE_DIFFUSION,
-        lambda steps: EulerAncestral(SCHEDULE, steps=steps),
+        lambda steps: EulerAncestral(SCHEDULE, steps=steps, timesteps="linspace"),
         stochastic=True,
     ),
     "heun": Peer(
-        "StableDiffusionImg2Img", "HeunDiscreteScheduler", STABLE_DIFFUSION, lambda steps: Heun(SCHEDULE, steps=steps)
+        "StableDiffusionImg2Img",
+        "HeunDiscreteScheduler",
+        STABLE_DIFFUSION,
+        lambda steps: Heun(SCHEDULE, steps=steps, timesteps="linspace"),
     ),
     "tcd": Peer(
         "StableDiffusionImg2Img",

@@ -57,9 +57,12 @@ def test_every_sampler_has_its_function() -> None:
 def test_a_function_takes_what_its_class_takes(name: str) -> None:
     parameters = inspect.signature(getattr(fastsample, name)).parameters
     for field in fields(FUNCTIONS[name]):  # type: ignore[arg-type]
-        if field.name != "schedule":
+        if field.name not in ("schedule", "prediction"):
             assert parameters[field.name].default == field.default
             assert parameters[field.name].annotation == field.type
+        else:  # the model's own
+            assert parameters[field.name].default is None
+            assert parameters[field.name].annotation.endswith(" | None")
     own = {field.name for field in fields(FUNCTIONS[name])}  # type: ignore[arg-type]
     assert {*parameters} - own <= {"model", "x", "x0", "schedule", "guidance_embedding", "options"}
 
@@ -78,7 +81,7 @@ def test_every_argument_is_documented(name: str) -> None:
 def test_what_a_class_adds_follows_what_holds_for_all() -> None:
     clip = arguments(fastsample.ddim)["clip"].splitlines()
     assert clip[0] == "clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither."
-    assert clip[1].strip().startswith("Needed where the first timestep is next to pure noise")
+    assert clip[1].strip().startswith("Needed where a list's first timestep is next to pure noise")
     assert arguments(fastsample.heun)["steps"].startswith("times visited; row, `noise`")
     assert "scaled_linear" in arguments(fastsample.tcd)["schedule"]
     assert "scaled_linear" not in arguments(fastsample.ddim)["schedule"]
@@ -197,7 +200,7 @@ def test_a_sampler_is_a_class_with_rows(own: ModuleType) -> None:
     sampler = own.Renoised(Schedule.linear(), steps=7, fresh=0.5)
     assert torch.equal(run(fresh=0.5), sampler(toy_model, (2, 3, 5), seed=1)) and not torch.equal(run(), want)
     np.testing.assert_allclose(sampler.table.s, DDIM(Schedule.linear(), steps=7).table.sigma[1:] * np.sqrt(0.5))
-    assert repr(sampler).endswith("steps=7, timesteps='leading', fresh=0.5, prediction='epsilon')")
+    assert repr(sampler).endswith("steps=7, timesteps='auto', fresh=0.5, prediction='epsilon')")
 
 
 def test_its_function_is_whole(own: ModuleType) -> None:
