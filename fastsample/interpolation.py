@@ -13,8 +13,9 @@ from fastsample.broadcast import per_sample
 from fastsample.loop.options import Options
 from fastsample.model import Model, schedule_of
 from fastsample.samplers.ddim import DDIM
+from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.sampler import Sampler
-from fastsample.samplers.spacing import prediction_and_spacing
+from fastsample.samplers.spacing import spacing_of
 from fastsample.times.automatic import AUTO
 
 
@@ -112,5 +113,6 @@ def interpolate(
 
 
 def _default_sampler(model: Model) -> Sampler:
-    prediction, timesteps = prediction_and_spacing(model, None, AUTO)
-    return DDIM(schedule_of(model, None), steps=50, timesteps=timesteps, prediction=prediction)
+    prediction, timesteps, exact = spacing_of(model, None, AUTO)
+    schedule = schedule_of(model, None)
+    return sampler_of(DDIM, schedule, exact, steps=50, timesteps=timesteps, prediction=prediction)

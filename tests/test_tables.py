@@ -283,7 +283,7 @@ def test_iteration_yields_rows_as_dicts_of_plain_numbers(table: Table) -> None:
 
 
 def test_repr_is_a_table_of_the_columns_in_use() -> None:
-    sampler = DDIM(Schedule.linear(), steps=4, eta=1.0, clip=1.0)
+    sampler = DDIM(Schedule.linear(), steps=4, timesteps="leading", eta=1.0, clip=1.0)
     assert repr(sampler.table) == (
         "Table of 4 rows: x0 = p x + q m, clamped to limit; x' = a x + b x0 + s z\n"
         "  k    t           p           q           a           b           s       limit\n"

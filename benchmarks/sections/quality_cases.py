@@ -10,7 +10,7 @@ from typing import Any
 
 import fastsample
 from fastsample import DDIM, DDPM, DPMSolver, Euler, EulerAncestral, Heun, Sampler
-from fastsample.samplers.spacing import prediction_and_spacing
+from fastsample.samplers.spacing import spacing_of
 
 Make = Callable[..., Sampler]
 
@@ -68,7 +68,7 @@ def _as_functions_choose(model: fastsample.zoo.UNet, make: Make) -> dict[str, st
     """The prediction, and timesteps where the case names none, as fastsample.ddim and the other functions have them."""
     kind: Any = getattr(make, "func", make)
     spacing = getattr(make, "keywords", {}).get("timesteps", kind.__dataclass_fields__["timesteps"].default)
-    prediction, spacing = prediction_and_spacing(model, None, spacing, amplifies_x0=kind._amplifies_x0)
+    prediction, spacing, _ = spacing_of(model, None, spacing, amplifies_x0=kind._amplifies_x0)
     return {"prediction": prediction, "timesteps": spacing}
 
 

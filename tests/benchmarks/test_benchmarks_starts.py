@@ -23,14 +23,14 @@ def rows_in(folder: Path) -> list[dict[str, str]]:
 
 def test_a_run_is_taken_up_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--samples", "12", "--kept", str(tmp_path / "kept"), "--out", str(tmp_path)]
-    assert starts.main([*flags, "--calls", "1", "--search", ""]) == 0
+    assert starts.main([*flags, "--calls", "2", "--search", ""]) == 0
     first = rows_in(tmp_path)
-    assert [(row["spacing"], row["first"]) for row in first] == [("leading", "999"), ("auto", "893")]
+    assert [(row["spacing"], row["first"]) for row in first] == [("leading", "500"), ("auto", "999")]
     assert float(first[0]["more"]) == 0 > float(first[1]["more_high"]) >= float(first[1]["more"])
     for row in first:
         assert float(row["distance_low"]) < float(row["distance"]) < float(row["distance_high"])
     monkeypatch.setattr(starts.Judge, "sampled", lambda judge, point: pytest.fail("sampled again"))
-    assert starts.main([*flags, "--calls", "1", "--search", ""]) == 0
+    assert starts.main([*flags, "--calls", "2", "--search", ""]) == 0
     assert rows_in(tmp_path) == first
 
 

@@ -111,7 +111,7 @@ TRAIN = {
     "lr": (["--data", "data.npz", "--out", "run", "--lr", "nan"], "lr must be finite"),
     "decay": (["--data", "data.npz", "--out", "run", "--weight-decay", "inf"], "weight_decay must be finite"),
     "seed": (["--data", "data.npz", "--out", "run", "--seed", str(2**64)], "seed must be below"),
-    "timesteps": (["--data", "data.npz", "--out", "run", "--timesteps", "1"], "at least 2 timesteps"),
+    "timesteps": (["--data", "data.npz", "--out", "run", "--timesteps", "1"], "timesteps must be at least 2"),
     "widths": (["--data", "data.npz", "--out", "run", "--widths", "7", "9"], "widths must be multiples"),
     "save-every": (["--data", "data.npz", "--out", "run", "--save-every", "0"], "save_every must be at least 1"),
     "file": (["--data", "data.npz", "--out", "file"], "Not a directory|folder"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -152,3 +153,16 @@ def test_the_target_is_found_behind_wrappers() -> None:
     for model in (net, nn.DataParallel(net), lambda x, t: net(x, t), net.forward):
         assert target_of(model) == "v"
     assert target_of(lambda x, t: x) is None and target_of(Net()) is None
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm_solver", "euler"])
+@pytest.mark.parametrize("target", ["v", "x0", "epsilon", None])
+def test_only_errors_that_grow_are_warned_of(name: str, target: str | None) -> None:
+    """Also in a second call, and whichever model the first one was for: samplers are kept."""
+    function = getattr(fastsample, name)
+    for net in (exact_at_the_top("v"), exact_at_the_top(target), exact_at_the_top(target)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            function(net, X, steps=4, timesteps="trailing")
+        grows = any("multiplies the model's error" in str(one.message) for one in told)
+        assert grows == (net.target not in ("v", "x0") if hasattr(net, "target") else True)

