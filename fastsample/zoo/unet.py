@@ -140,9 +140,14 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(groups, widths[0])
         outputs = 2 if config.learned_variance else 1
         self.leave = _zeroed(nn.Conv2d(widths[0], outputs * folded, 3, padding=1))
-        # No buffer: `half` would take its digits, and a ratio of 2e4 needs them.
-        self._ratios = {torch.device("cpu"): _ratio(schedule)}
+        self._ratios = _ratios(schedule, self.enter.weight.device)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on CPUs
+
+    def _apply(self, *args: Any, **kwargs: Any) -> UNet:
+        # The ratios are no buffer: `half` would take their digits, and one of 2e4 needs them. They only move.
+        super()._apply(*args, **kwargs)
+        self._ratios = _ratios(self.schedule, self.enter.weight.device)
+        return self
 
     @property
     def prediction(self) -> str:
@@ -219,9 +224,7 @@ class UNet(nn.Module):
 
     def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at t in float32; between whole timesteps as samplers have them (times.levels)."""
-        if t.device not in self._ratios:
-            self._ratios[t.device] = self._ratios[torch.device("cpu")].to(t.device)
-        ratios, last = self._ratios[t.device], self.schedule.T - 1
+        ratios, last = self._ratios, self.schedule.T - 1
         below = t.floor().clamp(0, last).long() if t.is_floating_point() else t.clamp(0, last)
         low, part = ratios[below], (t - below).float()
         ratio = torch.where(part == 0, low, torch.lerp(low, ratios[(below + 1).clamp(max=last)], part))
@@ -275,10 +278,11 @@ def _zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _ratio(schedule: Schedule) -> Tensor:
+def _ratios(schedule: Schedule, device: torch.device) -> Tensor:
     """sigma / alpha at every timestep, (T,) float32."""
     with np.errstate(divide="ignore"):
-        return torch.from_numpy(np.sqrt((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod)).float()
+        ratios = np.sqrt((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod)
+    return torch.from_numpy(ratios).to(device, torch.float32)
 
 
 def _sinusoids(t: Tensor, dim: int) -> Tensor:
