@@ -30,7 +30,6 @@ from benchmarks.models.relevelled import Relevelled
 from fastsample import DDIM, DDPM, DPMSolver, Euler, Heun, Sampler, Schedule
 from fastsample.evaluate import digits_classifier
 from fastsample.evaluate.distances import resamples
-from fastsample.samplers.spacing import spacing_of
 from fastsample.train import load_data
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -74,8 +73,7 @@ class Point:
         if self.sampler == "ddpm":
             options["variance"] = "learned_range"
         if self.start == "":
-            spacing = spacing_of(model, None, self.spacing, amplifies_x0=self.sampler == "heun").timesteps
-            return SAMPLERS[self.sampler](schedule, steps=steps, timesteps=spacing, **options)
+            return SAMPLERS[self.sampler](schedule, steps=steps, timesteps=self.spacing, **options)
         start = int(self.start)
         t = np.round(np.linspace(start, 0, steps) if self.spacing == "linspace" else _trailing(start, steps))
         return SAMPLERS[self.sampler](schedule, timesteps=t.astype(np.int64), **options)

@@ -11,12 +11,9 @@ from typing_extensions import Unpack
 
 from fastsample.broadcast import per_sample
 from fastsample.loop.options import Options
-from fastsample.model import Model, schedule_of
+from fastsample.model import Model, prediction_of, schedule_of
 from fastsample.samplers.ddim import DDIM
-from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.sampler import Sampler
-from fastsample.samplers.spacing import spacing_of
-from fastsample.times.automatic import AUTO
 
 
 def slerp(a: Tensor, b: Tensor, weight: float | Sequence[float] | Tensor) -> Tensor:
@@ -113,6 +110,4 @@ def interpolate(
 
 
 def _default_sampler(model: Model) -> Sampler:
-    prediction, timesteps, exact = spacing_of(model, None, AUTO)
-    schedule = schedule_of(model, None)
-    return sampler_of(DDIM, schedule, exact, steps=50, timesteps=timesteps, prediction=prediction)
+    return DDIM(schedule_of(model, None), steps=50, prediction=prediction_of(model, None))

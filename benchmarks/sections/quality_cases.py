@@ -6,11 +6,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import fastsample
 from fastsample import DDIM, DDPM, DPMSolver, Euler, EulerAncestral, Heun, Sampler
-from fastsample.samplers.spacing import spacing_of
 
 Make = Callable[..., Sampler]
 
@@ -57,19 +55,11 @@ class Case:
         with warnings.catch_warnings():
             # Of timesteps that do not suit a schedule: how bad they are is what the study is about.
             warnings.simplefilter("ignore", UserWarning)
-            return make(schedule, steps=min(steps, most), **_as_functions_choose(model, make))
+            return make(schedule, steps=min(steps, most), prediction=model.config.prediction)
 
     def image_calls(self, model: fastsample.zoo.UNet) -> int:
         """Images times model calls; guidance doubles the images."""
         return self.count * len(self.make(model).table) * (1 if self.guidance == 1 else 2)
-
-
-def _as_functions_choose(model: fastsample.zoo.UNet, make: Make) -> dict[str, str]:
-    """The prediction, and timesteps where the case names none, as fastsample.ddim and the other functions have them."""
-    kind: Any = getattr(make, "func", make)
-    spacing = getattr(make, "keywords", {}).get("timesteps", kind.__dataclass_fields__["timesteps"].default)
-    prediction, spacing, _ = spacing_of(model, None, spacing, amplifies_x0=kind._amplifies_x0)
-    return {"prediction": prediction, "timesteps": spacing}
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,8 @@ from fastsample.commands.console import in_one_line
 from fastsample.ops import randn
 from fastsample.ops.available import backends
 from fastsample.samplers import DDIM, ddim
-from fastsample.samplers.kept import sampler_of
-from fastsample.samplers.spacing import spacing_of
 from fastsample.schedule import Schedule
 from fastsample.storage.writing import check_replaceable, check_writable, replacing
-from fastsample.times.automatic import AUTO
 from fastsample.zoo import UNet, digits
 
 HELP = "sample digits from the bundled model and time it"
@@ -87,9 +84,7 @@ def guided(y: Tensor) -> dict[str, Any]:
 def plain_ddim(model: Denoiser, x: Tensor, steps: int, y: Tensor) -> Tensor:
     """The guided loop as one writes it in plain PyTorch: what `ddim` is timed against."""
     alphas_cumprod = model.schedule.alphas_cumprod
-    prediction, spacing, exact = spacing_of(model, None, AUTO)
-    sampler = sampler_of(DDIM, model.schedule, exact, steps=steps, timesteps=spacing, prediction=prediction)
-    timesteps = sampler.table.t.tolist()
+    timesteps = DDIM(model.schedule, steps=steps).table.t.tolist()
     labels = torch.cat([torch.full_like(y, NO_LABEL), y])
     for t, previous in zip(timesteps, [*timesteps[1:], None], strict=True):
         alpha_bar = float(alphas_cumprod[t])

@@ -1,4 +1,4 @@
-"""What a model predicts, and what its network gives for that."""
+"""What a model predicts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,3 @@ def prediction_of(model: Callable[..., Any], prediction: str | None) -> str:
         return prediction
     found = attribute(model, "prediction", str)
     return found if isinstance(found, str) else "epsilon"
-
-
-def target_of(model: Callable[..., Any]) -> str | None:
-    """The model's attribute `target` where that is a str: what its network gives, turned into the prediction.
-
-    It is found as the prediction is.
-    """
-    found = attribute(model, "target", str)
-    return found if isinstance(found, str) else None

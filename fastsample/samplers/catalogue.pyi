@@ -153,7 +153,6 @@ def ddim(
             v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
             has the spacings of other libraries by name; or the timesteps themselves.
-            "auto" is "trailing" for an epsilon model whose attribute `target` is "v" or "x0", what its network gives.
             Stable Diffusion's own are spaced_timesteps(1000, steps=steps, steps_offset=1), with
             final_alpha_cumprod=schedule.alphas_cumprod[0].
         eta: 0 is deterministic, 1 is ancestral sampling; larger values as far as 1 - a' >= s^2.
@@ -234,7 +233,6 @@ def ddim_invert(
             v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
             has the spacings of other libraries by name; or the timesteps themselves.
-            "auto" is "trailing" for an epsilon model whose attribute `target` is "v" or "x0", what its network gives.
         convention: with the timesteps t_0 < t_1 < ... and their alpha bars a_0, a_1, ...
             - "mirror": from final_alpha_cumprod to a_0, a_1, ..., each with the model at the timestep that is reached:
               where `ddim` starts from, the levels it passes (diffusers' DDIMInverseScheduler);
@@ -319,7 +317,6 @@ def ddpm(
             v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
             has the spacings of other libraries by name; or the timesteps themselves.
-            "auto" is "trailing" for an epsilon model whose attribute `target` is "v" or "x0", what its network gives.
             The default is improved-diffusion's own spacing of `steps`.
         variance: with log_variance
             - "fixed_small": log beta_tilde;
@@ -812,7 +809,6 @@ def lcm(
             v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
             has the spacings of other libraries by name; or the timesteps themselves.
-            "auto" is "trailing" for an epsilon model whose attribute `target` is "v" or "x0", what its network gives.
             The default takes some of the timesteps of the distillation.
         original_steps: how many timesteps the model was distilled at.
         timestep_scaling: of the boundary scalings, as in the distillation.
@@ -897,7 +893,6 @@ def tcd(
             v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
             has the spacings of other libraries by name; or the timesteps themselves.
-            "auto" is "trailing" for an epsilon model whose attribute `target` is "v" or "x0", what its network gives.
             The default takes some of the timesteps of the distillation.
         original_steps: how many timesteps the model was distilled at.
         gamma: in [0, 1]: 0 is deterministic, 1 all fresh noise. diffusers calls it eta.

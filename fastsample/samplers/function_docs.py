@@ -37,9 +37,6 @@ _OF_MODEL = """; default `model.schedule`, also that of the one model which a
 _PREDICTION_OF_MODEL = """; default
         `model.prediction`, found as the schedule is, else "epsilon\""""
 
-_BY_TARGET = """
-        "auto" is "trailing" for an epsilon model whose attribute `target` is "v" or "x0", what its network gives."""
-
 _DOCSTRING = """\
 {text}
 
@@ -70,8 +67,7 @@ def function_docs(kind: type, parameters: list[str]) -> str:
         text=sections[""],
         arguments="\n".join(f"    {name}: {entries[name]}" for name in parameters if name in entries)
         .replace("{of_function}", _OF_MODEL)
-        .replace("{of_the_model}", _PREDICTION_OF_MODEL)
-        .replace("{by_target}", _BY_TARGET),
+        .replace("{of_the_model}", _PREDICTION_OF_MODEL),
         kind=kind.__name__,
         schedules=_SCHEDULES if "schedule" in parameters else "",
         result="The noise" if x == "x0" else "The sample",
@@ -92,7 +88,7 @@ def complete(kind: type, fields: list[str]) -> None:
     arguments = "\n".join(f"    {name}: {entries[name]}" for name in fields if name in entries)
     if not arguments:  # python -OO, where dataclasses put the signature into the docstring's place
         return
-    arguments = arguments.replace("{of_function}", "").replace("{of_the_model}", "").replace("{by_target}", "")
+    arguments = arguments.replace("{of_function}", "").replace("{of_the_model}", "")
     sections = {**_sections(kind.__doc__), "Args": arguments}
     order = ("Args", "Raises", "Example")
     kind.__doc__ = "\n\n".join([sections[""], *(f"{name}:\n{sections[name]}" for name in order if name in sections)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,22 +21,16 @@ _samplers: dict[Any, Sampler] = {}
 _lock = threading.Lock()
 
 
-def sampler_of(kind: type[S], schedule: Schedule | None = None, exact: bool = False, **fields: Any) -> S:
+def sampler_of(kind: Callable[..., S], schedule: Schedule | None = None, **fields: Any) -> S:
     """`kind(schedule, **fields)`, kept by the schedule's identity and by the values and types of the fields.
 
     A sampler whose fields hold functions or tensors is made anew, and so is one that warns, so that every call warns.
-
-    Args:
-        exact: for a model of whose errors there is nothing to warn.
     """
-    key = _key(kind, schedule, exact, fields)
+    key = _key(kind, schedule, fields)
     kept: Any = None if key is None else _samplers.get(key)
     if kept is not None:
         return kept
-    sampler = kind.__new__(kind)
-    if exact:
-        sampler.__dict__["_exact"] = True
-    sampler.__init__(*(() if schedule is None else (schedule,)), **fields)  # type: ignore[misc]
+    sampler = kind(**fields) if schedule is None else kind(schedule, **fields)
     if key is None or sampler._warns:
         return sampler
     with _lock:
@@ -45,7 +40,7 @@ def sampler_of(kind: type[S], schedule: Schedule | None = None, exact: bool = Fa
     return sampler
 
 
-def _key(kind: type[Sampler], schedule: Schedule | None, exact: bool, fields: dict[str, Any]) -> Any:
+def _key(kind: Callable[..., Sampler], schedule: Schedule | None, fields: dict[str, Any]) -> Any:
     """The key that tells samplers apart, or None. A kept sampler keeps its schedule, so that no other gets its id."""
     values = []
     for value in fields.values():
@@ -55,7 +50,7 @@ def _key(kind: type[Sampler], schedule: Schedule | None, exact: bool, fields: di
                 return None
         values.append(value)
         values.append(type(value))  # 1 equals True and 1.0
-    return kind, id(schedule), exact, tuple(values)
+    return kind, id(schedule), tuple(values)
 
 
 def _content(value: Any) -> tuple[object, ...] | None:

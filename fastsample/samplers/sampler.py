@@ -42,7 +42,6 @@ class Sampler:
     table: Table
     correct_x0: CorrectX0 | None = None
     _warns = False  # whether its construction did
-    _exact = False  # whether it is for a model of whose errors there is nothing to warn
     _low_start: str | None = None  # what is told of a run from drawn noise
     _amplifies_x0: ClassVar[bool] = False  # whether its rows multiply errors in x0 too next to pure noise
 
@@ -154,7 +153,7 @@ class Sampler:
         # Samplers are frozen dataclasses: what __post_init__ works out goes past the lock.
         self.__dict__.update(attributes)
         if "table" in attributes:
-            self.__dict__["_warns"] = not self._exact and warn_of_amplified_errors(self.table)
+            self.__dict__["_warns"] = warn_of_amplified_errors(self.table)
 
 
 def options_of(sampler: Sampler, model: Model, x: Tensor | Sequence[int], options: Mapping[str, Any]) -> RunOptions:

@@ -18,7 +18,6 @@ from fastsample.samplers.function_docs import complete, function_docs
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.solver import Solver, schedule_for
-from fastsample.samplers.spacing import spacing_of
 from fastsample.schedule import Schedule
 
 # The names in annotations of every function.
@@ -57,7 +56,7 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
     source = (
         f"def {name}(model, {x}, *, {', '.join(keywords)}, **options):\n"
         f"{_of_model(kind, own_fields)}"
-        f"    sampler = sampler_of({kind.__name__}, {_schedule(kind, own_fields)}{_exact(own_fields)}"
+        f"    sampler = sampler_of({kind.__name__}, {_schedule(kind, own_fields)}"
         f"{_passed(own_fields)})\n"
         f"    return sampler(model, {x}{_passed(of_call)}, **options)\n"
     )
@@ -98,14 +97,7 @@ def _types(own_fields: dict[str, Any]) -> set[str]:
 def _of_model(kind: type[Sampler], own_fields: dict[str, Any]) -> str:
     if "prediction" not in own_fields:
         return ""
-    if "timesteps" not in own_fields:
-        return "    prediction = prediction_of(model, prediction)\n"
-    amplifies = ", amplifies_x0=True" if kind._amplifies_x0 else ""
-    return f"    prediction, timesteps, exact = spacing_of(model, prediction, timesteps{amplifies})\n"
-
-
-def _exact(own_fields: dict[str, Any]) -> str:
-    return ", exact" if {"prediction", "timesteps"} <= own_fields.keys() else ""
+    return "    prediction = prediction_of(model, prediction)\n"
 
 
 def _schedule(kind: type[Sampler], own_fields: dict[str, Any]) -> str:
@@ -123,5 +115,5 @@ def _names(kind: type[Sampler]) -> dict[str, Any]:
     namespace: dict[str, Any] = {}
     for base in reversed(kind.__mro__[:-1]):
         namespace |= vars(sys.modules[base.__module__])
-    called = {one.__name__: one for one in (sampler_of, schedule_of, schedule_for, prediction_of, spacing_of)}
+    called = {one.__name__: one for one in (sampler_of, schedule_of, schedule_for, prediction_of)}
     return namespace | _NAMES | called | {kind.__name__: kind}

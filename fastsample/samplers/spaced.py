@@ -29,7 +29,7 @@ class Spaced(Sampler):
         timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
             v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
-            has the spacings of other libraries by name; or the timesteps themselves.{by_target}
+            has the spacings of other libraries by name; or the timesteps themselves.
     """
 
     schedule: Schedule

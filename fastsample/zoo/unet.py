@@ -154,11 +154,6 @@ class UNet(nn.Module):
         """What it returns, as samplers name it."""
         return self.config.prediction
 
-    @property
-    def target(self) -> str:
-        """What its network gives, which tells samplers how exact it is next to pure noise."""
-        return self.config.target or self.config.prediction
-
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """[epsilon, v] of x, shape (B, 2C, H, W), or what the config says.
 

@@ -25,7 +25,7 @@ def test_a_run_is_taken_up_where_it_was(tmp_path: Path, monkeypatch: pytest.Monk
     flags = ["--samples", "12", "--kept", str(tmp_path / "kept"), "--out", str(tmp_path)]
     assert starts.main([*flags, "--calls", "2", "--search", ""]) == 0
     first = rows_in(tmp_path)
-    assert [(row["spacing"], row["first"]) for row in first] == [("leading", "500"), ("auto", "999")]
+    assert [(row["spacing"], row["first"]) for row in first] == [("leading", "500"), ("auto", "927")]
     assert float(first[0]["more"]) == 0 > float(first[1]["more_high"]) >= float(first[1]["more"])
     for row in first:
         assert float(row["distance_low"]) < float(row["distance"]) < float(row["distance_high"])

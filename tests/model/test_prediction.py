@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import types
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 import fastsample
 from fastsample import DDIM, Schedule, ops
-from fastsample.model import prediction_of, target_of
+from fastsample.model import prediction_of
 from fastsample.model.called_modules import called_modules
 
 SHAPE = (2, 3, 4)
@@ -111,58 +110,3 @@ def test_samplers_do_not_ask() -> None:
     assert torch.equal(
         DDIM(Schedule.linear(), steps=4)(Net("v"), X), fastsample.ddim(Net("v"), X, steps=4, prediction="epsilon")
     )
-
-
-# What its network gives
-
-
-def exact_at_the_top(target: str | None) -> Net:
-    net = Net("epsilon")
-    net.schedule = Schedule.cosine()
-    if target is not None:
-        net.target = target
-    return net
-
-
-@pytest.mark.parametrize("name", ["ddim", "dpm_solver", "euler", "ddim_invert"])
-@pytest.mark.parametrize(
-    ("target", "spacing"), [("v", "trailing"), ("x0", "trailing"), ("epsilon", "auto"), (None, "auto")]
-)
-def test_a_model_that_is_exact_next_to_pure_noise_starts_there(name: str, target: str | None, spacing: str) -> None:
-    """The error of its epsilon shrinks as fast as sigma / alpha grows: the default is "trailing" for it."""
-    function, net = getattr(fastsample, name), exact_at_the_top(target)
-    got = function(net, X, steps=4, clip=1.0)
-    assert torch.equal(got, function(exact_at_the_top(None), X, steps=4, clip=1.0, timesteps=spacing))
-    given = function(net, X, steps=4, clip=1.0, timesteps="leading")
-    assert torch.equal(given, function(exact_at_the_top(None), X, steps=4, clip=1.0, timesteps="leading"))
-
-
-def test_heun_does_not_start_there() -> None:
-    got = fastsample.heun(exact_at_the_top("v"), X, steps=4)
-    assert torch.equal(got, fastsample.heun(exact_at_the_top(None), X, steps=4, timesteps="auto"))
-
-
-def test_interpolation_starts_there_too() -> None:
-    sampler = DDIM(Schedule.cosine(), steps=50, timesteps="trailing")
-    got = fastsample.interpolate(exact_at_the_top("v"), X[:1], X[1:], 3)
-    assert torch.equal(got, fastsample.interpolate(exact_at_the_top("v"), X[:1], X[1:], 3, sampler=sampler))
-
-
-def test_the_target_is_found_behind_wrappers() -> None:
-    net = exact_at_the_top("v")
-    for model in (net, nn.DataParallel(net), lambda x, t: net(x, t), net.forward):
-        assert target_of(model) == "v"
-    assert target_of(lambda x, t: x) is None and target_of(Net()) is None
-
-
-@pytest.mark.parametrize("name", ["ddim", "dpm_solver", "euler"])
-@pytest.mark.parametrize("target", ["v", "x0", "epsilon", None])
-def test_only_errors_that_grow_are_warned_of(name: str, target: str | None) -> None:
-    """Also in a second call, and whichever model the first one was for: samplers are kept."""
-    function = getattr(fastsample, name)
-    for net in (exact_at_the_top("v"), exact_at_the_top(target), exact_at_the_top(target)):
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            function(net, X, steps=4, timesteps="trailing")
-        grows = any("multiplies the model's error" in str(one.message) for one in told)
-        assert grows == (net.target not in ("v", "x0") if hasattr(net, "target") else True)
