@@ -13,7 +13,7 @@ from fastsample.checks import check_floating
 from fastsample.loop.guidance import guidance_of
 from fastsample.loop.noise_source import noise_source
 from fastsample.loop.options import RunOptions
-from fastsample.model import Model, Predictor, prediction_of, schedule_of
+from fastsample.model import Model, Predictor, attribute, prediction_of, schedule_of
 from fastsample.ops.address import check_readable
 from fastsample.ops.checks import check_like, check_state
 from fastsample.ops.likelihood import likelihood, prior_bits
@@ -65,7 +65,7 @@ def nll(
     steps: int | None = None,
     schedule: Schedule | None = None,
     timesteps: Timesteps = "respaced",
-    variance: str = "fixed_small",
+    variance: str | None = None,
     prediction: str | None = None,
     clip: Clip = 1.0,
     seed: Seed | None = None,
@@ -95,7 +95,8 @@ def nll(
         schedule: default the model's own, else Schedule.linear(1000).
         timesteps: which ones to visit, all that DDPM takes: a spacing's name, "ddim50", "10,15,20", or the timesteps.
             The default goes from T - 1 to 0. A set that ends above 0 leaves the last level's noise to the decoder.
-        variance: "fixed_small", "fixed_large", "learned" or "learned_range", see fastsample.DDPM.
+        variance: "fixed_small", "fixed_large", "learned" or "learned_range", see fastsample.DDPM; default
+            `model.variance`, found as the schedule is, else "fixed_small".
         prediction: what the model predicts: "epsilon", "v" or "x0"; default `model.prediction`, found as the schedule
             is, else "epsilon".
         clip: x0 of the model is clamped to [-clip, clip]; None leaves it as it is.
@@ -131,7 +132,7 @@ def nll(
         schedule_of(model, schedule),
         steps=steps,
         timesteps=timesteps,
-        variance=variance,
+        variance=variance or attribute(model, "variance", str) or "fixed_small",
         prediction=prediction_of(model, prediction),
         clip=clip,
     )

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features", choices=("classifier", "pixels"), help="what images are compared by; classifier for mnist5k"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the halves (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the real images (%(default)s)")
     parser.add_argument("--draws", type=int, default=200, help="of the bootstrap (%(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (as many as torch likes)")
     parser.add_argument("--json", action="store_true", help="the figures as JSON instead of a table")
@@ -60,21 +60,21 @@ def run(args: argparse.Namespace) -> int:
 
 def table(evaluation: Evaluation, samples: str, reference: str) -> str:
     """The figures as text, of the samples and of real images."""
-    ours, halves = evaluation.samples, evaluation.halves
+    ours, real = evaluation.samples, evaluation.real
     rows: list[tuple[str, Figure | None, Figure | None]] = [
-        ("Frechet distance", ours.frechet, halves.frechet),
-        ("kernel distance", ours.kernel, halves.kernel),
-        ("precision", ours.precision, halves.precision),
-        ("recall", ours.recall, halves.recall),
+        ("Frechet distance", ours.frechet, real.frechet),
+        ("kernel distance", ours.kernel, real.kernel),
+        ("precision", ours.precision, real.precision),
+        ("recall", ours.recall, real.recall),
         ("class agreement", evaluation.class_agreement, evaluation.real_class_agreement),
         ("nearest trained-on image", evaluation.nearest, evaluation.real_nearest),
     ]
     lines = [
         f"{ours.count} samples of {samples} against {ours.reference_count} images of {reference}; "
         f"features: {evaluation.features}",
-        f"real: {halves.count} of the reference against its other {halves.reference_count}; in brackets 5 to 95 %",
-        f"{'':<26}{'samples':<32}real",
-        *(f"{name:<26}{_shown(mine):<32}{_shown(real)}" for name, mine, real in rows),
+        f"real: {real.count} of the reference against its other {real.reference_count}; in brackets 5 to 95 %",
+        f"{'':<26}{'samples':<34}  real",
+        *(f"{name:<26}{_shown(mine):<34}  {_shown(theirs)}" for name, mine, theirs in rows),
     ]
     return "\n".join(lines)
 

@@ -32,7 +32,7 @@ _CHOICES = {
     "prediction": (PREDICTIONS, "what the model returns"),
     "target": (
         PREDICTIONS,
-        "what its network gives and the error is taken of; without it, where prediction is given, that",
+        "what its network gives and the error is taken of; by default v for epsilon, else the prediction",
     ),
     "variance": (VARIANCES, "of the steps; by default learned_range, and fixed_small for --loss simple"),
     "timestep_sampler": (tuple(TIMESTEP_SAMPLERS), "which t a step looks at"),

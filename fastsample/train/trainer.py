@@ -76,9 +76,11 @@ def check_place(out: Path, device: str | torch.device, save_every: int) -> None:
     check_writable(out)
     for name in _FILES:
         check_replaceable(out / name)
-        # Links and parts are replaced; a file without a checkpoint beside it is somebody's own.
-        path = out / name
-        if path.is_file() and not path.is_symlink() and not (out / CHECKPOINT).exists():
+    if any((out / name).exists() for name in (CHECKPOINT, TRUNK)):
+        return
+    for name in _FILES:
+        # Links are replaced; a file without a checkpoint beside it is somebody's own.
+        if (out / name).is_file() and not (out / name).is_symlink():
             raise ValueError(f"{out} holds {name} but no {CHECKPOINT} of a run: use another folder")
 
 

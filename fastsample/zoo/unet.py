@@ -15,7 +15,7 @@ from torch.nn import functional
 from fastsample.broadcast import per_sample
 from fastsample.schedule import Schedule
 
-_PREDICTIONS = ("epsilon", "v", "x0")
+PREDICTIONS = ("epsilon", "v", "x0")
 
 
 Size = int | tuple[int, int]
@@ -76,8 +76,8 @@ class UNetConfig:
             raise ValueError(f"the last width must be a multiple of heads = {self.heads}, got {self.widths[-1]}")
         for name in ("prediction", "target"):
             value = getattr(self, name)
-            if value not in _PREDICTIONS and not (name == "target" and value is None):
-                raise ValueError(f"{name} must be one of {', '.join(_PREDICTIONS)}, got {value!r}")
+            if value not in PREDICTIONS and not (name == "target" and value is None):
+                raise ValueError(f"{name} must be one of {', '.join(PREDICTIONS)}, got {value!r}")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -121,6 +121,8 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig, schedule: Schedule) -> None:
         super().__init__()
+        if schedule.alphas_cumprod[-1] == 0 and config.target == "epsilon" != config.prediction:
+            raise ValueError("target='epsilon' tells nothing where alpha bar is 0 (zero terminal SNR): take v or x0")
         self.config = config
         self.schedule = schedule
         widths, embedding, groups = config.widths, config.embedding, config.groups
@@ -153,6 +155,11 @@ class UNet(nn.Module):
     def prediction(self) -> str:
         """What it returns, as samplers name it."""
         return self.config.prediction
+
+    @property
+    def variance(self) -> str:
+        """That of its steps, as DDPM names it."""
+        return "learned_range" if self.config.learned_variance else "fixed_small"
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """[epsilon, v] of x, shape (B, 2C, H, W), or what the config says.
@@ -222,7 +229,8 @@ class UNet(nn.Module):
         ratios, last = self._ratios, self.schedule.T - 1
         below = t.floor().clamp(0, last).long() if t.is_floating_point() else t.clamp(0, last)
         low, part = ratios[below], (t - below).float()
-        ratio = torch.where(part == 0, low, torch.lerp(low, ratios[(below + 1).clamp(max=last)], part))
+        # Written out, since lerp makes NaN of a ratio that is infinite.
+        ratio = torch.where(part == 0, low, low + part * (ratios[(below + 1).clamp(max=last)] - low))
         return torch.rsqrt(1 + ratio.square()), torch.rsqrt(1 + ratio.square().reciprocal())
 
 

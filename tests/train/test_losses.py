@@ -47,7 +47,7 @@ def test_timesteps_outside_the_schedule_are_named(wrong: int) -> None:
         (TIMES.double(), TypeError, "t must be a tensor of integers, got torch.float64"),
         (TIMES > 1, TypeError, "t must be a tensor of integers, got torch.bool"),
         (3, TypeError, "t must be a tensor, got int"),
-        (TIMES[:, None], ValueError, r"t must have shape \(B,\), got \(3, 1\)"),
+        (TIMES[:, None], ValueError, r"t must have shape \(B,\) = \(3,\), got \(3, 1\)"),
     ],
     ids=["fractional", "mask", "number", "two-axes"],
 )

@@ -226,3 +226,32 @@ def test_bad_updates(t: list[int], losses: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sampler.update(torch.tensor(t), torch.tensor(losses))
     assert torch.equal(sampler.state_dict()["counts"], torch.zeros(3, dtype=torch.int64))
+
+
+SHAPED = {
+    "noise": (dict(noise=torch.zeros(1, 3, 5)), r"noise must have x0's shape \(4, 3, 5\), got \(1, 3, 5\)"),
+    "xt": (dict(xt=torch.zeros(4, 1, 5)), "xt must have x0's shape"),
+    "t": (dict(t=torch.tensor([0, 1])), r"t must have shape \(B,\) = \(4,\), got \(2,\)"),
+    "bytes": (dict(x0=torch.zeros(4, 3, 5, dtype=torch.uint8)), "x0 must be floating"),
+    "flat": (
+        dict(x0=torch.zeros(4), xt=torch.zeros(4), noise=torch.zeros(4), output=torch.zeros(4)),
+        "x0 must be floating",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), SHAPED.values(), ids=SHAPED)
+def test_shapes_that_would_broadcast_are_refused(changes: dict[str, Tensor], message: str) -> None:
+    loss = DiffusionLoss(SCHEDULE, loss="simple")
+    zeros = torch.zeros(4, 3, 5)
+    arguments = {"output": zeros, "x0": zeros, "xt": zeros, "t": T, "noise": zeros} | changes
+    with pytest.raises(ValueError, match=message):
+        loss(**arguments)
+
+
+@pytest.mark.parametrize(("prediction", "target"), [("v", "x0"), ("x0", "v"), ("v", "epsilon"), ("x0", "epsilon")])
+def test_zero_terminal_snr_has_losses(prediction: str, target: str) -> None:
+    schedule = Schedule.linear(50).rescale_zero_terminal_snr()
+    loss = DiffusionLoss(schedule, loss="simple", prediction=prediction, target=target)
+    x0, noise, t = torch.rand(1, 3, 5), torch.randn(1, 3, 5), torch.tensor([49])
+    assert loss(torch.randn(1, 3, 5), x0, loss.q_sample(x0, t, noise), t, noise).loss.isfinite()

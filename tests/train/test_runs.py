@@ -25,7 +25,7 @@ TESTS = Path(__file__).parents[1]
 SETTINGS = {
     "hybrid": SMALL,
     "importance": IMPORTANCE,
-    "simple-x0": replace(SMALL, loss="simple", prediction="x0", target=None),
+    "simple-x0": replace(SMALL, loss="simple", prediction="x0"),
     "linear-v": replace(SMALL, schedule="linear", timesteps=30, prediction="v", variance="learned_range", loss="vlb"),
 }
 
@@ -226,3 +226,22 @@ def test_the_learning_rate_forgets_the_end_before_the_cooldown() -> None:
     assert rates[:160] == [long.lr_at(i) for i in range(160)]
     assert rates[9] == rates[159] == short.lr and rates[0] == short.lr / 10
     assert all(later < earlier for earlier, later in pairwise(rates[159:])) and rates[-1] > 0
+
+
+@pytest.mark.parametrize("at", [7, 11], ids=["cooling", "last"])
+def test_a_run_killed_before_its_first_checkpoint_continues(at: int, tmp_path: Path) -> None:
+    """Then the folder has the state before the cooldown alone."""
+    train(data(), tmp_path / "straight", SMALL, progress=False)
+    interrupted(tmp_path / "broken", SMALL, at, save_every=1000)
+    assert [path.name for path in (tmp_path / "broken").iterdir()] == ["trunk.pt"]
+    train(data(), tmp_path / "broken", SMALL, progress=False)
+    same_files(tmp_path / "straight", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("cooldown", [0.0, 1.0])
+def test_all_or_nothing_may_be_cooldown(cooldown: float, tmp_path: Path) -> None:
+    settings = replace(SMALL, cooldown=cooldown)
+    train(data(), tmp_path / "straight", settings, progress=False)
+    interrupted(tmp_path / "broken", settings, 5, save_every=4)
+    train(data(), tmp_path / "broken", settings, progress=False)
+    same_files(tmp_path / "straight", tmp_path / "broken")

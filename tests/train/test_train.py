@@ -21,7 +21,7 @@ from fastsample.train import data as data_module
 from support.paths import GOLDEN
 
 SEEDS = {"iddpm_linear1000_ddim50": 1, "iddpm_cosine4000_100": 2, "iddpm_linear300_10-15-20": 3}
-SMALL = Settings(steps=6, batch_size=4, warmup=2, timesteps=20, widths=(8, 16), lr=1e-2, target=None)
+SMALL = Settings(steps=6, batch_size=4, warmup=2, timesteps=20, widths=(8, 16), lr=1e-2, target="epsilon")
 
 # improved-diffusion sums -1 + log ratio + ratio in float32, each near 1, where both variances are nearly equal.
 PUBLISHED = 2.0**-24
@@ -356,5 +356,11 @@ def test_command_defaults_are_the_settings() -> None:
     parser = argparse.ArgumentParser()
     train_command.add_arguments(parser)
     args = vars(parser.parse_args(["--data", "mnist5k", "--out", "x"]))
-    for name, value in vars(Settings()).items():
-        assert args[name] == value
+    defaults = vars(Settings())
+    assert Settings(**{name: args[name] for name in defaults}) == Settings()
+
+
+@pytest.mark.parametrize(("prediction", "target"), [("epsilon", "v"), ("v", "v"), ("x0", "x0")])
+def test_the_target_follows_the_prediction(prediction: str, target: str) -> None:
+    assert Settings(prediction=prediction).target == target
+    assert Settings(prediction=prediction, target="epsilon").target == "epsilon"

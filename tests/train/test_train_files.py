@@ -80,11 +80,12 @@ def test_planted_links_are_not_followed(tmp_path: Path) -> None:
     precious, out = tmp_path / "precious", tmp_path / "run"
     precious.write_text("precious")
     out.mkdir()
-    for name in FILES[1:]:
+    for name in FILES[2:]:
         (out / name).symlink_to(precious)
     for name in FILES:
         (out / f"{name}.part").symlink_to(precious)
-    (out / "checkpoint.pt").symlink_to(tmp_path / "nowhere")
+    for name in FILES[:2]:
+        (out / name).symlink_to(tmp_path / "nowhere")
     train(data(), out, SMALL, progress=False)
     assert precious.read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()

@@ -159,3 +159,10 @@ def test_a_network_that_gives_v_stays_exact_next_to_pure_noise() -> None:
 def test_samplers_take_either(seed: int = 0) -> None:
     model = made(UNetConfig(widths=(8, 8), target="v"))
     assert fastsample.ddim(model, (1, 1, 28, 28), steps=3, seed=seed).isfinite().all()
+
+
+def test_zero_terminal_snr_tells_a_network_of_epsilon_nothing() -> None:
+    with pytest.raises(ValueError, match="target='epsilon' tells nothing where alpha bar is 0"):
+        UNet(UNetConfig(prediction="v", target="epsilon"), SCHEDULE.rescale_zero_terminal_snr())
+    model = made(UNetConfig(widths=(8,), target="v"), SCHEDULE.rescale_zero_terminal_snr())
+    assert model(torch.randn(1, 1, 28, 28), torch.tensor([998.5])).isfinite().all()
