@@ -105,9 +105,6 @@ def interpolate(
         raise TypeError(f"sampler must be one of fastsample's, such as fastsample.DDIM, got {sampler!r}")
     weights = torch.linspace(0, 1, int(n), dtype=torch.float64, device="cpu")
     between = slerp(a, b, weights)
-    sampler = sampler if sampler is not None else _default_sampler(model)
+    if sampler is None:
+        sampler = DDIM(schedule_of(model, None), steps=50, prediction=prediction_of(model, None))
     return sampler(model, between, **options)
-
-
-def _default_sampler(model: Model) -> Sampler:
-    return DDIM(schedule_of(model, None), steps=50, prediction=prediction_of(model, None))

@@ -13,7 +13,7 @@ from fastsample.checks import check_floating
 from fastsample.loop.guidance import guidance_of
 from fastsample.loop.noise_source import noise_source
 from fastsample.loop.options import RunOptions
-from fastsample.model import Model, Predictor, attribute, prediction_of, schedule_of
+from fastsample.model import Model, Predictor, prediction_of, schedule_of, variance_of
 from fastsample.ops.address import check_readable
 from fastsample.ops.checks import check_like, check_state
 from fastsample.ops.likelihood import likelihood, prior_bits
@@ -132,7 +132,7 @@ def nll(
         schedule_of(model, schedule),
         steps=steps,
         timesteps=timesteps,
-        variance=variance or attribute(model, "variance", str) or "fixed_small",
+        variance=variance_of(model, variance),
         prediction=prediction_of(model, prediction),
         clip=clip,
     )

@@ -90,9 +90,8 @@ def _check_out(path: Path) -> None:
 
 def _process(model: UNet, args: argparse.Namespace) -> DDPM:
     """The steps of the bound, as a sampler would make them."""
-    learned = model.config.learned_variance
-    variance = args.variance or ("learned_range" if learned else "fixed_small")
-    if variance.startswith("learned") and not learned:
+    variance = args.variance or model.variance
+    if variance.startswith("learned") and not model.config.learned_variance:
         raise ValueError(
             f"--variance {variance}: the model has no variance of its own, only fixed_small and fixed_large"
         )

@@ -16,8 +16,17 @@ hooks           what accelerate and diffusers leave at a module
 from fastsample.model.called_modules import attribute
 from fastsample.model.output import unwrapped
 from fastsample.model.placement import decoder_dtype
-from fastsample.model.prediction import prediction_of
+from fastsample.model.prediction import prediction_of, variance_of
 from fastsample.model.predictor import Model, Predictor
 from fastsample.model.schedule import schedule_of
 
-__all__ = ["Model", "Predictor", "attribute", "decoder_dtype", "prediction_of", "schedule_of", "unwrapped"]
+__all__ = [
+    "Model",
+    "Predictor",
+    "attribute",
+    "decoder_dtype",
+    "prediction_of",
+    "schedule_of",
+    "unwrapped",
+    "variance_of",
+]

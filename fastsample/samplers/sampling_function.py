@@ -56,8 +56,7 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
     source = (
         f"def {name}(model, {x}, *, {', '.join(keywords)}, **options):\n"
         f"{_of_model(kind, own_fields)}"
-        f"    sampler = sampler_of({kind.__name__}, {_schedule(kind, own_fields)}"
-        f"{_passed(own_fields)})\n"
+        f"    sampler = sampler_of({kind.__name__}, {_schedule(kind, own_fields)}{_passed(own_fields)})\n"
         f"    return sampler(model, {x}{_passed(of_call)}, **options)\n"
     )
     namespace = _names(kind)

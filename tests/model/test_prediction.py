@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fastsample
 from fastsample import DDIM, Schedule, ops
-from fastsample.model import prediction_of
+from fastsample.model import prediction_of, variance_of
 from fastsample.model.called_modules import called_modules
 
 SHAPE = (2, 3, 4)
@@ -110,3 +110,17 @@ def test_samplers_do_not_ask() -> None:
     assert torch.equal(
         DDIM(Schedule.linear(), steps=4)(Net("v"), X), fastsample.ddim(Net("v"), X, steps=4, prediction="epsilon")
     )
+
+
+@pytest.mark.parametrize(
+    ("stated", "given", "found"),
+    [
+        ("learned_range", None, "learned_range"),
+        ("learned_range", "fixed_large", "fixed_large"),
+        (torch.ones(3), None, "fixed_small"),
+        (None, None, "fixed_small"),
+    ],
+    ids=["stated", "given", "something-else", "nothing"],
+)
+def test_the_variance_is_the_models(stated: Any, given: str | None, found: str) -> None:
+    assert variance_of(types.SimpleNamespace(variance=stated), given) == found  # type: ignore[arg-type]
