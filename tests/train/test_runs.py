@@ -30,6 +30,12 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plot takes longer than all steps of such a run, and test_train looks at one."""
+    monkeypatch.setattr("fastsample.train.report._plot", lambda *arguments: None)
+
+
 def interrupted(out: Path, settings: Settings, at: int, save_every: int) -> None:
     """A run that stops with Ctrl-C at the beginning of this step."""
     step = _Run.step
