@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which an optimizer imports otherwise, in every fork
 
 from fastsample.train import ImageData, Settings, train
 
