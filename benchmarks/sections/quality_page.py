@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ Rows = Sequence[Mapping[str, str]]
 
 
 def draw(path: Path, rows: Rows, run: Run) -> None:
-    """Frechet and kernel distance against model calls and against time, as a PNG; unguided rows only."""
+    """Frechet and kernel distance against model calls and against time, as a PNG; unguided rows only.
+
+    Times are compared within one family of CPUs, that of the most rows.
+    """
     pyplot = pyplot_for(path)
     if pyplot is None or not rows:
         return
@@ -32,9 +36,12 @@ def draw(path: Path, rows: Rows, run: Run) -> None:
         "frechet": [row for row in shown if int(row["count"]) == most or row["sampler"] == REAL],
         "kernel": shown,
     }
-    for (figure_name, part), line in zip(parts.items(), panels, strict=True):
-        for place, axes in zip(("calls", "ms_per_image"), line, strict=True):
-            _curves(axes, part, place, figure_name)
+    (family, _), *_ = Counter(row["cpu_family"] for row in shown if row["sampler"] != REAL).most_common()
+    for (figure_name, part), (calls, times) in zip(parts.items(), panels, strict=True):
+        _curves(calls, part, "calls", figure_name)
+        timed = [row for row in part if row["cpu_family"] == family or row["sampler"] == REAL]
+        _curves(times, timed, "ms_per_image", figure_name)
+        times.set_xlabel(f"milliseconds of one core an image, {family}")
     panels[0, 0].legend(fontsize=7)
     figure.suptitle(f"{run.name}: bars from 5 to 95 %; Frechet distance of {most} samples, kernel of all", fontsize=9)
     with replacing(path) as file:
@@ -56,7 +63,7 @@ def _curves(axes: Any, rows: Rows, place: str, name: str) -> None:
     axes.set_xscale("log")
     # A kernel distance may be negative; the worst samples lie orders of magnitude above the best.
     axes.set_yscale("symlog" if name == "kernel" else "log", **({"linthresh": 0.01} if name == "kernel" else {}))
-    axes.set_xlabel("model calls" if place == "calls" else "milliseconds of one core an image")
+    axes.set_xlabel("model calls")
     axes.set_ylabel(f"{name.capitalize()} distance")
     axes.grid(alpha=0.3)
 
