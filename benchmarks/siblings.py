@@ -15,7 +15,7 @@ import torch
 
 from fastsample.train import Settings, load_data, train
 
-# Half of the bundled model's cost: with widths (24, 48) the linear one was too weak to tell samplers apart.
+# A fifth of the bundled model's cost; with widths (24, 48) the linear one was too weak to tell samplers apart.
 # The network gives epsilon, as in the paper, whose schedules and losses differ.
 EQUAL = Settings(steps=6000, widths=(32, 64), target="epsilon")
 SIBLINGS: Mapping[str, Settings] = {
