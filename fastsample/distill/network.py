@@ -1,0 +1,91 @@
+"""The network that a student begins as: a copy of its teacher that gives something sound at its first timestep."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from fastsample.distill.student import OUTPUTS
+from fastsample.distill.teacher import Teacher, plain
+from fastsample.model import unwrapped
+from fastsample.zoo.unet import UNet
+
+
+def network_for(teacher: Teacher, student: nn.Module | None, output: str | None) -> tuple[nn.Module, str]:
+    """(network, what it gives) that a student of this teacher begins as, in eval mode: without dropout.
+
+    A copy gives what the teacher predicts; where that is epsilon with a variance half, "both", the variance half
+    becoming x0.
+
+    Args:
+        teacher: the teacher.
+        student: a module instead of the copy; it may be smaller.
+        output: what that gives, see distill.Student; None is found out: what the teacher predicts for one half of
+            channels and "both" for two.
+
+    Raises:
+        ValueError: the teacher is no module to copy, or the network does not fit the teacher's samples.
+    """
+    if output is not None and output not in OUTPUTS:
+        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+    if student is None:
+        if not isinstance(teacher.model, nn.Module):
+            raise ValueError("the teacher is no torch module that a student could be copied from: give student=")
+        network = copy.deepcopy(teacher.model).float().requires_grad_(True)
+    else:
+        network = plain(student).requires_grad_(True) if isinstance(student, UNet) else student
+    network.to(teacher.device).eval()
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError("student= has no parameters that require gradients: there is nothing to train")
+    given, wanted = _probe(network, teacher), teacher.shape
+    if given.shape[2:] != wanted[1:] or given.shape[1] not in (wanted[0], 2 * wanted[0]):
+        raise ValueError(
+            f"the student returns {tuple(given.shape[1:])} for samples of the teacher's shape {tuple(wanted)}: it must "
+            "return that, or twice the channels"
+        )
+    halves = given.shape[1] // wanted[0]
+    if output is None:
+        own = network.prediction if isinstance(network, UNet) else teacher.prediction
+        output = "both" if halves == 2 and own == "epsilon" else own
+    if output == "both" and halves == 1:
+        raise ValueError("output='both' needs a student that returns twice the channels, [epsilon, x0]")
+    if output == "both" and student is None:
+        _silence_second_half(network, teacher, given)
+    return network, output
+
+
+def _probe(network: nn.Module, teacher: Teacher) -> Tensor:
+    """What the network gives for one sample."""
+    device = teacher.device
+    x, t = torch.zeros(1, *teacher.shape, device=device), torch.full((1,), teacher.start(), device=device)
+    with torch.no_grad():
+        given = unwrapped(network(x, t, **teacher.told(torch.zeros(1, dtype=torch.int64))))
+    if not isinstance(given, Tensor) or given.ndim != x.ndim:
+        shape = getattr(given, "shape", type(given).__name__)
+        raise ValueError(f"the student must return a tensor of {x.ndim} axes, got {shape}")
+    return given
+
+
+def _silence_second_half(network: nn.Module, teacher: Teacher, before: Tensor) -> None:
+    """Makes the variance half 0, by the rows of the last layer that make it, so that x0 begins as nothing.
+
+    The last layer is found by its width. Where the half does not come out as 0 then, all stays as it was: training
+    overwrites a half that means something else too, only later.
+    """
+    channels = before.shape[1] // 2
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)]
+    fitting = [layer for layer in layers if layer.weight.shape[0] % (2 * channels) == 0]
+    if not fitting:
+        return
+    last = fitting[-1]
+    kept = {name: value.detach().clone() for name, value in last.named_parameters()}
+    half = last.weight.shape[0] // 2
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter[half:].zero_()
+        after = _probe(network, teacher)
+        if after[:, channels:].any() or not torch.equal(after[:, :channels], before[:, :channels]):
+            for name, parameter in last.named_parameters():
+                parameter.copy_(kept[name])

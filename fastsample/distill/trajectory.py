@@ -1,0 +1,161 @@
+"""Distillation along the student's own path from noise, without data (SFD, Zhou et al. 2024).
+
+A fine solver of the teacher goes from noise x_T to a sample, and the states at the student's N timesteps are kept as
+targets y_1 .. y_N. The student goes the same way in N DDIM steps, and after each of them
+
+    loss_k = mean |x_k - y_k|,  x_k = DDIM step of the student from its own x_(k - 1), taken as given
+
+moves its weights. So every step learns to make good what the steps before it have left, and nothing but noise and
+conditions is needed. The teacher may be guided: the student then gives guided samples in one call a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from fastsample.checks import integer
+from fastsample.distill.common import Common, run
+from fastsample.distill.grid import nested_timesteps
+from fastsample.distill.method import Batch, Method
+from fastsample.distill.paths import Paths
+from fastsample.distill.settings import Settings
+from fastsample.distill.student import Facts, Student
+from fastsample.distill.teacher import Teacher
+from fastsample.model import Model
+from fastsample.ops.noise import randn
+from fastsample.ops.step import step
+from fastsample.samplers.ddim import DDIM
+from fastsample.samplers.dpm_solver import DPMSolver
+
+# The streams 0 to 2 are those of samplers: noise that a student is judged by should not be what it was trained on.
+_STREAM = 3
+DEFAULTS = Settings(iterations=1000)
+
+
+def trajectory(
+    teacher: Model,
+    shape: Sequence[int],
+    out: str | Path,
+    *,
+    steps: int = 4,
+    substeps: int = 6,
+    paths: int = 4096,
+    **common: Unpack[Common],
+) -> Student:
+    """Distils a model to so many steps along the student's own path, without data: the method to try first.
+
+    Args:
+        teacher: any model that samplers take, `model(x, t, **keywords)`.
+        shape: of one sample, such as (3, 32, 32).
+        out: the folder of the run: student.safetensors, checkpoint.pt, loss.csv, loss.png, and paths/ while it runs.
+        steps: N, of the student.
+        substeps: steps of the teacher's DPM-Solver++ 3M in each of the student's.
+        paths: how many paths of the teacher are made and kept on disk, 4 N bytes for each number of a sample.
+        **common: see distill.Common.
+
+    Returns:
+        The student, see distill.Student.
+
+    Raises:
+        ValueError, TypeError: arguments that cannot work, or a folder of another run, before anything is computed.
+        ArithmeticError: the loss, its gradient or a weight is not finite; the last checkpoint is from before that.
+
+    Example:
+        >>> import tempfile
+        >>> teacher = torch.nn.Conv1d(2, 2, 3, padding=1)
+        >>> model = lambda x, t: teacher(x)
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     student = trajectory(
+        ...         model, (2, 8), out, steps=2, paths=8, student=Net(), settings=Settings(iterations=2, batch_size=4)
+        ...     )
+    """
+
+    def make(model: Teacher, student: Student, settings: Settings) -> Trajectory:
+        return Trajectory(
+            model,
+            student.prediction,
+            steps=steps,
+            substeps=substeps,
+            paths=paths,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+        )
+
+    return run(teacher, shape, out, make, DEFAULTS, **common)
+
+
+class Trajectory(Method):
+    """The method for students of so many steps.
+
+    Args:
+        teacher: the teacher.
+        prediction: of the student.
+        steps: N of the student.
+        substeps: solver steps of the teacher in each of them.
+        paths: how many paths of the teacher are made; batches are drawn from them.
+        seed: of their noise and conditions.
+        batch_size: how many of them are made at once.
+    """
+
+    name = "trajectory"
+
+    def __init__(
+        self, teacher: Teacher, prediction: str, *, steps: int, substeps: int, paths: int, seed: int, batch_size: int
+    ) -> None:
+        for name, value in (("steps", steps), ("substeps", substeps), ("paths", paths)):
+            integer(name, value, 1)
+        self.teacher, self.prediction, self.updates = teacher, prediction, steps
+        self.substeps, self.paths, self.seed, self.batch_size = substeps, paths, seed, batch_size
+        self.timesteps = nested_timesteps(teacher.start(), steps)
+        fine = nested_timesteps(teacher.start(), steps * substeps)
+        self.table = DDIM(teacher.schedule, timesteps=self.timesteps, prediction=prediction).table
+        self.solver = DPMSolver(
+            teacher.schedule, timesteps=fine, order=3, prediction=teacher.prediction, clip=teacher.clip
+        )
+
+    def identity(self) -> dict[str, Any]:
+        return self.teacher.identity() | {"student_steps": self.updates, "substeps": self.substeps, "paths": self.paths}
+
+    def facts(self, stage: int) -> Facts:
+        teacher = self.teacher
+        return Facts(
+            self.name,
+            tuple(teacher.shape),
+            {self.updates: self.timesteps},
+            guidance=teacher.guidance,
+            clip=teacher.clip,
+            teacher=teacher.digest(),
+            settings={"substeps": self.substeps, "paths": self.paths, "seed": self.seed},
+        )
+
+    def begin(self, stage: int, student: Student, out: Path, progress: bool) -> None:
+        self.kept = Paths(out, self.paths, self.batch_size, self._targets)
+        self.kept.make(progress)
+
+    def losses(self, student: Any, stage: int, batch: Batch) -> Iterator[Tensor]:
+        places = batch.integers(self.paths)
+        told = self.teacher.told(self._examples(places))
+        x = self._noise(places).to(batch.device)
+        for k, target in enumerate(self.kept.at(places).to(batch.device)):
+            t = torch.full((len(x),), int(self.table.t[k]), device=x.device)
+            moved = step(x, student(x, t, **told).float(), self.table, k)
+            yield (moved - target).abs().mean()
+            x = moved.detach()
+
+    def _targets(self, places: Tensor) -> Tensor:
+        x = self._noise(places).to(self.teacher.device)
+        return self.teacher.path(self.solver, x, self._examples(places), self.substeps)
+
+    def _noise(self, places: Tensor) -> Tensor:
+        """x_T of these paths: places of the set of noise that the seed names."""
+        return randn((len(places), *self.teacher.shape), seed=self.seed, index=places, stream=_STREAM)
+
+    def _examples(self, places: Tensor) -> Tensor:
+        """Which conditions these paths have: all in turn, so that they are balanced."""
+        return places % self.teacher.conditions.count
