@@ -83,6 +83,9 @@ class Method:
     def begin(self, stage: int, student: Student, out: Path, progress: bool) -> None:
         """Called before a stage, and where a run is taken up within one, with the student that it began with."""
 
+    def end(self, out: Path) -> None:
+        """Called when a run is complete."""
+
     def moved(self, student: Student) -> None:
         """Called after the weights have moved."""
 

@@ -91,6 +91,7 @@ class _Run(Run):
                     self.publish(out, i // iterations)
         # Also where nothing was left to do: a kill may have come between the checkpoint and these.
         self.publish(out, self.method.stages - 1)
+        self.method.end(out)
 
     def begin(self, i: int, out: Path, progress: bool) -> None:
         """Begins the stage of this iteration, or takes it up."""

@@ -135,8 +135,11 @@ class Trajectory(Method):
         )
 
     def begin(self, stage: int, student: Student, out: Path, progress: bool) -> None:
-        self.kept = Paths(out, self.paths, self.batch_size, self._targets)
+        self.kept = self._paths(out)
         self.kept.make(progress)
+
+    def end(self, out: Path) -> None:
+        self._paths(out).remove()
 
     def losses(self, student: Any, stage: int, batch: Batch) -> Iterator[Tensor]:
         places = batch.integers(self.paths)
@@ -147,6 +150,9 @@ class Trajectory(Method):
             moved = step(x, student(x, t, **told).float(), self.table, k)
             yield (moved - target).abs().mean()
             x = moved.detach()
+
+    def _paths(self, out: Path) -> Paths:
+        return Paths(out, self.paths, self.batch_size, self._targets)
 
     def _targets(self, places: Tensor) -> Tensor:
         x = self._noise(places).to(self.teacher.device)
