@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.distill.digests import bytes_of
 from fastsample.loop.guidance import Shared
 
 
@@ -57,7 +57,7 @@ class Conditions:
             for path, values in _examples(keywords, ""):
                 sha.update(path.encode())
                 for value in values if isinstance(values, list) else [values]:
-                    sha.update(_bytes(value))
+                    sha.update(bytes_of(value) if isinstance(value, Tensor) else repr(value).encode())
         return sha.hexdigest()
 
 
@@ -86,9 +86,3 @@ def _picked(value: Any, chosen: list[int], device: torch.device) -> Any:
     if isinstance(value, tuple):
         return tuple(_picked(entry, chosen, device) for entry in value)
     return value
-
-
-def _bytes(value: Any) -> bytes:
-    if isinstance(value, Tensor):
-        return np.ascontiguousarray(value.detach().cpu().contiguous().view(torch.uint8).numpy()).tobytes()
-    return repr(value).encode()

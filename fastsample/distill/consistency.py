@@ -118,6 +118,7 @@ class ConsistencyMethod(Method):
         scales: int,
         target_decay: float,
     ) -> None:
+        samples.check(teacher.conditions)
         self.teacher, self.samples, self.student = teacher, samples, student
         self.curriculum, self.solver, self.scales, self.target_decay = curriculum, solver, scales, target_decay
         start = min(teacher.start(), int(np.searchsorted(student.sigmas, MOST_SIGMA, side="right")) - 1)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from fastsample.distill.common import Common
+from fastsample.distill.conditions import Conditions
+from fastsample.distill.digests import bytes_of
 from fastsample.train.data import ImageData
 
 
@@ -45,6 +47,11 @@ class Samples:
             self._tensor = data.detach().float()
             self.shape, self.count = tuple(data.shape[1:]), len(data)
 
+    def check(self, conditions: Conditions) -> None:
+        """Raises ValueError unless these have an entry for each sample, or the same for all."""
+        if conditions.count not in (1, self.count):
+            raise ValueError(f"cond must have an entry for each of {self.count} samples, got {conditions.count}")
+
     def at(self, index: Tensor) -> Tensor:
         """These samples, float32 on the CPU or where they were given."""
         if self._images is not None:
@@ -55,4 +62,4 @@ class Samples:
         """A hash of all samples."""
         if self._images is not None:
             return self._images.digest()
-        return hashlib.sha256(self._tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
+        return hashlib.sha256(bytes_of(self._tensor)).hexdigest()

@@ -90,6 +90,7 @@ class Progressive(Method):
     name = "progressive"
 
     def __init__(self, teacher: Teacher, samples: Samples, prediction: str, start: int, halvings: int) -> None:
+        samples.check(teacher.conditions)
         self.first_teacher, self.samples, self.prediction = teacher, samples, prediction
         self.counts, self.stages = [start >> stage for stage in range(halvings + 1)], halvings + 1
         self.timesteps = [nested_timesteps(teacher.start(), count) for count in (2 * start, *self.counts)]

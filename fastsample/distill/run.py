@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from fastsample.distill.digests import digest_of
 from fastsample.distill.method import Batch, Method
 from fastsample.distill.settings import PRECISIONS, Settings
 from fastsample.distill.store import save
@@ -71,6 +72,7 @@ class _Run(Run):
             ema_decay=settings.ema_decay,
         )
         self.method, self.settings, self.student = method, settings, student
+        self.began = digest_of(student)
         self.updates_of_stage = settings.iterations * method.updates
         # The weights that the stage began with, where a later one is about to.
         self.first: State | None = None
@@ -173,6 +175,7 @@ class _Run(Run):
             self.take(read_state(out / CHECKPOINT, self._identity(), self.device, 1, command), out)
 
     def _identity(self) -> State:
-        identity = {"method": self.method.name} | self.method.identity() | asdict(self.settings)
+        identity = {"method": self.method.name} | self.method.identity() | {"student": self.began}
+        identity |= asdict(self.settings)
         identity["batch_size"] *= self.processes.count
         return identity

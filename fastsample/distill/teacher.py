@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastsample.checks import checked_shape, one_of, real
 from fastsample.distill.conditions import Conditions
+from fastsample.distill.digests import digest_of
 from fastsample.distill.student import Student
 from fastsample.loop.guidance import guidance_of
 from fastsample.loop.options import RunOptions
@@ -165,13 +166,7 @@ class Teacher:
 
     def digest(self) -> str | None:
         """A hash of the model's weights, to tell teachers apart; None for a function."""
-        if not isinstance(self.model, nn.Module):
-            return None
-        sha = hashlib.sha256()
-        for name, value in self.model.state_dict().items():
-            sha.update(name.encode())
-            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return sha.hexdigest()
+        return digest_of(self.model) if isinstance(self.model, nn.Module) else None
 
 
 def plain(model: UNet) -> UNet:

@@ -133,7 +133,9 @@ def consistent(model: Any, schedule: Schedule, **options: Any) -> tuple[Consiste
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
-@pytest.mark.parametrize("options", [{}, {"solver": "ddim"}, {"curriculum": "adaptive"}, {"curriculum": "easy"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"solver": "ddim"}, {"curriculum": "adaptive"}, {"curriculum": "easy"}], ids=str
+)
 def test_an_exact_model_is_consistent(prediction: str, options: dict[str, Any]) -> None:
     schedule = Schedule.scaled_linear()
     method, student = consistent(Delta(POINT, prediction, schedule), schedule, **options)
@@ -176,7 +178,9 @@ def test_the_average_follows_the_student() -> None:
 
 
 @pytest.mark.parametrize("scales", [2, 10, 40, 150])
-@pytest.mark.parametrize("schedule", [COSINE, Schedule.linear(), Schedule.scaled_linear()], ids=["cosine", "linear", "sd"])
+@pytest.mark.parametrize(
+    "schedule", [COSINE, Schedule.linear(), Schedule.scaled_linear()], ids=["cosine", "linear", "sd"]
+)
 def test_levels_descend_from_the_last_to_the_first(schedule: Schedule, scales: int) -> None:
     sigmas = fastsample.times.levels.sigma_over_alpha(schedule)
     chosen = levels_between(sigmas, scales, scales)

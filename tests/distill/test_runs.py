@@ -26,6 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "consistency-easy": {"curriculum": "easy"},
 }
 
+
 @pytest.fixture(autouse=True)
 def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plot takes longer than all steps of such a run."""
