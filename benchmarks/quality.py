@@ -24,7 +24,7 @@ import fastsample
 from benchmarks.common.options import refuse
 from benchmarks.common.report import machine
 from benchmarks.sections import quality_page
-from benchmarks.sections.quality_cases import AnyCase, plan
+from benchmarks.sections.quality_cases import AnyCase, plan, students_plan
 from benchmarks.sections.quality_rows import BATCH, BitsRow, Row, Run, key, key_of, load, measured
 from fastsample.storage.writing import check_writable, replace_text
 
@@ -52,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.write and (arguments.model != BUNDLED or arguments.quick):
         refuse("--write is for the whole study of the bundled model")
     torch.set_num_threads(1)
-    places = Places(arguments.out, run.name, arguments.quick)
-    every = plan(model, quick=arguments.quick, count=arguments.count)
+    places = Places(arguments.out, "students" if arguments.students else run.name, arguments.quick)
+    sizes = {"quick": arguments.quick, "count": arguments.count}
+    every = students_plan(arguments.students, **sizes) if arguments.students else plan(model, **sizes)
     cases = [case for case in every if any(part in str(case) for part in arguments.match or [""])]
     done = {key_of(row) for path in places.tables for row in read(path)}
     missing = [case for case in cases if key(case, run) not in done]
@@ -89,6 +90,7 @@ def _parser() -> ArgumentParser:
         "--model", type=Path, default=BUNDLED, help="a model of digits by fastsample train (the bundled)"
     )
     parser.add_argument("--quick", action="store_true", help="300 samples, up to 50 calls: minutes on two cores")
+    parser.add_argument("--students", type=Path, nargs="+", metavar="FILE", help="distilled models and their teacher")
     parser.add_argument("--count", type=int, help="samples of every row instead of the study's own numbers")
     parser.add_argument("--match", action="append", help="only cases whose text contains this; may be repeated")
     parser.add_argument(
