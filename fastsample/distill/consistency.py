@@ -75,6 +75,16 @@ def consistency(
     Raises:
         ValueError, TypeError: arguments that cannot work, or a folder of another run, before anything is computed.
         ArithmeticError: the loss, its gradient or a weight is not finite; the last checkpoint is from before that.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from fastsample import Schedule, zoo
+        >>> teacher = zoo.UNet(zoo.UNetConfig(widths=(8, 16)), Schedule.cosine(100)).eval()
+        >>> short = {"settings": Settings(iterations=1, batch_size=2), "progress": False}
+        >>> with TemporaryDirectory() as out:
+        ...     student = consistency(teacher, torch.zeros(5, 1, 28, 28), out, **short)
+        >>> student.sample((3, 1, 28, 28), steps=1, seed=0).shape
+        torch.Size([3, 1, 28, 28])
     """
     one_of("curriculum", curriculum, tuple(CURRICULA))
     one_of("solver", solver, SOLVERS)

@@ -65,6 +65,16 @@ def progressive(
     Raises:
         ValueError, TypeError: arguments that cannot work, or a folder of another run, before anything is computed.
         ArithmeticError: the loss, its gradient or a weight is not finite; the last checkpoint is from before that.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from fastsample import Schedule, zoo
+        >>> teacher = zoo.UNet(zoo.UNetConfig(widths=(8, 16)), Schedule.cosine(100)).eval()
+        >>> short = {"settings": Settings(iterations=1, batch_size=2), "progress": False}
+        >>> with TemporaryDirectory() as out:
+        ...     student = progressive(teacher, torch.zeros(5, 1, 28, 28), out, start=2, **short)
+        >>> student.steps(), student.sample((3, 1, 28, 28), seed=0).shape
+        ((1,), torch.Size([3, 1, 28, 28]))
     """
     samples = Samples(data, common)
     halvings = _halvings(start, steps)

@@ -67,13 +67,14 @@ def trajectory(
         ArithmeticError: the loss, its gradient or a weight is not finite; the last checkpoint is from before that.
 
     Example:
-        >>> import tempfile
-        >>> teacher = torch.nn.Conv1d(2, 2, 3, padding=1)
-        >>> model = lambda x, t: teacher(x)
-        >>> with tempfile.TemporaryDirectory() as out:
-        ...     student = trajectory(
-        ...         model, (2, 8), out, steps=2, paths=8, student=Net(), settings=Settings(iterations=2, batch_size=4)
-        ...     )
+        >>> from tempfile import TemporaryDirectory
+        >>> from fastsample import Schedule, zoo
+        >>> teacher = zoo.UNet(zoo.UNetConfig(widths=(8, 16)), Schedule.cosine(100)).eval()
+        >>> short = {"settings": Settings(iterations=1, batch_size=2), "progress": False}
+        >>> with TemporaryDirectory() as out:
+        ...     student = trajectory(teacher, (1, 28, 28), out, steps=2, paths=2, cond={"y": torch.arange(10)}, **short)
+        >>> student.sample((3, 1, 28, 28), seed=0, y=torch.tensor([1, 2, 3])).shape
+        torch.Size([3, 1, 28, 28])
     """
 
     def make(model: Teacher, student: Student, settings: Settings) -> Trajectory:

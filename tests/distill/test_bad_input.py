@@ -15,6 +15,7 @@ from fastsample.cli import main
 from fastsample.distill.conditions import Conditions
 from fastsample.train import ImageData, Settings, train
 from support.distillation import DATA, LABELS, SHAPE, SMALL, Policy, run, unet
+from support.paths import ROOT
 
 COMMON: dict[str, Any] = {"settings": SMALL, "progress": False}
 
@@ -245,3 +246,11 @@ def test_the_command_distils(
     student = distill.load("run/student.safetensors")
     assert (student.facts.guidance, student.facts.clip, student.steps()) == (2.0, 1.0, (2,))
     assert student.schedule.T == Schedule.cosine(100).T
+
+
+def test_the_example_of_the_page_runs() -> None:
+    page = ROOT / "docs" / "distillation.md"
+    code = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile("\n".join(code), page.name, "exec"), names)
+    assert names["images"].shape == (10, 1, 28, 28)
