@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -76,6 +77,8 @@ class _Run(Run):
         self.updates_of_stage = settings.iterations * method.updates
         # The weights that the stage began with, where a later one is about to.
         self.first: State | None = None
+        # What the run has cost, which decides nothing.
+        self.seconds, self._clock = 0.0, perf_counter()
 
     def go(self, out: Path, save_every: int, progress: bool) -> None:
         """From where the run is to its end."""
@@ -157,11 +160,19 @@ class _Run(Run):
 
     def state(self) -> State:
         """What a checkpoint holds."""
-        return {"settings": self._identity(), "first": self.first, "method": self.method.state()} | super().state()
+        now = perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        own = {
+            "settings": self._identity(),
+            "first": self.first,
+            "method": self.method.state(),
+            "seconds": self.seconds,
+        }
+        return own | super().state()
 
     def _take(self, state: State) -> None:
         super()._take(state)
-        self.first = state["first"]
+        self.first, self.seconds = state["first"], state["seconds"]
         self.method.take(state["method"])
 
     def restore(self, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m support.killed_distillations FOLDER`: by each method a run that SIGKILL ends five times, and a whole one."""
+"""`python -m support.killed_distillations FOLDER`: by every method a run that is killed five times, and a whole one."""
 
 from __future__ import annotations
 
