@@ -50,10 +50,8 @@ def table_of(rows: Rows) -> str:
         second = f"{1e3 / float(row['ms_per_image']):.0f}"
         folded = row["timesteps"] == "distilled" or float(row["guidance"]) == 1
         name = row["sampler"] if folded else f"{row['sampler']}, guidance {row['guidance']}"
-        lines.append(
-            [name, row["calls"], interval(row, "frechet"), share, interval(row, "class_agreement"), second, faster]
-            + [minutes.get(row["sampler"].removeprefix("digits-"), "")]
-        )
+        figures = [interval(row, "frechet"), share, interval(row, "class_agreement"), second, faster]
+        lines.append([name, row["calls"], *figures, minutes.get(row["sampler"].removeprefix("digits-"), "")])
     header = ["model", "calls", "Frechet distance", "of the teacher's", "class agreement", "images a second"]
     return table([*header, "times the guided teacher", "minutes to make"], lines)
 

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from fastsample.distill.student import Facts, Student
 from fastsample.train.checkpoint import State
+from fastsample.train.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Method:
         """Where the student of a stage is kept in the folder of the run."""
         return "student.safetensors"
 
-    def begin(self, stage: int, student: Student, out: Path, progress: bool) -> None:
+    def begin(self, stage: int, student: Student, out: Path, processes: Processes, progress: bool) -> None:
         """Called before a stage, and where a run is taken up within one, with the student that it began with."""
 
     def end(self, out: Path) -> None:

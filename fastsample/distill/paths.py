@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastsample.storage.writing import replacing
+from fastsample.train.processes import Processes
 
 _FOLDER = "paths"
 
@@ -30,10 +31,10 @@ class Paths:
         self._folder, self._make = out / _FOLDER, make
         self._open: dict[int, np.ndarray] = {}
 
-    def make(self, progress: bool) -> None:
-        """Makes those that are missing."""
-        self._folder.mkdir(exist_ok=True)
-        firsts = range(0, self.count, self.chunk)
+    def make(self, processes: Processes, progress: bool) -> None:
+        """Makes those that are missing; several processes share the work."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        firsts = range(processes.rank * self.chunk, self.count, processes.count * self.chunk)
         with tqdm(total=self.count, disable=not progress, mininterval=5, desc="paths of the teacher") as bar:
             for first in firsts:
                 last = min(first + self.chunk, self.count)
@@ -41,7 +42,8 @@ class Paths:
                     states = self._make(torch.arange(first, last)).transpose(0, 1).contiguous()
                     with replacing(self._file(first)) as file:
                         np.save(file, states.cpu().numpy())
-                bar.update(last - first)
+                bar.update((last - first) * processes.count)
+        processes.wait()
 
     def at(self, places: Tensor) -> Tensor:
         """The states of these paths, (N, B, ...) float32 on the CPU."""

@@ -35,6 +35,7 @@ from fastsample.samplers.ddim import DDIM
 from fastsample.tables import Table
 from fastsample.times.levels import noise_levels
 from fastsample.train.data import ImageData
+from fastsample.train.processes import Processes
 
 DEFAULTS = Settings(iterations=1000)
 
@@ -123,7 +124,7 @@ class Progressive(Method):
             settings={"start": self.counts[0]},
         )
 
-    def begin(self, stage: int, student: Student, out: Path, progress: bool) -> None:
+    def begin(self, stage: int, student: Student, out: Path, processes: Processes, progress: bool) -> None:
         first = self.first_teacher
         self.teacher = first if stage == 0 else first.followed_by(student)
         self.table = self._table(self.teacher, self.timesteps[stage])

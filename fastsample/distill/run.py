@@ -96,7 +96,8 @@ class _Run(Run):
                     self.publish(out, i // iterations)
         # Also where nothing was left to do: a kill may have come between the checkpoint and these.
         self.publish(out, self.method.stages - 1)
-        self.method.end(out)
+        if self.processes.first:
+            self.method.end(out)
 
     def begin(self, i: int, out: Path, progress: bool) -> None:
         """Begins the stage of this iteration, or takes it up."""
@@ -112,7 +113,7 @@ class _Run(Run):
         if later and stage:
             began = copy.deepcopy(self.student)
             began.load_state_dict(self.first or {})
-        self.method.begin(stage, began, out, progress)
+        self.method.begin(stage, began, out, self.processes, progress)
 
     def step(self, i: int) -> None:
         """One iteration: a batch, in its parts, and the optimizer steps that it makes."""

@@ -32,6 +32,7 @@ from fastsample.ops.noise import randn
 from fastsample.ops.step import step
 from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.dpm_solver import DPMSolver
+from fastsample.train.processes import Processes
 
 # The streams 0 to 2 are those of samplers: noise that a student is judged by should not be what it was trained on.
 _STREAM = 3
@@ -135,9 +136,9 @@ class Trajectory(Method):
             settings={"substeps": self.substeps, "paths": self.paths, "seed": self.seed},
         )
 
-    def begin(self, stage: int, student: Student, out: Path, progress: bool) -> None:
+    def begin(self, stage: int, student: Student, out: Path, processes: Processes, progress: bool) -> None:
         self.kept = self._paths(out)
-        self.kept.make(progress)
+        self.kept.make(processes, progress)
 
     def end(self, out: Path) -> None:
         self._paths(out).remove()

@@ -50,6 +50,11 @@ class Processes:
         """This process's share of a batch."""
         return whole.chunk(self.count)[self.rank]
 
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self._accelerator is not None:
+            self._accelerator.wait_for_everyone()
+
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes."""
         if self._accelerator is None:

@@ -22,12 +22,14 @@ from fastsample.distill.progressive import Progressive
 from fastsample.distill.student import Facts, Student
 from fastsample.distill.teacher import Teacher
 from fastsample.distill.trajectory import Trajectory
+from fastsample.train.processes import Processes
 from support.distillation import DATA, LABELS, SHAPE, Delta, unet
 
 COSINE = Schedule.cosine(1000)
 POINT = torch.rand(3, 5, generator=Generator().manual_seed(3)) * 2 - 1
 NO_FACTS = Facts("", (3, 5), {})
 CPU = torch.device("cpu")
+ALONE = Processes("cpu")
 
 
 def batch(size: int = 16, iteration: int = 0) -> Batch:
@@ -68,7 +70,7 @@ def test_halving_asks_nothing_of_a_student_that_is_exact(prediction: str, count:
     model = Delta(POINT, prediction, schedule)
     method = Progressive(Teacher(model, (3, 5)), Samples(POINT[None], {}), prediction, count, 0)
     student = Student(model, prediction, schedule, NO_FACTS)
-    method.begin(0, student, Path(), False)
+    method.begin(0, student, Path(), ALONE, False)
     [loss] = method.losses(student, 0, batch())
     assert float(loss.detach()) < 1e-6
 
@@ -78,7 +80,7 @@ def test_the_target_of_halving(count: int) -> None:
     """By the formula, from two steps of the teacher, in float64."""
     model = Bent()
     method = Progressive(Teacher(model, (3, 5)), Samples(POINT[None], {}), "v", count, 0)
-    method.begin(0, Student(model, "v", COSINE, NO_FACTS), Path(), False)
+    method.begin(0, Student(model, "v", COSINE, NO_FACTS), Path(), ALONE, False)
     seen: list[tuple[Tensor, Tensor]] = []
 
     def student(x: Tensor, t: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ def test_a_trajectory_leads_where_the_solver_does(tmp_path: Path) -> None:
     """The targets are states of DPM-Solver++ 3M; the losses are those of a student on its own path."""
     model, steps, substeps = Bent(), 3, 4
     method = Trajectory(Teacher(model, (3, 5)), "v", steps=steps, substeps=substeps, paths=6, seed=5, batch_size=4)
-    method.begin(0, Student(model, "v", COSINE, NO_FACTS), tmp_path, False)
+    method.begin(0, Student(model, "v", COSINE, NO_FACTS), tmp_path, ALONE, False)
     losses = [float(loss.detach()) for loss in method.losses(lambda x, t: 0.3 * x, 0, batch(8))]
     places = torch.randint(6, (8,), generator=Generator().manual_seed(7))
     x = method._noise(places)
