@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from typing_extensions import TypedDict, Unpack
 
-from fastsample.checks import usable_device
+from fastsample.checks import integer, usable_device
 from fastsample.distill.method import Method
 from fastsample.distill.network import network_for
 from fastsample.distill.run import distill
@@ -33,8 +33,8 @@ class Common(TypedDict, total=False):
         guidance: the weight w of classifier-free guidance of the teacher, which the student folds in: it gives guided
             samples in one call a step. Default 1, none.
         clip: what the teacher's x0 is clipped to, such as 1.0 for images in [-1, 1]; default None.
-        student: a module that is trained instead of a copy of the teacher, such as a smaller one, or the teacher with
-            an adapter whose parameters alone require gradients.
+        student: a module of which a copy is trained, instead of one of the teacher: a smaller one, or the teacher with
+            an adapter of PEFT's whose parameters alone require gradients. It is trained in float32.
         output: what that gives, see distill.Student.
         settings: a distill.Settings.
         device: where to compute; default where the teacher is. A teacher that is a module is moved there.
@@ -75,6 +75,12 @@ def run(
         kind: the class of the student.
         **common: see Common.
     """
+    if unknown := common.keys() - Common.__annotations__.keys():
+        raise TypeError(f"there is no argument {min(unknown)}: see fastsample.distill.Common")
+    settings = common.get("settings") or defaults
+    if not isinstance(settings, Settings):
+        raise TypeError(f"settings must be a fastsample.distill.Settings, got {type(settings).__name__}")
+    save_every = integer("save_every", common.get("save_every", 200), 1)
     own = Predictor(model).device or torch.device("cpu")
     processes = Processes(usable_device(common.get("device") or own))
     if isinstance(model, nn.Module):
@@ -82,7 +88,7 @@ def run(
     names = ("schedule", "prediction", "cond", "uncond", "guidance", "clip")
     given = {name: common[name] for name in names if name in common}  # type: ignore[literal-required]
     teacher = Teacher(model, shape, device=processes.device, **given)
-    settings = common.get("settings") or defaults
+    teacher.probe()
     network, output = network_for(teacher, common.get("student"), common.get("output"))
     student = kind(network, output, teacher.schedule, Facts("", tuple(teacher.shape), {}))
     return distill(
@@ -91,6 +97,6 @@ def run(
         out,
         settings,
         processes,
-        save_every=common.get("save_every", 200),
+        save_every=save_every,
         progress=common.get("progress", True),
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsample.distill.digests import bytes_of
-from fastsample.loop.guidance import Shared
+from fastsample.loop.guidance import Shared, rebuilt
 
 
 class Conditions:
@@ -41,23 +41,16 @@ class Conditions:
         if self.count == 0:
             raise ValueError("cond must not be empty")
 
-    def at(self, index: Tensor, device: torch.device) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def at(self, index: Tensor, device: torch.device) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
         """(cond, uncond) of these examples, int64 (B,), on a device; uncond is None where none was given."""
         chosen = index.tolist()
-        cond, uncond = (
-            None if keywords is None else {name: _picked(value, chosen, device) for name, value in keywords.items()}
-            for keywords in (self.cond, self.uncond)
-        )
-        return cond or {}, uncond
+        return _picked(self.cond, chosen, device), None if self.uncond is None else _picked(self.uncond, chosen, device)
 
     def digest(self) -> str:
-        """A hash of all tensors and texts, to tell sets apart."""
+        """A hash of all of it, to tell sets apart."""
         sha = hashlib.sha256()
-        for keywords in (self.cond, self.uncond or {}):
-            for path, values in _examples(keywords, ""):
-                sha.update(path.encode())
-                for value in values if isinstance(values, list) else [values]:
-                    sha.update(bytes_of(value) if isinstance(value, Tensor) else repr(value).encode())
+        for part in _parts((self.cond, self.uncond)):
+            sha.update(part)
         return sha.hexdigest()
 
 
@@ -73,16 +66,43 @@ def _examples(value: Any, path: str) -> Iterator[tuple[str, Tensor | list[Any]]]
             yield from _examples(entry, f"{path}[{i}]")
 
 
-def _picked(value: Any, chosen: list[int], device: torch.device) -> Any:
+def _picked(value: Any, chosen: list[int] | None, device: torch.device) -> Any:
+    """The value for the chosen examples, on a device; for None all of it, as in a Shared."""
     if isinstance(value, Shared):
-        return Shared(value.value.to(device)) if isinstance(value.value, Tensor) else value
+        return Shared(_picked(value.value, None, device))
     if isinstance(value, list):
-        return [value[i if len(value) > 1 else 0] for i in chosen]
-    if isinstance(value, Tensor) and value.ndim:
-        places = chosen if len(value) > 1 else [0] * len(chosen)
-        return value[torch.tensor(places, device=value.device)].to(device)
+        every = value if chosen is None else [value[i if len(value) > 1 else 0] for i in chosen]
+        return [_picked(entry, None, device) for entry in every]
+    if isinstance(value, Tensor):
+        if chosen is not None and value.ndim:
+            places = chosen if len(value) > 1 else [0] * len(chosen)
+            value = value[torch.tensor(places, device=value.device)]
+        return value.to(device)
     if isinstance(value, Mapping):
-        return {name: _picked(entry, chosen, device) for name, entry in value.items()}
+        return rebuilt(value, {name: _picked(entry, chosen, device) for name, entry in value.items()})
     if isinstance(value, tuple):
-        return tuple(_picked(entry, chosen, device) for entry in value)
+        entries = (_picked(entry, chosen, device) for entry in value)
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
     return value
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    """The bytes of all that a value holds, and of what it is."""
+    if isinstance(value, Tensor):
+        yield f"{value.dtype}{tuple(value.shape)}".encode()
+        yield bytes_of(value)
+    elif isinstance(value, Shared):
+        yield b"shared"
+        yield from _parts(value.value)
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield str(name).encode()
+            yield from _parts(entry)
+    elif isinstance(value, list | tuple):
+        yield f"{type(value).__name__}{len(value)}".encode()
+        for entry in value:
+            yield from _parts(entry)
+    else:
+        # The address that the text of some objects holds changes from run to run: their kind must do.
+        plain = isinstance(value, str | bytes | int | float | complex | None)
+        yield (repr(value) if plain else type(value).__qualname__).encode()

@@ -37,6 +37,7 @@ from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.heun import Heun
 from fastsample.train.checkpoint import State
 from fastsample.train.data import ImageData
+from fastsample.train.processes import Processes
 
 DEFAULTS = Settings(iterations=4000)
 MOST_SIGMA = 80.0  # next to which samples of unit size are noise: the paper's first level
@@ -70,7 +71,8 @@ def consistency(
         **common: see distill.Common.
 
     Returns:
-        The student: `sample` draws in 1, 2 or 4 steps, and fastsample.consistency takes it as its model.
+        The student: `sample` draws in 1, 2 or 4 steps. fastsample.consistency takes it as its model, with
+        sigmas=student.sigmas[timesteps] and sigma_data=1.
 
     Raises:
         ValueError, TypeError: arguments that cannot work, or a folder of another run, before anything is computed.
@@ -130,18 +132,21 @@ class ConsistencyMethod(Method):
     ) -> None:
         samples.check(teacher.conditions)
         self.teacher, self.samples, self.student = teacher, samples, student
-        self.curriculum, self.solver, self.scales, self.target_decay = curriculum, solver, scales, target_decay
-        start = min(teacher.start(), int(np.searchsorted(student.sigmas, MOST_SIGMA, side="right")) - 1)
-        integer("scales", scales, 2, start + 1)
+        self.curriculum, self.solver, self.target_decay = curriculum, solver, target_decay
+        start = min(
+            teacher.start(student.prediction), int(np.searchsorted(student.sigmas, MOST_SIGMA, side="right")) - 1
+        )
+        self.scales = integer("scales", scales, 2, start + 1)
         self.pairs: Pairs = CURRICULA[curriculum](student.sigmas[: start + 1], scales, iterations)
-        self.timesteps = {n: levels_between(student.sigmas[: start + 1], n, scales) for n in (1, 2, 4)}
+        self.timesteps = {n: levels_between(student.sigmas[: start + 1], n, scales) for n in (1, 2, 4) if n <= scales}
         if curriculum == "fixed":
             make = Heun if solver == "heun" else DDIM
             grid = levels_between(student.sigmas[: start + 1], scales, scales)
             self.table = make(teacher.schedule, timesteps=grid, prediction=teacher.prediction, clip=teacher.clip).table
         abar = torch.tensor(teacher.schedule.alphas_cumprod)
         self.levels = torch.stack((abar.sqrt(), (1 - abar).sqrt()))
-        self.target: nn.Module = copy.deepcopy(student).requires_grad_(False) if target_decay else student
+        self.target: nn.Module | None = None
+        self._kept_target: State | None = None
         self._c = 0.00054 * math.sqrt(math.prod(samples.shape))
 
     def identity(self) -> dict[str, Any]:
@@ -156,7 +161,7 @@ class ConsistencyMethod(Method):
             self.timesteps,
             guidance=teacher.guidance,
             clip=teacher.clip,
-            teacher=teacher.digest(),
+            teacher=teacher.digest,
             sampler="consistency",
             settings={"curriculum": self.curriculum, "scales": self.scales, "target_decay": self.target_decay},
         )
@@ -170,7 +175,7 @@ class ConsistencyMethod(Method):
         told = self.teacher.told(examples)
         mine = self._clean(student, xt, t, told)
         with torch.no_grad():
-            target = self._clean(self.target if self.target_decay else student, xr, r, told)
+            target = self._clean(self.target or student, xr, r, told)
         far = (mine - target).square().flatten(1).sum(1)
         weight = self.pairs.weight(t, r).to(batch.device)
         yield (weight * ((far + self._c**2).sqrt() - self._c)).mean()
@@ -193,15 +198,21 @@ class ConsistencyMethod(Method):
         whole = self.teacher.step(half, self.table, second, examples, history=[h1])
         return torch.where(per_sample(2 * row + 1 < len(self.table), x), whole, half)
 
+    def begin(self, stage: int, student: Student, out: Path, processes: Processes, progress: bool) -> None:
+        # Only now: processes that began with other random weights have taken over the first one's.
+        if self.target_decay and self.target is None:
+            self.target = copy.deepcopy(student).requires_grad_(False)
+            if self._kept_target is not None:
+                self.target.load_state_dict(self._kept_target)
+
     def moved(self, student: Student) -> None:
-        if self.target_decay:
+        if self.target is not None:
             torch._foreach_lerp_(
                 list(self.target.parameters()), [p.detach() for p in student.parameters()], 1 - self.target_decay
             )
 
     def state(self) -> State:
-        return {"target": self.target.state_dict()} if self.target_decay else {}
+        return {} if self.target is None else {"target": self.target.state_dict()}
 
     def take(self, state: State) -> None:
-        if self.target_decay:
-            self.target.load_state_dict(state["target"])
+        self._kept_target = state.get("target")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastsample.distill.grid import nearest
 from fastsample.distill.student import Facts, Student
 from fastsample.samplers.consistency import Consistency, scalings
 from fastsample.schedule import Schedule
@@ -29,6 +30,10 @@ class ConsistencyStudent(Student):
 
     def __init__(self, network: nn.Module, output: str, schedule: Schedule, facts: Facts) -> None:
         super().__init__(network, output, schedule, facts)
+        if schedule.alphas_cumprod[-1] == 0:
+            raise ValueError(
+                "schedule must not reach alpha bar 0 (zero terminal SNR): a consistency model has no level there"
+            )
         self.sigmas = sigma_over_alpha(schedule)
         c_skip, c_out = scalings(self.sigmas, SIGMA_MIN, SIGMA_DATA)
         of_state = c_skip * np.sqrt(self.sigmas**2 + SIGMA_DATA**2)
@@ -48,9 +53,7 @@ class ConsistencyStudent(Student):
 
     def timestep_of(self, t: Tensor) -> Tensor:
         """The timesteps, int64, nearest to these times."""
-        times = self._times.to(t.device)
-        above = torch.searchsorted(times, t.contiguous()).clamp(1, len(times) - 1)
-        return above - (t - times[above - 1] < times[above] - t).long()
+        return nearest(self._times.to(t.device), t)
 
     def time_of(self, timestep: Tensor) -> Tensor:
         """The times 250 ln s of timesteps."""

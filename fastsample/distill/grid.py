@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fastsample.times.automatic import descending
 
@@ -20,3 +22,9 @@ def nested_timesteps(start: int, steps: int) -> tuple[int, ...]:
     if not 1 <= steps <= start + 1:
         raise ValueError(f"steps must lie in [1, {start + 1}] from timestep {start} on, got {steps}")
     return tuple(descending(np.array([start]), steps, np.arange(steps)).tolist())
+
+
+def nearest(levels: Tensor, values: Tensor) -> Tensor:
+    """The place of the level nearest to each value, int64; levels ascend, two of them at least."""
+    above = torch.searchsorted(levels, values.contiguous()).clamp(1, len(levels) - 1)
+    return above - (values - levels[above - 1] < levels[above] - values).long()

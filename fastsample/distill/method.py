@@ -81,6 +81,9 @@ class Method:
         """Where the student of a stage is kept in the folder of the run."""
         return "student.safetensors"
 
+    def check_place(self, out: Path, taken_up: bool) -> None:
+        """Raises ValueError where the folder holds what this method would write, and no checkpoint of a run."""
+
     def begin(self, stage: int, student: Student, out: Path, processes: Processes, progress: bool) -> None:
         """Called before a stage, and where a run is taken up within one, with the student that it began with."""
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastsample.distill.student import OUTPUTS
+from fastsample.checks import one_of
+from fastsample.distill.student import OUTPUTS, Student
 from fastsample.distill.teacher import Teacher, plain
-from fastsample.model import unwrapped
+from fastsample.lora.layers.adapted import Adaptable
+from fastsample.model import attribute, unwrapped
+from fastsample.train.losses import PREDICTIONS
 from fastsample.zoo.unet import UNet
 
 
@@ -21,22 +25,19 @@ def network_for(teacher: Teacher, student: nn.Module | None, output: str | None)
 
     Args:
         teacher: the teacher.
-        student: a module instead of the copy; it may be smaller.
-        output: what that gives, see distill.Student; None is found out: what the teacher predicts for one half of
-            channels and "both" for two.
+        student: a module that is copied instead, with its choice of parameters to train; it may be smaller.
+        output: what that gives, see distill.Student; None is found out: what the student states as its `prediction`,
+            or else what the teacher predicts, and "both" where that is epsilon and there are two halves of channels.
 
     Raises:
         ValueError: the teacher is no module to copy, or the network does not fit the teacher's samples.
     """
     if output is not None and output not in OUTPUTS:
         raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
-    if student is None:
-        if not isinstance(teacher.model, nn.Module):
-            raise ValueError("the teacher is no torch module that a student could be copied from: give student=")
-        network = copy.deepcopy(teacher.model).float().requires_grad_(True)
-    else:
-        network = plain(student).requires_grad_(True) if isinstance(student, UNet) else student
-    network.to(teacher.device).eval()
+    if isinstance(student, Student):
+        output = output or student.output
+        student = student.network
+    network: Any = _copied(teacher, student).float().to(teacher.device).eval()
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError("student= has no parameters that require gradients: there is nothing to train")
     given, wanted = _probe(network, teacher), teacher.shape
@@ -47,7 +48,8 @@ def network_for(teacher: Teacher, student: nn.Module | None, output: str | None)
         )
     halves = given.shape[1] // wanted[0]
     if output is None:
-        own = network.prediction if isinstance(network, UNet) else teacher.prediction
+        stated = None if student is None else attribute(network, "prediction", str)
+        own = one_of("the student's prediction", stated or teacher.prediction, PREDICTIONS)
         output = "both" if halves == 2 and own == "epsilon" else own
     if output == "both" and halves == 1:
         raise ValueError("output='both' needs a student that returns twice the channels, [epsilon, x0]")
@@ -56,10 +58,25 @@ def network_for(teacher: Teacher, student: nn.Module | None, output: str | None)
     return network, output
 
 
+def _copied(teacher: Teacher, student: nn.Module | None) -> nn.Module:
+    """A copy of the student, or of the teacher with all its weights to be trained."""
+    given: Any = teacher.model if student is None else student
+    given = getattr(given, "_orig_mod", given)  # what torch.compile has wrapped
+    if not isinstance(given, nn.Module):
+        if student is not None:
+            raise TypeError(f"student must be a torch.nn.Module, got {type(student).__name__}")
+        raise ValueError("the teacher is no torch module that a student could be copied from: give student=")
+    if any(isinstance(module, Adaptable) for module in given.modules()):
+        raise ValueError("a module with adapters of fastsample.lora cannot be trained: detach them, or use PEFT's")
+    if student is None:
+        return copy.deepcopy(given).requires_grad_(True)
+    return plain(given) if isinstance(given, UNet) else copy.deepcopy(given)
+
+
 def _probe(network: nn.Module, teacher: Teacher) -> Tensor:
     """What the network gives for one sample."""
     device = teacher.device
-    x, t = torch.zeros(1, *teacher.shape, device=device), torch.full((1,), teacher.start(), device=device)
+    x, t = torch.zeros(1, *teacher.shape, device=device), torch.full((1,), teacher.start("epsilon"), device=device)
     with torch.no_grad():
         given = unwrapped(network(x, t, **teacher.told(torch.zeros(1, dtype=torch.int64))))
     if not isinstance(given, Tensor) or given.ndim != x.ndim:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.distill.grid import nearest
 from fastsample.distill.method import Batch
 from fastsample.schedule import Float64Array
-
-_RHO = 7.0
+from fastsample.times.continuous import karras_sigmas
 
 
 def levels_between(sigmas: Float64Array, count: int, scales: int) -> tuple[int, ...]:
@@ -24,8 +24,7 @@ def levels_between(sigmas: Float64Array, count: int, scales: int) -> tuple[int, 
         scales: levels from the last timestep's to the first's. They are distinct timesteps: where two would meet, the
             cleaner one moves on.
     """
-    ends = sigmas[-1] ** (1 / _RHO), sigmas[0] ** (1 / _RHO)
-    wanted = np.linspace(*ends, scales) ** _RHO
+    wanted = karras_sigmas(sigmas[-1], sigmas[0], scales)
     timesteps = np.abs(np.log(sigmas)[None] - np.log(wanted)[:, None]).argmin(axis=1)
     # From the clean end up, each at least one above the one before, and below what those above it need.
     rising = np.maximum.accumulate(timesteps[::-1] - np.arange(scales)) + np.arange(scales)
@@ -106,9 +105,7 @@ class Easy:
 
     def _nearest(self, sigma: Tensor) -> Tensor:
         """The timestep of the nearest level; -1 below half of the lowest."""
-        above = torch.searchsorted(self._sigmas, sigma).clamp(1, len(self._sigmas) - 1)
-        nearest = above - (sigma - self._sigmas[above - 1] < self._sigmas[above] - sigma).long()
-        return torch.where(sigma < self._sigmas[0] / 2, -1, nearest)
+        return torch.where(sigma < self._sigmas[0] / 2, -1, nearest(self._sigmas, sigma))
 
     def weight(self, t: Tensor, r: Tensor) -> Tensor:
         t, r = t.cpu(), r.cpu()

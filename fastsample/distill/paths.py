@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastsample.storage.writing import replacing
+from fastsample.storage.writing import remove_parts, replacing
 from fastsample.train.processes import Processes
 
-_FOLDER = "paths"
+FOLDER = "paths"
 
 
 class Paths:
@@ -28,12 +28,14 @@ class Paths:
 
     def __init__(self, out: Path, count: int, chunk: int, make: Callable[[Tensor], Tensor]) -> None:
         self.count, self.chunk = count, chunk
-        self._folder, self._make = out / _FOLDER, make
+        self._folder, self._make = out / FOLDER, make
         self._open: dict[int, np.ndarray] = {}
 
     def make(self, processes: Processes, progress: bool) -> None:
         """Makes those that are missing; several processes share the work."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        if processes.first:
+            remove_parts(self._folder, (self._file(first).name for first in range(0, self.count, self.chunk)))
         firsts = range(processes.rank * self.chunk, self.count, processes.count * self.chunk)
         with tqdm(total=self.count, disable=not progress, mininterval=5, desc="paths of the teacher") as bar:
             for first in firsts:

@@ -79,6 +79,7 @@ def progressive(
     """
     samples = Samples(data, common)
     halvings = _halvings(start, steps)
+    start = int(start)
 
     def make(model: Teacher, student: Student, settings: Settings) -> Progressive:
         return Progressive(model, samples, student.prediction, start, halvings)
@@ -87,8 +88,7 @@ def progressive(
 
 
 def _halvings(start: int, steps: int) -> int:
-    integer("start", start, 1)
-    integer("steps", steps, 1)
+    start, steps = integer("start", start, 1), integer("steps", steps, 1)
     halvings = int(np.log2(start / steps)) if start >= steps else -1
     if steps * 2 ** max(halvings, 0) != start:
         raise ValueError(f"start must be a power of two times steps = {steps}, got {start}")
@@ -104,7 +104,7 @@ class Progressive(Method):
         samples.check(teacher.conditions)
         self.first_teacher, self.samples, self.prediction = teacher, samples, prediction
         self.counts, self.stages = [start >> stage for stage in range(halvings + 1)], halvings + 1
-        self.timesteps = [nested_timesteps(teacher.start(), count) for count in (2 * start, *self.counts)]
+        self.timesteps = [nested_timesteps(teacher.start(prediction), count) for count in (2 * start, *self.counts)]
 
     def identity(self) -> dict[str, Any]:
         return self.first_teacher.identity() | {"start": self.counts[0], "data": self.samples.digest()}
@@ -120,7 +120,7 @@ class Progressive(Method):
             {self.counts[stage]: self.timesteps[stage + 1]},
             guidance=teacher.guidance,
             clip=teacher.clip,
-            teacher=teacher.digest(),
+            teacher=teacher.digest,
             settings={"start": self.counts[0]},
         )
 

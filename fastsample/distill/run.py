@@ -49,6 +49,7 @@ def distill(
     """
     out, files = Path(out), files_of(method)
     place.check_place(out, files, (CHECKPOINT,), processes.device, save_every)
+    method.check_place(out, (out / CHECKPOINT).exists())
     run = _Run(method, student, settings, processes)
     with place.in_use(out, files, run.processes):
         run.restore(out)
@@ -73,7 +74,8 @@ class _Run(Run):
             ema_decay=settings.ema_decay,
         )
         self.method, self.settings, self.student = method, settings, student
-        self.began = digest_of(student)
+        # Made once: hashes of all weights and data are in it, and the weights are about to move.
+        self.identity = self._identity()
         self.updates_of_stage = settings.iterations * method.updates
         # The weights that the stage began with, where a later one is about to.
         self.first: State | None = None
@@ -84,6 +86,8 @@ class _Run(Run):
         """From where the run is to its end."""
         iterations, total = self.settings.iterations, self.settings.iterations * self.method.stages
         start = len(self.history) // self.method.updates
+        if start and start % iterations == 0:
+            self.publish(out, start // iterations - 1)  # a kill may have come between the checkpoint and these
         with tqdm(total=total, initial=start, disable=not progress, mininterval=5) as bar:
             for i in range(start, total):
                 if i == start or i % iterations == 0:
@@ -94,8 +98,6 @@ class _Run(Run):
                 if (i + 1) % iterations == 0 or (i + 1) % save_every == 0:
                     self.save(out / CHECKPOINT)
                     self.publish(out, i // iterations)
-        # Also where nothing was left to do: a kill may have come between the checkpoint and these.
-        self.publish(out, self.method.stages - 1)
         if self.processes.first:
             self.method.end(out)
 
@@ -164,7 +166,7 @@ class _Run(Run):
         now = perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         own = {
-            "settings": self._identity(),
+            "settings": self.identity,
             "first": self.first,
             "method": self.method.state(),
             "seconds": self.seconds,
@@ -184,10 +186,14 @@ class _Run(Run):
         """
         if (out / CHECKPOINT).exists():
             command = f"fastsample distill {self.method.name}"
-            self.take(read_state(out / CHECKPOINT, self._identity(), self.device, 1, command), out)
+            state = read_state(out / CHECKPOINT, self.identity, self.device, 1, command)
+            if len(state["history"]) > self.updates_of_stage * self.method.stages:
+                raise ValueError(f"{out / CHECKPOINT} has gone further than this run would: use another folder")
+            self.take(state, out)
 
     def _identity(self) -> State:
-        identity = {"method": self.method.name} | self.method.identity() | {"student": self.began}
-        identity |= asdict(self.settings)
+        trained = [name for name, parameter in self.student.named_parameters() if parameter.requires_grad]
+        student = {"student": digest_of(self.student), "output": self.student.output, "trained": trained}
+        identity = {"method": self.method.name} | self.method.identity() | student | asdict(self.settings)
         identity["batch_size"] *= self.processes.count
         return identity

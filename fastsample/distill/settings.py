@@ -42,17 +42,20 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # As Python's own numbers, which checkpoints hold.
         for name in ("iterations", "batch_size", "accumulate"):
-            integer(name, getattr(self, name), 1)
-        integer("warmup", self.warmup, 0)
-        integer("seed", self.seed, 0, 2**64 - 1)
+            object.__setattr__(self, name, integer(name, getattr(self, name), 1))
+        object.__setattr__(self, "warmup", integer("warmup", self.warmup, 0))
+        object.__setattr__(self, "seed", integer("seed", self.seed, 0, 2**64 - 1))
+        for name in ("lr", "weight_decay", "ema_decay"):
+            object.__setattr__(self, name, real(name, getattr(self, name)))
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate must divide batch_size = {self.batch_size}, got {self.accumulate}")
-        if not 0 < real("lr", self.lr) < math.inf:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        if not 0 <= real("weight_decay", self.weight_decay) < math.inf:
+        if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
-        if not 0 <= real("ema_decay", self.ema_decay) < 1:
+        if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         one_of("precision", self.precision, tuple(PRECISIONS))
 

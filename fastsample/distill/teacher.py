@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,12 +21,15 @@ from fastsample.loop.guidance import guidance_of
 from fastsample.loop.options import RunOptions
 from fastsample.model import Model, Predictor, prediction_of, schedule_of
 from fastsample.ops.step import step
+from fastsample.samplers.limits import limit_columns
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Schedule
 from fastsample.tables import Table
 from fastsample.times.automatic import MOST_RATIO
 from fastsample.train.losses import PREDICTIONS
 from fastsample.zoo.unet import UNet
+
+MOST_CLIPPED_RATIO = 64.0
 
 
 class Teacher:
@@ -40,8 +44,12 @@ class Teacher:
         clip: what x0 is clipped to in the teacher's steps; None for data without bounds, such as latents.
         device: where to compute; None is where the model is, or the CPU for a function.
 
+    Attributes:
+        digest: a hash of the model's weights, to tell teachers apart; None for a function.
+
     Raises:
-        ValueError, TypeError: a shape, prediction or guidance that cannot be; guidance without uncond.
+        ValueError, TypeError: a shape, prediction, clip or guidance that cannot be; guidance without uncond; a model
+            whose dropout or batch norm is in training mode.
     """
 
     def __init__(
@@ -59,6 +67,8 @@ class Teacher:
     ) -> None:
         if isinstance(model, UNet) and prediction is None:
             model = plain(model)
+        if isinstance(model, nn.Module):
+            _refuse_training(model)
         self.predictor = Predictor(model)
         self.shape = checked_shape("shape", (1, *shape))[1:]
         if not self.shape:
@@ -67,31 +77,45 @@ class Teacher:
         self.prediction = one_of("prediction", prediction_of(model, prediction), PREDICTIONS)
         self.conditions = Conditions(cond, uncond)
         self.guidance = real("guidance", guidance)
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance must be finite, got {guidance}")
         if self.guidance != 1 and uncond is None:
             raise ValueError("guidance needs uncond=: the model's keywords for the unconditional half")
-        self.clip = clip
+        self.clip = None if clip is None else real("clip", clip)
+        limit_columns(self.clip)
         self.device = device or self.predictor.device or torch.device("cpu")
+        self.digest = digest_of(model) if isinstance(model, nn.Module) else None
 
     @property
     def model(self) -> Model:
-        """As given."""
+        """The model that is called."""
         return self.predictor.model
 
-    def holds_at_pure_noise(self) -> bool:
-        """Whether its x0 can be used at the schedule's last timestep.
+    def start(self, prediction: str) -> int:
+        """The noisiest timestep that a student of this prediction can start at.
 
-        An error in epsilon is sigma / alpha times as large in x0: 14.6 on Stable Diffusion's schedule, 2e4 on a cosine.
+        An error in epsilon is sigma / alpha times as large in x0: 14.6 at the end of Stable Diffusion's schedule, 2e4
+        at that of a cosine. A teacher of epsilon is used up to 16, or 64 where its x0 is clipped and the student
+        returns v.
         """
-        alpha_bar = self.schedule.alphas_cumprod[-1]
-        return self.prediction != "epsilon" or bool(1 - alpha_bar <= MOST_RATIO**2 * alpha_bar)
-
-    def start(self) -> int:
-        """The noisiest timestep where its x0 can be used."""
+        most = MOST_CLIPPED_RATIO if self.clip is not None and prediction != "epsilon" else MOST_RATIO
         alpha_bar = self.schedule.alphas_cumprod
-        last = self.schedule.T - 1
-        if self.holds_at_pure_noise():
-            return last
-        return int(np.flatnonzero(1 - alpha_bar <= MOST_RATIO**2 * alpha_bar)[-1])
+        sound = (1 - alpha_bar <= most**2 * alpha_bar) | (self.prediction != "epsilon")
+        return int(np.flatnonzero(sound)[-1])
+
+    def probe(self) -> None:
+        """Calls the model for one sample, guided where that is asked.
+
+        Raises:
+            ValueError, TypeError: the conditions do not suit guidance, or the model returns something else than the
+                sample's shape or twice its channels.
+        """
+        x, index = torch.zeros(1, *self.shape, device=self.device), torch.zeros(1, dtype=torch.int64)
+        table = Table([self.schedule.T // 2], p=0.0, q=1.0, b=1.0)
+        try:
+            self.step(x, table, torch.zeros(1, dtype=torch.int64), index)
+        except ValueError as error:
+            raise ValueError(f"the teacher cannot be used for samples of shape {tuple(self.shape)}: {error}") from error
 
     def options(self, index: Tensor) -> dict[str, Any]:
         """The options of a sampler for these examples of the conditions."""
@@ -155,7 +179,7 @@ class Teacher:
     def identity(self) -> dict[str, Any]:
         """All of it that decides the outcome of a run."""
         return {
-            "teacher": self.digest(),
+            "teacher": self.digest,
             "shape": tuple(self.shape),
             "schedule": hashlib.sha256(self.schedule.alphas_cumprod.tobytes()).hexdigest(),
             "teacher_prediction": self.prediction,
@@ -164,21 +188,29 @@ class Teacher:
             "clip": self.clip,
         }
 
-    def digest(self) -> str | None:
-        """A hash of the model's weights, to tell teachers apart; None for a function."""
-        return digest_of(self.model) if isinstance(self.model, nn.Module) else None
+
+def _refuse_training(model: nn.Module) -> None:
+    """Raises ValueError where a layer would make every call another."""
+    for module in model.modules():
+        drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        if module.training and (drops or isinstance(module, nn.modules.batchnorm._BatchNorm)):
+            raise ValueError(f"the teacher has a {type(module).__name__} in training mode: call .eval() on it first")
 
 
 def plain(model: UNet) -> UNet:
-    """The same network without a variance, returning v, where it gives v or x0; else the model itself.
+    """A copy that returns v, without a variance, where the network gives v or x0; else only a copy.
 
     Turned into epsilon and used for x0 next to pure noise, the rounding of its output alone is multiplied by thousands.
     """
-    config = model.config
+    network, config = copy.deepcopy(model), model.config
     given = config.target or config.prediction
     if given == "epsilon":
-        return model
-    network = UNet(replace(config, prediction="v", target=given, learned_variance=False), model.schedule)
-    weights, rows = model.state_dict(), config.channels * config.fold**2
-    network.load_state_dict(weights | {name: weights[name][:rows] for name in ("leave.weight", "leave.bias")})
-    return network.to(model.enter.weight.device, model.enter.weight.dtype).requires_grad_(False).eval()
+        return network
+    leave, learned = network.leave, config.learned_variance
+    if learned and type(leave) is nn.Conv2d:  # not where an adapter is in its place
+        rows, learned = config.channels * config.fold**2, False
+        leave.out_channels = rows
+        for name, parameter in list(leave.named_parameters()):
+            setattr(leave, name, nn.Parameter(parameter.detach()[:rows].clone(), parameter.requires_grad))
+    network.config = replace(config, prediction="v", target=given, learned_variance=learned)
+    return network

@@ -23,7 +23,7 @@ from fastsample.checks import integer
 from fastsample.distill.common import Common, run
 from fastsample.distill.grid import nested_timesteps
 from fastsample.distill.method import Batch, Method
-from fastsample.distill.paths import Paths
+from fastsample.distill.paths import FOLDER, Paths
 from fastsample.distill.settings import Settings
 from fastsample.distill.student import Facts, Student
 from fastsample.distill.teacher import Teacher
@@ -36,6 +36,7 @@ from fastsample.train.processes import Processes
 
 # The streams 0 to 2 are those of samplers: noise that a student is judged by should not be what it was trained on.
 _STREAM = 3
+_CHUNK = 64  # paths that are made at once and share a file
 DEFAULTS = Settings(iterations=1000)
 
 
@@ -86,7 +87,6 @@ def trajectory(
             substeps=substeps,
             paths=paths,
             seed=settings.seed,
-            batch_size=settings.batch_size,
         )
 
     return run(teacher, shape, out, make, DEFAULTS, **common)
@@ -101,21 +101,17 @@ class Trajectory(Method):
         steps: N of the student.
         substeps: solver steps of the teacher in each of them.
         paths: how many paths of the teacher are made; batches are drawn from them.
-        seed: of their noise and conditions.
-        batch_size: how many of them are made at once.
+        seed: of their noise.
     """
 
     name = "trajectory"
 
-    def __init__(
-        self, teacher: Teacher, prediction: str, *, steps: int, substeps: int, paths: int, seed: int, batch_size: int
-    ) -> None:
-        for name, value in (("steps", steps), ("substeps", substeps), ("paths", paths)):
-            integer(name, value, 1)
-        self.teacher, self.prediction, self.updates = teacher, prediction, steps
-        self.substeps, self.paths, self.seed, self.batch_size = substeps, paths, seed, batch_size
-        self.timesteps = nested_timesteps(teacher.start(), steps)
-        fine = nested_timesteps(teacher.start(), steps * substeps)
+    def __init__(self, teacher: Teacher, prediction: str, *, steps: int, substeps: int, paths: int, seed: int) -> None:
+        self.updates, self.substeps = integer("steps", steps, 1), integer("substeps", substeps, 1)
+        self.paths, self.seed = integer("paths", paths, 1), seed
+        self.teacher, self.prediction, start = teacher, prediction, teacher.start(prediction)
+        self.timesteps = nested_timesteps(start, self.updates)
+        fine = nested_timesteps(start, self.updates * self.substeps)
         self.table = DDIM(teacher.schedule, timesteps=self.timesteps, prediction=prediction).table
         self.solver = DPMSolver(
             teacher.schedule, timesteps=fine, order=3, prediction=teacher.prediction, clip=teacher.clip
@@ -132,9 +128,14 @@ class Trajectory(Method):
             {self.updates: self.timesteps},
             guidance=teacher.guidance,
             clip=teacher.clip,
-            teacher=teacher.digest(),
+            teacher=teacher.digest,
             settings={"substeps": self.substeps, "paths": self.paths, "seed": self.seed},
         )
+
+    def check_place(self, out: Path, taken_up: bool) -> None:
+        folder = out / FOLDER
+        if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and taken_up)):
+            raise ValueError(f"{out} holds {FOLDER} but no checkpoint of a run: use another folder")
 
     def begin(self, stage: int, student: Student, out: Path, processes: Processes, progress: bool) -> None:
         self.kept = self._paths(out)
@@ -154,7 +155,7 @@ class Trajectory(Method):
             x = moved.detach()
 
     def _paths(self, out: Path) -> Paths:
-        return Paths(out, self.paths, self.batch_size, self._targets)
+        return Paths(out, self.paths, _CHUNK, self._targets)
 
     def _targets(self, places: Tensor) -> Tensor:
         x = self._noise(places).to(self.teacher.device)

@@ -36,6 +36,36 @@ def consistency(out: Path, **changes: Any) -> Any:
 
 CASES: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "no steps": (trajectory, {"steps": 0}, "steps must be at least 1, got 0"),
+    "an unknown argument": (trajectory, {"guidence": 2.0}, "there is no argument guidence"),
+    "settings of another kind": (
+        trajectory,
+        {"settings": {"lr": 1.0}},
+        "settings must be a fastsample.distill.Settings",
+    ),
+    "no saving": (trajectory, {"save_every": 0}, "save_every must be at least 1"),
+    "a clip": (progressive, {"clip": -1.0}, "clip must be positive"),
+    "a clip that is no number": (consistency, {"clip": "dynamic"}, "clip must be a"),
+    "infinite guidance": (
+        trajectory,
+        {"guidance": float("inf"), "cond": {"y": LABELS}, "uncond": {"y": torch.tensor([3])}},
+        "guidance must be finite",
+    ),
+    "other keywords without a condition": (
+        trajectory,
+        {"guidance": 2.0, "cond": {"y": LABELS}, "uncond": {"z": torch.tensor([3])}},
+        "cond and uncond must give the model the same keywords",
+    ),
+    "a student that is no module": (trajectory, {"student": lambda x, t: x}, "student must be a torch.nn.Module"),
+    "a teacher in training": (
+        trajectory,
+        {"teacher": torch.nn.Sequential(torch.nn.Dropout(0.5))},
+        "the teacher has a Dropout in training mode",
+    ),
+    "zero terminal SNR": (
+        consistency,
+        {"teacher": unet(schedule=Schedule.cosine(100).rescale_zero_terminal_snr())},
+        "schedule must not reach alpha bar 0",
+    ),
     "more steps than timesteps": (trajectory, {"steps": 200}, r"steps must lie in \[1, 100\]"),
     "no substeps": (trajectory, {"substeps": 0}, "substeps must be at least 1"),
     "no paths": (trajectory, {"paths": 0}, "paths must be at least 1"),

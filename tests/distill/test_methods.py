@@ -104,7 +104,7 @@ def test_the_target_of_halving(count: int) -> None:
 def test_a_trajectory_leads_where_the_solver_does(tmp_path: Path) -> None:
     """The targets are states of DPM-Solver++ 3M; the losses are those of a student on its own path."""
     model, steps, substeps = Bent(), 3, 4
-    method = Trajectory(Teacher(model, (3, 5)), "v", steps=steps, substeps=substeps, paths=6, seed=5, batch_size=4)
+    method = Trajectory(Teacher(model, (3, 5)), "v", steps=steps, substeps=substeps, paths=6, seed=5)
     method.begin(0, Student(model, "v", COSINE, NO_FACTS), tmp_path, ALONE, False)
     losses = [float(loss.detach()) for loss in method.losses(lambda x, t: 0.3 * x, 0, batch(8))]
     places = torch.randint(6, (8,), generator=Generator().manual_seed(7))
@@ -123,7 +123,7 @@ def test_a_trajectory_leads_where_the_solver_does(tmp_path: Path) -> None:
 
 def test_paths_are_not_what_samplers_draw() -> None:
     """A student is judged by noise that it has not seen, under the seed of its training too."""
-    method = Trajectory(Teacher(Bent(), (3, 5)), "v", steps=1, substeps=1, paths=4, seed=0, batch_size=4)
+    method = Trajectory(Teacher(Bent(), (3, 5)), "v", steps=1, substeps=1, paths=4, seed=0)
     drawn = fastsample.ops.randn((4, 3, 5), seed=0)
     assert not np.isin(method._noise(torch.arange(4)).numpy(), drawn.numpy()).any()
 
@@ -172,6 +172,7 @@ def test_a_step_of_the_teacher_is_the_solvers(solver: str) -> None:
 
 def test_the_average_follows_the_student() -> None:
     method, student = consistent(Bent(), COSINE, target_decay=0.75)
+    method.begin(0, student, Path(), ALONE, False)
     before = float(method.target.network.scale)  # type: ignore[union-attr,arg-type]
     with torch.no_grad():
         student.network.scale.add_(1.0)  # type: ignore[operator,union-attr]
@@ -231,7 +232,7 @@ def test_a_network_of_v_teaches_what_the_model_does() -> None:
     alpha, sigma = Student(model, "v", model.schedule, NO_FACTS).levels(t, x)
     with torch.no_grad():
         assert torch.allclose(sigma * x + alpha * teacher.model(x, t), model(x, t)[:, :3], atol=1e-6)
-    assert teacher.prediction == "v" and teacher.start() == 99
+    assert teacher.prediction == "v" and teacher.start("v") == 99
 
 
 def test_both_halves_are_v() -> None:

@@ -21,7 +21,8 @@ def unet(**fields: Any) -> zoo.UNet:
     config = {"channels": 3, "image_size": (9, 6), "num_classes": 3, "widths": (8, 16), "embedding": 16, "target": "v"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = zoo.UNet(zoo.UNetConfig(**config | fields), Schedule.cosine(100))
+        schedule = fields.pop("schedule", Schedule.cosine(100))
+        model = zoo.UNet(zoo.UNetConfig(**config | fields), schedule)
         for parameter in model.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.05)
