@@ -125,7 +125,8 @@ def plan(model: fastsample.zoo.UNet, *, quick: bool, count: int | None = None) -
 def students_plan(students: Sequence[Path], *, quick: bool, count: int | None = None) -> list[AnyCase]:
     """Students in all their steps, beside their teacher in many steps and in as few; equal numbers of samples."""
     count = count or (QUICK_SAMPLES if quick else STUDENT_SAMPLES)
-    guided = [Case("DDIM", calls, count, GUIDANCE) for calls in (MIDDLE[0], FEW[0])]
+    guided = [Case("DDIM", calls, count, GUIDANCE) for calls in (MIDDLE[0], FEW[0], 4)]
+    guided.append(Case(SOLVER, FEW[0], count, GUIDANCE))
     few = [Case(name, calls, count) for calls in (FEW[0], 4) for name in ("DDIM", SOLVER)]
     distilled = [StudentCase(path, steps, count) for path in students for steps in distill.load(path).steps()]
     return [RealCase(min(count, 2500)), Case("DDIM", MIDDLE[0], count), *guided, *few, *distilled]

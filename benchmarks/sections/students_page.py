@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+import fastsample
 from benchmarks.common.markers import replace_between
 from benchmarks.common.report import pyplot_for
 from benchmarks.sections.quality_cases import GUIDANCE, Case, StudentCase
@@ -16,6 +18,7 @@ from benchmarks.sections.quality_rows import Run, samples
 from fastsample.storage.writing import replace_text, replacing
 
 DOCS = Path(__file__).parents[2] / "docs" / "distillation.md"
+FIGURES = Path(fastsample.zoo.__file__).with_name("quality.json")
 TRAINING = Path(__file__).parents[1] / "results" / "students.csv"
 Rows = Sequence[Mapping[str, str]]
 
@@ -26,11 +29,22 @@ def show(picture: Path, rows: Rows, students: Sequence[StudentCase], run: Run, w
     text = table_of(rows)
     print(text)
     if write:
+        replace_text(FIGURES, json.dumps(figures_of(rows), indent=1) + "\n")
         page = DOCS.read_text()
         replace_text(
             DOCS,
             replace_between(page, "<!-- students, written by benchmarks.quality -->", "<!-- end of students -->", text),
         )
+
+
+def figures_of(rows: Rows) -> dict[str, float]:
+    """Frechet distances as zoo.measured names them."""
+    figures = {}
+    for row in rows:
+        guided = row["guidance"] != "1" and row["timesteps"] != "distilled"
+        name = f"{row['sampler'].removeprefix('digits-')}, {row['calls']}"
+        figures[f"{name}, guidance {row['guidance']}" if guided else name] = float(row["frechet"])
+    return figures
 
 
 def table_of(rows: Rows) -> str:
