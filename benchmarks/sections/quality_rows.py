@@ -112,7 +112,7 @@ def key(case: AnyCase, run: Run) -> tuple[str, ...]:
         return (digest, case.variance, str(min(case.calls, model.schedule.T)), str(case.count), str(run.seed))
     if isinstance(case, StudentCase):
         student, steps = load_student(case.student), str(case.steps)
-        first, guidance = str(student.timesteps(case.steps)[0]), f"{student.facts.guidance:g}"
+        first, guidance = str(student.timesteps(case.steps)[0]), f"{_folded(case.student):g}"
         return (
             digest_of(case.student),
             case.student.stem,
@@ -153,8 +153,16 @@ def measured(case: AnyCase, run: Run) -> Row | BitsRow:
         data = samples(case, run)
         ms = 1e3 * (process_time() - start) / case.count
         evaluation = yardstick(run.reference).measure(data)
-        guidance = load_student(case.student).facts.guidance if isinstance(case, StudentCase) else case.guidance
+        guidance = _folded(case.student) if isinstance(case, StudentCase) else case.guidance
         return Row(*_about(case, run), case.count, guidance, run.seed, ms, *_figures(evaluation.samples, evaluation))
+
+
+def _folded(path: Path) -> float:
+    """The guidance of a student that has one for all."""
+    guidance = load_student(path).facts.guidance
+    if isinstance(guidance, tuple):
+        raise ValueError(f"{path} has a range of guidance: the study is of students that have one")
+    return guidance
 
 
 def _about(case: Case | StudentCase, run: Run) -> tuple[str, str, str, str, float, int]:

@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `fastsample distill`, by method."""
     methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
     one = methods.add_parser("trajectory", help="along the student's own path, without data")
-    one.add_argument("--steps", type=int, default=4, help="of the student (%(default)s)")
+    one.add_argument(
+        "--steps", type=int, nargs="+", default=[4], help="of the student; several are for one network (4)"
+    )
     one.add_argument("--substeps", type=int, default=6, help="solver steps of the teacher in each (%(default)s)")
     one.add_argument("--paths", type=int, default=4096, help="paths of the teacher to learn from (%(default)s)")
     two = methods.add_parser("progressive", help="half as many steps again and again")

@@ -31,7 +31,8 @@ class Common(TypedDict, total=False):
             its first axis, such as {"y": torch.arange(10)} for ten classes or the embeddings of some thousand prompts.
         uncond: the same keywords for no condition, one entry or N. Only with guidance.
         guidance: the weight w of classifier-free guidance of the teacher, which the student folds in: it gives guided
-            samples in one call a step. Default 1, none.
+            samples in one call a step. Default 1, none. For `trajectory` it may be (least, most): one student for all
+            weights between, whose network is told w as its keyword `guidance`.
         clip: what the teacher's x0 is clipped to, such as 1.0 for images in [-1, 1]; default None.
         student: a module of which a copy is trained, instead of one of the teacher: a smaller one, or the teacher with
             an adapter of PEFT's whose parameters alone require gradients. It is trained in float32.
@@ -46,7 +47,7 @@ class Common(TypedDict, total=False):
     prediction: str | None
     cond: Mapping[str, Any] | None
     uncond: Mapping[str, Any] | None
-    guidance: float
+    guidance: float | tuple[float, float]
     clip: float | None
     student: nn.Module | None
     output: str | None
@@ -63,6 +64,7 @@ def run(
     make: Callable[[Teacher, Student, Settings], Method],
     defaults: Settings,
     kind: type[Student] = Student,
+    told: Sequence[str] = (),
     **common: Unpack[Common],
 ) -> Student:
     """Makes teacher, student and method of these arguments, and runs it.
@@ -73,6 +75,7 @@ def run(
         make: the method, of a student whose facts are not known yet.
         defaults: the settings where none are given.
         kind: the class of the student.
+        told: what its network is told beside the conditions.
         **common: see Common.
     """
     if unknown := common.keys() - Common.__annotations__.keys():
@@ -89,7 +92,7 @@ def run(
     given = {name: common[name] for name in names if name in common}  # type: ignore[literal-required]
     teacher = Teacher(model, shape, device=processes.device, **given)
     teacher.probe()
-    network, output = network_for(teacher, common.get("student"), common.get("output"))
+    network, output = network_for(teacher, common.get("student"), common.get("output"), told)
     student = kind(network, output, teacher.schedule, Facts("", tuple(teacher.shape), {}))
     return distill(
         make(teacher, student, settings),

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastsample.checks import one_of
-from fastsample.distill.student import OUTPUTS, Student
+from fastsample.distill.student import OUTPUTS, Facts, Student
 from fastsample.distill.teacher import Teacher, plain
 from fastsample.lora.layers.adapted import Adaptable
-from fastsample.model import attribute, unwrapped
+from fastsample.model import attribute
 from fastsample.train.losses import PREDICTIONS
 from fastsample.zoo.unet import UNet
 
 
-def network_for(teacher: Teacher, student: nn.Module | None, output: str | None) -> tuple[nn.Module, str]:
+def network_for(
+    teacher: Teacher, student: nn.Module | None, output: str | None, told: Sequence[str] = ()
+) -> tuple[nn.Module, str]:
     """(network, what it gives) that a student of this teacher begins as, in eval mode: without dropout.
 
     A copy gives what the teacher predicts; where that is epsilon with a variance half, "both", the variance half
@@ -28,6 +31,7 @@ def network_for(teacher: Teacher, student: nn.Module | None, output: str | None)
         student: a module that is copied instead, with its choice of parameters to train; it may be smaller.
         output: what that gives, see distill.Student; None is found out: what the student states as its `prediction`,
             or else what the teacher predicts, and "both" where that is epsilon and there are two halves of channels.
+        told: keywords that it is told, a number per sample. A UNet of the zoo learns them, others must know them.
 
     Raises:
         ValueError: the teacher is no module to copy, or the network does not fit the teacher's samples.
@@ -40,7 +44,9 @@ def network_for(teacher: Teacher, student: nn.Module | None, output: str | None)
     network: Any = _copied(teacher, student).float().to(teacher.device).eval()
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError("student= has no parameters that require gradients: there is nothing to train")
-    given, wanted = _probe(network, teacher), teacher.shape
+    if isinstance(network, UNet):
+        network.tell(*(name for name in told if name not in network.config.told))
+    given, wanted = _probe(network, teacher, told), teacher.shape
     if given.shape[2:] != wanted[1:] or given.shape[1] not in (wanted[0], 2 * wanted[0]):
         raise ValueError(
             f"the student returns {tuple(given.shape[1:])} for samples of the teacher's shape {tuple(wanted)}: it must "
@@ -54,7 +60,7 @@ def network_for(teacher: Teacher, student: nn.Module | None, output: str | None)
     if output == "both" and halves == 1:
         raise ValueError("output='both' needs a student that returns twice the channels, [epsilon, x0]")
     if output == "both" and student is None:
-        _silence_second_half(network, teacher, given)
+        _silence_second_half(network, teacher, given, told)
     return network, output
 
 
@@ -73,19 +79,27 @@ def _copied(teacher: Teacher, student: nn.Module | None) -> nn.Module:
     return plain(given) if isinstance(given, UNet) else copy.deepcopy(given)
 
 
-def _probe(network: nn.Module, teacher: Teacher) -> Tensor:
+def _probe(network: nn.Module, teacher: Teacher, told: Sequence[str]) -> Tensor:
     """What the network gives for one sample."""
     device = teacher.device
     x, t = torch.zeros(1, *teacher.shape, device=device), torch.full((1,), teacher.start("epsilon"), device=device)
-    with torch.no_grad():
-        given = unwrapped(network(x, t, **teacher.told(torch.zeros(1, dtype=torch.int64))))
+    numbers = {name: torch.ones(1, device=device) for name in told}
+    # As a student calls it; its channels are looked at afterwards.
+    student = Student(network, "epsilon", teacher.schedule, Facts("", tuple(teacher.shape), {}))
+    try:
+        with torch.no_grad():
+            given = student.given(x, t, **teacher.told(torch.zeros(1, dtype=torch.int64)), **numbers)
+    except TypeError as error:
+        if told:
+            raise ValueError(f"the student must take the keywords {', '.join(told)}: {error}") from error
+        raise
     if not isinstance(given, Tensor) or given.ndim != x.ndim:
         shape = getattr(given, "shape", type(given).__name__)
         raise ValueError(f"the student must return a tensor of {x.ndim} axes, got {shape}")
     return given
 
 
-def _silence_second_half(network: nn.Module, teacher: Teacher, before: Tensor) -> None:
+def _silence_second_half(network: nn.Module, teacher: Teacher, before: Tensor, told: Sequence[str]) -> None:
     """Makes the variance half 0, by the rows of the last layer that make it, so that x0 begins as nothing.
 
     The last layer is found by its width. Where the half does not come out as 0 then, all stays as it was: training
@@ -102,7 +116,7 @@ def _silence_second_half(network: nn.Module, teacher: Teacher, before: Tensor) -
     with torch.no_grad():
         for parameter in last.parameters():
             parameter[half:].zero_()
-        after = _probe(network, teacher)
+        after = _probe(network, teacher, told)
         if after[:, channels:].any() or not torch.equal(after[:, :channels], before[:, :channels]):
             for name, parameter in last.named_parameters():
                 parameter.copy_(kept[name])

@@ -91,4 +91,6 @@ def load(path: str | Path, network: nn.Module | None = None) -> Student:
 
 def _facts(fields: dict[str, Any]) -> Facts:
     timesteps = {int(steps): tuple(times) for steps, times in fields["timesteps"].items()}
-    return Facts(**fields | {"shape": tuple(fields["shape"]), "timesteps": timesteps})
+    guidance = fields["guidance"]
+    lists = {"shape": tuple(fields["shape"]), "told": tuple(fields["told"]), "timesteps": timesteps}
+    return Facts(**fields | lists | {"guidance": tuple(guidance) if isinstance(guidance, list) else guidance})

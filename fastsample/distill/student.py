@@ -13,6 +13,7 @@ from fastsample.checks import checked_shape, integer
 from fastsample.model import unwrapped
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.ddim import DDIM
+from fastsample.samplers.guidance_embedding import guidance_scale_embedding
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Schedule
 
@@ -29,20 +30,22 @@ class Facts:
         method: the name of the distillation.
         shape: of one sample.
         timesteps: by number of steps, the timesteps that it was distilled for.
-        guidance: the weight that is folded in; 1 is none.
+        guidance: the weight that is folded in, 1 is none; or (least, most), between which `sample` is told one.
         clip: what samples were limited to in the teacher's steps, if anything.
         teacher: a hash of the teacher's weights.
         sampler: "ddim", or "consistency" for a distill.ConsistencyStudent.
+        told: which of "steps" and "guidance" the network is told, as keywords of a number per sample.
         settings: all else that decides the outcome.
     """
 
     method: str
     shape: tuple[int, ...]
     timesteps: Mapping[int, tuple[int, ...]]
-    guidance: float = 1.0
+    guidance: float | tuple[float, float] = 1.0
     clip: float | None = None
     teacher: str | None = None
     sampler: str = "ddim"
+    told: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -72,13 +75,21 @@ class Student(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, **keywords: Any) -> Tensor:
         """The prediction for x (B, C, ...) at timesteps t (B,), of x's shape."""
-        given = unwrapped(self.network(x, t, **keywords))
+        given = self.given(x, t, **keywords)
         channels = x.shape[1]
         if self.output != "both":
             prediction: Tensor = given[:, :channels]
             return prediction
         alpha, sigma = self.levels(t, x)
         return alpha * given[:, :channels] - sigma * given[:, channels : 2 * channels]
+
+    def given(self, x: Tensor, t: Tensor, **keywords: Any) -> Any:
+        """What the network itself gives."""
+        dim = getattr(getattr(self.network, "config", None), "time_cond_proj_dim", None)
+        if dim is not None and "guidance" in keywords:  # as diffusers' models are told it
+            embedding = guidance_scale_embedding(keywords.pop("guidance"), dim)
+            keywords["timestep_cond"] = embedding.to(x.device, x.dtype)
+        return unwrapped(self.network(x, t, **keywords))
 
     def levels(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at whole timesteps (B,), in shapes that meet x; (1, 0) at t = -1, clean data."""
@@ -116,6 +127,7 @@ class Student(nn.Module):
         *,
         seed: Seed | None = None,
         index: Index = 0,
+        guidance: float | Tensor | None = None,
         **conditions: Any,
     ) -> Tensor:
         """Draws samples in so many steps, one call of the network each.
@@ -124,15 +136,39 @@ class Student(nn.Module):
             shape: (B, ...), the batch and the shape of one sample.
             steps: one of `steps()`; None takes the most.
             seed, index: see fastsample.Options.
+            guidance: for a student of a range of guidance, the weight within it, a number or one per sample.
             **conditions: the network's keywords, such as y=labels, an entry per sample.
 
         Returns:
             float32 of this shape, on the network's device.
 
         Raises:
-            ValueError: another shape or number of steps than it was distilled for.
+            ValueError: another shape, number of steps or guidance than it was distilled for.
         """
         if tuple(checked_shape("shape", shape))[1:] != tuple(self.facts.shape):
             raise ValueError(f"shape must be (B, {', '.join(map(str, self.facts.shape))}), got {tuple(shape)}")
-        sample: Tensor = self.sampler(steps)(self, shape, seed=seed, index=index, model_kwargs=conditions)
+        sampler = self.sampler(steps)
+        told = conditions | self._told(shape[0], len(sampler.table), guidance)
+        sample: Tensor = sampler(self, shape, seed=seed, index=index, model_kwargs=told)
         return sample
+
+    def _told(self, batch: int, steps: int, guidance: float | Tensor | None) -> dict[str, Tensor]:
+        """The keywords that the network is told of a run."""
+        values: dict[str, float | Tensor] = {}
+        if "steps" in self.facts.told:
+            values["steps"] = float(steps)
+        if isinstance(self.facts.guidance, tuple):
+            least, most = self.facts.guidance
+            if guidance is None:
+                raise ValueError(f"guidance must be given, a weight from {least:g} to {most:g}")
+            values["guidance"] = guidance
+        elif guidance is not None:
+            raise ValueError(f"guidance is folded in at {self.facts.guidance:g}: leave it out")
+        device = next(self.network.parameters()).device
+        told = {name: torch.as_tensor(value, dtype=torch.float32).to(device) for name, value in values.items()}
+        for name, value in told.items():
+            if value.shape not in ((), (batch,)):
+                raise ValueError(f"{name} must be a number or {batch}, one per sample; got shape {tuple(value.shape)}")
+            if name == "guidance" and not bool(((value >= least) & (value <= most)).all()):
+                raise ValueError(f"guidance must lie in [{least:g}, {most:g}], which it was distilled for")
+        return {name: value.expand(batch) for name, value in told.items()}

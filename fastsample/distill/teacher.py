@@ -117,10 +117,13 @@ class Teacher:
         except ValueError as error:
             raise ValueError(f"the teacher cannot be used for samples of shape {tuple(self.shape)}: {error}") from error
 
-    def options(self, index: Tensor) -> dict[str, Any]:
-        """The options of a sampler for these examples of the conditions."""
+    def options(self, index: Tensor, weights: Tensor | None = None) -> dict[str, Any]:
+        """The options of a sampler for these examples of the conditions; weights of guidance in place of the one."""
         cond, uncond = self.conditions.at(index, self.device)
-        return {"cond": cond} if self.guidance == 1 else {"cond": cond, "uncond": uncond, "guidance": self.guidance}
+        guidance = self.guidance if weights is None else weights
+        if isinstance(guidance, float) and guidance == 1:
+            return {"cond": cond}
+        return {"cond": cond, "uncond": uncond, "guidance": guidance}
 
     def told(self, index: Tensor) -> Mapping[str, Any]:
         """The keywords of a student for these examples, floating-point ones in float32."""
@@ -156,10 +159,12 @@ class Teacher:
         return step(x, m, table, row.cpu(), guidance=guided.weights, history=history, x0_out=x0)
 
     @torch.no_grad()
-    def path(self, sampler: Sampler, x: Tensor, index: Tensor, every: int) -> Tensor:
+    def path(self, sampler: Sampler, x: Tensor, index: Tensor, every: int, weights: Tensor | None = None) -> Tensor:
         """The states after every so many rows of a sampler from x on, (rows / every, B, ...)."""
         states = [
-            s.x.clone() for s in sampler.iterate(self.model, x, **self.options(index)) if (s.index + 1) % every == 0
+            s.x.clone()
+            for s in sampler.iterate(self.model, x, **self.options(index, weights))
+            if (s.index + 1) % every == 0
         ]
         return torch.stack(states)
 

@@ -14,7 +14,7 @@ from fastsample import Schedule, distill, zoo
 from fastsample.cli import main
 from fastsample.distill.conditions import Conditions
 from fastsample.train import ImageData, Settings, train
-from support.distillation import DATA, LABELS, SHAPE, SMALL, Policy, run, unet
+from support.distillation import DATA, LABELS, OBSERVATIONS, SHAPE, SMALL, Policy, run, unet
 from support.paths import ROOT
 
 COMMON: dict[str, Any] = {"settings": SMALL, "progress": False}
@@ -36,6 +36,15 @@ def consistency(out: Path, **changes: Any) -> Any:
 
 CASES: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "no steps": (trajectory, {"steps": 0}, "steps must be at least 1, got 0"),
+    "steps that do not nest": (trajectory, {"steps": (4, 3)}, "steps must be numbers that divide the largest"),
+    "a range without an end": (trajectory, {"guidance": (1.0,)}, r"guidance must be a number or \(least, most\)"),
+    "a range the wrong way round": (trajectory, {"guidance": (3.0, 2.0)}, "with least < most"),
+    "a range for halving": (progressive, {"guidance": (1.0, 2.0)}, "guidance must be a"),
+    "a student that is told nothing": (
+        trajectory,
+        {"teacher": Policy(), "shape": (16, 7), "cond": OBSERVATIONS, "steps": (2, 1)},
+        "the student must take the keywords steps",
+    ),
     "an unknown argument": (trajectory, {"guidence": 2.0}, "there is no argument guidence"),
     "settings of another kind": (
         trajectory,

@@ -104,10 +104,10 @@ def test_the_target_of_halving(count: int) -> None:
 def test_a_trajectory_leads_where_the_solver_does(tmp_path: Path) -> None:
     """The targets are states of DPM-Solver++ 3M; the losses are those of a student on its own path."""
     model, steps, substeps = Bent(), 3, 4
-    method = Trajectory(Teacher(model, (3, 5)), "v", steps=steps, substeps=substeps, paths=6, seed=5)
+    method = Trajectory(Teacher(model, (3, 5)), "v", [steps], substeps, 6, 5)
     method.begin(0, Student(model, "v", COSINE, NO_FACTS), tmp_path, ALONE, False)
     losses = [float(loss.detach()) for loss in method.losses(lambda x, t: 0.3 * x, 0, batch(8))]
-    places = torch.randint(6, (8,), generator=Generator().manual_seed(7))
+    places = torch.randint(6, (8,), generator=after_one_number())
     x = method._noise(places)
     solver = DPMSolver(COSINE, timesteps=nested_timesteps(999, steps * substeps), order=3, prediction="v")
     states = [step.x.clone() for step in solver.iterate(model, x)][substeps - 1 :: substeps]
@@ -123,9 +123,16 @@ def test_a_trajectory_leads_where_the_solver_does(tmp_path: Path) -> None:
 
 def test_paths_are_not_what_samplers_draw() -> None:
     """A student is judged by noise that it has not seen, under the seed of its training too."""
-    method = Trajectory(Teacher(Bent(), (3, 5)), "v", steps=1, substeps=1, paths=4, seed=0)
+    method = Trajectory(Teacher(Bent(), (3, 5)), "v", [1], 1, 4, 0)
     drawn = fastsample.ops.randn((4, 3, 5), seed=0)
     assert not np.isin(method._noise(torch.arange(4)).numpy(), drawn.numpy()).any()
+
+
+def after_one_number() -> Generator:
+    """The generator of a batch from which the number of steps was drawn."""
+    generator = Generator().manual_seed(7)
+    torch.randint(1, (), generator=generator)
+    return generator
 
 
 def consistent(model: Any, schedule: Schedule, **options: Any) -> tuple[ConsistencyMethod, ConsistencyStudent]:

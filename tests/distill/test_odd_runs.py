@@ -17,6 +17,7 @@ from fastsample.distill.conditions import Conditions
 from fastsample.distill.network import network_for
 from fastsample.distill.run import _Run
 from fastsample.distill.teacher import Teacher
+from fastsample.distill.trajectory import Trajectory
 from support.distillation import DATA, LABELS, OBSERVATIONS, SHAPE, SMALL, Policy, run, unet, weights
 
 CPU = torch.device("cpu")
@@ -256,3 +257,61 @@ def test_an_average_of_weights_is_what_is_kept(tmp_path: Path) -> None:
     assert torch.equal(weights(last)[name], state["model"][name])
     assert torch.equal(weights(mean)[name], state["average"][name]) and len(DATA) == 10
     assert not torch.equal(weights(mean)[name], weights(last)[name])
+
+
+def test_one_student_for_several_steps_and_weights(tmp_path: Path) -> None:
+    """It is told both, and what it is told matters; its file knows them."""
+    options: dict[str, Any] = {"steps": (2, 1), "guidance": (1.0, 3.0), "uncond": {"y": torch.tensor([3])}}
+    settings = replace(SMALL, iterations=12)
+    student = run("trajectory", unet(), tmp_path / "run", settings=settings, **options)
+    assert (student.steps(), student.facts.told, student.facts.guidance) == ((2, 1), ("steps", "guidance"), (1.0, 3.0))
+    again = distill.load(tmp_path / "run" / "student.safetensors")
+    shape, y = (3, *SHAPE), LABELS[:3]
+    drawn = {
+        (steps, w): again.sample(shape, steps, seed=0, guidance=w, y=y) for steps in (2, 1) for w in (1.0, 2.5)
+    }  # fmt: skip
+    assert torch.equal(drawn[2, 2.5], student.sample(shape, seed=0, guidance=torch.full((3,), 2.5), y=y))
+    assert not torch.equal(drawn[1, 1.0], drawn[1, 2.5])
+    t, x = torch.full((3,), 99), torch.randn(shape)
+    told = {"guidance": torch.ones(3), "y": y}
+    assert not torch.equal(student(x, t, steps=torch.ones(3), **told), student(x, t, steps=2 * torch.ones(3), **told))
+    for guidance, message in ((None, "guidance must be given, a weight from 1 to 3"), (4.0, r"must lie in \[1, 3\]")):
+        with pytest.raises(ValueError, match=message):
+            again.sample(shape, guidance=guidance, y=y)
+    with pytest.raises(ValueError, match="guidance is folded in at 1: leave it out"):
+        run("trajectory", unet(), tmp_path / "one").sample(shape, guidance=2.0, y=y)
+
+
+def test_paths_are_guided_by_weights_of_their_own(tmp_path: Path) -> None:
+    """Against the sampler, with the weight that the student is told of each path."""
+    model, uncond = unet(), {"y": torch.tensor([3])}
+    teacher = Teacher(model, SHAPE, cond={"y": LABELS}, uncond=uncond, guidance=3.0)
+    method = Trajectory(teacher, "v", [2, 1], 3, 5, 0, (1.0, 3.0))
+    places = torch.arange(5)
+    weights = method._weights(places)
+    assert weights is not None and ((weights > 1) & (weights < 3)).all() and len(set(weights.tolist())) == 5
+    options: dict[str, Any] = {"cond": {"y": LABELS[:5]}, "uncond": {"y": torch.full((5,), 3)}, "guidance": weights}
+    last = method.solver(teacher.model, method._noise(places), **options)
+    assert torch.allclose(method._targets(places)[-1], last, atol=1e-5)
+    assert torch.equal(method._told(places, 1, CPU)["guidance"], weights)
+
+
+def test_diffusers_models_are_told_guidance_as_an_embedding(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
+        "cross_attention_dim": 12, "attention_head_dim": 4, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }  # fmt: skip
+    teacher = diffusers.UNet2DConditionModel(**sizes).eval()
+    student = distill.trajectory(
+        teacher, (4, 8, 8), tmp_path, steps=1, substeps=2, paths=4, student=diffusers.UNet2DConditionModel(
+            time_cond_proj_dim=16, **sizes
+        ),
+        schedule=Schedule.scaled_linear(), cond={"encoder_hidden_states": torch.randn(4, 5, 12)},
+        uncond={"encoder_hidden_states": torch.zeros(1, 5, 12)}, guidance=(2.0, 8.0), settings=SMALL, progress=False,
+    )  # fmt: skip
+    words = torch.randn(1, 5, 12).expand(2, -1, -1)
+    two = student.sample((2, 4, 8, 8), seed=[1, 1], guidance=torch.tensor([2.0, 8.0]), encoder_hidden_states=words)
+    assert not torch.equal(two[0], two[1])
