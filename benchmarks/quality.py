@@ -23,8 +23,8 @@ import torch
 import fastsample
 from benchmarks.common.options import refuse
 from benchmarks.common.report import machine
-from benchmarks.sections import quality_page
-from benchmarks.sections.quality_cases import AnyCase, plan
+from benchmarks.sections import quality_page, students_page
+from benchmarks.sections.quality_cases import AnyCase, StudentCase, plan, students_plan
 from benchmarks.sections.quality_rows import BATCH, BitsRow, Row, Run, key, key_of, load, measured
 from fastsample.storage.writing import check_writable, replace_text
 
@@ -49,11 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse(str(error))
     if (model.config.channels, *model.config.size) != (1, 28, 28):
         refuse(f"{run.model} is no model of digits, 1 x 28 x 28")
+    if arguments.students == []:
+        arguments.students = [path for path in fastsample.zoo.STUDENTS.values() if path.is_file()]
     if arguments.write and (arguments.model != BUNDLED or arguments.quick):
         refuse("--write is for the whole study of the bundled model")
     torch.set_num_threads(1)
-    places = Places(arguments.out, run.name, arguments.quick)
-    every = plan(model, quick=arguments.quick, count=arguments.count)
+    places = Places(arguments.out, "students" if arguments.students else run.name, arguments.quick)
+    sizes = {"quick": arguments.quick, "count": arguments.count}
+    every = students_plan(arguments.students, **sizes) if arguments.students else plan(model, **sizes)
     cases = [case for case in every if any(part in str(case) for part in arguments.match or [""])]
     done = {key_of(row) for path in places.tables for row in read(path)}
     missing = [case for case in cases if key(case, run) not in done]
@@ -62,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         append(places.bits if isinstance(row, BitsRow) else places.samples, row)
     # A file may also hold rows of an earlier model of this name, or of spacings that are no sampler's default any more.
     wanted = {key(case, run) for case in every}
+    if arguments.students:
+        rows_of_students = [row for row in read(places.samples) if key_of(row) in wanted]
+        distilled = [case for case in every if isinstance(case, StudentCase)]
+        students_page.show(places.grid, rows_of_students, distilled, run, arguments.write)
+        return 0
     samples, bits = ([row for row in read(path) if key_of(row) in wanted] for path in places.tables)
     quality_page.draw(places.curves, samples, run)
     if not arguments.match:
@@ -89,6 +97,9 @@ def _parser() -> ArgumentParser:
         "--model", type=Path, default=BUNDLED, help="a model of digits by fastsample train (the bundled)"
     )
     parser.add_argument("--quick", action="store_true", help="300 samples, up to 50 calls: minutes on two cores")
+    parser.add_argument(
+        "--students", type=Path, nargs="*", metavar="FILE", help="students of the bundled model (its shipped ones)"
+    )
     parser.add_argument("--count", type=int, help="samples of every row instead of the study's own numbers")
     parser.add_argument("--match", action="append", help="only cases whose text contains this; may be repeated")
     parser.add_argument(

@@ -56,13 +56,13 @@ from fastsample.times.continuous import karras_sigmas
 from fastsample.times.timesteps import spaced_timesteps
 
 if TYPE_CHECKING:
-    from fastsample import lora
+    from fastsample import distill, lora
 else:
 
     def __getattr__(name: str) -> object:
-        # LoRA is a fifth of the package, which those without one need not wait for.
-        if name == "lora":
-            return importlib.import_module("fastsample.lora")
+        # These are a third of the package, which those without a need of them need not wait for.
+        if name in ("distill", "lora"):
+            return importlib.import_module(f"fastsample.{name}")
         raise AttributeError(f"module 'fastsample' has no attribute {name!r}")
 
 
@@ -107,6 +107,7 @@ __all__ = [
     "ddim",
     "ddim_invert",
     "ddpm",
+    "distill",
     "dpm_solver",
     "euler",
     "euler_ancestral",

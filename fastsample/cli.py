@@ -1,14 +1,14 @@
-"""The command line: `fastsample demo`, `evaluate`, `nll`, `selftest` and `train`."""
+"""The command line: `fastsample demo`, `distill`, `evaluate`, `nll`, `selftest` and `train`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import fastsample
-from fastsample.commands import demo, evaluate, nll, selftest, train
+from fastsample.commands import demo, distill, evaluate, nll, selftest, train
 from fastsample.commands.console import Parser
 
-COMMANDS = {"demo": demo, "evaluate": evaluate, "nll": nll, "selftest": selftest, "train": train}
+COMMANDS = {"demo": demo, "distill": distill, "evaluate": evaluate, "nll": nll, "selftest": selftest, "train": train}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

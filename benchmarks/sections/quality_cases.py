@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import fastsample
-from fastsample import DDIM, DDPM, DPMSolver, Euler, EulerAncestral, Heun, Sampler
+from fastsample import DDIM, DDPM, DPMSolver, Euler, EulerAncestral, Heun, Sampler, distill
 
 Make = Callable[..., Sampler]
 
@@ -30,7 +31,7 @@ LEARNED = "DDPM, learned range"
 SOLVER = "DPM-Solver++ 2M"
 DDPMS = tuple(name for name in SAMPLERS if name.startswith("DDPM"))
 FEW, MIDDLE, MANY = (10, 4, 6, 8, 5, 3), (50, 20, 100), (250, 1000)
-SAMPLES, FEWER_SAMPLES, QUICK_SAMPLES = 3000, 900, 300
+SAMPLES, FEWER_SAMPLES, QUICK_SAMPLES, STUDENT_SAMPLES = 3000, 900, 300, 5000
 GUIDANCE = 1.25
 BITS = ((50, 1000), (10, 1000), (25, 1000), (100, 1000), (1000, 100))  # model calls, digits
 QUICK_BITS = ((10, 100), (50, 100))
@@ -86,7 +87,20 @@ class BitsCase:
         return self.count * min(self.calls, model.schedule.T)
 
 
-AnyCase = Case | RealCase | BitsCase
+@dataclass(frozen=True)
+class StudentCase:
+    """So many samples of a distilled model, in some of the steps that it was distilled for."""
+
+    student: Path
+    steps: int
+    count: int
+
+    def image_calls(self, model: fastsample.zoo.UNet) -> int:
+        """Images times model calls, of a network as large as the teacher's."""
+        return self.count * self.steps
+
+
+AnyCase = Case | RealCase | BitsCase | StudentCase
 
 
 def plan(model: fastsample.zoo.UNet, *, quick: bool, count: int | None = None) -> list[AnyCase]:
@@ -106,6 +120,16 @@ def plan(model: fastsample.zoo.UNet, *, quick: bool, count: int | None = None) -
         same = (type(case), replace(case, calls=len(case.make(model).table))) if isinstance(case, Case) else case
         once.setdefault(same, case)
     return list(once.values())
+
+
+def students_plan(students: Sequence[Path], *, quick: bool, count: int | None = None) -> list[AnyCase]:
+    """Students in all their steps, beside their teacher in many steps and in as few; equal numbers of samples."""
+    count = count or (QUICK_SAMPLES if quick else STUDENT_SAMPLES)
+    guided = [Case("DDIM", calls, count, GUIDANCE) for calls in (MIDDLE[0], FEW[0], 4)]
+    guided.append(Case(SOLVER, FEW[0], count, GUIDANCE))
+    few = [Case(name, calls, count) for calls in (FEW[0], 4) for name in ("DDIM", SOLVER)]
+    distilled = [StudentCase(path, steps, count) for path in students for steps in distill.load(path).steps()]
+    return [RealCase(min(count, 2500)), Case("DDIM", MIDDLE[0], count), *guided, *few, *distilled]
 
 
 def _learned(case: AnyCase) -> bool:

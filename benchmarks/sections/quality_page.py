@@ -117,13 +117,13 @@ def tables(rows: Rows, bits: Rows) -> dict[str, str]:
 def _crossed(rows: Rows, name: str) -> str:
     """Samplers by model calls."""
     calls = sorted({int(row["calls"]) for row in rows})
-    cells = {(row["sampler"], int(row["calls"])): _interval(row, name) for row in rows}
+    cells = {(row["sampler"], int(row["calls"])): interval(row, name) for row in rows}
     lines = [
         [sampler, *(cells.get((sampler, count), "") for count in calls)]
         for sampler in SAMPLERS
         if any(row["sampler"] == sampler for row in rows)
     ]
-    return _table(["sampler", *(f"{count} calls" for count in calls)], lines)
+    return table(["sampler", *(f"{count} calls" for count in calls)], lines)
 
 
 def _list(rows: Rows, *columns: tuple[str, str]) -> str:
@@ -136,8 +136,8 @@ def _list(rows: Rows, *columns: tuple[str, str]) -> str:
         ("class_agreement", "class agreement"),
     )
     header = [title for _, title in (*columns, *figures)]
-    return _table(
-        header, [[*(row[name] for name, _ in columns), *(_interval(row, name) for name, _ in figures)] for row in rows]
+    return table(
+        header, [[*(row[name] for name, _ in columns), *(interval(row, name) for name, _ in figures)] for row in rows]
     )
 
 
@@ -148,19 +148,19 @@ def _bits(rows: Rows) -> str:
         for row in rows
     }
     names = dict.fromkeys(row["variance"] for row in rows)
-    return _table(
+    return table(
         ["variance", *(f"{count} calls" for count in calls)],
         [[name, *(cells.get((name, count), "") for count in calls)] for name in names],
     )
 
 
-def _interval(row: Mapping[str, str], name: str) -> str:
+def interval(row: Mapping[str, str], name: str) -> str:
     """A figure and its interval; nothing where there is none."""
     value, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
     return "" if value != value else f"{value:.3g} ({low:.3g} .. {high:.3g})"
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     lines = list(lines)
     if not lines:
         return "Not measured yet: `python -m benchmarks.quality --write`."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import fastsample
-from benchmarks.sections.quality_cases import AnyCase, BitsCase, Case, RealCase
+from benchmarks.sections.quality_cases import AnyCase, BitsCase, Case, RealCase, StudentCase
 from fastsample.evaluate import Distances, Evaluation, Figure, Yardstick
 from fastsample.train import ImageData, load_data
 
@@ -110,6 +110,19 @@ def key(case: AnyCase, run: Run) -> tuple[str, ...]:
     model, digest = load(run.model), digest_of(run.model)
     if isinstance(case, BitsCase):
         return (digest, case.variance, str(min(case.calls, model.schedule.T)), str(case.count), str(run.seed))
+    if isinstance(case, StudentCase):
+        student, steps = load_student(case.student), str(case.steps)
+        first, guidance = str(student.timesteps(case.steps)[0]), f"{_folded(case.student):g}"
+        return (
+            digest_of(case.student),
+            case.student.stem,
+            "distilled",
+            first,
+            steps,
+            str(case.count),
+            guidance,
+            str(run.seed),
+        )
     if isinstance(case, RealCase):
         return (digest, "real images", "", "0", "0", str(case.count), "1", str(run.seed))
     sampler = case.make(model)
@@ -136,39 +149,52 @@ def measured(case: AnyCase, run: Run) -> Row | BitsRow:
         if isinstance(case, RealCase):
             distances = yardstick(run.reference).real(case.count)
             return Row(*_names(run), "real images", "", 0, 0, case.count, 1, run.seed, 0, *_figures(distances, None))
-        model = load(run.model)
-        sampler = case.make(model)
         start = process_time()
         data = samples(case, run)
         ms = 1e3 * (process_time() - start) / case.count
         evaluation = yardstick(run.reference).measure(data)
-        return Row(
-            *_names(run),
-            case.sampler,
-            _spacing(sampler),
-            _first(sampler),
-            len(sampler.table),
-            case.count,
-            case.guidance,
-            run.seed,
-            ms,
-            *_figures(evaluation.samples, evaluation),
-        )
+        guidance = _folded(case.student) if isinstance(case, StudentCase) else case.guidance
+        return Row(*_about(case, run), case.count, guidance, run.seed, ms, *_figures(evaluation.samples, evaluation))
 
 
-def samples(case: Case, run: Run) -> ImageData:
+def _folded(path: Path) -> float:
+    """The guidance of a student that has one for all."""
+    guidance = load_student(path).facts.guidance
+    if isinstance(guidance, tuple):
+        raise ValueError(f"{path} has a range of guidance: the study is of students that have one")
+    return guidance
+
+
+def _about(case: Case | StudentCase, run: Run) -> tuple[str, str, str, str, float, int]:
+    """Model, digest, sampler, timesteps, first and calls of a row."""
+    if isinstance(case, StudentCase):
+        first = float(load_student(case.student).timesteps(case.steps)[0])
+        return (run.name, digest_of(case.student), case.student.stem, "distilled", first, case.steps)
+    sampler = case.make(load(run.model))
+    return (*_names(run), case.sampler, _spacing(sampler), _first(sampler), len(sampler.table))
+
+
+def samples(case: Case | StudentCase, run: Run) -> ImageData:
     """Its samples: image i is at place i of the seed's set, of class i modulo their number, whatever the sampler."""
     model = load(run.model)
-    sampler, config = case.make(model), model.config
+    config = model.config
+    draw = _drawing(case, model)
     images, classes = [], torch.arange(case.count) % max(config.num_classes, 1)
     for start in range(0, case.count, BATCH):
         labels = classes[start : start + BATCH]
         shape = (len(labels), config.channels, *config.size)
-        images.append(
-            sampler(model, shape, seed=run.seed, index=start, **_conditions(case, labels, config.num_classes))
-        )
+        images.append(draw(shape, labels, run.seed, start))
     data = fastsample.to_uint8(torch.cat(images)).permute(0, 3, 1, 2).contiguous()
     return ImageData(data, classes if config.num_classes else None)
+
+
+def _drawing(case: Case | StudentCase, model: fastsample.zoo.UNet) -> Callable[..., Tensor]:
+    """What draws samples of a shape and labels, under a seed from a place on."""
+    if isinstance(case, StudentCase):
+        student = load_student(case.student)
+        return lambda shape, y, seed, index: student.sample(shape, case.steps, seed=seed, index=index, y=y)
+    sampler, classes = case.make(model), model.config.num_classes
+    return lambda shape, y, seed, index: sampler(model, shape, seed=seed, index=index, **_conditions(case, y, classes))
 
 
 def _conditions(case: Case, labels: Tensor, num_classes: int) -> dict[str, Any]:
@@ -219,6 +245,12 @@ def bits_per_dimension(
 def load(path: Path) -> fastsample.zoo.UNet:
     """The model of a file, once a process."""
     return fastsample.zoo.load(path)
+
+
+@cache
+def load_student(path: Path) -> fastsample.distill.Student:
+    """The student of a file, once a process."""
+    return fastsample.distill.load(path)
 
 
 @cache

@@ -74,21 +74,26 @@ class Consistency(Sampler):
             raise ValueError(
                 f"sigmas must strictly descend and not fall below sigma_min={sigma_min}, got {sigmas.tolist()}"
             )
-        c_skip = sigma_data**2 / ((sigmas - sigma_min) ** 2 + sigma_data**2)
-        scale = np.sqrt(sigmas**2 + sigma_data**2)
+        c_skip, c_out = scalings(sigmas, sigma_min, sigma_data)
         later = np.append(sigmas[1:], sigma_min)
         return Table(
             (250 * np.log(sigmas)).astype(np.float32),
             p=c_skip,
-            q=(sigmas - sigma_min) * sigma_data / scale,
+            q=c_out,
             b=1.0,
             s=np.sqrt(later**2 - sigma_min**2),
-            e=1 / scale,
+            e=1 / np.sqrt(sigmas**2 + sigma_data**2),
             **limit_columns(self.clip),
             alpha=np.ones(len(sigmas) + 1),
             sigma=np.append(sigmas, 0.0),  # the result counts as clean
             init_noise_sigma=sigmas[0],
         )
+
+
+def scalings(sigma: Float64Array, sigma_min: float, sigma_data: float) -> tuple[Float64Array, Float64Array]:
+    """(c_skip, c_out) at noise levels; (1, 0) at sigma_min, where a consistency model returns what it is given."""
+    c_skip = sigma_data**2 / ((sigma - sigma_min) ** 2 + sigma_data**2)
+    return c_skip, (sigma - sigma_min) * sigma_data / np.sqrt(sigma**2 + sigma_data**2)
 
 
 consistency = sampling_function(Consistency, "consistency")

@@ -59,12 +59,12 @@ def auto_timesteps(schedule: Schedule, steps: int | None, prediction: str = "eps
         allowed = np.flatnonzero(growth <= MOST_GROWTH)
         # Where even the cleanest start is next to pure noise, the one that amplifies least.
         start = candidates[[allowed[-1] if allowed.size else growth.argmin()]]
-    return _descending(start, count, np.arange(count))
+    return descending(start, count, np.arange(count))
 
 
 def first_growth(schedule: Schedule, starts: Int64Array, steps: int) -> Float64Array:
     """By how much the first of so many steps from each of these timesteps multiplies an error in epsilon."""
-    next_t = _descending(starts, steps, 1)
+    next_t = descending(starts, steps, 1)
     alpha_bar = schedule.alphas_cumprod[starts]
     next_alpha_bar = np.where(next_t < 0, 1.0, schedule.alphas_cumprod[next_t])  # -1 is the end: clean data
     with np.errstate(divide="ignore"):  # infinite at pure noise
@@ -73,7 +73,8 @@ def first_growth(schedule: Schedule, starts: Int64Array, steps: int) -> Float64A
     return growth
 
 
-def _descending(start: Int64Array, steps: int, k: Int64Array | int) -> Int64Array:
+def descending(start: Int64Array, steps: int, k: Int64Array | int) -> Int64Array:
+    """Entry k of the N = steps timesteps round((1 - k / N) (t_0 + 1)) - 1 from t_0 = start on; -1 for k = N."""
     # One division of whole numbers: an entry that two lists share is rounded alike in both.
     timesteps: Int64Array = np.round((steps - k) * (start + 1) / steps).astype(np.int64) - 1
     return timesteps

@@ -51,11 +51,23 @@ def read_checkpoint(out: Path, identity: State, steps: int, cooldown_start: int,
     )
 
 
-def _read(path: Path, identity: State, device: torch.device) -> State:
+def read_state(path: Path, identity: State, device: torch.device, columns: int, command: str) -> State:
+    """The state in a file that such a run has written.
+
+    Args:
+        path: the file.
+        identity: all that decides the outcome of the run.
+        device: where tensors are put.
+        columns: how many losses a step has.
+        command: what makes such files, as texts name it.
+
+    Raises:
+        ValueError: the file is no checkpoint, or one of another run.
+    """
     state = load_pickle(path, device)
     settings = state.get("settings") if isinstance(state, dict) else None
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} is no checkpoint of fastsample train: delete it or use another folder")
+        raise ValueError(f"{path} is no checkpoint of {command}: delete it or use another folder")
     for name, value in identity.items():
         if settings.get(name) != value:
             raise ValueError(
@@ -63,8 +75,13 @@ def _read(path: Path, identity: State, device: torch.device) -> State:
                 "use the same settings or another folder"
             )
     history = state.get("history")
-    if not isinstance(history, torch.Tensor) or history.ndim != 2 or history.shape[1] != 3:
+    if not isinstance(history, torch.Tensor) or history.ndim != 2 or history.shape[1] != columns:
         raise ValueError(f"{path} is no whole checkpoint: delete it or use another folder (no history)")
+    return state
+
+
+def _read(path: Path, identity: State, device: torch.device) -> State:
+    state = read_state(path, identity, device, 3, "fastsample train")
     if not all(isinstance(state.get(name), int) for name in ("steps", "cooldown_start")):
         raise ValueError(f"{path} is no whole checkpoint: delete it or use another folder (no steps)")
     return state

@@ -27,10 +27,14 @@ class Processes:
         self._accelerator: Any = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             try:
-                from accelerate import Accelerator
+                from accelerate import Accelerator, DistributedDataParallelKwargs
             except ImportError as error:
                 raise ImportError("several processes need accelerate: pip install fastsample[train]") from error
-            self._accelerator = Accelerator(cpu=self.device.type == "cpu")
+            # What its own settings and variables may say of precision is for Settings to say here.
+            unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+            self._accelerator = Accelerator(
+                cpu=self.device.type == "cpu", mixed_precision="no", kwargs_handlers=[unused]
+            )
             self.device = self._accelerator.device
             self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes
 
@@ -49,6 +53,11 @@ class Processes:
     def part(self, whole: Tensor) -> Tensor:
         """This process's share of a batch."""
         return whole.chunk(self.count)[self.rank]
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self._accelerator is not None:
+            self._accelerator.wait_for_everyone()
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes."""

@@ -14,26 +14,30 @@ from torch import Tensor
 from fastsample.storage.writing import replace_text, replacing
 
 _ROW = 50
+_LABELS = {"mse": "mean square error", "vb": "variational term"}
 FILES = ("loss.csv", "loss.png", "timesteps.csv")
 
 
-def write_report(history: Sequence[tuple[float, float, float]], out: Path, probabilities: Tensor | None = None) -> None:
+def write_report(
+    history: Sequence[tuple[float, ...]], names: Sequence[str], out: Path, probabilities: Tensor | None = None
+) -> None:
     """Writes loss.csv (means over 50 steps) and, where matplotlib is installed, loss.png.
 
     With importance sampling also timesteps.csv, the probability of every timestep; the plot has it beside the losses.
 
     Args:
-        history: (loss, mse, vb) of every step.
+        history: the losses of every step.
+        names: of the losses, such as loss, mse and vb.
         out: an existing folder.
         probabilities: of each timestep, (T,), with importance sampling.
     """
     ends = range(_ROW, len(history) + _ROW, _ROW)
     means = [(min(end, len(history)), *np.mean(history[end - _ROW : end], axis=0)) for end in ends]
-    _write(out / "loss.csv", ("step", "loss", "mse", "vb"), [(end, *map(_short, values)) for end, *values in means])
+    _write(out / "loss.csv", ("step", *names), [(end, *map(_short, values)) for end, *values in means])
     if probabilities is not None:
         rows = [(t, _short(p)) for t, p in enumerate(probabilities.tolist())]
         _write(out / "timesteps.csv", ("t", "probability"), rows)
-    _plot(np.array(means), None if probabilities is None else probabilities.numpy(), out / "loss.png")
+    _plot(np.array(means), names, None if probabilities is None else probabilities.numpy(), out / "loss.png")
 
 
 def _short(value: float) -> str:
@@ -48,7 +52,9 @@ def _write(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -
     replace_text(path, text.getvalue())
 
 
-def _plot(means: NDArray[np.float64], probabilities: NDArray[np.float64] | None, path: Path) -> None:
+def _plot(
+    means: NDArray[np.float64], names: Sequence[str], probabilities: NDArray[np.float64] | None, path: Path
+) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -56,10 +62,9 @@ def _plot(means: NDArray[np.float64], probabilities: NDArray[np.float64] | None,
     panels = 1 if probabilities is None else 2
     figure = Figure(figsize=(7 * panels, 4), layout="constrained")  # without pyplot no display is asked for
     left, *right = figure.subplots(1, panels, squeeze=False)[0]
-    steps, loss, mse, vb = means.T
-    left.plot(steps, loss, label="loss")
-    left.plot(steps, mse, label="mean square error")
-    left.plot(steps, vb, label="variational term")
+    steps, *curves = means.T
+    for name, curve in zip(names, curves, strict=True):
+        left.plot(steps, curve, label=_LABELS.get(name, name))
     left.set(xlabel="step", ylabel=f"mean over {_ROW} steps", yscale="log")
     left.legend()
     if probabilities is not None:

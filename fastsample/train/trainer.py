@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastsample.checks import usable_device
-from fastsample.storage.writing import check_replaceable, check_writable, remove_parts, sole_writer
-from fastsample.train import report
-from fastsample.train.checkpoint import CHECKPOINT, TRUNK, State, read_checkpoint, write_checkpoint
+from fastsample.train import place, report
+from fastsample.train.checkpoint import CHECKPOINT, TRUNK, State, read_checkpoint
 from fastsample.train.data import ImageData
 from fastsample.train.losses import DiffusionLoss
 from fastsample.train.processes import Processes
+from fastsample.train.run import Run
 from fastsample.train.settings import Settings
 from fastsample.train.timesteps import TIMESTEP_SAMPLERS, ImportanceTimesteps
 from fastsample.zoo.store import save
@@ -58,30 +55,15 @@ def train(
     out = Path(out)
     check_place(out, device, save_every)
     run = _Run(data, settings, Processes(device))
-    if run.processes.first:
-        out.mkdir(parents=True, exist_ok=True)
-    with sole_writer(out) if run.processes.first else nullcontext():
-        if run.processes.first:
-            remove_parts(out, _FILES)
+    with place.in_use(out, _FILES, run.processes):
         run.restore(out)
         _continue(run, out, save_every, progress and run.processes.first)
-    return run.average.eval()
+    return cast(UNet, run.average.eval())
 
 
 def check_place(out: Path, device: str | torch.device, save_every: int) -> None:
     """Raises what train would raise for these arguments, before data are read or a folder is made."""
-    if save_every < 1:
-        raise ValueError(f"save_every must be at least 1, got {save_every}")
-    usable_device(device)
-    check_writable(out)
-    for name in _FILES:
-        check_replaceable(out / name)
-    if any((out / name).exists() for name in (CHECKPOINT, TRUNK)):
-        return
-    for name in _FILES:
-        # Links are replaced; a file without a checkpoint beside it is somebody's own.
-        if (out / name).is_file() and not (out / name).is_symlink():
-            raise ValueError(f"{out} holds {name} but no {CHECKPOINT} of a run: use another folder")
+    place.check_place(out, _FILES, (CHECKPOINT, TRUNK), device, save_every)
 
 
 def _continue(run: _Run, out: Path, save_every: int, progress: bool) -> None:
@@ -102,8 +84,10 @@ def _continue(run: _Run, out: Path, save_every: int, progress: bool) -> None:
     run.publish(out)
 
 
-class _Run:
-    """The state of a run: weights, their average, the optimizer, and (loss, mse, vb) of every step so far."""
+class _Run(Run):
+    """A run whose history is (loss, mse, vb)."""
+
+    reported = ("loss", "mse", "vb")
 
     def __init__(self, data: ImageData, settings: Settings, processes: Processes) -> None:
         schedule = settings.forward_process()
@@ -123,18 +107,14 @@ class _Run:
             learned_variance=self.loss.learns_variance,
             **({} if settings.widths is None else {"widths": settings.widths}),
         )
-        self.device = processes.device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.model = UNet(config, schedule).to(self.device)
-        self.called = processes.shared(self.model)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+            model = UNet(config, schedule).to(processes.device)
+        super().__init__(
+            model, processes, lr=settings.lr, weight_decay=settings.weight_decay, ema_decay=settings.ema_decay
         )
         self.timesteps = TIMESTEP_SAMPLERS[settings.timestep_sampler](settings.timesteps)
-        self.history: list[tuple[float, float, float]] = []
-        self.data, self.settings, self.processes = data, settings, processes
+        self.data, self.settings = data, settings
 
     def step(self, i: int) -> None:
         """One optimizer step."""
@@ -142,24 +122,9 @@ class _Run:
         xt = self.loss.q_sample(x0, t, noise)
         terms = self.loss(self.called(xt, t, y), x0, xt, t, noise)
         loss, mse, vb = ((weights * term).mean() for term in terms)
-        reported = self.processes.mean(torch.stack((loss, mse, vb)).detach())
-        self._check_finite(i, "loss", float(reported.sum()))
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._check_finite(i, "gradient", norm.item())
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr_at(i)
-        self.optimizer.step()
+        self.accumulate(i, loss, mse, vb)
+        self.descend(i, self.settings.lr_at(i))
         self.timesteps.update(t, terms.loss)
-        # The first weights are far from good: the average forgets them faster than ema_decay alone would.
-        decay = min(self.settings.ema_decay, (1 + i) / (10 + i))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-        self.history.append(tuple(reported.tolist()))
-
-    def _check_finite(self, i: int, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise ArithmeticError(f"the {what} is not finite at step {i}: try a lower lr than {self.settings.lr}")
 
     def _draw(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x0, t, y, noise and the weights of step i, for all processes."""
@@ -174,36 +139,26 @@ class _Run:
         y = torch.full_like(t, none) if self.data.labels is None else self.data.labels[index].masked_fill(dropped, none)
         return x0, t, y, noise, weights
 
-    def save(self, path: Path) -> None:
-        """Writes all state, where this is the first process.
-
-        Raises:
-            ArithmeticError: a weight is not finite.
-        """
-        with torch.no_grad():
-            norms = torch._foreach_norm([*self.model.parameters(), *self.average.parameters()])
-        self._check_finite(len(self.history), "norm of the weights", float(torch.stack(norms).sum()))
-        if self.processes.first:
-            write_checkpoint(self._state(), path)
-
     def publish(self, out: Path) -> None:
         """Writes the averaged model and the report."""
         if self.processes.first:
-            save(self.average, out / _MODEL)
+            save(cast(UNet, self.average), out / _MODEL)
             importance = isinstance(self.timesteps, ImportanceTimesteps)
-            report.write_report(self.history, out, self.timesteps.probabilities() if importance else None)
+            probabilities = self.timesteps.probabilities() if importance else None
+            report.write_report(self.history, self.reported, out, probabilities)
 
-    def _state(self) -> State:
+    def state(self) -> State:
+        """What a checkpoint holds."""
         return {
             "settings": self._identity(),
             "steps": self.settings.steps,
             "cooldown_start": self.settings.cooldown_start(),
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "timestep_sampler": self.timesteps.state_dict(),
-            "history": torch.tensor(self.history, dtype=torch.float64).reshape(-1, 3),
-        }
+        } | super().state()
+
+    def _take(self, state: State) -> None:
+        super()._take(state)
+        self.timesteps.load_state_dict(state["timestep_sampler"])
 
     def restore(self, out: Path) -> None:
         """Takes over the state in a folder, if there is one.
@@ -213,19 +168,8 @@ class _Run:
         """
         settings = self.settings
         state = read_checkpoint(out, self._identity(), settings.steps, settings.cooldown_start(), self.device)
-        if state is None:
-            return
-        try:
-            self.model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.timesteps.load_state_dict(state["timestep_sampler"])
-            self.history = [(loss, mse, vb) for loss, mse, vb in state["history"].tolist()]
-        except Exception as error:  # what a state of another kind trips over
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise ValueError(
-                f"{out / CHECKPOINT} is no whole checkpoint: delete it or use another folder ({reason})"
-            ) from error
+        if state is not None:
+            self.take(state, out)
 
     def _identity(self) -> State:
         """All that decides the outcome but the number of steps."""

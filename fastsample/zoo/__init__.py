@@ -1,26 +1,69 @@
-"""Small trained models for trying out samplers."""
+"""Small trained models for trying out samplers, and models distilled from them."""
 
 from __future__ import annotations
 
+import importlib
+import json
 from pathlib import Path
+from typing import Any, overload
 
+from fastsample.checks import one_of
 from fastsample.zoo.store import load, save
 from fastsample.zoo.unet import UNet, UNetConfig
 
-__all__ = ["UNet", "UNetConfig", "digits", "load", "save"]
+__all__ = ["STUDENTS", "UNet", "UNetConfig", "digits", "load", "measured", "save"]
 
 _DIGITS = Path(__file__).with_name("digits.safetensors")
+_NAMES = (
+    "trajectory-4",
+    "trajectory-2",
+    "trajectory-1",
+    "progressive-4",
+    "progressive-2",
+    "progressive-1",
+    "consistency",
+)
+STUDENTS = {name: _DIGITS.with_name(f"digits-{name}.safetensors") for name in _NAMES}
+_FIGURES = _DIGITS.with_name("quality.json")
 
 
-def digits() -> UNet:
+@overload
+def digits() -> UNet: ...
+
+
+@overload
+def digits(student: str) -> Any: ...
+
+
+def digits(student: str | None = None) -> Any:
     """The bundled model of handwritten digits: 1 x 28 x 28, ten classes, cosine schedule of 1000 timesteps.
 
     It predicts epsilon and a learned variance; class 10 stands for "any digit". The last timesteps of a cosine schedule
     are next to pure noise. A sampler that is told to start there needs clip=1.0, and `heun` also timesteps="karras".
 
+    Args:
+        student: one of zoo.STUDENTS, a model of few steps that was distilled from it under guidance 1.25:
+            "trajectory-4" for four steps and so on, "consistency" for 4, 2 and 1. It is a distill.Student, whose
+            `sample` draws digits.
+
     Raises:
-        FileNotFoundError: the weights are not installed.
+        FileNotFoundError: the weights are not installed. ValueError: there is no such student.
+
+    Example:
+        >>> digits("trajectory-4").sample((2, 1, 28, 28), seed=0, y=torch.tensor([3, 7])).shape
+        torch.Size([2, 1, 28, 28])
     """
-    if not _DIGITS.is_file():
-        raise FileNotFoundError(f"the bundled digits model is missing: {_DIGITS} (reinstall fastsample)")
-    return load(_DIGITS)
+    path = _DIGITS if student is None else STUDENTS[one_of("student", student, tuple(STUDENTS))]
+    if not path.is_file():
+        raise FileNotFoundError(f"the bundled digits model is missing: {path} (reinstall fastsample)")
+    # Students know their samplers, which stand above the models here.
+    return load(path) if student is None else importlib.import_module("fastsample.distill").load(path)
+
+
+def measured() -> dict[str, float]:
+    """Frechet distances of 5,000 samples by name, which `python -m benchmarks.quality --students --write` has found.
+
+    "DDIM, 50, guidance 1.25" is the digits model in 50 steps of DDIM, "trajectory-4, 4" a student in four.
+    """
+    figures: dict[str, float] = json.loads(_FIGURES.read_text()) if _FIGURES.is_file() else {}
+    return figures

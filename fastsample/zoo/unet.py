@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -38,6 +39,7 @@ class UNetConfig:
             v and returns epsilon = sigma_t x + alpha_t v stays exact where x_t is next to pure noise: there its
             error in x0 is that of v, while that of a network which gives epsilon is amplified by sigma_t / alpha_t.
         learned_variance: whether it returns [prediction, v], or the prediction alone.
+        told: names of further keywords of the model, each a number per sample, such as "guidance".
 
     Raises:
         ValueError: a width no multiple of groups, the last one none of heads, or a size not positive.
@@ -54,9 +56,11 @@ class UNetConfig:
     prediction: str = "epsilon"
     target: str | None = None
     learned_variance: bool = True
+    told: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))  # JSON hands over a list
+        for name in ("widths", "told"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON hands over a list
         if not isinstance(self.image_size, int):
             object.__setattr__(self, "image_size", tuple(self.image_size))
         if not self.widths:
@@ -131,6 +135,7 @@ class UNet(nn.Module):
             nn.Linear(embedding // 2, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         self.embed_class = nn.Embedding(config.num_classes + 1, embedding)
+        self.embed_told = nn.ModuleDict()
         self.enter = nn.Conv2d(folded, widths[0], 3, padding=1)
         self.downs = nn.ModuleList(ResBlock(high, high, embedding, groups) for high in widths[:-1])
         self.shrinks = nn.ModuleList(nn.Conv2d(high, low, 3, stride=2, padding=1) for high, low in pairwise(widths))
@@ -143,6 +148,7 @@ class UNet(nn.Module):
         outputs = 2 if config.learned_variance else 1
         self.leave = _zeroed(nn.Conv2d(widths[0], outputs * folded, 3, padding=1))
         self._ratios = _ratios(schedule, self.enter.weight.device)
+        self.tell(*config.told)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on CPUs
 
     def _apply(self, *args: Any, **kwargs: Any) -> UNet:
@@ -161,17 +167,25 @@ class UNet(nn.Module):
         """That of its steps, as DDPM names it."""
         return "learned_range" if self.config.learned_variance else "fixed_small"
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def tell(self, *names: str) -> None:
+        """Adds keywords, each a number per sample, which the model returns the same for until it is trained further."""
+        for name in names:
+            layer = _zeroed(nn.Linear(self.config.embedding // 2, self.config.embedding))
+            self.embed_told[name] = layer.to(self.enter.weight)
+        self.config = replace(self.config, told=tuple(self.embed_told))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, **told: Tensor) -> Tensor:
         """[epsilon, v] of x, shape (B, 2C, H, W), or what the config says.
 
         Args:
             x: noisy images, (B, C, H, W), floating.
             t: timesteps, (B,), integer or floating.
             y: class labels, int64 (B,), 0 .. num_classes - 1, or num_classes for none; None is none for all.
+            **told: those of the config, floating (B,).
 
         Raises:
             ValueError: a shape that does not fit.
-            TypeError: labels that are not int64.
+            TypeError: labels that are not int64, or other keywords than the config's.
         """
         config, (height, width) = self.config, self.config.size
         if x.shape[1:] != (config.channels, height, width):
@@ -179,7 +193,7 @@ class UNet(nn.Module):
         if t.shape != x.shape[:1]:
             raise ValueError(f"t must be ({x.shape[0]},), got {tuple(t.shape)}")
         waves = _sinusoids(t, config.embedding // 2).to(x.dtype)
-        condition = functional.silu(self.embed_time(waves) + self._label(y, t))
+        condition = functional.silu(self.embed_time(waves) + self._label(y, t) + self._told(told, t, x.dtype))
         grid = config.fold * 2 ** (len(config.widths) - 1)
         bottom, right = -height % grid, -width % grid
         padded = functional.pad(x, (0, right, 0, bottom)) if bottom or right else x
@@ -196,6 +210,19 @@ class UNet(nn.Module):
             raise ValueError(f"y must be ({t.shape[0]},), got {tuple(y.shape)}")
         label: Tensor = self.embed_class(y)
         return label
+
+    def _told(self, told: Mapping[str, Tensor], t: Tensor, dtype: torch.dtype) -> Tensor | float:
+        if told.keys() != self.embed_told.keys():
+            wanted = ", ".join(self.embed_told) or "none"
+            raise TypeError(f"further keywords must be {wanted}, got {', '.join(told) or 'none'}")
+        parts: Tensor | float = 0.0
+        for name, value in told.items():
+            if value.shape != t.shape:
+                raise ValueError(f"{name} must be ({t.shape[0]},), got {tuple(value.shape)}")
+            # Whole numbers and halves apart, as the embedding of a guidance scale has it.
+            waves = _sinusoids(1000 * value, self.config.embedding // 2).to(dtype)
+            parts = parts + self.embed_told[name](waves)
+        return parts
 
     def _network(self, folded: Tensor, condition: Tensor) -> Tensor:
         h = self.enter(folded.contiguous(memory_format=torch.channels_last))

@@ -84,7 +84,7 @@ def test_demo_on_a_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch, capsy
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     Path("x.png").write_text("old")
-    monkeypatch.setattr(demo, "STEPS", (2, 3))
+    monkeypatch.setattr(demo, "MANY", 2)
     monkeypatch.setattr(os, "fsync", full)
     assert "No space left on device: 'x.png'" in refused(["demo", "--out", "x.png"], capsys)
     assert Path("x.png").read_text() == "old"
@@ -92,8 +92,8 @@ def test_demo_on_a_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_demo_does_not_write_through_a_link(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "STEPS", (2, 3))
-    for table in ("_print_times", "_print_seeds"):
+    monkeypatch.setattr(demo, "MANY", 2)
+    for table in ("_print_loops", "_print_seeds"):
         monkeypatch.setattr(demo, table, lambda *_: None)
     Path("x.png").symlink_to("file")
     assert main(["demo", "--out", "x.png", "--rounds", "1"]) == 0

@@ -16,6 +16,7 @@ from support.paths import ROOT
 FLOORS = (
     ("fastsample.cli", "fastsample.__main__"),
     ("fastsample.commands",),
+    ("fastsample.distill",),
     ("fastsample.evaluate", "fastsample.selftest", "fastsample.train"),
     ("fastsample",),  # the door, which names what users call
     ("fastsample.graph", "fastsample.interpolation", "fastsample.likelihood", "fastsample.samplers.batcher"),

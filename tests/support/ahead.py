@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+TESTS = Path(__file__).parents[1]
 
 # Whatever a test has put into its own when a job begins.
 ENVIRONMENT = dict(os.environ)
@@ -46,6 +49,13 @@ class Ahead(Generic[T]):
         self.begin()
         assert self._future is not None
         return self._future.result()
+
+
+def in_a_process(*words: str, cwd: Path) -> None:
+    """Runs `python words` with one thread, and with the tests' own modules. Asserts that it succeeds."""
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    run = subprocess.run([sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def wait() -> None:

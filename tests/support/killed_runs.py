@@ -34,26 +34,36 @@ def data() -> ImageData:
 def main(folder: Path) -> None:
     """Makes both runs."""
     torch.set_num_threads(1)
-    straight, killed, moments = folder / "straight", folder / "killed", random.Random(0)
+    straight, killed = folder / "straight", folder / "killed"
+    killed_five_times(lambda: _run(killed, 200, save_every=3), killed)
+    for out, steps in ((killed, 200), (killed, 300), (straight, 300)):
+        completed(lambda out=out, steps=steps: _run(out, steps, save_every=50))  # type: ignore[misc]
+
+
+def killed_five_times(run: Callable[[], object], out: Path) -> None:
+    """Begins the run in a fork of this process, and kills it at a random moment after it has saved, five times."""
+    moments = random.Random(0)
     for _ in range(KILLS):
-        child, seen = _forked(lambda: _run(killed, 200, save_every=3)), _written(killed)
-        while _written(killed) == seen and os.waitpid(child, os.WNOHANG) == (0, 0):
+        child, seen = _forked(run), _written(out)
+        while _written(out) == seen and os.waitpid(child, os.WNOHANG) == (0, 0):
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.1))
         os.kill(child, signal.SIGKILL)
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL:
             raise RuntimeError("a run ended before it was killed")
-    for out, steps in ((killed, 200), (killed, 300), (straight, 300)):
-        child = _forked(lambda out=out, steps=steps: _run(out, steps, save_every=50))  # type: ignore[misc]
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
-            raise RuntimeError(f"{steps} steps in {out} failed")
+
+
+def completed(run: Callable[[], object]) -> None:
+    """The run in a fork of this process, to its end."""
+    if os.waitstatus_to_exitcode(os.waitpid(_forked(run), 0)[1]) != 0:
+        raise RuntimeError("a run failed")
 
 
 def _run(out: Path, steps: int, save_every: int) -> None:
     train(data(), out, replace(SETTINGS, steps=steps), save_every=save_every, progress=False)
 
 
-def _forked(run: Callable[[], None]) -> int:
+def _forked(run: Callable[[], object]) -> int:
     child = os.fork()
     if child:
         return child

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,12 +14,11 @@ import torch
 from fastsample import zoo
 from fastsample.train import Settings, load_data, train
 from fastsample.train.trainer import _Run
-from support.ahead import ENVIRONMENT, Ahead
+from support.ahead import TESTS, Ahead, in_a_process
 from support.killed_runs import data
 
 SMALL = Settings(steps=12, batch_size=4, warmup=2, timesteps=20, widths=(8, 16), lr=1e-2, cooldown=0.5)
 IMPORTANCE = replace(SMALL, timesteps=2, schedule="cosine", loss="vlb", timestep_sampler="importance", steps=60)
-TESTS = Path(__file__).parents[1]
 SETTINGS = {
     "hybrid": SMALL,
     "importance": IMPORTANCE,
@@ -98,13 +95,6 @@ def test_the_model_is_written_where_a_kill_came_before_it(tmp_path: Path) -> Non
     (tmp_path / "model.safetensors").unlink()
     train(data(), tmp_path, SMALL, progress=False)
     assert (tmp_path / "model.safetensors").read_bytes() == written
-
-
-def in_a_process(*words: str, cwd: Path) -> None:
-    """Runs `python words` with one thread."""
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    run = subprocess.run([sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
 
 
 @Ahead

@@ -1,0 +1,107 @@
+"""What distilled models are worth beside their teacher: a picture, and the table of docs/distillation.md."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+import fastsample
+from benchmarks.common.markers import replace_between
+from benchmarks.common.report import pyplot_for
+from benchmarks.sections.quality_cases import GUIDANCE, Case, StudentCase
+from benchmarks.sections.quality_page import interval, table
+from benchmarks.sections.quality_rows import Run, samples
+from fastsample.storage.writing import replace_text, replacing
+
+DOCS = Path(__file__).parents[2] / "docs" / "distillation.md"
+FIGURES = Path(fastsample.zoo.__file__).with_name("quality.json")
+TRAINING = Path(__file__).parents[1] / "results" / "students.csv"
+Rows = Sequence[Mapping[str, str]]
+
+
+def show(picture: Path, rows: Rows, students: Sequence[StudentCase], run: Run, write: bool) -> None:
+    """Draws the first ten samples of each, prints the table, and writes it into the page where that is asked."""
+    draw(picture, students, run)
+    text = table_of(rows)
+    print(text)
+    if write:
+        replace_text(FIGURES, json.dumps(figures_of(rows), indent=1) + "\n")
+        page = DOCS.read_text()
+        replace_text(
+            DOCS,
+            replace_between(page, "<!-- students, written by benchmarks.quality -->", "<!-- end of students -->", text),
+        )
+
+
+def figures_of(rows: Rows) -> dict[str, float]:
+    """Frechet distances as zoo.measured names them."""
+    figures = {}
+    for row in rows:
+        guided = row["guidance"] != "1" and row["timesteps"] != "distilled"
+        name = f"{row['sampler'].removeprefix('digits-')}, {row['calls']}"
+        figures[f"{name}, guidance {row['guidance']}" if guided else name] = float(row["frechet"])
+    return figures
+
+
+def table_of(rows: Rows) -> str:
+    """A line for each row: its distance, and the same as a share of the unguided teacher's in 50 calls."""
+    teacher = _row(rows, "DDIM", 50, 1.0)
+    guided = _row(rows, "DDIM", 50, GUIDANCE)
+    minutes = _minutes()
+    lines = []
+    for row in rows:
+        if row["sampler"] == "real images":
+            lines.append(
+                ["real images", "", interval(row, "frechet"), "", interval(row, "class_agreement"), "", "", ""]
+            )
+            continue
+        share = "" if teacher is None else f"{float(row['frechet']) / float(teacher['frechet']):.2f}"
+        faster = "" if guided is None else f"{float(guided['ms_per_image']) / float(row['ms_per_image']):.1f}"
+        second = f"{1e3 / float(row['ms_per_image']):.0f}"
+        folded = row["timesteps"] == "distilled" or float(row["guidance"]) == 1
+        name = row["sampler"] if folded else f"{row['sampler']}, guidance {row['guidance']}"
+        figures = [interval(row, "frechet"), share, interval(row, "class_agreement"), second, faster]
+        lines.append([name, row["calls"], *figures, minutes.get(row["sampler"].removeprefix("digits-"), "")])
+    header = ["model", "calls", "Frechet distance", "of the teacher's", "class agreement", "images a second"]
+    return table([*header, "times the guided teacher", "minutes to make"], lines)
+
+
+def draw(path: Path, students: Sequence[StudentCase], run: Run) -> None:
+    """The same noise in every line, as a PNG."""
+    pyplot = pyplot_for(path)
+    if pyplot is None:
+        return
+    teachers = [Case("DDIM", calls, 10, GUIDANCE) for calls in (50, 10, 4)]
+    cases: list[Case | StudentCase] = [*teachers, *(StudentCase(case.student, case.steps, 10) for case in students)]
+    figure, panels = pyplot.subplots(len(cases), 10, figsize=(8, 0.85 * len(cases)), layout="constrained")
+    for case, line in zip(cases, panels, strict=True):
+        with torch.inference_mode():
+            images = samples(case, run).images
+        for axes, image in zip(line, images, strict=True):
+            axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+        name = case.student.stem.removeprefix("digits-") if isinstance(case, StudentCase) else case.sampler
+        calls = case.steps if isinstance(case, StudentCase) else case.calls
+        line[0].set_ylabel(f"{name}, {calls}", rotation=0, ha="right", va="center", fontsize=7)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def _row(rows: Rows, sampler: str, calls: int, guidance: float) -> Mapping[str, str] | None:
+    wanted = (sampler, str(calls), f"{guidance:g}")
+    return next((row for row in rows if (row["sampler"], row["calls"], row["guidance"]) == wanted), None)
+
+
+def _minutes() -> dict[str, str]:
+    """Minutes of one core by the name of the run, which the students of several steps share."""
+    if not TRAINING.is_file():
+        return {}
+    with TRAINING.open(newline="") as file:
+        runs = {row["run"]: row["minutes"] for row in csv.DictReader(file)}
+    halvings = {f"progressive-{steps}": runs["progressive"] for steps in (4, 2, 1) if "progressive" in runs}
+    return runs | halvings

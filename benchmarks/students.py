@@ -1,0 +1,130 @@
+"""Distils the students of the bundled digits model that come with the package, and notes what that costs.
+
+Each has a folder under --out. A run that was stopped continues, and one that is finished is left alone. --install puts
+a finished student into the package, in half precision, and its minutes into the table of results.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from argparse import ArgumentParser
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastsample
+from benchmarks.common.report import machine
+from fastsample import distill
+from fastsample.storage.writing import replace_text
+from fastsample.train import load_data
+from fastsample.zoo import STUDENTS
+
+GUIDANCE = 1.25
+CLASSES, NONE = {"y": torch.arange(10)}, {"y": torch.tensor([10])}
+RESULTS = Path(__file__).with_name("results") / "students.csv"
+Make = Callable[[Path, int | None], distill.Student]
+
+
+def trajectory(steps: int, iterations: int, **settings: Any) -> Make:
+    """A student of so many steps, along its own path."""
+
+    def make(out: Path, short: int | None) -> distill.Student:
+        return distill.trajectory(
+            fastsample.zoo.digits(),
+            (1, 28, 28),
+            out,
+            steps=steps,
+            substeps=24 // steps,
+            paths=short or 8192,
+            cond=CLASSES,
+            uncond=NONE,
+            guidance=GUIDANCE,
+            clip=1.0,
+            settings=distill.Settings(iterations=short or iterations, **settings),
+        )
+
+    return make
+
+
+def progressive(out: Path, short: int | None) -> distill.Student:
+    """Students of 16 steps down to 1; the last is returned, the others lie in the folder."""
+    return distill.progressive(
+        fastsample.zoo.digits(),
+        load_data("mnist5k-train"),
+        out,
+        start=16,
+        uncond=NONE,
+        guidance=GUIDANCE,
+        clip=1.0,
+        settings=distill.Settings(iterations=short or 1200),
+    )
+
+
+def consistency(out: Path, short: int | None) -> distill.Student:
+    """A student of any number of steps."""
+    return distill.consistency(
+        fastsample.zoo.digits(),
+        load_data("mnist5k-train"),
+        out,
+        uncond=NONE,
+        guidance=GUIDANCE,
+        clip=1.0,
+        settings=replace(distill.Settings(), iterations=short or 6000),
+    )
+
+
+# By the folder of their run: what makes them, and the files that the package has of them.
+RUNS: Mapping[str, tuple[Make, Mapping[str, str]]] = {
+    "trajectory-4": (trajectory(4, 1500), {"trajectory-4": "student"}),
+    "trajectory-2": (trajectory(2, 3000), {"trajectory-2": "student"}),
+    "trajectory-1": (trajectory(1, 6000), {"trajectory-1": "student"}),
+    "progressive": (progressive, {f"progressive-{steps}": f"student-{steps}" for steps in (4, 2, 1)}),
+    "consistency": (consistency, {"consistency": "student"}),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Distils the students one after the other."""
+    options = ArgumentParser("python -m benchmarks.students", description=__doc__)
+    options.add_argument("--out", type=Path, required=True, help="the folder of their folders")
+    options.add_argument("--only", choices=RUNS, nargs="+", default=list(RUNS), help="which ones (all)")
+    options.add_argument("--quick", action="store_true", help="a few iterations each: a smoke run")
+    options.add_argument("--install", action="store_true", help="put them into the package")
+    arguments = options.parse_args(argv)
+    if arguments.quick and arguments.install:
+        options.error("--install is for whole runs")
+    torch.set_num_threads(1)
+    for name in arguments.only:
+        make, files = RUNS[name]
+        print(name, flush=True)
+        make(arguments.out / name, 8 if arguments.quick else None)
+        if arguments.install:
+            install(arguments.out / name, name, files)
+    return 0
+
+
+def install(out: Path, run: str, files: Mapping[str, str]) -> None:
+    """Puts the students of a run into the package, and its minutes into the table."""
+    for name, file in files.items():
+        distill.save(distill.load(out / f"{file}.safetensors"), STUDENTS[name], torch.float16)
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    row = {"run": run, "updates": len(state["history"]), "minutes": f"{state['seconds'] / 60:.1f}"} | {
+        name: str(value) for name, value in machine().items()
+    }
+    rows = [row]
+    if RESULTS.is_file():
+        with RESULTS.open(newline="") as file_of_rows:
+            rows = [*(old for old in csv.DictReader(file_of_rows) if old["run"] != run), row]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(row), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(RESULTS, text.getvalue())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,30 @@
+"""Models that need fewer steps, distilled from models that need many: four, two or one.
+
+trajectory      along the student's own path from noise, without data
+progressive     the number of steps is halved again and again
+consistency     every point of a path leads to its end, in one step
+"""
+
+from fastsample.distill.common import Common
+from fastsample.distill.conditions import Conditions
+from fastsample.distill.consistency import consistency
+from fastsample.distill.consistency_student import ConsistencyStudent
+from fastsample.distill.progressive import progressive
+from fastsample.distill.settings import Settings
+from fastsample.distill.store import load, save
+from fastsample.distill.student import Facts, Student
+from fastsample.distill.trajectory import trajectory
+
+__all__ = [
+    "Common",
+    "Conditions",
+    "ConsistencyStudent",
+    "Facts",
+    "Settings",
+    "Student",
+    "consistency",
+    "load",
+    "progressive",
+    "save",
+    "trajectory",
+]
