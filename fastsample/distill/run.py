@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import torch
@@ -79,8 +79,8 @@ class _Run(Run):
         self.updates_of_stage = settings.iterations * method.updates
         # The weights that the stage began with, where a later one is about to.
         self.first: State | None = None
-        # What the run has cost, which decides nothing.
-        self.seconds, self._clock = 0.0, perf_counter()
+        # Of the CPU: what the run has cost, which decides nothing.
+        self.seconds, self._clock = 0.0, process_time()
 
     def go(self, out: Path, save_every: int, progress: bool) -> None:
         """From where the run is to its end."""
@@ -163,7 +163,7 @@ class _Run(Run):
 
     def state(self) -> State:
         """What a checkpoint holds."""
-        now = perf_counter()
+        now = process_time()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         own = {
             "settings": self.identity,

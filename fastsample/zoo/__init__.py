@@ -16,8 +16,6 @@ __all__ = ["STUDENTS", "UNet", "UNetConfig", "digits", "load", "measured", "save
 _DIGITS = Path(__file__).with_name("digits.safetensors")
 _NAMES = (
     "trajectory-4",
-    "trajectory-2",
-    "trajectory-1",
     "progressive-4",
     "progressive-2",
     "progressive-1",
@@ -43,7 +41,7 @@ def digits(student: str | None = None) -> Any:
 
     Args:
         student: one of zoo.STUDENTS, a model of few steps that was distilled from it under guidance 1.25:
-            "trajectory-4" for four steps and so on, "consistency" for 4, 2 and 1. It is a distill.Student, whose
+            "trajectory-4" for 4, 2 or 1 steps, "progressive-4" and so on for as many. It is a distill.Student, whose
             `sample` draws digits.
 
     Raises:
