@@ -190,9 +190,10 @@ def _headline(rows: list[Row], seconds: list[float], figures: Mapping[str, float
     if not good:
         return ""
     best = min(good, key=lambda k: seconds[k])
+    faster, distance = seconds[0] / seconds[best], figures[rows[best].key]
     return (
-        f"As good as {rows[0].name} in {rows[0].steps} steps with guidance, {seconds[0] / seconds[best]:.0f} times as fast: "
-        f"{rows[best].name} in {rows[best].steps}, Frechet distance {figures[rows[best].key]:.2f} against {first:.2f}."
+        f"As good as {rows[0].name} in {rows[0].steps} steps with guidance and {faster:.0f} times as fast: "
+        f"{rows[best].name} in {rows[best].steps}, Frechet distance {distance:.2f} against {first:.2f}."
     )
 
 
