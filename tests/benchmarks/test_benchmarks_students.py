@@ -37,7 +37,7 @@ def tiny(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("name", ["trajectory-1", "progressive", "consistency"])
+@pytest.mark.parametrize("name", students.RUNS)
 def test_students_are_made_and_installed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, package = tmp_path / "out", tmp_path / "package"
     package.mkdir()
