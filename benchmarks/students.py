@@ -54,7 +54,7 @@ def progressive(out: Path, short: int | None) -> distill.Student:
         uncond=NONE,
         guidance=GUIDANCE,
         clip=1.0,
-        settings=distill.Settings(iterations=short or 1200, batch_size=64 if short is None else 8),
+        settings=distill.Settings(iterations=short or 500, batch_size=64 if short is None else 8),
     )
 
 

@@ -17,9 +17,11 @@ from benchmarks.sections.quality_page import interval, table
 from benchmarks.sections.quality_rows import Run, samples
 from fastsample.storage.writing import replace_text, replacing
 
-DOCS = Path(__file__).parents[2] / "docs" / "distillation.md"
+ROOT = Path(__file__).parents[2]
+DOCS, README = ROOT / "docs" / "distillation.md", ROOT / "README.md"
 FIGURES = Path(fastsample.zoo.__file__).with_name("quality.json")
 TRAINING = Path(__file__).parents[1] / "results" / "students.csv"
+BEGIN, END = "<!-- students, written by benchmarks.quality -->", "<!-- end of students -->"
 Rows = Sequence[Mapping[str, str]]
 
 
@@ -30,11 +32,8 @@ def show(picture: Path, rows: Rows, students: Sequence[StudentCase], run: Run, w
     print(text)
     if write:
         replace_text(FIGURES, json.dumps(figures_of(rows), indent=1) + "\n")
-        page = DOCS.read_text()
-        replace_text(
-            DOCS,
-            replace_between(page, "<!-- students, written by benchmarks.quality -->", "<!-- end of students -->", text),
-        )
+        for page, part in ((DOCS, text), (README, short_table_of(rows))):
+            replace_text(page, replace_between(page.read_text(), BEGIN, END, part))
 
 
 def figures_of(rows: Rows) -> dict[str, float]:
@@ -68,6 +67,21 @@ def table_of(rows: Rows) -> str:
         lines.append([name, row["calls"], *figures, minutes.get(row["sampler"].removeprefix("digits-"), "")])
     header = ["model", "calls", "Frechet distance", "of the teacher's", "class agreement", "images a second"]
     return table([*header, "times the guided teacher", "minutes to make"], lines)
+
+
+def short_table_of(rows: Rows) -> str:
+    """The README's: what the demo draws, by the time that an image takes."""
+    guided = _row(rows, "DDIM", 50, GUIDANCE)
+    lines = []
+    for row in rows:
+        distilled = row["timesteps"] == "distilled"
+        if guided is None or not (distilled or float(row["guidance"]) == GUIDANCE):
+            continue
+        name = f"student, {row['sampler'].removeprefix('digits-')}" if distilled else f"teacher, {row['sampler']}"
+        ms = float(row["ms_per_image"])
+        faster = f"{float(guided['ms_per_image']) / ms:.1f}x"
+        lines.append([name, row["calls"], f"{1e3 / ms:.0f}", faster, interval(row, "frechet")])
+    return table(["model", "steps", "images a second", "times as fast", "Frechet distance"], lines)
 
 
 def draw(path: Path, students: Sequence[StudentCase], run: Run) -> None:
