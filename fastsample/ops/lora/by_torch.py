@@ -27,13 +27,13 @@ def multiply(operands: Operands) -> None:
     outputs = [y.view(-1, y.shape[-1]) for y in operands.outputs]
     ns = [y.shape[1] for y in outputs]
     biases = [None] * len(outputs) if operands.bias is None else operands.bias.to(x.dtype).split(ns)
-    even = _even(x)
+    padded = _padded(x)
     for y, weight, bias in zip(outputs, operands.weights.view(-1, features).split(ns), biases, strict=True):
-        weight = _even(weight)
+        weight = _padded(weight)
         if bias is None:
-            torch.mm(even, weight.T, out=y)
+            torch.mm(padded, weight.T, out=y)
         else:
-            torch.addmm(bias, even, weight.T, out=y)
+            torch.addmm(bias, padded, weight.T, out=y)
     for g, (down, up, scale) in enumerate(zip(operands.down, operands.up, operands.scale, strict=True)):
         ranks = operands.ranks[g * len(ns) : (g + 1) * len(ns)]
         sizes = [n * rank for n, rank in zip(ns, ranks, strict=True)]
@@ -64,18 +64,20 @@ def _add(x: Tensor, factors: Factors, outputs: Sequence[Tensor]) -> None:
     if not len(down):
         return
     t = x.new_empty(len(x), len(down))
-    torch.mm(_even(x), _even(down).T, out=t)
+    torch.mm(_padded(x), _padded(down).T, out=t)
     t *= scale
     for y, part, up in zip(outputs, t.split([up.shape[1] for up in ups], 1), ups, strict=True):
         if up.shape[1]:
-            y.addmm_(_even(part), _even(up).T)
+            y.addmm_(_padded(part), _padded(up).T)
 
 
-def _even(rows: Tensor) -> Tensor:
-    """The rows; in 16 bits with a column of zeros added where the number of columns is odd.
+def _padded(rows: Tensor) -> Tensor:
+    """The rows; in 16 bits with columns of zeros added where a product on AMX would read on behind a row.
 
-    torch 2.13's products on AMX multiply the value behind a row of odd length by zero: a NaN or inf there, in the next
-    row or in unused memory, would make this row NaN.
+    oneDNN cuts a row into equal pieces of at most 32 values and an even number of them. Where these are more than the
+    row has, it multiplies what lies behind by zero: a NaN or inf there, in the next row or in unused memory, would make
+    this row NaN. Up to 32 values an even number is safe, and any multiple of 32.
     """
-    odd = rows.dtype != torch.float32 and rows.shape[1] % 2
-    return torch.nn.functional.pad(rows, (0, 1)) if odd else rows
+    columns = rows.shape[1]
+    missing = columns % 2 if columns <= 32 else -columns % 32
+    return torch.nn.functional.pad(rows, (0, missing)) if missing and rows.dtype != torch.float32 else rows

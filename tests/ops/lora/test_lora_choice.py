@@ -244,7 +244,7 @@ def test_error_against_float64(
 
 
 @each_dtype
-@pytest.mark.parametrize("k", [32, 33])
+@pytest.mark.parametrize("k", [32, 33, 34, 68, 80])
 def test_nan_stays_in_its_row(by_torch: None, k: int, dtype: torch.dtype) -> None:
     p = problem(MEASURED, k, (17, 5), (3,), dtype)
     x = p.x[:29].clone()
