@@ -10,7 +10,6 @@ import csv
 import io
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -58,24 +57,10 @@ def progressive(out: Path, short: int | None) -> distill.Student:
     )
 
 
-def consistency(out: Path, short: int | None) -> distill.Student:
-    """A student of any number of steps."""
-    return distill.consistency(
-        fastsample.zoo.digits(),
-        load_data("mnist5k-train"),
-        out,
-        uncond=NONE,
-        guidance=GUIDANCE,
-        clip=1.0,
-        settings=replace(distill.Settings(), iterations=short or 6000),
-    )
-
-
 # By the folder of their run: what makes them, and the files that the package has of them.
 RUNS: Mapping[str, tuple[Make, Mapping[str, str]]] = {
     "trajectory-4": (trajectory, {"trajectory-4": "student"}),
     "progressive": (progressive, {f"progressive-{steps}": f"student-{steps}" for steps in (4, 2, 1)}),
-    "consistency": (consistency, {"consistency": "student"}),
 }
 
 

@@ -27,7 +27,7 @@ SHAPE = (10, 1, 28, 28)
 GUIDANCE = 1.25  # which the students have folded in
 MANY = 50
 SAME = 1.15  # by so much may a Frechet distance differ that is called the same
-STUDENTS = (("trajectory-4", 4), ("trajectory-4", 2), ("trajectory-4", 1))
+STUDENTS = (("progressive-4", 4), ("trajectory-4", 2), ("trajectory-4", 1))
 # matplotlib's that need no other program.
 _FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
 NO_LABEL = 10  # the class that stands for any digit

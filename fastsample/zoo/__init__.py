@@ -19,7 +19,6 @@ _NAMES = (
     "progressive-4",
     "progressive-2",
     "progressive-1",
-    "consistency",
 )
 STUDENTS = {name: _DIGITS.with_name(f"digits-{name}.safetensors") for name in _NAMES}
 _FIGURES = _DIGITS.with_name("quality.json")
