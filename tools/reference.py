@@ -18,9 +18,9 @@ from pathlib import Path
 import pdoc
 
 ROOT = Path(__file__).parents[1]
-PUBLIC = ("fastsample", "fastsample.lora", "fastsample.ops", "fastsample.zoo")
-# Only what `__all__` names is public: the modules below these three are where it happens to live.
-PRIVATE = (r"!fastsample\.(?!(lora|ops|zoo)$)",)
+PUBLIC = ("fastsample", "fastsample.distill", "fastsample.lora", "fastsample.ops", "fastsample.zoo")
+# Only what `__all__` names is public: the modules below these four are where it happens to live.
+PRIVATE = (r"!fastsample\.(?!(distill|lora|ops|zoo)$)",)
 # A NamedTuple keeps its annotations as unresolved references that do not know their module: they are shown as written.
 UNRESOLVED = r"Error parsing type annotation ForwardRef"
 

@@ -85,6 +85,7 @@ def test_demo_on_a_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
     Path("x.png").write_text("old")
     monkeypatch.setattr(demo, "MANY", 2)
+    monkeypatch.setattr(demo, "_seconds", lambda rows, rounds: [1.0] * len(rows))
     monkeypatch.setattr(os, "fsync", full)
     assert "No space left on device: 'x.png'" in refused(["demo", "--out", "x.png"], capsys)
     assert Path("x.png").read_text() == "old"
@@ -93,6 +94,7 @@ def test_demo_on_a_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_demo_does_not_write_through_a_link(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "MANY", 2)
+    monkeypatch.setattr(demo, "_seconds", lambda rows, rounds: [1.0] * len(rows))
     for table in ("_print_loops", "_print_seeds"):
         monkeypatch.setattr(demo, table, lambda *_: None)
     Path("x.png").symlink_to("file")
