@@ -81,7 +81,6 @@ def trajectory(
         >>> student.sample((3, 1, 28, 28), seed=0, y=torch.tensor([1, 2, 3])).shape
         torch.Size([3, 1, 28, 28])
     """
-
     counts = (steps,) if isinstance(steps, int | np.integer) else tuple(steps)
     guidance = common.get("guidance", 1.0)
     weights = _range(guidance) if isinstance(guidance, tuple | list) else None
@@ -180,7 +179,7 @@ class Trajectory(Method):
         count = self.counts[int(torch.randint(len(self.counts), (), generator=batch.generator))]
         table, every = self.tables[count], self.updates // count
         for _ in range(every):
-            places = batch.integers(self.paths)
+            places = batch.integers(self.paths).cpu()  # where paths and their noise are kept
             told = dict(self.teacher.told(self._examples(places))) | self._told(places, count, batch.device)
             x = self._noise(places).to(batch.device)
             for k, target in enumerate(self.kept.at(places)[every - 1 :: every].to(batch.device)):
