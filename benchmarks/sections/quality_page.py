@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.common.markers import replace_between
 from benchmarks.common.report import pyplot_for
-from benchmarks.sections.quality_cases import FEWER_SAMPLES, SAMPLERS, Case
+from benchmarks.sections.quality_cases import FEWER_SAMPLES, SAMPLERS, Case, StudentCase
 from benchmarks.sections.quality_rows import Run, samples
 from fastsample.storage.writing import replace_text, replacing
 
@@ -69,20 +69,23 @@ def _curves(axes: Any, rows: Rows, place: str, name: str) -> None:
 
 
 def draw_grid(path: Path, run: Run, *, quick: bool) -> None:
-    """The first ten samples of some samplers at some numbers of calls, the same noise in every line, as a PNG."""
+    """The first ten samples of some samplers at some numbers of calls, as a PNG."""
+    names, counts = QUICK_GRID if quick else GRID
+    draw_lines(path, {f"{name}, {calls}": Case(name, calls, 10) for name in names for calls in counts}, run)
+
+
+def draw_lines(path: Path, cases: Mapping[str, Case | StudentCase], run: Run) -> None:
+    """Ten samples of every case beside its label, the same noise in every line, as a PNG."""
     pyplot = pyplot_for(path)
     if pyplot is None:
         return
-    names, counts = QUICK_GRID if quick else GRID
-    cases = [Case(name, calls, 10) for name in names for calls in counts]
     figure, panels = pyplot.subplots(len(cases), 10, figsize=(8, 0.85 * len(cases)), layout="constrained")
-    for case, line in zip(cases, panels, strict=True):
+    for (label, case), line in zip(cases.items(), panels, strict=True):
         with torch.inference_mode():
             images = samples(case, run).images
         for axes, image in zip(line, images, strict=True):
             axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
-        label = f"{case.sampler}, {case.calls}"
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -7,15 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 import fastsample
 from benchmarks.common.markers import replace_between
-from benchmarks.common.report import pyplot_for
 from benchmarks.sections.quality_cases import GUIDANCE, Case, StudentCase
-from benchmarks.sections.quality_page import interval, table
-from benchmarks.sections.quality_rows import Run, samples
-from fastsample.storage.writing import replace_text, replacing
+from benchmarks.sections.quality_page import draw_lines, interval, table
+from benchmarks.sections.quality_rows import Run
+from fastsample.storage.writing import replace_text
 
 ROOT = Path(__file__).parents[2]
 DOCS, README = ROOT / "docs" / "distillation.md", ROOT / "README.md"
@@ -90,25 +87,14 @@ def short_table_of(rows: Rows) -> str:
 
 
 def draw(path: Path, students: Sequence[StudentCase], run: Run) -> None:
-    """The same noise in every line, as a PNG."""
-    pyplot = pyplot_for(path)
-    if pyplot is None:
-        return
-    teachers = [Case("DDIM", calls, 10, GUIDANCE) for calls in (50, 10, 4)]
-    cases: list[Case | StudentCase] = [*teachers, *(StudentCase(case.student, case.steps, 10) for case in students)]
-    figure, panels = pyplot.subplots(len(cases), 10, figsize=(8, 0.85 * len(cases)), layout="constrained")
-    for case, line in zip(cases, panels, strict=True):
-        with torch.inference_mode():
-            images = samples(case, run).images
-        for axes, image in zip(line, images, strict=True):
-            axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=255)
-            axes.set(xticks=[], yticks=[])
-        name = case.student.stem.removeprefix("digits-") if isinstance(case, StudentCase) else case.sampler
-        calls = case.steps if isinstance(case, StudentCase) else case.calls
-        line[0].set_ylabel(f"{name}, {calls}", rotation=0, ha="right", va="center", fontsize=7)
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=120)
-    pyplot.close(figure)
+    """Ten samples of the teacher and of every student, as a PNG."""
+    lines: dict[str, Case | StudentCase] = {
+        f"DDIM, {calls}": Case("DDIM", calls, 10, GUIDANCE) for calls in (50, 10, 4)
+    }
+    for case in students:
+        name = case.student.stem.removeprefix("digits-")
+        lines[f"{name}, {case.steps}"] = StudentCase(case.student, case.steps, 10)
+    draw_lines(path, lines, run)
 
 
 def _key(row: Mapping[str, str]) -> tuple[str, str, str]:

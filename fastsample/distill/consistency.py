@@ -143,8 +143,6 @@ class ConsistencyMethod(Method):
             make = Heun if solver == "heun" else DDIM
             grid = levels_between(student.sigmas[: start + 1], scales, scales)
             self.table = make(teacher.schedule, timesteps=grid, prediction=teacher.prediction, clip=teacher.clip).table
-        abar = torch.tensor(teacher.schedule.alphas_cumprod)
-        self.levels = torch.stack((abar.sqrt(), (1 - abar).sqrt()))
         self.target: nn.Module | None = None
         self._kept_target: State | None = None
         self._c = 0.00054 * math.sqrt(math.prod(samples.shape))

@@ -36,6 +36,7 @@ class Paths:
         self._folder.mkdir(parents=True, exist_ok=True)
         if processes.first:
             remove_parts(self._folder, (self._file(first).name for first in range(0, self.count, self.chunk)))
+        processes.wait()  # a part of another process's must not be taken for one that a kill left
         firsts = range(processes.rank * self.chunk, self.count, processes.count * self.chunk)
         with tqdm(total=self.count, disable=not progress, mininterval=5, desc="paths of the teacher") as bar:
             for first in firsts:

@@ -12,7 +12,7 @@ of the next. Guidance is that of the first teacher, and the students have it fol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from fastsample.distill.student import Facts, Student
 from fastsample.distill.teacher import Teacher
 from fastsample.model import Model
 from fastsample.samplers.ddim import DDIM
-from fastsample.tables import Table
 from fastsample.times.levels import noise_levels
+from fastsample.times.predictions import x0_coefficients
 from fastsample.train.data import ImageData
 from fastsample.train.processes import Processes
 
@@ -127,33 +127,28 @@ class Progressive(Method):
     def begin(self, stage: int, student: Student, out: Path, processes: Processes, progress: bool) -> None:
         first = self.first_teacher
         self.teacher = first if stage == 0 else first.followed_by(student)
-        self.table = self._table(self.teacher, self.timesteps[stage])
-        alpha, sigma = map(torch.from_numpy, noise_levels(first.schedule, np.array(self.timesteps[stage + 1])))
-        # By the student's rows: levels, what of x_t and of x_r the target is, and the weight; all in float64 here.
+        self.table = DDIM(
+            first.schedule, timesteps=self.timesteps[stage], prediction=self.teacher.prediction, clip=first.clip
+        ).table
+        alpha, sigma = noise_levels(first.schedule, np.array(self.timesteps[stage + 1]))
+        # By the student's rows: levels, what of x_t and of x_r the target is, the weight, and what of x_t and of the
+        # student's output its x0 is; all in float64 here.
         ratio = sigma[1:] / sigma[:-1]
         share = 1 / (alpha[1:] - ratio * alpha[:-1])
-        weight = (alpha / sigma.clamp(min=1e-12))[:-1].square().clamp(min=1)
-        self.of_rows = torch.stack((alpha[:-1], sigma[:-1], share, -ratio * share, weight)).float()
-
-    def _table(self, teacher: Teacher, timesteps: Sequence[int]) -> Table:
-        return DDIM(teacher.schedule, timesteps=timesteps, prediction=teacher.prediction, clip=teacher.clip).table
+        weight = np.maximum((alpha[:-1] / np.maximum(sigma[:-1], 1e-12)) ** 2, 1)
+        p, q = x0_coefficients(self.prediction, alpha[:-1], sigma[:-1])
+        columns = np.broadcast_arrays(alpha[:-1], sigma[:-1], share, -ratio * share, weight, p, q)
+        self.of_rows = torch.from_numpy(np.stack(columns)).float()
 
     def losses(self, student: Any, stage: int, batch: Batch) -> Iterator[Tensor]:
         examples, row = batch.integers(self.samples.count), batch.integers(self.counts[stage])
         x0 = self.samples.at(examples).to(batch.device)
-        alpha, sigma, of_r, of_t, weight = (per_sample(v, x0) for v in self.of_rows.to(batch.device)[:, row])
+        alpha, sigma, of_r, of_t, weight, p, q = (per_sample(v, x0) for v in self.of_rows.to(batch.device)[:, row])
         xt = alpha * x0 + sigma * batch.normals(tuple(x0.shape[1:]))
         xr = xt
         for half in (0, 1):
             xr = self.teacher.step(xr, self.table, 2 * row + half, examples)
         target = of_r * xr + of_t * xt
         t = torch.tensor(self.timesteps[stage + 1], device=batch.device)[row]
-        x0_of_student = x0_of(student(xt, t, **self.teacher.told(examples)).float(), xt, alpha, sigma, self.prediction)
+        x0_of_student = p * xt + q * student(xt, t, **self.teacher.told(examples)).float()
         yield (weight * (x0_of_student - target).square()).mean()
-
-
-def x0_of(prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
-    """The clean sample that a prediction of this kind tells of x = alpha x0 + sigma z."""
-    if kind == "v":
-        return alpha * x - sigma * prediction
-    return prediction if kind == "x0" else (x - sigma * prediction) / alpha

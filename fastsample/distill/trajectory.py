@@ -90,8 +90,13 @@ def trajectory(
     def make(model: Teacher, student: Student, settings: Settings) -> Trajectory:
         return Trajectory(model, student.prediction, counts, substeps, paths, settings.seed, weights)
 
-    told = [name for name, several in (("steps", len(counts) > 1), ("guidance", weights is not None)) if several]
-    return run(teacher, shape, out, make, DEFAULTS, told=told, **common)
+    return run(teacher, shape, out, make, DEFAULTS, told=_told(counts, weights), **common)
+
+
+def _told(counts: Sequence[int], weights: tuple[float, float] | None) -> tuple[str, ...]:
+    """What a network must be told: what it was distilled for several of."""
+    several = {"steps": len(counts) > 1, "guidance": weights is not None}
+    return tuple(name for name, told in several.items() if told)
 
 
 def _range(guidance: Sequence[float]) -> tuple[float, float]:
@@ -150,7 +155,6 @@ class Trajectory(Method):
 
     def facts(self, stage: int) -> Facts:
         teacher = self.teacher
-        told = [name for name, several in (("steps", len(self.counts) > 1), ("guidance", self.weights)) if several]
         return Facts(
             self.name,
             tuple(teacher.shape),
@@ -158,7 +162,7 @@ class Trajectory(Method):
             guidance=self.weights or teacher.guidance,
             clip=teacher.clip,
             teacher=teacher.digest,
-            told=tuple(told),
+            told=_told(self.counts, self.weights),
             settings={"substeps": self.substeps, "paths": self.paths, "seed": self.seed},
         )
 

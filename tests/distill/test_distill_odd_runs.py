@@ -19,6 +19,7 @@ from fastsample.distill.run import _Run
 from fastsample.distill.teacher import Teacher
 from fastsample.distill.trajectory import Trajectory
 from support.distillation import DATA, LABELS, OBSERVATIONS, SHAPE, SMALL, Policy, run, unet, weights
+from support.interruption import stopped_at
 
 CPU = torch.device("cpu")
 
@@ -56,15 +57,7 @@ def test_training_without_a_teacher_is_taken_up(curriculum: str, tmp_path: Path)
             save_every=2, progress=False,
         )  # fmt: skip
 
-    step = _Run.step
-
-    def until(self: _Run, i: int) -> None:
-        if i == 3:
-            raise KeyboardInterrupt
-        step(self, i)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Run, "step", until)
+    with stopped_at(_Run, 3):
         go(tmp_path / "broken")
     broken, straight = weights(go(tmp_path / "broken")), weights(go(tmp_path / "straight"))
     assert all(torch.equal(value, straight[name]) for name, value in broken.items())

@@ -17,6 +17,7 @@ from fastsample import distill
 from fastsample.distill.run import _Run
 from support.ahead import TESTS, Ahead, in_a_process
 from support.distillation import DATA, OBSERVATIONS, SHAPE, SMALL, Policy, run, unet, weights
+from support.interruption import stopped_at
 
 METHODS: dict[str, dict[str, Any]] = {
     "trajectory": {},
@@ -35,15 +36,7 @@ def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def interrupted(name: str, out: Path, at: int, **options: Any) -> None:
     """A run that stops with Ctrl-C at the beginning of this iteration."""
-    step = _Run.step
-
-    def until(run: _Run, i: int) -> None:
-        if i == at:
-            raise KeyboardInterrupt
-        step(run, i)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Run, "step", until)
+    with stopped_at(_Run, at):
         run(name, unet(), out, **options)
 
 

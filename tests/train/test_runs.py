@@ -15,6 +15,7 @@ from fastsample import zoo
 from fastsample.train import Settings, load_data, train
 from fastsample.train.trainer import _Run
 from support.ahead import TESTS, Ahead, in_a_process
+from support.interruption import stopped_at
 from support.killed_runs import data
 
 SMALL = Settings(steps=12, batch_size=4, warmup=2, timesteps=20, widths=(8, 16), lr=1e-2, cooldown=0.5)
@@ -35,15 +36,7 @@ def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def interrupted(out: Path, settings: Settings, at: int, save_every: int) -> None:
     """A run that stops with Ctrl-C at the beginning of this step."""
-    step = _Run.step
-
-    def until(run: _Run, i: int) -> None:
-        if i == at:
-            raise KeyboardInterrupt
-        step(run, i)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Run, "step", until)
+    with stopped_at(_Run, at):
         train(data(), out, settings, save_every=save_every, progress=False)
 
 
