@@ -17,6 +17,7 @@ import torch
 import fastsample
 from benchmarks.common.report import machine
 from fastsample import distill
+from fastsample.distill.network import untrained
 from fastsample.storage.writing import replace_text
 from fastsample.train import load_data
 from fastsample.zoo import STUDENTS
@@ -29,6 +30,15 @@ Make = Callable[[Path, int | None], distill.Student]
 
 def trajectory(out: Path, short: int | None) -> distill.Student:
     """A student of four steps, of two and of one, which it is told."""
+    return _trajectory(out, short, 1200, None)
+
+
+def half(out: Path, short: int | None) -> distill.Student:
+    """The same of half the width, a quarter of the weights, which begins with nothing."""
+    return _trajectory(out, short, 4000, untrained(fastsample.zoo.digits(), (24, 48), seed=0))
+
+
+def _trajectory(out: Path, short: int | None, iterations: int, student: fastsample.zoo.UNet | None) -> distill.Student:
     return distill.trajectory(
         fastsample.zoo.digits(),
         (1, 28, 28),
@@ -39,7 +49,8 @@ def trajectory(out: Path, short: int | None) -> distill.Student:
         uncond=NONE,
         guidance=GUIDANCE,
         clip=1.0,
-        settings=distill.Settings(iterations=short or 1200),
+        student=student,
+        settings=distill.Settings(iterations=short or iterations),
     )
 
 
@@ -60,6 +71,7 @@ def progressive(out: Path, short: int | None) -> distill.Student:
 # By the folder of their run: what makes them, and the files that the package has of them.
 RUNS: Mapping[str, tuple[Make, Mapping[str, str]]] = {
     "trajectory-4": (trajectory, {"trajectory-4": "student"}),
+    "trajectory-4-half": (half, {"trajectory-4-half": "student"}),
     "progressive": (progressive, {f"progressive-{steps}": f"student-{steps}" for steps in (4, 2, 1)}),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fastsample.commands.threads import use_threads
 from fastsample.distill import Common, Settings, Student, consistency, load, progressive, trajectory
 from fastsample.distill.consistency import DEFAULTS as CONSISTENCY
 from fastsample.distill.consistency import SOLVERS
+from fastsample.distill.network import untrained
 from fastsample.distill.pairs import CURRICULA
 from fastsample.distill.progressive import DEFAULTS as PROGRESSIVE
 from fastsample.distill.settings import PRECISIONS
@@ -137,9 +138,4 @@ def _student(args: argparse.Namespace, teacher: UNet) -> torch.nn.Module | None:
         raise ValueError("give --student or --widths, not both")
     if args.student is not None:
         return load(args.student).network
-    if args.widths is None:
-        return None
-    config = replace(teacher.config, widths=tuple(args.widths), prediction="v", target="v", learned_variance=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
-        return UNet(config, teacher.schedule)
+    return None if args.widths is None else untrained(teacher, args.widths, args.seed)

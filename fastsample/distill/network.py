@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,6 +63,14 @@ def network_for(
     if output == "both" and student is None:
         _silence_second_half(network, teacher, given, told)
     return network, output
+
+
+def untrained(teacher: UNet, widths: Sequence[int], seed: int) -> UNet:
+    """A network of v for the samples of this one, with other widths and random weights."""
+    config = replace(teacher.config, widths=tuple(widths), prediction="v", target="v", learned_variance=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet(config, teacher.schedule)
 
 
 def _copied(teacher: Teacher, student: nn.Module | None) -> nn.Module:

@@ -16,6 +16,7 @@ __all__ = ["STUDENTS", "UNet", "UNetConfig", "digits", "load", "measured", "save
 _DIGITS = Path(__file__).with_name("digits.safetensors")
 _NAMES = (
     "trajectory-4",
+    "trajectory-4-half",
     "progressive-4",
     "progressive-2",
     "progressive-1",
@@ -40,8 +41,8 @@ def digits(student: str | None = None) -> Any:
 
     Args:
         student: one of zoo.STUDENTS, a model of few steps that was distilled from it under guidance 1.25:
-            "trajectory-4" for 4, 2 or 1 steps, "progressive-4" and so on for as many. It is a distill.Student, whose
-            `sample` draws digits.
+            "trajectory-4" for 4, 2 or 1 steps, "trajectory-4-half" of half the width, "progressive-4" and so on for
+            as many. It is a distill.Student, whose `sample` draws digits.
 
     Raises:
         FileNotFoundError: the weights are not installed. ValueError: there is no such student.
