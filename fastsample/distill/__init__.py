@@ -3,12 +3,17 @@
 trajectory      along the student's own path from noise, without data
 progressive     the number of steps is halved again and again
 consistency     every point of a path leads to its end, in one step
+lcm             the same of a guided model, between few timesteps: pixels or latents
+lcm_lora        the same in a LoRA alone, which makes any model of the teacher's kind one
 """
 
 from fastsample.distill.common import Common
 from fastsample.distill.conditions import Conditions
 from fastsample.distill.consistency import consistency
 from fastsample.distill.consistency_student import ConsistencyStudent
+from fastsample.distill.lcm import lcm
+from fastsample.distill.lcm_lora import lcm_lora
+from fastsample.distill.lcm_student import LCMStudent
 from fastsample.distill.progressive import progressive
 from fastsample.distill.settings import Settings
 from fastsample.distill.store import load, save
@@ -20,9 +25,12 @@ __all__ = [
     "Conditions",
     "ConsistencyStudent",
     "Facts",
+    "LCMStudent",
     "Settings",
     "Student",
     "consistency",
+    "lcm",
+    "lcm_lora",
     "load",
     "progressive",
     "save",

@@ -11,7 +11,6 @@ one step nearer to clean data: of the teacher from x_t (distillation), or alpha_
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample.broadcast import per_sample
-from fastsample.checks import integer, one_of, real
+from fastsample.checks import integer, one_of
 from fastsample.distill.common import Common, run
 from fastsample.distill.consistency_student import ConsistencyStudent
 from fastsample.distill.data import Samples
@@ -31,6 +30,7 @@ from fastsample.distill.method import Batch, Method
 from fastsample.distill.pairs import CURRICULA, Pairs, levels_between
 from fastsample.distill.settings import Settings
 from fastsample.distill.student import Facts, Student
+from fastsample.distill.target import Target
 from fastsample.distill.teacher import Teacher
 from fastsample.model import Model
 from fastsample.samplers.ddim import DDIM
@@ -90,8 +90,7 @@ def consistency(
     """
     one_of("curriculum", curriculum, tuple(CURRICULA))
     one_of("solver", solver, SOLVERS)
-    if not 0 <= real("target_decay", target_decay) < 1:
-        raise ValueError(f"target_decay must lie in [0, 1), got {target_decay}")
+    Target(target_decay)
     if curriculum == "fixed" and teacher is None:
         raise ValueError(
             "curriculum='fixed' is distillation and needs a teacher: take 'adaptive' or 'easy' without one"
@@ -132,7 +131,7 @@ class ConsistencyMethod(Method):
     ) -> None:
         samples.check(teacher.conditions)
         self.teacher, self.samples, self.student = teacher, samples, student
-        self.curriculum, self.solver, self.target_decay = curriculum, solver, target_decay
+        self.curriculum, self.solver = curriculum, solver
         start = min(
             teacher.start(student.prediction), int(np.searchsorted(student.sigmas, MOST_SIGMA, side="right")) - 1
         )
@@ -143,13 +142,13 @@ class ConsistencyMethod(Method):
             make = Heun if solver == "heun" else DDIM
             grid = levels_between(student.sigmas[: start + 1], scales, scales)
             self.table = make(teacher.schedule, timesteps=grid, prediction=teacher.prediction, clip=teacher.clip).table
-        self.target: nn.Module | None = None
-        self._kept_target: State | None = None
+        self.target = Target(target_decay)
         self._c = 0.00054 * math.sqrt(math.prod(samples.shape))
 
     def identity(self) -> dict[str, Any]:
-        names = ("curriculum", "solver", "scales", "target_decay")
-        return self.teacher.identity() | {"data": self.samples.digest()} | {name: getattr(self, name) for name in names}
+        own = {"curriculum": self.curriculum, "solver": self.solver, "scales": self.scales}
+        own |= {"target_decay": self.target.decay, "data": self.samples.digest()}
+        return self.teacher.identity() | own
 
     def facts(self, stage: int) -> Facts:
         teacher = self.teacher
@@ -161,7 +160,7 @@ class ConsistencyMethod(Method):
             clip=teacher.clip,
             teacher=teacher.digest,
             sampler="consistency",
-            settings={"curriculum": self.curriculum, "scales": self.scales, "target_decay": self.target_decay},
+            settings={"curriculum": self.curriculum, "scales": self.scales, "target_decay": self.target.decay},
         )
 
     def losses(self, student: Any, stage: int, batch: Batch) -> Iterator[Tensor]:
@@ -173,7 +172,7 @@ class ConsistencyMethod(Method):
         told = self.teacher.told(examples)
         mine = self._clean(student, xt, t, told)
         with torch.no_grad():
-            target = self._clean(self.target or student, xr, r, told)
+            target = self._clean(self.target.of(student), xr, r, told)
         far = (mine - target).square().flatten(1).sum(1)
         weight = self.pairs.weight(t, r).to(batch.device)
         yield (weight * ((far + self._c**2).sqrt() - self._c)).mean()
@@ -197,20 +196,13 @@ class ConsistencyMethod(Method):
         return torch.where(per_sample(2 * row + 1 < len(self.table), x), whole, half)
 
     def begin(self, stage: int, student: Student, out: Path, processes: Processes, progress: bool) -> None:
-        # Only now: processes that began with other random weights have taken over the first one's.
-        if self.target_decay and self.target is None:
-            self.target = copy.deepcopy(student).requires_grad_(False)
-            if self._kept_target is not None:
-                self.target.load_state_dict(self._kept_target)
+        self.target.begin(student)
 
     def moved(self, student: Student) -> None:
-        if self.target is not None:
-            torch._foreach_lerp_(
-                list(self.target.parameters()), [p.detach() for p in student.parameters()], 1 - self.target_decay
-            )
+        self.target.follow(student)
 
     def state(self) -> State:
-        return {} if self.target is None else {"target": self.target.state_dict()}
+        return self.target.state()
 
     def take(self, state: State) -> None:
-        self._kept_target = state.get("target")
+        self.target.take(state)

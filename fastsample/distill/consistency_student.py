@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastsample.distill.grid import nearest
-from fastsample.distill.student import Facts, Student
+from fastsample.distill.jumping_student import JumpingStudent
+from fastsample.distill.student import Facts
 from fastsample.samplers.consistency import Consistency, scalings
 from fastsample.schedule import Schedule
 from fastsample.times.levels import sigma_over_alpha
@@ -17,7 +18,7 @@ from fastsample.times.levels import sigma_over_alpha
 SIGMA_MIN, SIGMA_DATA = 0.002, 1.0
 
 
-class ConsistencyStudent(Student):
+class ConsistencyStudent(JumpingStudent):
     """A consistency model over the timesteps of a schedule, called as fastsample.consistency calls one.
 
     At noise level s = sigma / alpha of a timestep, x = clean + s z and c_in = 1 / sqrt(s^2 + 1), c_in x is the state
@@ -39,7 +40,7 @@ class ConsistencyStudent(Student):
         of_state = c_skip * np.sqrt(self.sigmas**2 + SIGMA_DATA**2)
         # By timestep: what of the state and of the output x0 is, and the time that stands for it.
         self._times = torch.from_numpy((250 * np.log(self.sigmas)).astype(np.float32))
-        self._of = torch.from_numpy(np.stack((of_state, c_out))).float()
+        self.of = torch.from_numpy(np.stack((of_state, c_out))).float()
 
     def forward(self, x: Tensor, t: Tensor, **keywords: Any) -> Tensor:
         """The output for c_in x (B, C, ...) at times 250 ln s (B,)."""
@@ -58,13 +59,6 @@ class ConsistencyStudent(Student):
     def time_of(self, timestep: Tensor) -> Tensor:
         """The times 250 ln s of timesteps."""
         return self._times.to(timestep.device)[timestep]
-
-    def clean(self, output: Tensor, x: Tensor, timestep: Tensor) -> Tensor:
-        """x0 of the output for states x = alpha clean + sigma z at timesteps (B,); x itself at -1."""
-        of = self._of.to(x.device)[:, timestep.clamp(min=0)]
-        of_x, of_output = torch.where(timestep < 0, torch.tensor([[1.0], [0.0]], device=x.device), of)
-        shape = (-1, *(1,) * (x.ndim - 1))
-        return of_x.reshape(shape) * x + of_output.reshape(shape) * output
 
     def sampler(self, steps: int | None = None) -> Consistency:
         """The sampler of so many steps; None takes the most that it was tried with."""

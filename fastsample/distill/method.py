@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -45,6 +45,11 @@ class Batch:
         """Standard normals, float32 (B, *shape)."""
         return self.part(torch.randn(self.size, *shape, generator=self.generator, device="cpu"))
 
+    def between(self, least: float, most: float) -> Tensor:
+        """Numbers evenly spread between these, float32, one per sample of this call."""
+        drawn = torch.rand(self.size, generator=self.generator, dtype=torch.float32, device="cpu")
+        return self.part(least + (most - least) * drawn)
+
 
 class Method:
     """The mathematics of one method.
@@ -55,7 +60,7 @@ class Method:
         updates: optimizer steps of an iteration.
     """
 
-    name: ClassVar[str]
+    name: str
     stages: int = 1
     updates: int = 1
 

@@ -14,6 +14,7 @@ from fastsample.checks import one_of
 from fastsample.distill.student import OUTPUTS, Facts, Student
 from fastsample.distill.teacher import Teacher, plain
 from fastsample.lora.layers.adapted import Adaptable
+from fastsample.lora.trainable import Trainable
 from fastsample.model import attribute
 from fastsample.train.losses import PREDICTIONS
 from fastsample.zoo.unet import UNet
@@ -81,8 +82,10 @@ def _copied(teacher: Teacher, student: nn.Module | None) -> nn.Module:
         if student is not None:
             raise TypeError(f"student must be a torch.nn.Module, got {type(student).__name__}")
         raise ValueError("the teacher is no torch module that a student could be copied from: give student=")
-    if any(isinstance(module, Adaptable) for module in given.modules()):
-        raise ValueError("a module with adapters of fastsample.lora cannot be trained: detach them, or use PEFT's")
+    if not isinstance(given, Trainable) and any(isinstance(module, Adaptable) for module in given.modules()):
+        raise ValueError(
+            "the adapters of fastsample.lora.attach are not trained: detach them, and give student=lora.Trainable(...)"
+        )
     if student is None:
         return copy.deepcopy(given).requires_grad_(True)
     return plain(given) if isinstance(given, UNet) else copy.deepcopy(given)

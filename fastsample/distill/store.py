@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,19 +13,23 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from fastsample import lora
 from fastsample.distill.consistency_student import ConsistencyStudent
+from fastsample.distill.lcm_student import LCMStudent
 from fastsample.distill.student import Facts, Student
+from fastsample.distill.teacher import plain
+from fastsample.lora.trainable import Trainable
 from fastsample.schedule import Schedule
 from fastsample.storage.reading import regular_size
 from fastsample.storage.writing import replacing
 from fastsample.zoo.unet import UNet, UNetConfig
 
 _KEY = "fastsample_student"
-KINDS = {"ddim": Student, "consistency": ConsistencyStudent}
+KINDS = {"ddim": Student, "consistency": ConsistencyStudent, "lcm": LCMStudent}
 
 
 def save(student: Student, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes a student, replacing the file at once.
+    """Writes a student, replacing the file at once. Of one with a lora.Trainable the LoRA alone, as diffusers reads it.
 
     Args:
         student: the student.
@@ -35,13 +40,18 @@ def save(student: Student, path: str | Path, dtype: torch.dtype | None = None) -
         OSError: it cannot be written. ValueError: there is a folder or a device. What was there stays.
     """
     network = student.network
+    adapted = isinstance(network, Trainable)
     about = {
         "output": student.output,
         "betas": student.schedule.betas.tolist(),
         "facts": asdict(student.facts),
         "unet": asdict(network.config) if isinstance(network, UNet) else None,
-        "network": type(network).__name__,
+        "network": type(network.model if adapted else network).__name__,
+        "lora": adapted,
     }
+    if isinstance(network, Trainable):
+        lora.save(network.lora(), path, dtype=dtype, metadata={_KEY: json.dumps(about)})
+        return
     tensors = {
         name: (value.to(dtype) if dtype is not None and value.is_floating_point() else value).contiguous().clone()
         for name, value in network.state_dict().items()
@@ -56,7 +66,7 @@ def load(path: str | Path, network: nn.Module | None = None) -> Student:
     Args:
         path: of the file.
         network: a module for its weights, of the class that it was distilled from; not for a UNet of the zoo, which the
-            file describes.
+            file describes. For a LoRA the teacher, of which a copy gets it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -72,6 +82,9 @@ def load(path: str | Path, network: nn.Module | None = None) -> Student:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if about is None:
         raise ValueError(f"{path} was not made by fastsample distill: its metadata lacks {_KEY!r}")
+    adapted = about.get("lora", False)
+    if adapted and network is None:
+        raise ValueError(f"{path} holds a LoRA for a {about.get('network')}: give such a module as network=")
     if network is None and about.get("unet") is None:
         raise ValueError(f"{path} holds the weights of a {about.get('network')}: give such a module as network=")
     try:
@@ -80,7 +93,11 @@ def load(path: str | Path, network: nn.Module | None = None) -> Student:
             # Initial weights, soon overwritten, should not advance the caller's generator.
             with torch.random.fork_rng(devices=[]):
                 network = UNet(UNetConfig(**about["unet"]), schedule)
-        network.load_state_dict(tensors)
+        if adapted:
+            network = plain(network) if isinstance(network, UNet) else copy.deepcopy(network)
+            lora.attach(network, tensors)
+        else:
+            network.load_state_dict(tensors)
         facts = _facts(about["facts"])
         student = KINDS[facts.sampler](network.float(), about["output"], schedule, facts)
     except (ArithmeticError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:

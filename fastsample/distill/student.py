@@ -33,7 +33,7 @@ class Facts:
         guidance: the weight that is folded in, 1 is none; or (least, most), between which `sample` is told one.
         clip: what samples were limited to in the teacher's steps, if anything.
         teacher: a hash of the teacher's weights.
-        sampler: "ddim", or "consistency" for a distill.ConsistencyStudent.
+        sampler: "ddim", "consistency" for a distill.ConsistencyStudent or "lcm" for a distill.LCMStudent.
         told: which of "steps" and "guidance" the network is told, as keywords of a number per sample.
         settings: all else that decides the outcome.
     """

@@ -139,6 +139,7 @@ class Teacher:
         index: Tensor,
         history: Sequence[Tensor] = (),
         x0: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """One row of a table of the teacher's for each sample.
 
@@ -148,8 +149,9 @@ class Teacher:
             row: of each sample, int64 (B,).
             index: each sample's example of the conditions, int64 (B,).
             history, x0: of a row that reads earlier x0, and what receives this row's.
+            weights: of guidance, in place of the teacher's own, one per sample.
         """
-        guided = guidance_of(x, RunOptions(**self.options(index)), self.predictor.known_dtype)
+        guided = guidance_of(x, RunOptions(**self.options(index, weights)), self.predictor.known_dtype)
         t = torch.tensor(table.t)[row.cpu()].to(x.device)
         given = x.to(self.predictor.dtype, copy=True)
         if guided.weights is None:

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.checks import integer, real
+from fastsample.checks import integer
 from fastsample.distill.common import Common, run
 from fastsample.distill.grid import nested_timesteps
+from fastsample.distill.guidance_range import take_range
 from fastsample.distill.method import Batch, Method
 from fastsample.distill.paths import FOLDER, Paths
 from fastsample.distill.settings import Settings
@@ -82,10 +83,7 @@ def trajectory(
         torch.Size([3, 1, 28, 28])
     """
     counts = (steps,) if isinstance(steps, int | np.integer) else tuple(steps)
-    guidance = common.get("guidance", 1.0)
-    weights = _range(guidance) if isinstance(guidance, tuple | list) else None
-    if weights is not None:
-        common["guidance"] = weights[1]  # stands for all where arguments are looked at
+    weights = take_range(common)
 
     def make(model: Teacher, student: Student, settings: Settings) -> Trajectory:
         return Trajectory(model, student.prediction, counts, substeps, paths, settings.seed, weights)
@@ -97,15 +95,6 @@ def _told(counts: Sequence[int], weights: tuple[float, float] | None) -> tuple[s
     """What a network must be told: what it was distilled for several of."""
     several = {"steps": len(counts) > 1, "guidance": weights is not None}
     return tuple(name for name, told in several.items() if told)
-
-
-def _range(guidance: Sequence[float]) -> tuple[float, float]:
-    if len(guidance) != 2:
-        raise ValueError(f"guidance must be a number or (least, most), got {guidance!r}")
-    least, most = (real("guidance", end) for end in guidance)
-    if not least < most or most == 1:
-        raise ValueError(f"guidance must be (least, most) with least < most, and most not 1; got {guidance!r}")
-    return least, most
 
 
 class Trajectory(Method):

@@ -13,14 +13,18 @@ their adapters.
 from fastsample.lora.attach import Report, attach, detach, set_adapter_index, set_adapters, state_dict, swap
 from fastsample.lora.layers.conv import LoRAConv2d
 from fastsample.lora.layers.linear import LoRALinear, QKVProjection
+from fastsample.lora.saving import save
+from fastsample.lora.trainable import Trainable
 
 __all__ = [
     "LoRAConv2d",
     "LoRALinear",
     "QKVProjection",
     "Report",
+    "Trainable",
     "attach",
     "detach",
+    "save",
     "set_adapter_index",
     "set_adapters",
     "state_dict",

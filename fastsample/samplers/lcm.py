@@ -71,9 +71,7 @@ class LCM(Spaced):
     def _rows(self, t: NDArray[Any], alpha: Float64Array, sigma: Float64Array) -> Table:
         check_positive("timestep_scaling", self.timestep_scaling)
         check_positive("sigma_data", self.sigma_data)
-        r = t * self.timestep_scaling
-        c_skip = self.sigma_data**2 / (r**2 + self.sigma_data**2)
-        c_out = r / np.sqrt(r**2 + self.sigma_data**2)
+        c_skip, c_out = boundary(t, self.timestep_scaling, self.sigma_data)
         return x0_table(
             t,
             alpha,
@@ -131,6 +129,12 @@ class LCM(Spaced):
 
     def _own_options(self, model: Model, x: Tensor | Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
         return told_guidance(model, x, options.pop("guidance_embedding", None), options)
+
+
+def boundary(t: NDArray[Any], timestep_scaling: float, sigma_data: float) -> tuple[Float64Array, Float64Array]:
+    """(c_skip, c_out) at timesteps; (1, 0) at 0, where a latent consistency model returns what it is given."""
+    r = t * timestep_scaling
+    return sigma_data**2 / (r**2 + sigma_data**2), r / np.sqrt(r**2 + sigma_data**2)
 
 
 lcm = sampling_function(LCM, "lcm")

@@ -1,0 +1,32 @@
+"""Students for all weights of guidance in a range, which their network is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastsample.checks import real
+from fastsample.distill.common import Common
+
+Range = tuple[float, float]
+
+
+def take_range(common: Common) -> Range | None:
+    """(least, most) where the guidance among these arguments is a range; `most` stands for it there from now on.
+
+    Raises:
+        ValueError, TypeError: it is neither a number nor a range.
+    """
+    guidance = common.get("guidance", 1.0)
+    if not isinstance(guidance, tuple | list):
+        return None
+    common["guidance"] = (weights := _range(guidance))[1]
+    return weights
+
+
+def _range(guidance: Sequence[float]) -> Range:
+    if len(guidance) != 2:
+        raise ValueError(f"guidance must be a number or (least, most), got {guidance!r}")
+    least, most = (real("guidance", end) for end in guidance)
+    if not least < most or most == 1:
+        raise ValueError(f"guidance must be (least, most) with least < most, and most not 1; got {guidance!r}")
+    return least, most

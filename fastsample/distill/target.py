@@ -1,0 +1,54 @@
+"""The network that a consistency method aims at: the student itself without gradients, or an average of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastsample.checks import real
+from fastsample.distill.student import Student
+from fastsample.train.checkpoint import State
+
+
+class Target:
+    """f', which is the student where decay is 0, and else target <- decay target + (1 - decay) student.
+
+    Raises:
+        ValueError, TypeError: a decay out of [0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 <= real("target_decay", decay) < 1:
+            raise ValueError(f"target_decay must lie in [0, 1), got {decay}")
+        self.decay = float(decay)
+        self.average: nn.Module | None = None
+        self._kept: State | None = None
+
+    def of(self, student: Any) -> Any:
+        """What is called as f'."""
+        return self.average or student
+
+    def begin(self, student: Student) -> None:
+        """Copies the student, or takes up what a checkpoint had."""
+        # Only now: processes that began with other random weights have taken over the first one's.
+        if self.decay and self.average is None:
+            self.average = copy.deepcopy(student).requires_grad_(False)
+            if self._kept is not None:
+                self.average.load_state_dict(self._kept)
+
+    def follow(self, student: Student) -> None:
+        """Moves towards the student."""
+        if self.average is not None:
+            moved = [parameter.detach() for parameter in student.parameters()]
+            torch._foreach_lerp_(list(self.average.parameters()), moved, 1 - self.decay)
+
+    def state(self) -> State:
+        """What a checkpoint holds of it."""
+        return {} if self.average is None else {"target": self.average.state_dict()}
+
+    def take(self, state: State) -> None:
+        """Takes over such a state when it begins."""
+        self._kept = state.get("target")

@@ -1,0 +1,127 @@
+"""A model with a LoRA that is to be trained: A and B are its parameters, all else is frozen."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastsample.checks import integer
+from fastsample.lora.attach import attach, state_dict
+from fastsample.lora.layers.adapted import Adaptable
+from fastsample.lora.layers.frozen import FrozenLayers
+from fastsample.lora.layers.slots import Pair
+from fastsample.lora.tree import layers_of
+
+_KEPT = ("config", "schedule", "prediction", "variance")  # what samplers and training ask a model for
+_ADAPTER = "trained"
+
+
+class Trainable(nn.Module):
+    """A copy of a model whose weights are frozen, with a LoRA whose factors are trained:
+
+        y = x W^T + b + x A^T B^T,  A (rank, in) uniform within 1 / sqrt(in), B (out, rank) 0 in the beginning
+
+    so that it begins as the model. It is called as the model is. The layers are those of `attach`.
+
+    Args:
+        model: any torch module; it stays as it is.
+        rank: r, at least 1. A layer of n to m numbers gets (n + m) r trained ones.
+        targets: endings of the names of linears and 2-D convolutions, such as ("to_q", "to_v"), as PEFT's
+            target_modules. None takes all that lie deeper than the model's first and last layers and its embeddings.
+        seed: of A.
+
+    Attributes:
+        model: the copy.
+        factors: A and B of every layer.
+
+    Raises:
+        TypeError: the model is no torch module. ValueError: there is no such layer, or it has adapters already.
+
+    Example:
+        >>> net = nn.Sequential(nn.Sequential(nn.Linear(4, 3)))
+        >>> adapted = Trainable(net, rank=2)
+        >>> sorted((name, *p.shape) for name, p in adapted.named_parameters() if p.requires_grad)
+        [('factors.0', 2, 4), ('factors.1', 3, 2)]
+        >>> list(adapted.lora())
+        ['0.0.lora_A.weight', '0.0.lora_B.weight']
+    """
+
+    def __init__(self, model: nn.Module, rank: int = 8, *, targets: Sequence[str] | None = None, seed: int = 0) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch module, got {type(model).__name__}")
+        if any(isinstance(module, Adaptable) for module in model.modules()):
+            raise ValueError("model has adapters of fastsample.lora already: detach them first")
+        self.rank = integer("rank", rank, 1)
+        seed = integer("seed", seed, 0)
+        chosen = dict(_chosen(model, targets))
+        if not chosen:
+            wanted = "it has none" if targets is None else f"none is named {', '.join(map(repr, targets))}"
+            raise ValueError(f"targets must name linears or 2-D convolutions of the model: {wanted}")
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        for name in _KEPT:
+            if hasattr(model, name):
+                setattr(self, name, getattr(model, name))
+        first = {
+            path: _first(layer.weight, self.rank, seed, place) for place, (path, layer) in enumerate(chosen.items())
+        }
+        attach(self.model, {key: value for path, pair in first.items() for key, value in _named(path, pair)}, _ADAPTER)
+        self.factors = nn.ParameterList(factor for pair in first.values() for factor in pair)
+        self._take_factors(list(first))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model gives."""
+        return self.model(*args, **kwargs)
+
+    def lora(self) -> dict[str, Tensor]:
+        """The LoRA as `attach` takes it, with alpha = rank and no key for it; see lora.save."""
+        state = state_dict(self.model, _ADAPTER)
+        return {key: value.clone() for key, value in state.items() if not key.endswith(".alpha")}
+
+    def _take_factors(self, paths: Sequence[str]) -> None:
+        """Puts the parameters into the layers in the place of the values that they were attached with."""
+        layers = layers_of(self.model)
+        pairs: dict[FrozenLayers, list[Pair | None]] = {}
+        for path, down, up in zip(paths, self.factors[::2], self.factors[1::2], strict=True):
+            layer = layers[path]
+            of_layer = pairs.setdefault(layer._frozen, [None] * len(layer._frozen.layers))
+            of_layer[layer._i] = (down, up)
+        for frozen, of_layer in pairs.items():
+            frozen.replace(_ADAPTER, of_layer)
+
+
+def _chosen(model: nn.Module, targets: Sequence[str] | None) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            continue
+        if isinstance(module, nn.Conv2d) and module.groups != 1:
+            continue
+        parts = path.split(".")
+        if targets is None:
+            wanted = len(parts) > 1 and not any("embed" in part for part in parts)
+        else:
+            wanted = any(path == name or path.endswith(f".{name}") for name in targets)
+        if wanted:
+            yield path, module
+
+
+def _first(weight: Tensor, rank: int, seed: int, place: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """A and B of a layer as they begin, float32."""
+    out, into = weight.shape[0], tuple(weight.shape[1:])
+    words = np.random.SeedSequence((seed, place)).generate_state(1, np.uint64)
+    generator = torch.Generator("cpu").manual_seed(int(words[0]))
+    bound = 1 / math.sqrt(math.prod(into))
+    down = (2 * torch.rand(rank, *into, generator=generator, dtype=torch.float32, device="cpu") - 1) * bound
+    up = torch.zeros(out, rank, *(1 for _ in into[1:]), dtype=torch.float32)
+    return nn.Parameter(down.to(weight.device)), nn.Parameter(up.to(weight.device))
+
+
+def _named(path: str, pair: tuple[Tensor, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, factor in zip(("lora_A", "lora_B"), pair, strict=True):
+        yield f"{path}.{name}.weight", factor.detach()
