@@ -1,14 +1,22 @@
-"""The command line: `fastsample demo`, `distill`, `evaluate`, `nll`, `selftest` and `train`."""
+"""The command line: `fastsample autoencoder`, `demo`, `distill`, `evaluate`, `nll`, `selftest` and `train`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import fastsample
-from fastsample.commands import demo, distill, evaluate, nll, selftest, train
+from fastsample.commands import autoencoder, demo, distill, evaluate, nll, selftest, train
 from fastsample.commands.console import Parser
 
-COMMANDS = {"demo": demo, "distill": distill, "evaluate": evaluate, "nll": nll, "selftest": selftest, "train": train}
+COMMANDS = {
+    "autoencoder": autoencoder,
+    "demo": demo,
+    "distill": distill,
+    "evaluate": evaluate,
+    "nll": nll,
+    "selftest": selftest,
+    "train": train,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,10 +8,12 @@ from pathlib import Path
 from fastsample.commands.console import in_one_line
 from fastsample.commands.threads import use_threads
 from fastsample.train.data import load_data
+from fastsample.train.latents import encoded
 from fastsample.train.losses import LOSSES, PREDICTIONS, VARIANCES
 from fastsample.train.settings import SCHEDULES, Settings
 from fastsample.train.timesteps import TIMESTEP_SAMPLERS
 from fastsample.train.trainer import check_place, train
+from fastsample.zoo import load_autoencoder
 
 HELP = "train a small U-Net as the bundled model was trained"
 _SETTINGS = {
@@ -55,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(_option(name), choices=choices, default=value, help=text + shown)
     text = "channels at each resolution, the last ones halved (from the size of the images)"
     parser.add_argument("--widths", type=int, nargs="+", default=default.widths, help=text)
+    parser.add_argument(
+        "--autoencoder", type=Path, help="a file of fastsample autoencoder: the model is one of its latents"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (as many as torch likes)")
     parser.add_argument("--device", default="cpu", help="a torch device (%(default)s)")
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (%(default)s)")
@@ -75,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     widths = None if args.widths is None else tuple(args.widths)
     settings = Settings(widths=widths, **{name: getattr(args, name) for name in (*_SETTINGS, *_CHOICES)})
     check_place(args.out, args.device, args.save_every)
-    train(load_data(args.data), args.out, settings, device=args.device, save_every=args.save_every)
+    data = load_data(args.data)
+    latents = None if args.autoencoder is None else encoded(data, load_autoencoder(args.autoencoder))
+    train(latents or data, args.out, settings, device=args.device, save_every=args.save_every)
     print(f"trained: fastsample.zoo.load({str(args.out / 'model.safetensors')!r})")
     return 0

@@ -25,7 +25,7 @@ from fastsample.broadcast import per_sample
 from fastsample.checks import integer, one_of
 from fastsample.distill.common import Common, run
 from fastsample.distill.consistency_student import ConsistencyStudent
-from fastsample.distill.data import Samples
+from fastsample.distill.data import Data, Samples
 from fastsample.distill.method import Batch, Method
 from fastsample.distill.pairs import CURRICULA, Pairs, levels_between
 from fastsample.distill.settings import Settings
@@ -36,7 +36,6 @@ from fastsample.model import Model
 from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.heun import Heun
 from fastsample.train.checkpoint import State
-from fastsample.train.data import ImageData
 from fastsample.train.processes import Processes
 
 DEFAULTS = Settings(iterations=4000)
@@ -46,7 +45,7 @@ SOLVERS = ("heun", "ddim")
 
 def consistency(
     teacher: Model | None,
-    data: Tensor | ImageData,
+    data: Data,
     out: str | Path,
     *,
     curriculum: str = "fixed",

@@ -11,13 +11,16 @@ from fastsample.distill.common import Common
 from fastsample.distill.conditions import Conditions
 from fastsample.distill.digests import bytes_of
 from fastsample.train.data import ImageData
+from fastsample.train.latents import LatentData
+
+Data = Tensor | ImageData | LatentData
 
 
 class Samples:
     """Samples as the teacher sees them, and the arguments that follow from them.
 
     Args:
-        data: floating-point samples (N, ...), or images with labels.
+        data: floating-point samples (N, ...), or images or latents with labels.
         common: the arguments of a distillation. An entry of `cond` belongs to a sample.
 
     Raises:
@@ -29,17 +32,17 @@ class Samples:
         count: of samples.
     """
 
-    def __init__(self, data: Tensor | ImageData, common: Common) -> None:
+    def __init__(self, data: Data, common: Common) -> None:
         self.common: Common = {**common}
-        self._images = data if isinstance(data, ImageData) else None
-        if isinstance(data, ImageData):
-            self.shape, self.count = tuple(data.images.shape[1:]), len(data.images)
+        self._images = data if isinstance(data, ImageData | LatentData) else None
+        if isinstance(data, ImageData | LatentData):
+            self.shape, self.count = data.shape, data.count
             if data.labels is not None and common.get("cond") is None:
                 self.common["cond"] = {"y": data.labels}
         else:
             if not isinstance(data, Tensor) or not data.is_floating_point():
                 kind = data.dtype if isinstance(data, Tensor) else type(data).__name__
-                raise TypeError(f"data must be a floating-point tensor or fastsample.train.ImageData, got {kind}")
+                raise TypeError(f"data must be a floating-point tensor or images of fastsample.train, got {kind}")
             if data.ndim < 2 or len(data) == 0:
                 raise ValueError(f"data must be samples (N, ...), N at least 1, got shape {tuple(data.shape)}")
             if not torch.isfinite(data).all():

@@ -23,7 +23,7 @@ from typing_extensions import Unpack
 
 from fastsample.checks import integer, one_of
 from fastsample.distill.common import Common, run
-from fastsample.distill.data import Samples
+from fastsample.distill.data import Data, Samples
 from fastsample.distill.grid import nested_timesteps
 from fastsample.distill.guidance_range import Range, take_range
 from fastsample.distill.lcm_student import LCMStudent
@@ -35,7 +35,6 @@ from fastsample.distill.teacher import Teacher
 from fastsample.model import Model
 from fastsample.samplers.ddim import DDIM
 from fastsample.train.checkpoint import State
-from fastsample.train.data import ImageData
 from fastsample.train.processes import Processes
 
 DEFAULTS = Settings(iterations=2000)
@@ -46,7 +45,7 @@ _STEPS = (8, 4, 2, 1)  # that a student is sampled in
 
 def lcm(
     teacher: Model,
-    data: Tensor | ImageData,
+    data: Data,
     out: str | Path,
     *,
     scales: int = 50,

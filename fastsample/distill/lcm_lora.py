@@ -9,24 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Unpack
 
 from fastsample.distill.common import Common
-from fastsample.distill.data import Samples
+from fastsample.distill.data import Data, Samples
 from fastsample.distill.lcm import distilled
 from fastsample.distill.lcm_student import LCMStudent
 from fastsample.distill.settings import Settings
 from fastsample.distill.teacher import plain
 from fastsample.lora.trainable import Trainable
 from fastsample.model import Model
-from fastsample.train.data import ImageData
 from fastsample.zoo.unet import UNet
 
 
 def lcm_lora(
     teacher: Model,
-    data: Tensor | ImageData,
+    data: Data,
     out: str | Path,
     *,
     rank: int = 8,
@@ -63,8 +62,8 @@ def lcm_lora(
         >>> with TemporaryDirectory() as out:
         ...     student = lcm_lora(teacher, torch.zeros(5, 1, 28, 28), out, rank=2, scales=4, **short)
         ...     report = lora.attach(teacher, Path(out, "student.safetensors"), name="lcm")
-        >>> student.sample((3, 1, 28, 28), steps=4, seed=0).shape, report.matched[-1]
-        (torch.Size([3, 1, 28, 28]), 'ups.0.conv_out')
+        >>> student.sample((3, 1, 28, 28), steps=4, seed=0).shape, len(report.matched)
+        (torch.Size([3, 1, 28, 28]), 17)
     """
     if not isinstance(teacher, nn.Module):
         raise TypeError(f"teacher must be a torch module, whose layers get the LoRA; got {type(teacher).__name__}")

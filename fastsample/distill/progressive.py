@@ -24,7 +24,7 @@ from typing_extensions import Unpack
 from fastsample.broadcast import per_sample
 from fastsample.checks import integer
 from fastsample.distill.common import Common, run
-from fastsample.distill.data import Samples
+from fastsample.distill.data import Data, Samples
 from fastsample.distill.grid import nested_timesteps
 from fastsample.distill.method import Batch, Method
 from fastsample.distill.settings import Settings
@@ -34,7 +34,6 @@ from fastsample.model import Model
 from fastsample.samplers.ddim import DDIM
 from fastsample.times.levels import noise_levels
 from fastsample.times.predictions import x0_coefficients
-from fastsample.train.data import ImageData
 from fastsample.train.processes import Processes
 
 DEFAULTS = Settings(iterations=1000)
@@ -42,7 +41,7 @@ DEFAULTS = Settings(iterations=1000)
 
 def progressive(
     teacher: Model,
-    data: Tensor | ImageData,
+    data: Data,
     out: str | Path,
     *,
     start: int = 16,

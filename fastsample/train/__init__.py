@@ -1,18 +1,24 @@
 """Training small diffusion models from scratch."""
 
+from fastsample.train.autoencoder import AutoencoderSettings, train_autoencoder
 from fastsample.train.data import ImageData, load_data
+from fastsample.train.latents import LatentData, encoded
 from fastsample.train.losses import DiffusionLoss, HybridLoss
 from fastsample.train.settings import Settings
 from fastsample.train.timesteps import ImportanceTimesteps, UniformTimesteps
 from fastsample.train.trainer import train
 
 __all__ = [
+    "AutoencoderSettings",
     "DiffusionLoss",
     "HybridLoss",
     "ImageData",
     "ImportanceTimesteps",
+    "LatentData",
     "Settings",
     "UniformTimesteps",
+    "encoded",
     "load_data",
     "train",
+    "train_autoencoder",
 ]

@@ -61,6 +61,16 @@ class ImageData:
                 raise ValueError(f"labels must be below {_MOST_CLASSES}, got {int(self.labels.max())}")
 
     @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one of them."""
+        return tuple(self.images.shape[1:])
+
+    @property
     def num_classes(self) -> int:
         """One more than the largest label; 0 without labels."""
         return 0 if self.labels is None else int(self.labels.max()) + 1

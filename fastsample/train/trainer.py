@@ -14,6 +14,7 @@ from tqdm import tqdm
 from fastsample.train import place, report
 from fastsample.train.checkpoint import CHECKPOINT, TRUNK, State, read_checkpoint
 from fastsample.train.data import ImageData
+from fastsample.train.latents import LatentData
 from fastsample.train.losses import DiffusionLoss
 from fastsample.train.processes import Processes
 from fastsample.train.run import Run
@@ -27,7 +28,7 @@ _FILES = (CHECKPOINT, TRUNK, _MODEL, *report.FILES)
 
 
 def train(
-    data: ImageData,
+    data: ImageData | LatentData,
     out: str | Path,
     settings: Settings | None = None,
     *,
@@ -35,7 +36,7 @@ def train(
     save_every: int = 500,
     progress: bool = True,
 ) -> UNet:
-    """Trains a UNet on data and returns it with its averaged weights.
+    """Trains a UNet on images, or on latents of them, and returns it with its averaged weights.
 
     Every save_every steps and at the end, `out` gets model.safetensors (averaged weights, see zoo.load),
     checkpoint.pt, loss.csv and loss.png, with importance sampling also timesteps.csv; and once, before the cooldown,
@@ -89,7 +90,7 @@ class _Run(Run):
 
     reported = ("loss", "mse", "vb")
 
-    def __init__(self, data: ImageData, settings: Settings, processes: Processes) -> None:
+    def __init__(self, data: ImageData | LatentData, settings: Settings, processes: Processes) -> None:
         schedule = settings.forward_process()
         self.loss = DiffusionLoss(
             schedule,
@@ -99,8 +100,9 @@ class _Run(Run):
             target=settings.target,
         )
         config = UNetConfig.fitting(
-            channels=data.images.shape[1],
-            size=tuple(data.images.shape[2:]),  # type: ignore[arg-type]
+            channels=data.shape[0],
+            size=tuple(data.shape[1:]),  # type: ignore[arg-type]
+            fold=1 if isinstance(data, LatentData) else None,
             num_classes=data.num_classes,
             prediction=settings.prediction,
             target=settings.target,
@@ -131,7 +133,7 @@ class _Run(Run):
         seed = int(np.random.SeedSequence((self.settings.seed, i)).generate_state(1, np.uint64)[0])
         generator = torch.Generator("cpu").manual_seed(seed)
         size, none = self.settings.batch_size * self.processes.count, self.data.num_classes
-        index = torch.randint(len(self.data.images), (size,), generator=generator, device="cpu")
+        index = torch.randint(self.data.count, (size,), generator=generator, device="cpu")
         t, weights = self.timesteps.sample(size, generator)
         dropped = torch.rand(size, generator=generator, dtype=torch.float32, device="cpu") < self.settings.label_dropout
         x0 = self.data.scaled(index)

@@ -8,10 +8,24 @@ from pathlib import Path
 from typing import Any, overload
 
 from fastsample.checks import one_of
+from fastsample.zoo.autoencoder import Autoencoder, AutoencoderConfig
+from fastsample.zoo.autoencoder_store import load_autoencoder, save_autoencoder
 from fastsample.zoo.store import load, save
 from fastsample.zoo.unet import UNet, UNetConfig
 
-__all__ = ["STUDENTS", "UNet", "UNetConfig", "digits", "load", "measured", "save"]
+__all__ = [
+    "STUDENTS",
+    "Autoencoder",
+    "AutoencoderConfig",
+    "UNet",
+    "UNetConfig",
+    "digits",
+    "load",
+    "load_autoencoder",
+    "measured",
+    "save",
+    "save_autoencoder",
+]
 
 _DIGITS = Path(__file__).with_name("digits.safetensors")
 _NAMES = (

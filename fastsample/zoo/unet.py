@@ -89,17 +89,18 @@ class UNetConfig:
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @classmethod
-    def fitting(cls, channels: int, size: tuple[int, int], **others: Any) -> UNetConfig:
+    def fitting(cls, channels: int, size: tuple[int, int], fold: int | None = None, **others: Any) -> UNetConfig:
         """The config whose depth and folding follow the size of the images, (height, width).
 
-        Two by two pixels are folded up to 64 by 64, four by four above. Resolutions are halved down to 8 pixels or
-        less, with 48, 96, 96, ... channels. Others are fields; widths that are given decide the depth.
+        Unless `fold` says otherwise, two by two pixels are folded up to 64 by 64, four by four above. Resolutions are
+        halved down to 8 pixels or less, with 48, 96, 96, ... channels. Others are fields; widths that are given decide
+        the depth.
 
         Example:
             >>> UNetConfig.fitting(3, (32, 32)).widths, UNetConfig.fitting(3, (128, 128)).fold
             ((48, 96), 4)
         """
-        fold = 2 if max(size) <= 64 else 4
+        fold = fold or (2 if max(size) <= 64 else 4)
         halvings = max(1, math.ceil(math.log2(max(size) / fold / 8)))
         widths = (48, *(96,) * halvings)
         image_size = size[0] if size[0] == size[1] else size
