@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,41 @@ import torch
 
 from fastsample.commands.console import in_one_line
 from fastsample.commands.threads import use_threads
-from fastsample.distill import Common, Settings, Student, consistency, load, progressive, trajectory
+from fastsample.distill import (
+    Common,
+    Settings,
+    Student,
+    consistency,
+    guided,
+    lcm,
+    lcm_lora,
+    load,
+    progressive,
+    trajectory,
+)
 from fastsample.distill.consistency import DEFAULTS as CONSISTENCY
 from fastsample.distill.consistency import SOLVERS
+from fastsample.distill.guided import DEFAULTS as GUIDED
+from fastsample.distill.lcm import DEFAULTS as LCM
+from fastsample.distill.lcm import LOSSES
 from fastsample.distill.network import untrained
 from fastsample.distill.pairs import CURRICULA
 from fastsample.distill.progressive import DEFAULTS as PROGRESSIVE
 from fastsample.distill.settings import PRECISIONS
 from fastsample.distill.trajectory import DEFAULTS as TRAJECTORY
 from fastsample.train.data import load_data
-from fastsample.zoo import UNet, digits
+from fastsample.zoo import UNet, digits, load_autoencoder
 from fastsample.zoo import load as load_model
 
-HELP = "distil a model to a few steps: trajectory, progressive or consistency"
-_DEFAULTS = {"trajectory": TRAJECTORY, "progressive": PROGRESSIVE, "consistency": CONSISTENCY}
+HELP = "distil a model to a few steps: trajectory, progressive, guided, consistency, lcm or lcm_lora"
+_DEFAULTS = {
+    "trajectory": TRAJECTORY,
+    "progressive": PROGRESSIVE,
+    "guided": GUIDED,
+    "consistency": CONSISTENCY,
+    "lcm": LCM,
+    "lcm_lora": LCM,
+}
 _SETTINGS = {
     "iterations": "batches of every stage",
     "batch_size": "samples of a batch, of each process",
@@ -34,6 +56,12 @@ _SETTINGS = {
     "weight_decay": "of AdamW",
     "ema_decay": "of averaged weights; 0 keeps the last ones",
     "seed": "of every batch",
+}
+_METHODS: dict[str, tuple[Callable[..., Student], tuple[str, ...]]] = {
+    "progressive": (progressive, ("start", "steps")),
+    "guided": (guided, ("start", "steps")),
+    "lcm": (lcm, ("scales", "loss", "target_decay")),
+    "lcm_lora": (lcm_lora, ("rank", "targets", "scales", "loss", "target_decay")),
 }
 
 
@@ -47,15 +75,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--substeps", type=int, default=6, help="solver steps of the teacher in each (%(default)s)")
     one.add_argument("--paths", type=int, default=4096, help="paths of the teacher to learn from (%(default)s)")
     two = methods.add_parser("progressive", help="half as many steps again and again")
-    two.add_argument("--start", type=int, default=16, help="steps of the first student (%(default)s)")
-    two.add_argument("--steps", type=int, default=1, help="steps of the last one (%(default)s)")
     three = methods.add_parser("consistency", help="every point of a path to its end")
     three.add_argument(
         "--curriculum", choices=tuple(CURRICULA), default="fixed", help="which points meet (%(default)s)"
     )
     three.add_argument("--solver", choices=SOLVERS, default="heun", help="of the teacher's step (%(default)s)")
     three.add_argument("--scales", type=int, default=40, help="noise levels (%(default)s)")
-    three.add_argument("--target-decay", type=float, default=0.0, help="of the average aimed at; 0: none (%(default)s)")
+    four = methods.add_parser("guided", help="a student of all weights of guidance, and half as many steps again")
+    for halved in (two, four):
+        halved.add_argument("--start", type=int, default=16, help="steps of the first student (%(default)s)")
+        halved.add_argument("--steps", type=int, default=1, help="steps of the last one (%(default)s)")
+    five = methods.add_parser("lcm", help="from few points of a path to its end, pixels or latents")
+    six = methods.add_parser("lcm_lora", help="the same in a LoRA alone")
+    for jumping in (five, six):
+        jumping.add_argument("--scales", type=int, default=50, help="timesteps of the teacher (%(default)s)")
+        jumping.add_argument("--loss", choices=LOSSES, default="huber", help="(%(default)s)")
+    six.add_argument("--rank", type=int, default=8, help="of the LoRA (%(default)s)")
+    six.add_argument("--targets", nargs="+", help="endings of the names of the layers that get it (all inner ones)")
+    for jumping in (three, five, six):
+        jumping.add_argument(
+            "--target-decay", type=float, default=0.0, help="of the average aimed at; 0: none (%(default)s)"
+        )
     for name, method in methods.choices.items():
         if name != "trajectory":
             method.add_argument("--data", default="mnist5k-train", help="as for fastsample train (%(default)s)")
@@ -71,7 +111,14 @@ def _add_common(parser: argparse.ArgumentParser, default: Settings) -> None:
         "--student", type=Path, help="a file of fastsample distill to begin with (a copy of the teacher)"
     )
     parser.add_argument("--widths", type=int, nargs="+", help="of a student that begins with nothing, such as 24 48")
-    parser.add_argument("--guidance", type=float, default=1.0, help="of the teacher, folded in (%(default)s: none)")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="of the teacher, folded in (1: none); two numbers are a range, of which the student is told one",
+    )
+    parser.add_argument("--autoencoder", type=Path, help="a file of fastsample autoencoder, of a teacher of latents")
     limits = parser.add_mutually_exclusive_group()
     limits.add_argument("--clip", type=float, default=1.0, help="of the teacher's x0 (%(default)s)")
     limits.add_argument("--no-clip", dest="clip", action="store_const", const=None, help="leave x0 as it is")
@@ -97,7 +144,8 @@ def run(args: argparse.Namespace) -> int:
     teacher = digits() if args.teacher == "zoo:digits" else load_model(args.teacher)
     classes = teacher.config.num_classes
     common: Common = {
-        "guidance": args.guidance,
+        "guidance": args.guidance[0] if len(args.guidance) == 1 else tuple(args.guidance),
+        "autoencoder": None if args.autoencoder is None else load_autoencoder(args.autoencoder),
         "clip": args.clip,
         "student": _student(args, teacher),
         "settings": settings,
@@ -113,18 +161,18 @@ def run(args: argparse.Namespace) -> int:
         student: Student = trajectory(
             teacher, shape, args.out, steps=args.steps, substeps=args.substeps, paths=args.paths, **common
         )
-    elif args.method == "progressive":
-        student = progressive(teacher, load_data(args.data), args.out, start=args.start, steps=args.steps, **common)
+    elif args.method == "consistency":
+        student = _consistency(args, teacher, common)
     else:
-        names: dict[str, Any] = {
-            name: getattr(args, name) for name in ("curriculum", "solver", "scales", "target_decay")
-        }
-        student = _consistency(args, teacher, names, common)
+        method, names = _METHODS[args.method]
+        own = {name: getattr(args, name) for name in names}
+        student = method(teacher, load_data(args.data), args.out, **own, **common)
     print(f"distilled for {', '.join(map(str, student.steps()))} steps: fastsample.distill.load(...) of {args.out}")
     return 0
 
 
-def _consistency(args: argparse.Namespace, teacher: UNet, names: dict[str, Any], common: Common) -> Student:
+def _consistency(args: argparse.Namespace, teacher: UNet, common: Common) -> Student:
+    names: dict[str, Any] = {name: getattr(args, name) for name in ("curriculum", "solver", "scales", "target_decay")}
     data = load_data(args.data)
     if args.curriculum != "adaptive":
         return consistency(teacher, data, args.out, **names, **common)

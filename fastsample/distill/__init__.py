@@ -2,6 +2,7 @@
 
 trajectory      along the student's own path from noise, without data
 progressive     the number of steps is halved again and again
+guided          a student of all weights of guidance, whose number of steps is halved: pixels or latents
 consistency     every point of a path leads to its end, in one step
 lcm             the same of a guided model, between few timesteps: pixels or latents
 lcm_lora        the same in a LoRA alone, which makes any model of the teacher's kind one
@@ -11,6 +12,7 @@ from fastsample.distill.common import Common
 from fastsample.distill.conditions import Conditions
 from fastsample.distill.consistency import consistency
 from fastsample.distill.consistency_student import ConsistencyStudent
+from fastsample.distill.guided import guided
 from fastsample.distill.lcm import lcm
 from fastsample.distill.lcm_lora import lcm_lora
 from fastsample.distill.lcm_student import LCMStudent
@@ -29,6 +31,7 @@ __all__ = [
     "Settings",
     "Student",
     "consistency",
+    "guided",
     "lcm",
     "lcm_lora",
     "load",

@@ -20,6 +20,7 @@ from fastsample.distill.teacher import Teacher
 from fastsample.model import Model, Predictor
 from fastsample.schedule import Schedule
 from fastsample.train.processes import Processes
+from fastsample.zoo.autoencoder import Autoencoder
 
 
 class Common(TypedDict, total=False):
@@ -37,6 +38,8 @@ class Common(TypedDict, total=False):
         student: a module of which a copy is trained, instead of one of the teacher: a smaller one, or the teacher with
             an adapter of PEFT's whose parameters alone require gradients. It is trained in float32.
         output: what that gives, see distill.Student.
+        autoencoder: of a teacher of latents: images that are given as data are encoded by it, and what the student
+            samples is decoded. It is kept in the student's file.
         settings: a distill.Settings.
         device: where to compute; default where the teacher is. A teacher that is a module is moved there.
         save_every: iterations between checkpoints; default 200.
@@ -51,6 +54,7 @@ class Common(TypedDict, total=False):
     clip: float | None
     student: nn.Module | None
     output: str | None
+    autoencoder: Autoencoder | None
     settings: Settings | None
     device: torch.device | str | None
     save_every: int
@@ -94,6 +98,7 @@ def run(
     teacher.probe()
     network, output = network_for(teacher, common.get("student"), common.get("output"), told)
     student = kind(network, output, teacher.schedule, Facts("", tuple(teacher.shape), {}))
+    student.autoencoder = common.get("autoencoder")
     return distill(
         make(teacher, student, settings),
         student,

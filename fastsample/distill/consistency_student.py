@@ -60,7 +60,7 @@ class ConsistencyStudent(JumpingStudent):
         """The times 250 ln s of timesteps."""
         return self._times.to(timestep.device)[timestep]
 
-    def sampler(self, steps: int | None = None) -> Consistency:
+    def sampler(self, steps: int | None = None, stochastic: bool = True) -> Consistency:
         """The sampler of so many steps; None takes the most that it was tried with."""
         sigmas = self.sigmas[list(self.timesteps(steps))]
         return Consistency(sigmas=sigmas, sigma_min=SIGMA_MIN, sigma_data=SIGMA_DATA, clip=self.facts.clip)

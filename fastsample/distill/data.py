@@ -11,7 +11,7 @@ from fastsample.distill.common import Common
 from fastsample.distill.conditions import Conditions
 from fastsample.distill.digests import bytes_of
 from fastsample.train.data import ImageData
-from fastsample.train.latents import LatentData
+from fastsample.train.latents import LatentData, encoded
 
 Data = Tensor | ImageData | LatentData
 
@@ -34,6 +34,9 @@ class Samples:
 
     def __init__(self, data: Data, common: Common) -> None:
         self.common: Common = {**common}
+        autoencoder = common.get("autoencoder")
+        if autoencoder is not None and isinstance(data, ImageData):
+            data = encoded(data, autoencoder)
         self._images = data if isinstance(data, ImageData | LatentData) else None
         if isinstance(data, ImageData | LatentData):
             self.shape, self.count = data.shape, data.count

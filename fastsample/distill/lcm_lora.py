@@ -54,7 +54,6 @@ def lcm_lora(
         ArithmeticError: the loss, its gradient or a weight is not finite; the last checkpoint is from before that.
 
     Example:
-        >>> import torch
         >>> from tempfile import TemporaryDirectory
         >>> from fastsample import Schedule, lora, zoo
         >>> teacher = zoo.UNet(zoo.UNetConfig(widths=(8, 16)), Schedule.cosine(100)).eval()

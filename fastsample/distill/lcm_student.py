@@ -31,7 +31,7 @@ class LCMStudent(JumpingStudent):
         # By timestep: what of the state and of the output x0 is.
         self.of = torch.from_numpy(np.stack((c_skip + c_out * p, c_out * q))).float()
 
-    def sampler(self, steps: int | None = None) -> LCM:
+    def sampler(self, steps: int | None = None, stochastic: bool = True) -> LCM:
         """The sampler of so many steps; None takes the most that it was tried with."""
         times = self.timesteps(steps)
         return LCM(self.schedule, timesteps=times, prediction=self.prediction, clip=self.facts.clip)

@@ -77,7 +77,7 @@ def progressive(
         ((1,), torch.Size([3, 1, 28, 28]))
     """
     samples = Samples(data, common)
-    halvings = _halvings(start, steps)
+    halvings = halvings_of(start, steps)
     start = int(start)
 
     def make(model: Teacher, student: Student, settings: Settings) -> Progressive:
@@ -86,7 +86,8 @@ def progressive(
     return run(teacher, samples.shape, out, make, DEFAULTS, **samples.common)
 
 
-def _halvings(start: int, steps: int) -> int:
+def halvings_of(start: int, steps: int) -> int:
+    """How often `start` steps are halved until there are `steps`. Raises ValueError where that cannot be."""
     start, steps = integer("start", start, 1), integer("steps", steps, 1)
     halvings = int(np.log2(start / steps)) if start >= steps else -1
     if steps * 2 ** max(halvings, 0) != start:
@@ -125,7 +126,11 @@ class Progressive(Method):
 
     def begin(self, stage: int, student: Student, out: Path, processes: Processes, progress: bool) -> None:
         first = self.first_teacher
-        self.teacher = first if stage == 0 else first.followed_by(student)
+        self._halve(stage, first if stage == 0 else first.followed_by(student))
+
+    def _halve(self, stage: int, teacher: Teacher) -> None:
+        """Makes ready for a stage with this teacher."""
+        first, self.teacher = self.first_teacher, teacher
         self.table = DDIM(
             first.schedule, timesteps=self.timesteps[stage], prediction=self.teacher.prediction, clip=first.clip
         ).table
@@ -144,10 +149,14 @@ class Progressive(Method):
         x0 = self.samples.at(examples).to(batch.device)
         alpha, sigma, of_r, of_t, weight, p, q = (per_sample(v, x0) for v in self.of_rows.to(batch.device)[:, row])
         xt = alpha * x0 + sigma * batch.normals(tuple(x0.shape[1:]))
-        xr = xt
+        told, xr = self._told(batch), xt
         for half in (0, 1):
-            xr = self.teacher.step(xr, self.table, 2 * row + half, examples)
+            xr = self.teacher.step(xr, self.table, 2 * row + half, examples, told=told)
         target = of_r * xr + of_t * xt
         t = torch.tensor(self.timesteps[stage + 1], device=batch.device)[row]
-        x0_of_student = p * xt + q * student(xt, t, **self.teacher.told(examples)).float()
+        x0_of_student = p * xt + q * student(xt, t, **self.teacher.told(examples), **told).float()
         yield (weight * (x0_of_student - target).square()).mean()
+
+    def _told(self, batch: Batch) -> dict[str, Tensor]:
+        """What teacher and student are told beside the conditions."""
+        return {}

@@ -11,7 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from fastsample import lora
 from fastsample.distill.consistency_student import ConsistencyStudent
@@ -22,9 +22,11 @@ from fastsample.lora.trainable import Trainable
 from fastsample.schedule import Schedule
 from fastsample.storage.reading import regular_size
 from fastsample.storage.writing import replacing
+from fastsample.zoo.autoencoder import Autoencoder, AutoencoderConfig
 from fastsample.zoo.unet import UNet, UNetConfig
 
 _KEY = "fastsample_student"
+_PREFIX = "autoencoder."  # of the names of its tensors, which none of a network's begins with
 KINDS = {"ddim": Student, "consistency": ConsistencyStudent, "lcm": LCMStudent}
 
 
@@ -40,7 +42,7 @@ def save(student: Student, path: str | Path, dtype: torch.dtype | None = None) -
         OSError: it cannot be written. ValueError: there is a folder or a device. What was there stays.
     """
     network = student.network
-    adapted = isinstance(network, Trainable)
+    adapted, autoencoder = isinstance(network, Trainable), student.autoencoder
     about = {
         "output": student.output,
         "betas": student.schedule.betas.tolist(),
@@ -48,13 +50,14 @@ def save(student: Student, path: str | Path, dtype: torch.dtype | None = None) -
         "unet": asdict(network.config) if isinstance(network, UNet) else None,
         "network": type(network.model if adapted else network).__name__,
         "lora": adapted,
+        "autoencoder": None if autoencoder is None else asdict(autoencoder.config),
     }
     if isinstance(network, Trainable):
         lora.save(network.lora(), path, dtype=dtype, metadata={_KEY: json.dumps(about)})
         return
     tensors = {
         name: (value.to(dtype) if dtype is not None and value.is_floating_point() else value).contiguous().clone()
-        for name, value in network.state_dict().items()
+        for name, value in (network.state_dict() | _of_autoencoder(autoencoder)).items()
     }
     with replacing(path) as file:
         file.write(safetensors.torch.save(tensors, metadata={_KEY: json.dumps(about)}))
@@ -97,13 +100,30 @@ def load(path: str | Path, network: nn.Module | None = None) -> Student:
             network = plain(network) if isinstance(network, UNet) else copy.deepcopy(network)
             lora.attach(network, tensors)
         else:
-            network.load_state_dict(tensors)
+            network.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_PREFIX)})
         facts = _facts(about["facts"])
         student = KINDS[facts.sampler](network.float(), about["output"], schedule, facts)
+        student.autoencoder = _autoencoder(about.get("autoencoder"), tensors)
     except (ArithmeticError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:500]
         raise ValueError(f"{path} holds no such student: {type(error).__name__}: {reason}") from error
     return student.eval()
+
+
+def _of_autoencoder(autoencoder: Autoencoder | None) -> dict[str, Tensor]:
+    """Its tensors as they are called in a student's file."""
+    tensors = {} if autoencoder is None else autoencoder.state_dict()
+    return {_PREFIX + name: value for name, value in tensors.items()}
+
+
+def _autoencoder(config: dict[str, Any] | None, tensors: dict[str, Tensor]) -> Autoencoder | None:
+    if config is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        autoencoder = Autoencoder(AutoencoderConfig(**config))
+    own = {name[len(_PREFIX) :]: value for name, value in tensors.items() if name.startswith(_PREFIX)}
+    autoencoder.load_state_dict(own)
+    return autoencoder.eval().requires_grad_(False)
 
 
 def _facts(fields: dict[str, Any]) -> Facts:

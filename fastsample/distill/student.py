@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fastsample.checks import checked_shape, integer
+from fastsample.distill.stochastic import Stochastic
 from fastsample.model import unwrapped
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.guidance_embedding import guidance_scale_embedding
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Schedule
+from fastsample.zoo.autoencoder import Autoencoder
 
 # "both" are two halves [epsilon, x0], of which v = alpha epsilon - sigma x0 (Salimans & Ho 2022): so a model of epsilon
 # and a variance becomes one that is exact next to pure noise, without a further weight.
@@ -61,6 +63,7 @@ class Student(nn.Module):
 
     Attributes:
         prediction: what the student returns, as samplers name it; v where the network gives both halves.
+        autoencoder: of a student of latents, which makes images of what it samples; no part of its weights.
     """
 
     def __init__(self, network: nn.Module, output: str, schedule: Schedule, facts: Facts) -> None:
@@ -72,6 +75,19 @@ class Student(nn.Module):
         abar = torch.tensor(schedule.alphas_cumprod)
         # No part of the weights: they follow from the schedule, and a change of dtype must not round them.
         self._levels = torch.stack((abar.sqrt(), (1 - abar).sqrt())).float()
+
+    @property
+    def autoencoder(self) -> Autoencoder | None:
+        """See above."""
+        found: Autoencoder | None = self.__dict__.get("_autoencoder")
+        return found
+
+    @autoencoder.setter
+    def autoencoder(self, autoencoder: Autoencoder | None) -> None:
+        if autoencoder is not None and autoencoder.config.latent_shape != tuple(self.facts.shape):
+            shape = autoencoder.config.latent_shape
+            raise ValueError(f"autoencoder makes latents of shape {shape}, the model is for {tuple(self.facts.shape)}")
+        self.__dict__["_autoencoder"] = autoencoder  # as a submodule it would be trained and saved with the network
 
     def forward(self, x: Tensor, t: Tensor, **keywords: Any) -> Tensor:
         """The prediction for x (B, C, ...) at timesteps t (B,), of x's shape."""
@@ -103,12 +119,14 @@ class Student(nn.Module):
         """The numbers of steps that it was distilled for, the largest first."""
         return tuple(sorted(self.facts.timesteps, reverse=True))
 
-    def sampler(self, steps: int | None = None) -> Sampler:
+    def sampler(self, steps: int | None = None, stochastic: bool = False) -> Sampler:
         """The sampler of so many steps; None takes the most that it was distilled for.
 
         Raises:
             ValueError: it was not distilled for so many.
         """
+        if stochastic:
+            return Stochastic(self.schedule, timesteps=self.timesteps(steps), prediction=self.prediction)
         return DDIM(self.schedule, timesteps=self.timesteps(steps), prediction=self.prediction)
 
     def timesteps(self, steps: int | None = None) -> tuple[int, ...]:
@@ -128,15 +146,18 @@ class Student(nn.Module):
         seed: Seed | None = None,
         index: Index = 0,
         guidance: float | Tensor | None = None,
+        stochastic: bool = False,
         **conditions: Any,
     ) -> Tensor:
         """Draws samples in so many steps, one call of the network each.
 
         Args:
-            shape: (B, ...), the batch and the shape of one sample.
+            shape: (B, ...), the batch and the shape of one sample; of an image where there is an autoencoder.
             steps: one of `steps()`; None takes the most.
             seed, index: see fastsample.Options.
             guidance: for a student of a range of guidance, the weight within it, a number or one per sample.
+            stochastic: two steps forward and one back with fresh noise (Meng et al. 2023), in place of DDIM's.
+                Students by consistency and lcm draw fresh noise anyway.
             **conditions: the network's keywords, such as y=labels, an entry per sample.
 
         Returns:
@@ -145,11 +166,15 @@ class Student(nn.Module):
         Raises:
             ValueError: another shape, number of steps or guidance than it was distilled for.
         """
-        if tuple(checked_shape("shape", shape))[1:] != tuple(self.facts.shape):
-            raise ValueError(f"shape must be (B, {', '.join(map(str, self.facts.shape))}), got {tuple(shape)}")
-        sampler = self.sampler(steps)
+        autoencoder = self.autoencoder
+        wanted = tuple(self.facts.shape) if autoencoder is None else autoencoder.config.shape
+        if tuple(checked_shape("shape", shape))[1:] != wanted:
+            raise ValueError(f"shape must be (B, {', '.join(map(str, wanted))}), got {tuple(shape)}")
+        decode = None if autoencoder is None else autoencoder.to(next(self.network.parameters()).device).decode
+        sampler = self.sampler(steps, stochastic)
         told = conditions | self._told(shape[0], len(sampler.table), guidance)
-        sample: Tensor = sampler(self, shape, seed=seed, index=index, model_kwargs=told)
+        drawn = (shape[0], *self.facts.shape)
+        sample: Tensor = sampler(self, drawn, seed=seed, index=index, model_kwargs=told, decode=decode)
         return sample
 
     def _told(self, batch: int, steps: int, guidance: float | Tensor | None) -> dict[str, Tensor]:

@@ -140,6 +140,7 @@ class Teacher:
         history: Sequence[Tensor] = (),
         x0: Tensor | None = None,
         weights: Tensor | None = None,
+        told: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """One row of a table of the teacher's for each sample.
 
@@ -150,8 +151,12 @@ class Teacher:
             index: each sample's example of the conditions, int64 (B,).
             history, x0: of a row that reads earlier x0, and what receives this row's.
             weights: of guidance, in place of the teacher's own, one per sample.
+            told: what a teacher that is a student is told beside the conditions, without guidance of its own.
         """
-        guided = guidance_of(x, RunOptions(**self.options(index, weights)), self.predictor.known_dtype)
+        options = self.options(index, weights)
+        if told:
+            options["cond"] = {**options["cond"], **told}
+        guided = guidance_of(x, RunOptions(**options), self.predictor.known_dtype)
         t = torch.tensor(table.t)[row.cpu()].to(x.device)
         given = x.to(self.predictor.dtype, copy=True)
         if guided.weights is None:

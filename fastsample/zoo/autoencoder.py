@@ -39,6 +39,11 @@ class AutoencoderConfig:
             raise ValueError(f"width must be a multiple of groups = {self.groups}, got {self.width}")
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image."""
+        return (self.channels, self.image_size, self.image_size)
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Of one sample's latents."""
         return (self.latent_channels, self.image_size // 4, self.image_size // 4)
@@ -91,7 +96,7 @@ class Autoencoder(nn.Module):
 
     def distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the encoder for images (B, C, H, W) in [-1, 1], not normalised."""
-        if images.shape[1:] != (shape := (self.config.channels, self.config.image_size, self.config.image_size)):
+        if images.shape[1:] != (shape := self.config.shape):
             raise ValueError(f"images must be (B, {', '.join(map(str, shape))}), got {tuple(images.shape)}")
         mean, log_variance = self.encoder(images).chunk(2, dim=1)
         return mean, log_variance.clamp(-30, 20)
