@@ -1,11 +1,11 @@
-"""The command line: `fastsample autoencoder`, `demo`, `distill`, `evaluate`, `nll`, `selftest` and `train`."""
+"""The command line: `fastsample COMMAND`, with the commands of fastsample/commands."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import fastsample
-from fastsample.commands import autoencoder, demo, distill, evaluate, nll, selftest, train
+from fastsample.commands import autoencoder, demo, distill, evaluate, finetune, nll, selftest, train
 from fastsample.commands.console import Parser
 
 COMMANDS = {
@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": demo,
     "distill": distill,
     "evaluate": evaluate,
+    "finetune": finetune,
     "nll": nll,
     "selftest": selftest,
     "train": train,

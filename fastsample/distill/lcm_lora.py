@@ -17,9 +17,9 @@ from fastsample.distill.data import Data, Samples
 from fastsample.distill.lcm import distilled
 from fastsample.distill.lcm_student import LCMStudent
 from fastsample.distill.settings import Settings
-from fastsample.distill.teacher import plain
 from fastsample.lora.trainable import Trainable
 from fastsample.model import Model
+from fastsample.zoo.plain import plain
 from fastsample.zoo.unet import UNet
 
 

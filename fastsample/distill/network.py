@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from fastsample.checks import one_of
 from fastsample.distill.student import OUTPUTS, Facts, Student
-from fastsample.distill.teacher import Teacher, plain
+from fastsample.distill.teacher import Teacher
 from fastsample.lora.layers.adapted import Adaptable
 from fastsample.lora.trainable import Trainable
 from fastsample.model import attribute
 from fastsample.train.losses import PREDICTIONS
+from fastsample.zoo.plain import plain
 from fastsample.zoo.unet import UNet
 
 

@@ -17,12 +17,12 @@ from fastsample import lora
 from fastsample.distill.consistency_student import ConsistencyStudent
 from fastsample.distill.lcm_student import LCMStudent
 from fastsample.distill.student import Facts, Student
-from fastsample.distill.teacher import plain
 from fastsample.lora.trainable import Trainable
 from fastsample.schedule import Schedule
 from fastsample.storage.reading import regular_size
 from fastsample.storage.writing import replacing
 from fastsample.zoo.autoencoder import Autoencoder, AutoencoderConfig
+from fastsample.zoo.plain import plain
 from fastsample.zoo.unet import UNet, UNetConfig
 
 _KEY = "fastsample_student"

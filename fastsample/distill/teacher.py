@@ -6,7 +6,6 @@ import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from fastsample.schedule import Schedule
 from fastsample.tables import Table
 from fastsample.times.automatic import MOST_RATIO
 from fastsample.train.losses import PREDICTIONS
+from fastsample.zoo.plain import plain
 from fastsample.zoo.unet import UNet
 
 MOST_CLIPPED_RATIO = 64.0
@@ -207,22 +207,3 @@ def _refuse_training(model: nn.Module) -> None:
         drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
         if module.training and (drops or isinstance(module, nn.modules.batchnorm._BatchNorm)):
             raise ValueError(f"the teacher has a {type(module).__name__} in training mode: call .eval() on it first")
-
-
-def plain(model: UNet) -> UNet:
-    """A copy that returns v, without a variance, where the network gives v or x0; else only a copy.
-
-    Turned into epsilon and used for x0 next to pure noise, the rounding of its output alone is multiplied by thousands.
-    """
-    network, config = copy.deepcopy(model), model.config
-    given = config.target or config.prediction
-    if given == "epsilon":
-        return network
-    leave, learned = network.leave, config.learned_variance
-    if learned and type(leave) is nn.Conv2d:  # not where an adapter is in its place
-        rows, learned = config.channels * config.fold**2, False
-        leave.out_channels = rows
-        for name, parameter in list(leave.named_parameters()):
-            setattr(leave, name, nn.Parameter(parameter.detach()[:rows].clone(), parameter.requires_grad))
-    network.config = replace(config, prediction="v", target=given, learned_variance=learned)
-    return network

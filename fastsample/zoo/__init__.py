@@ -14,12 +14,14 @@ from fastsample.zoo.store import load, save
 from fastsample.zoo.unet import UNet, UNetConfig
 
 __all__ = [
+    "LORAS",
     "STUDENTS",
     "Autoencoder",
     "AutoencoderConfig",
     "UNet",
     "UNetConfig",
     "digits",
+    "latent_digits",
     "load",
     "load_autoencoder",
     "measured",
@@ -36,6 +38,7 @@ _NAMES = (
     "progressive-1",
 )
 STUDENTS = {name: _DIGITS.with_name(f"digits-{name}.safetensors") for name in _NAMES}
+LORAS = {name: _DIGITS.with_name(f"digits-lora-{name}.safetensors") for name in ("lcm", "leaning")}
 _FIGURES = _DIGITS.with_name("quality.json")
 
 
@@ -70,6 +73,31 @@ def digits(student: str | None = None) -> Any:
         raise FileNotFoundError(f"the bundled digits model is missing: {path} (reinstall fastsample)")
     # Students know their samplers, which stand above the models here.
     return load(path) if student is None else importlib.import_module("fastsample.distill").load(path)
+
+
+def latent_digits() -> tuple[UNet, Autoencoder]:
+    """A bundled model of latents of handwritten digits, 4 x 7 x 7, and the autoencoder that they are of.
+
+    Its classes, schedule and prediction are those of `digits`. Latents have no bounds: samplers need no clip.
+
+    Raises:
+        FileNotFoundError: the weights are not installed.
+
+    Example:
+        >>> import fastsample
+        >>> model, autoencoder = latent_digits()
+        >>> y = torch.arange(10)
+        >>> digits = fastsample.ddim(
+        ...     model, (10, 4, 7, 7), steps=20, seed=0, model_kwargs={"y": y}, decode=autoencoder.decode
+        ... )
+        >>> digits.shape
+        torch.Size([10, 1, 28, 28])
+    """
+    paths = [_DIGITS.with_name(f"digits-{name}.safetensors") for name in ("latent", "autoencoder")]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"the bundled model of latents is missing: {path} (reinstall fastsample)")
+    return load(paths[0]), load_autoencoder(paths[1])
 
 
 def measured() -> dict[str, float]:
