@@ -22,7 +22,7 @@ from fastsample.storage.writing import replace_text
 from fastsample.train import load_data
 from fastsample.zoo import STUDENTS
 
-GUIDANCE = 1.25
+GUIDANCE, RANGE = 1.25, (1.0, 8.0)
 CLASSES, NONE = {"y": torch.arange(10)}, {"y": torch.tensor([10])}
 RESULTS = Path(__file__).with_name("results") / "students.csv"
 Make = Callable[[Path, int | None], distill.Student]
@@ -65,6 +65,77 @@ def progressive(out: Path, short: int | None) -> distill.Student:
         guidance=GUIDANCE,
         clip=1.0,
         settings=distill.Settings(iterations=short or 500, batch_size=64 if short is None else 8),
+    )
+
+
+def consistency(out: Path, short: int | None) -> distill.Student:
+    """A student that jumps from anywhere to the end."""
+    return distill.consistency(
+        fastsample.zoo.digits(),
+        load_data("mnist5k-train"),
+        out,
+        scales=8,
+        target_decay=0.95,
+        uncond=NONE,
+        guidance=GUIDANCE,
+        clip=1.0,
+        settings=distill.Settings(iterations=short or 4000, lr=2e-4, batch_size=64 if short is None else 8),
+    )
+
+
+def guided(out: Path, short: int | None) -> distill.Student:
+    """Students of all weights of guidance, of 8 steps down to 1."""
+    return _guided(out, short, fastsample.zoo.digits(), {"clip": 1.0})
+
+
+def guided_latent(out: Path, short: int | None) -> distill.Student:
+    """The same of latents."""
+    teacher, autoencoder = fastsample.zoo.latent_digits()
+    return _guided(out, short, teacher, {"autoencoder": autoencoder})
+
+
+def _guided(out: Path, short: int | None, teacher: fastsample.zoo.UNet, common: distill.Common) -> distill.Student:
+    return distill.guided(
+        teacher,
+        load_data("mnist5k-train"),
+        out,
+        start=8,
+        uncond=NONE,
+        guidance=RANGE,
+        settings=distill.Settings(iterations=short or 1000, batch_size=64 if short is None else 8),
+        **common,
+    )
+
+
+def lcm(out: Path, short: int | None) -> distill.Student:
+    """A latent consistency model, told its guidance."""
+    teacher, autoencoder = fastsample.zoo.latent_digits()
+    return distill.lcm(
+        teacher,
+        load_data("mnist5k-train"),
+        out,
+        scales=16,
+        target_decay=0.95,
+        uncond=NONE,
+        guidance=RANGE,
+        autoencoder=autoencoder,
+        settings=distill.Settings(iterations=short or 4000, lr=3e-4, batch_size=64 if short is None else 8),
+    )
+
+
+def lcm_lora(out: Path, short: int | None) -> distill.Student:
+    """The same of pixels, in a LoRA."""
+    return distill.lcm_lora(
+        fastsample.zoo.digits(),
+        load_data("mnist5k-train"),
+        out,
+        rank=8,
+        scales=16,
+        target_decay=0.95,
+        uncond=NONE,
+        guidance=GUIDANCE,
+        clip=1.0,
+        settings=distill.Settings(iterations=short or 3000, lr=1e-3, batch_size=64 if short is None else 8),
     )
 
 

@@ -92,9 +92,7 @@ def _drawn(style: Mapping[str, Tensor], weights: Mapping[str, float], count: int
             parts.append(student.sample(shape, 4, seed=1, index=index, y=y[index]))
         else:
             parts.append(
-                fastsample.ddim(
-                    model, shape, steps=20, clip=1.0, seed=1, index=index, model_kwargs={"y": y[index]}
-                )
+                fastsample.ddim(model, shape, steps=20, clip=1.0, seed=1, index=index, model_kwargs={"y": y[index]})
             )
     return torch.cat(parts), y
 
@@ -107,7 +105,16 @@ def table_of(runs: Mapping[str, Course], rows: list[Style]) -> str:
         step, trained, held_out = run.losses[-1]
         figures = [f"{first:.4f}", f"{best[2]:.4f} at {best[0]}", f"{held_out:.4f}", f"{trained:.4f}"]
         lines.append([name, f"{run.trained:,}", f"{run.lr:g}", str(step), *figures])
-    header = ["what is trained", "numbers", "lr", "steps", "held-out loss before", "lowest", "last", "last training loss"]
+    header = [
+        "what is trained",
+        "numbers",
+        "lr",
+        "steps",
+        "held-out loss before",
+        "lowest",
+        "last",
+        "last training loss",
+    ]
     slants = [[row.name, f"{row.slant:.2f} ± {row.error:.2f}", f"{row.agreement:.3f}"] for row in rows]
     return table(header, lines) + "\n\n" + table(["digits drawn by", "mean slant", "class agreement"], slants)
 

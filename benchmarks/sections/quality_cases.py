@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import fastsample
@@ -33,6 +33,7 @@ DDPMS = tuple(name for name in SAMPLERS if name.startswith("DDPM"))
 FEW, MIDDLE, MANY = (10, 4, 6, 8, 5, 3), (50, 20, 100), (250, 1000)
 SAMPLES, FEWER_SAMPLES, QUICK_SAMPLES, STUDENT_SAMPLES = 3000, 900, 300, 5000
 GUIDANCE = 1.25
+TOLD = (GUIDANCE, 2.0, 1.0, 4.0, 8.0)  # of students that are told; the first two in all their steps
 BITS = ((50, 1000), (10, 1000), (25, 1000), (100, 1000), (1000, 100))  # model calls, digits
 QUICK_BITS = ((10, 100), (50, 100))
 VARIANCES = ("learned_range", "fixed_small", "fixed_large")
@@ -40,16 +41,22 @@ VARIANCES = ("learned_range", "fixed_small", "fixed_large")
 
 @dataclass(frozen=True)
 class Case:
-    """One set of samples: `count` of them by this sampler, in so many model calls or, for Heun, one less."""
+    """One set of samples: `count` of them by this sampler, in so many model calls or, for Heun, one less.
+
+    They are latents' where `latent` says so, by the bundled model of these in place of the study's.
+    """
 
     sampler: str
     calls: int
     count: int
     guidance: float = 1.0
+    latent: bool = False
 
     def make(self, model: fastsample.zoo.UNet) -> Sampler:
         """The sampler on the model's schedule."""
         make, schedule = SAMPLERS[self.sampler], model.schedule
+        if self.latent:
+            make = partial(make, clip=None)  # latents have no bounds
         steps = (self.calls + 1) // 2 if self.sampler == "Heun" else self.calls
         # Solvers visit one timestep less than there are.
         most = schedule.T if getattr(make, "func", make) in (DDIM, DDPM) else schedule.T - 1
@@ -89,11 +96,16 @@ class BitsCase:
 
 @dataclass(frozen=True)
 class StudentCase:
-    """So many samples of a distilled model, in some of the steps that it was distilled for."""
+    """So many samples of a distilled model, in some of the steps that it was distilled for.
+
+    One of a range of guidance is told the weight; for others it is None.
+    """
 
     student: Path
     steps: int
     count: int
+    guidance: float | None = None
+    stochastic: bool = False
 
     def image_calls(self, model: fastsample.zoo.UNet) -> int:
         """Images times model calls, of a network as large as the teacher's."""
@@ -123,13 +135,48 @@ def plan(model: fastsample.zoo.UNet, *, quick: bool, count: int | None = None) -
 
 
 def students_plan(students: Sequence[Path], *, quick: bool, count: int | None = None) -> list[AnyCase]:
-    """Students in all their steps, beside their teacher in many steps and in as few; equal numbers of samples."""
+    """Students in all their steps, beside their teachers in many steps and in as few; equal numbers of samples."""
     count = count or (QUICK_SAMPLES if quick else STUDENT_SAMPLES)
     guided = [Case("DDIM", calls, count, GUIDANCE) for calls in (MIDDLE[0], FEW[0], 4)]
     guided.append(Case(SOLVER, FEW[0], count, GUIDANCE))
     few = [Case(name, calls, count) for calls in (FEW[0], 4) for name in ("DDIM", SOLVER)]
-    distilled = [StudentCase(path, steps, count) for path in students for steps in distill.load(path).steps()]
-    return [RealCase(min(count, 2500)), Case("DDIM", MIDDLE[0], count), *guided, *few, *distilled]
+    distilled = [case for path in students for case in _student_cases(path, count)]
+    weights = {case.guidance for case in distilled if case.guidance is not None} - {GUIDANCE}
+    guided += [Case("DDIM", MIDDLE[0], count, weight) for weight in sorted(weights - {1.0})]
+    latents = _latent_teacher(count, weights) if any(is_latent(case.student) for case in distilled) else []
+    real = RealCase(min(count, 2500))
+    return [real, Case("DDIM", MIDDLE[0], count), *guided, *few, *latents, *distilled]
+
+
+def _student_cases(path: Path, count: int) -> Iterator[StudentCase]:
+    student = load_student(path)
+    if not isinstance(student.facts.guidance, tuple):
+        yield from (StudentCase(path, steps, count) for steps in student.steps())
+        return
+    for steps in student.steps():
+        weights = TOLD if steps == 4 else TOLD[:2]
+        yield from (StudentCase(path, steps, count, weight) for weight in weights)
+    if student.facts.sampler == "ddim" and student.steps()[0] > 1:
+        yield StudentCase(path, student.steps()[0], count, GUIDANCE, stochastic=True)
+
+
+def _latent_teacher(count: int, weights: set[float]) -> list[AnyCase]:
+    every = sorted({1.0, GUIDANCE, *weights})
+    many: list[AnyCase] = [Case("DDIM", MIDDLE[0], count, weight, latent=True) for weight in every]
+    return many + [Case(name, 4, count, latent=True) for name in ("DDIM", SOLVER)]
+
+
+@cache
+def load_student(path: Path) -> distill.Student:
+    """The student of a file, once a process; of a LoRA with the bundled model."""
+    names = {file: name for name, file in fastsample.zoo.STUDENTS.items()}
+    student: distill.Student = fastsample.zoo.digits(names[path]) if path in names else distill.load(path)
+    return student
+
+
+def is_latent(path: Path) -> bool:
+    """Whether the student of a file is one of latents."""
+    return load_student(path).autoencoder is not None
 
 
 def _learned(case: AnyCase) -> bool:

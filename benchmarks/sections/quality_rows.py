@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 import fastsample
-from benchmarks.sections.quality_cases import AnyCase, BitsCase, Case, RealCase, StudentCase
+from benchmarks.sections.quality_cases import AnyCase, BitsCase, Case, RealCase, StudentCase, is_latent, load_student
 from fastsample.evaluate import Distances, Evaluation, Figure, Yardstick
 from fastsample.train import ImageData, load_data
 
 BATCH = 100
 HELD_OUT = "mnist5k-held-out"
+LATENT, AUTOENCODER = (
+    Path(fastsample.zoo.__file__).with_name(f"digits-{name}.safetensors") for name in ("latent", "autoencoder")
+)
 NONE = Figure(float("nan"), float("nan"), float("nan"))
 
 
@@ -107,16 +110,17 @@ class BitsRow:
 
 def key(case: AnyCase, run: Run) -> tuple[str, ...]:
     """What tells this case's row from all others, as texts of the CSV file."""
-    model, digest = load(run.model), digest_of(run.model)
+    path = _path(case, run)
+    model, digest = load(path), digest_of(path)
     if isinstance(case, BitsCase):
         return (digest, case.variance, str(min(case.calls, model.schedule.T)), str(case.count), str(run.seed))
     if isinstance(case, StudentCase):
         student, steps = load_student(case.student), str(case.steps)
-        first, guidance = str(student.timesteps(case.steps)[0]), f"{_folded(case.student):g}"
+        first, guidance = str(student.timesteps(case.steps)[0]), f"{_weight(case):g}"
         return (
             digest_of(case.student),
             case.student.stem,
-            "distilled",
+            _distilled(case),
             first,
             steps,
             str(case.count),
@@ -153,48 +157,73 @@ def measured(case: AnyCase, run: Run) -> Row | BitsRow:
         data = samples(case, run)
         ms = 1e3 * (process_time() - start) / case.count
         evaluation = yardstick(run.reference).measure(data)
-        guidance = _folded(case.student) if isinstance(case, StudentCase) else case.guidance
+        guidance = _weight(case) if isinstance(case, StudentCase) else case.guidance
         return Row(*_about(case, run), case.count, guidance, run.seed, ms, *_figures(evaluation.samples, evaluation))
 
 
-def _folded(path: Path) -> float:
-    """The guidance of a student that has one for all."""
-    guidance = load_student(path).facts.guidance
+def _weight(case: StudentCase) -> float:
+    """The guidance of a student: what it is told, or has folded in."""
+    guidance = load_student(case.student).facts.guidance
+    if case.guidance is not None:
+        return case.guidance
     if isinstance(guidance, tuple):
-        raise ValueError(f"{path} has a range of guidance: the study is of students that have one")
+        raise ValueError(f"{case.student} is told its guidance: the case must say it")
     return guidance
+
+
+def _distilled(case: StudentCase) -> str:
+    """What a row has in the place of the name of its timesteps."""
+    return "distilled, stochastic" if case.stochastic else "distilled"
+
+
+def _path(case: AnyCase, run: Run) -> Path:
+    """The file of the model that is sampled, or distilled."""
+    return LATENT if isinstance(case, Case) and case.latent else run.model
 
 
 def _about(case: Case | StudentCase, run: Run) -> tuple[str, str, str, str, float, int]:
     """Model, digest, sampler, timesteps, first and calls of a row."""
     if isinstance(case, StudentCase):
         first = float(load_student(case.student).timesteps(case.steps)[0])
-        return (run.name, digest_of(case.student), case.student.stem, "distilled", first, case.steps)
-    sampler = case.make(load(run.model))
-    return (*_names(run), case.sampler, _spacing(sampler), _first(sampler), len(sampler.table))
+        name = LATENT.stem if is_latent(case.student) else run.name
+        return (name, digest_of(case.student), case.student.stem, _distilled(case), first, case.steps)
+    path = _path(case, run)
+    sampler = case.make(load(path))
+    name = run.name if path == run.model else path.stem
+    return (name, digest_of(path), case.sampler, _spacing(sampler), _first(sampler), len(sampler.table))
 
 
 def samples(case: Case | StudentCase, run: Run) -> ImageData:
     """Its samples: image i is at place i of the seed's set, of class i modulo their number, whatever the sampler."""
-    model = load(run.model)
-    config = model.config
-    draw = _drawing(case, model)
+    config = load(run.model).config
+    draw = _drawing(case, run)
     images, classes = [], torch.arange(case.count) % max(config.num_classes, 1)
     for start in range(0, case.count, BATCH):
-        labels = classes[start : start + BATCH]
-        shape = (len(labels), config.channels, *config.size)
-        images.append(draw(shape, labels, run.seed, start))
+        images.append(draw(classes[start : start + BATCH], run.seed, start))
     data = fastsample.to_uint8(torch.cat(images)).permute(0, 3, 1, 2).contiguous()
     return ImageData(data, classes if config.num_classes else None)
 
 
-def _drawing(case: Case | StudentCase, model: fastsample.zoo.UNet) -> Callable[..., Tensor]:
-    """What draws samples of a shape and labels, under a seed from a place on."""
+def _drawing(case: Case | StudentCase, run: Run) -> Callable[[Tensor, int, int], Tensor]:
+    """What draws samples of these labels, under a seed from a place on."""
     if isinstance(case, StudentCase):
-        student = load_student(case.student)
-        return lambda shape, y, seed, index: student.sample(shape, case.steps, seed=seed, index=index, y=y)
-    sampler, classes = case.make(model), model.config.num_classes
-    return lambda shape, y, seed, index: sampler(model, shape, seed=seed, index=index, **_conditions(case, y, classes))
+        student, config = load_student(case.student), load(run.model).config
+        shape = (config.channels, *config.size)
+        options: dict[str, Any] = {"guidance": case.guidance, "stochastic": case.stochastic}
+        return lambda y, seed, index: student.sample(
+            (len(y), *shape), case.steps, seed=seed, index=index, y=y, **options
+        )
+    path = _path(case, run)
+    model = load(path)
+    decode = load_autoencoder(AUTOENCODER).decode if case.latent else None
+    sampler, shape, classes = case.make(model), (model.config.channels, *model.config.size), model.config.num_classes
+
+    def draw(y: Tensor, seed: int, index: int) -> Tensor:
+        conditions = _conditions(case, y, classes)
+        images: Tensor = sampler(model, (len(y), *shape), seed=seed, index=index, decode=decode, **conditions)
+        return images
+
+    return draw
 
 
 def _conditions(case: Case, labels: Tensor, num_classes: int) -> dict[str, Any]:
@@ -248,9 +277,9 @@ def load(path: Path) -> fastsample.zoo.UNet:
 
 
 @cache
-def load_student(path: Path) -> fastsample.distill.Student:
-    """The student of a file, once a process."""
-    return fastsample.distill.load(path)
+def load_autoencoder(path: Path) -> fastsample.zoo.Autoencoder:
+    """The autoencoder of a file, once a process."""
+    return fastsample.zoo.load_autoencoder(path)
 
 
 @cache
