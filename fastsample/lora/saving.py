@@ -38,7 +38,7 @@ def save(
             adapter_config.json and adapter_model.safetensors for PeftModel.from_pretrained. `attach` reads both.
         component: of a pipeline, in diffusers' files: "unet" or "transformer".
         dtype: of the factors in the file, such as torch.float16; None as they are.
-        metadata: texts for the file's header.
+        metadata: texts for the file's header. Those of several have no order: equal LoRAs may have unequal bytes then.
 
     Raises:
         ValueError: other keys, another format, for "peft" layers of more than one rank, or there is something else at
@@ -63,7 +63,7 @@ def save(
         _write_config(path, pairs)
         path /= "adapter_model.safetensors"
     with replacing(path) as file:
-        file.write(safetensors.torch.save(tensors, metadata={"format": "pt"} | dict(metadata or {})))
+        file.write(safetensors.torch.save(tensors, metadata=dict(metadata or {"format": "pt"})))
 
 
 def _up(key: str, lora: Mapping[str, Tensor]) -> str:

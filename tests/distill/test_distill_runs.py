@@ -13,18 +13,34 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsample import distill
+from fastsample import Schedule, distill
 from fastsample.distill.run import _Run
 from support.ahead import TESTS, Ahead, in_a_process
-from support.distillation import DATA, OBSERVATIONS, SHAPE, SMALL, Policy, run, unet, weights
+from support.distillation import (
+    DATA,
+    METHODS,
+    OBSERVATIONS,
+    RANGE,
+    SHAPE,
+    SMALL,
+    Policy,
+    run,
+    text_to_image,
+    unet,
+    weights,
+)
 from support.interruption import stopped_at
 
-METHODS: dict[str, dict[str, Any]] = {
+RUNS: dict[str, dict[str, Any]] = {
     "trajectory": {},
     "progressive": {},
     "consistency": {},
     "consistency-average": {"target_decay": 0.9, "solver": "ddim"},
     "consistency-easy": {"curriculum": "easy"},
+    "guided": {},
+    "lcm": {},
+    "lcm-told": {"target_decay": 0.9, "loss": "l2"} | RANGE,
+    "lcm_lora": {},
 }
 
 
@@ -47,12 +63,12 @@ def same_students(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RUNS)
 def test_resuming_is_exact(name: str, tmp_path: Path) -> None:
-    options = METHODS[name] | {"save_every": 2, "settings": replace(SMALL, ema_decay=0.5)}
+    options = RUNS[name] | {"save_every": 2, "settings": replace(SMALL, ema_decay=0.5)}
     method = name.partition("-")[0]
     run(method, unet(), tmp_path / "straight", **options)
-    total = SMALL.iterations * (3 if method == "progressive" else 1)
+    total = SMALL.iterations * (3 if method in ("progressive", "guided") else 1)
     for at in (0, 1, 3, total // 2 + 1, total - 1):
         interrupted(method, tmp_path / "broken", at, **options)
     run(method, unet(), tmp_path / "broken", **options)
@@ -67,14 +83,14 @@ def killed() -> TemporaryDirectory:
 
 
 @pytest.mark.ahead(killed)
-@pytest.mark.parametrize("name", ["trajectory", "progressive", "consistency"])
+@pytest.mark.parametrize("name", METHODS)
 def test_killed_at_any_moment(name: str) -> None:
     """SIGKILL at five random moments: the weights of a run in one go."""
     folder = Path(killed.result().name, name)
     same_students(folder / "straight", folder / "killed")
 
 
-@pytest.mark.parametrize("name", ["trajectory", "progressive", "consistency"])
+@pytest.mark.parametrize("name", METHODS)
 def test_parts_of_a_batch_add_up(name: str, tmp_path: Path) -> None:
     for out, accumulate in (("whole", 1), ("parts", 2)):
         run(name, unet(), tmp_path / out, settings=replace(SMALL, accumulate=accumulate))
@@ -84,17 +100,18 @@ def test_parts_of_a_batch_add_up(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(parts, whole, rtol=2e-2, atol=0)
 
 
-@pytest.mark.parametrize("name", ["trajectory", "progressive", "consistency"])
+@pytest.mark.parametrize("name", METHODS)
 def test_the_teacher_is_left_as_it_was(name: str, tmp_path: Path) -> None:
     teacher = unet()
     before = weights(teacher)
     student = run(name, teacher, tmp_path)
     assert all(torch.equal(value, before[key]) for key, value in weights(teacher).items())
     assert not teacher.training and not student.training
-    assert not torch.equal(weights(student)["network.leave.weight"], before["leave.weight"][:12])
+    name, kept = ("factors.1", torch.zeros(())) if name == "lcm_lora" else ("leave.weight", before["leave.weight"][:12])
+    assert not torch.equal(weights(student)[f"network.{name}"], kept.expand_as(weights(student)[f"network.{name}"]))
 
 
-@pytest.mark.parametrize("name", ["trajectory", "progressive", "consistency"])
+@pytest.mark.parametrize("name", ["trajectory", "progressive", "consistency", "lcm"])
 @pytest.mark.parametrize("kind", ["actions", "actions of two halves"])
 def test_a_model_of_actions(name: str, kind: str, tmp_path: Path) -> None:
     """(16, 7), given observations; with a variance half it gets both halves."""
@@ -111,24 +128,14 @@ def test_a_model_of_actions(name: str, kind: str, tmp_path: Path) -> None:
     assert torch.equal(again.sample((2, 16, 7), seed=0, obs=OBSERVATIONS["obs"][:2]), sample)
 
 
-@pytest.mark.parametrize("name", ["trajectory", "progressive", "consistency"])
+@pytest.mark.parametrize("name", METHODS)
 def test_a_text_to_image_model(name: str, tmp_path: Path) -> None:
-    """diffusers' UNet2DConditionModel, with the embeddings of prompts as data."""
-    diffusers = pytest.importorskip("diffusers")
+    """diffusers' UNet2DConditionModel, with the embeddings of prompts as data; told its guidance as a projection."""
+    pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    model = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=12,
-        attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()
+    model = text_to_image(time_cond_proj_dim=8 if name == "guided" else None)
     prompts = {"encoder_hidden_states": torch.randn(6, 5, 12)}
-    from fastsample import Schedule
-
+    guidance: Any = {"consistency": 1.0, "guided": (1.0, 3.0)}.get(name, 3.0)
     student = of_tensors(
         name,
         model,
@@ -137,9 +144,11 @@ def test_a_text_to_image_model(name: str, tmp_path: Path) -> None:
         prompts,
         schedule=Schedule.scaled_linear(),
         uncond={"encoder_hidden_states": torch.zeros(1, 5, 12)},
-        guidance=1.0 if name == "consistency" else 3.0,
+        guidance=guidance,
     )
-    sample = student.sample((2, 4, 8, 8), encoder_hidden_states=prompts["encoder_hidden_states"][:2], seed=1)
+    told = {"guidance": 2.0} if name == "guided" else {}
+    shape = (2, 4, 8, 8)
+    sample = student.sample(shape, encoder_hidden_states=prompts["encoder_hidden_states"][:2], seed=1, **told)
     assert torch.isfinite(sample).all()
 
 
@@ -154,13 +163,12 @@ def of_tensors(
         student = distill.trajectory(model, shape, out, steps=2, substeps=2, paths=16, **common)
     else:
         data = torch.randn(6, *shape, generator=torch.Generator().manual_seed(0))
-        if name == "progressive":
-            student = distill.progressive(model, data, out, start=1, steps=1, **common)
-        else:
-            student = distill.consistency(model, data, out, scales=4, **common)
-    history = losses_of(out)
-    assert len(history) == 50
-    assert history[-10:].mean() < 0.9 * history[:10].mean()
+        sizes = {"progressive": {"start": 1, "steps": 1}, "guided": {"start": 1, "steps": 1}}
+        student = getattr(distill, name)(model, data, out, **sizes.get(name, {"scales": 4}), **common)
+    stages = losses_of(out).reshape(-1, 50)
+    assert len(stages) == (2 if name == "guided" else 1)
+    for losses in stages:
+        assert losses[-10:].mean() < 0.9 * losses[:10].mean()
     return student
 
 
@@ -188,7 +196,7 @@ def test_only_what_requires_gradients_is_trained(tmp_path: Path) -> None:
     assert changed == {"leave.weight", "leave.bias"}
 
 
-@pytest.mark.parametrize("name", ["trajectory", "progressive", "consistency"])
+@pytest.mark.parametrize("name", METHODS)
 def test_bfloat16(name: str, tmp_path: Path) -> None:
     """Weights stay float32, and are near those of float32."""
     student = run(name, unet(), tmp_path / "half", settings=replace(SMALL, precision="bfloat16", lr=1e-4))
@@ -204,7 +212,7 @@ def test_a_teacher_in_half_precision(tmp_path: Path) -> None:
     assert {value.dtype for value in weights(student).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["trajectory", "progressive", "consistency"])
+@pytest.mark.parametrize("name", METHODS)
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(name: str, tmp_path: Path) -> None:
     from fastsample.distill import run as frame
 

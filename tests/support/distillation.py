@@ -50,6 +50,23 @@ class Policy(nn.Module):
         return out
 
 
+def text_to_image(**fields: Any) -> Any:
+    """A tiny UNet2DConditionModel of diffusers', for latents (4, 8, 8) and prompts of 12 numbers a word."""
+    import diffusers
+
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        **fields,
+    ).eval()
+
+
 OBSERVATIONS = {"obs": torch.randn(6, 5, generator=torch.Generator().manual_seed(2))}
 
 
@@ -69,6 +86,11 @@ class Delta(nn.Module):
         return by_name[self.prediction].float()
 
 
+METHODS = ("trajectory", "progressive", "consistency", "guided", "lcm", "lcm_lora")
+# How guided is told of weights, by a model of classes.
+RANGE: dict[str, Any] = {"guidance": (1.0, 3.0), "uncond": {"y": torch.tensor([3])}}
+
+
 def run(name: str, model: Any, out: Path, **changes: Any) -> distill.Student:
     """A run of this method on a model of images of three classes."""
     common: dict[str, Any] = {"settings": SMALL, "progress": False} | changes
@@ -79,6 +101,12 @@ def run(name: str, model: Any, out: Path, **changes: Any) -> distill.Student:
     common = {"cond": {"y": LABELS}} | common
     if name == "progressive":
         return distill.progressive(model, data, out, **{"start": 4, "steps": 1} | common)
+    if name == "guided":
+        return distill.guided(model, data, out, **{"start": 2, "steps": 1} | RANGE | common)
+    if name == "lcm_lora":
+        return distill.lcm_lora(model, data, out, **{"scales": 6, "rank": 2} | common)
+    if name == "lcm":
+        return distill.lcm(model, data, out, **{"scales": 6} | common)
     return distill.consistency(model, data, out, **{"scales": 8} | common)
 
 

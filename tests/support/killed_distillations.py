@@ -14,7 +14,7 @@ from support.distillation import SMALL, run, unet
 from support.killed_runs import completed, killed_five_times
 
 # Iterations of a stage, enough for five kills.
-METHODS = {"trajectory": 30, "progressive": 12, "consistency": 36}
+ITERATIONS = {"trajectory": 30, "progressive": 12, "consistency": 36, "guided": 12, "lcm": 36, "lcm_lora": 36}
 
 
 def main(folder: Path) -> None:
@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     report._plot = lambda *arguments: None  # which takes longer than all else
     teacher = unet()
-    for method, iterations in METHODS.items():
+    for method, iterations in ITERATIONS.items():
         settings = replace(SMALL, iterations=iterations)
 
         def go(out: Path, save_every: int, method: str = method, settings: Settings = settings) -> None:

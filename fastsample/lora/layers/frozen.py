@@ -185,11 +185,12 @@ class FrozenLayers:
         self.__dict__.update(state)
 
     def _live(self) -> bool:
-        """Whether gradients must reach A and B, so that forward reads them as they are now.
+        """Whether A and B are trained, so that forward reads them as they are now, without gradients too.
 
-        Under torch.compile nothing tells that A and B have changed since refresh(): trainable ones are always read.
+        Nothing tells that they have changed since refresh() where torch does not count the write: under torch.compile,
+        and after a step of a fused optimizer.
         """
-        return self._trainable and (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        return self._trainable
 
     def _refresh_if_trained(self) -> None:
         if self._marks_of_factors() != self._factor_marks:
