@@ -144,6 +144,11 @@ RUNS: Mapping[str, tuple[Make, Mapping[str, str]]] = {
     "trajectory-4": (trajectory, {"trajectory-4": "student"}),
     "trajectory-4-half": (half, {"trajectory-4-half": "student"}),
     "progressive": (progressive, {f"progressive-{steps}": f"student-{steps}" for steps in (4, 2, 1)}),
+    "consistency": (consistency, {"consistency": "student"}),
+    "guided": (guided, {f"guided-{steps}": f"student-{steps}" for steps in (4, 2)}),
+    "guided-latent": (guided_latent, {f"guided-{steps}-latent": f"student-{steps}" for steps in (4, 2)}),
+    "lcm": (lcm, {"lcm": "student"}),
+    "lcm-lora": (lcm_lora, {"lcm-lora": "student"}),
 }
 
 
@@ -170,7 +175,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def install(out: Path, run: str, files: Mapping[str, str]) -> None:
     """Puts the students of a run into the package, and its minutes into the table."""
     for name, file in files.items():
-        distill.save(distill.load(out / f"{file}.safetensors"), STUDENTS[name], torch.float16)
+        base = fastsample.zoo.digits() if name == "lcm-lora" else None
+        student = distill.load(out / f"{file}.safetensors", base)
+        student.autoencoder = None  # the package has it once, for all
+        distill.save(student, STUDENTS[name], torch.float16)
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     row = {"run": run, "updates": len(state["history"]), "minutes": f"{state['seconds'] / 60:.1f}"} | {
         name: str(value) for name, value in machine().items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -97,8 +96,8 @@ def load(path: str | Path, network: nn.Module | None = None) -> Student:
             with torch.random.fork_rng(devices=[]):
                 network = UNet(UNetConfig(**about["unet"]), schedule)
         if adapted:
-            network = plain(network) if isinstance(network, UNet) else copy.deepcopy(network)
-            lora.attach(network, tensors)
+            base = plain(network) if isinstance(network, UNet) else network
+            network = Trainable(base, lora={name.partition(".")[2]: value for name, value in tensors.items()})
         else:
             network.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_PREFIX)})
         facts = _facts(about["facts"])

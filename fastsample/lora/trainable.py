@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from fastsample.lora.tree import layers_of
 
 _KEPT = ("config", "schedule", "prediction", "variance")  # what samplers and training ask a model for
 _ADAPTER = "trained"
+_NAMES = ("lora_A", "lora_B")
+
+Factors = tuple[nn.Parameter, nn.Parameter]
 
 
 class Trainable(nn.Module):
@@ -35,6 +38,8 @@ class Trainable(nn.Module):
         targets: endings of the names of linears and 2-D convolutions, such as ("to_q", "to_v"), as PEFT's
             target_modules. None takes all that lie deeper than the model's first and last layers and its embeddings.
         seed: of A.
+        lora: A and B of layers X to begin with, X.lora_A.weight and X.lora_B.weight, as `lora` returns them; all the
+            others do not count then.
 
     Attributes:
         model: the copy.
@@ -52,7 +57,15 @@ class Trainable(nn.Module):
         ['0.0.lora_A.weight', '0.0.lora_B.weight']
     """
 
-    def __init__(self, model: nn.Module, rank: int = 8, *, targets: Sequence[str] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        rank: int = 8,
+        *,
+        targets: Sequence[str] | None = None,
+        seed: int = 0,
+        lora: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch module, got {type(model).__name__}")
@@ -60,20 +73,15 @@ class Trainable(nn.Module):
             raise ValueError("model has adapters of fastsample.lora already: detach them first")
         self.rank = integer("rank", rank, 1)
         seed = integer("seed", seed, 0)
-        chosen = dict(_chosen(model, targets))
-        if not chosen:
-            wanted = "it has none" if targets is None else f"none is named {', '.join(map(repr, targets))}"
-            raise ValueError(f"targets must name linears or 2-D convolutions of the model: {wanted}")
+        first = _new(model, self.rank, targets, seed) if lora is None else _given(lora)
         self.model = copy.deepcopy(model).requires_grad_(False)
         for name in _KEPT:
             if hasattr(model, name):
                 setattr(self, name, getattr(model, name))
-        first = {
-            path: _first(layer.weight, self.rank, seed, place) for place, (path, layer) in enumerate(chosen.items())
-        }
         attach(self.model, {key: value for path, pair in first.items() for key, value in _named(path, pair)}, _ADAPTER)
         self.factors = nn.ParameterList(factor for pair in first.values() for factor in pair)
         self._take_factors(list(first))
+        self.rank = len(self.factors[0])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model gives."""
@@ -111,7 +119,28 @@ def _chosen(model: nn.Module, targets: Sequence[str] | None) -> Iterator[tuple[s
             yield path, module
 
 
-def _first(weight: Tensor, rank: int, seed: int, place: int) -> tuple[nn.Parameter, nn.Parameter]:
+def _new(model: nn.Module, rank: int, targets: Sequence[str] | None, seed: int) -> dict[str, Factors]:
+    """A and B of every layer that is meant, as they begin."""
+    chosen = dict(_chosen(model, targets))
+    if not chosen:
+        wanted = "it has none" if targets is None else f"none is named {', '.join(map(repr, targets))}"
+        raise ValueError(f"targets must name linears or 2-D convolutions of the model: {wanted}")
+    return {path: _first(layer.weight, rank, seed, place) for place, (path, layer) in enumerate(chosen.items())}
+
+
+def _given(lora: Mapping[str, Tensor]) -> dict[str, Factors]:
+    """A and B by layer."""
+    ends = [f".{name}.weight" for name in _NAMES]
+    paths = [key.removesuffix(ends[0]) for key in lora if key.endswith(ends[0])]
+    if not paths or lora.keys() != {path + end for path in paths for end in ends}:
+        raise ValueError("lora must hold X.lora_A.weight and X.lora_B.weight of layers X, and nothing else")
+    return {
+        path: tuple(nn.Parameter(lora[path + end].detach().float().clone()) for end in ends)  # type: ignore[misc]
+        for path in paths
+    }
+
+
+def _first(weight: Tensor, rank: int, seed: int, place: int) -> Factors:
     """A and B of a layer as they begin, float32."""
     out, into = weight.shape[0], tuple(weight.shape[1:])
     words = np.random.SeedSequence((seed, place)).generate_state(1, np.uint64)
@@ -123,5 +152,5 @@ def _first(weight: Tensor, rank: int, seed: int, place: int) -> tuple[nn.Paramet
 
 
 def _named(path: str, pair: tuple[Tensor, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name, factor in zip(("lora_A", "lora_B"), pair, strict=True):
+    for name, factor in zip(_NAMES, pair, strict=True):
         yield f"{path}.{name}.weight", factor.detach()

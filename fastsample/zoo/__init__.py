@@ -36,9 +36,16 @@ _NAMES = (
     "progressive-4",
     "progressive-2",
     "progressive-1",
+    "consistency",
+    "guided-4",
+    "guided-2",
+    "guided-4-latent",
+    "guided-2-latent",
+    "lcm",
 )
-STUDENTS = {name: _DIGITS.with_name(f"digits-{name}.safetensors") for name in _NAMES}
 LORAS = {name: _DIGITS.with_name(f"digits-lora-{name}.safetensors") for name in ("lcm", "leaning")}
+STUDENTS = {name: _DIGITS.with_name(f"digits-{name}.safetensors") for name in _NAMES} | {"lcm-lora": LORAS["lcm"]}
+_LATENT, _AUTOENCODER = (_DIGITS.with_name(f"digits-{name}.safetensors") for name in ("latent", "autoencoder"))
 _FIGURES = _DIGITS.with_name("quality.json")
 
 
@@ -57,9 +64,11 @@ def digits(student: str | None = None) -> Any:
     are next to pure noise. A sampler that is told to start there needs clip=1.0, and `heun` also timesteps="karras".
 
     Args:
-        student: one of zoo.STUDENTS, a model of few steps that was distilled from it under guidance 1.25:
-            "trajectory-4" for 4, 2 or 1 steps, "trajectory-4-half" of half the width, "progressive-4" and so on for
-            as many. It is a distill.Student, whose `sample` draws digits.
+        student: one of zoo.STUDENTS, a model of few steps that was distilled from it: a distill.Student, whose
+            `sample` draws digits. "trajectory-4" and "consistency" are for 4, 2 or 1 steps, "trajectory-4-half" is of
+            half the width, and "progressive-4" and so on are for as many; "lcm-lora" is a LoRA (zoo.LORAS) on the
+            model. These have guidance 1.25 folded in. "guided-4", "guided-2" and "lcm" are told guidance from 1 to 8.
+            "lcm" and those that end in "-latent" are students of `latent_digits`.
 
     Raises:
         FileNotFoundError: the weights are not installed. ValueError: there is no such student.
@@ -71,8 +80,15 @@ def digits(student: str | None = None) -> Any:
     path = _DIGITS if student is None else STUDENTS[one_of("student", student, tuple(STUDENTS))]
     if not path.is_file():
         raise FileNotFoundError(f"the bundled digits model is missing: {path} (reinstall fastsample)")
+    if student is None:
+        return load(path)
     # Students know their samplers, which stand above the models here.
-    return load(path) if student is None else importlib.import_module("fastsample.distill").load(path)
+    distilled = importlib.import_module("fastsample.distill").load(
+        path, load(_DIGITS) if student == "lcm-lora" else None
+    )
+    if student == "lcm" or student.endswith("-latent"):
+        distilled.autoencoder = load_autoencoder(_AUTOENCODER)
+    return distilled
 
 
 def latent_digits() -> tuple[UNet, Autoencoder]:
@@ -93,11 +109,10 @@ def latent_digits() -> tuple[UNet, Autoencoder]:
         >>> digits.shape
         torch.Size([10, 1, 28, 28])
     """
-    paths = [_DIGITS.with_name(f"digits-{name}.safetensors") for name in ("latent", "autoencoder")]
-    for path in paths:
+    for path in (_LATENT, _AUTOENCODER):
         if not path.is_file():
             raise FileNotFoundError(f"the bundled model of latents is missing: {path} (reinstall fastsample)")
-    return load(paths[0]), load_autoencoder(paths[1])
+    return load(_LATENT), load_autoencoder(_AUTOENCODER)
 
 
 def measured() -> dict[str, float]:
