@@ -11,6 +11,7 @@ import io
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -85,16 +86,16 @@ def consistency(out: Path, short: int | None) -> distill.Student:
 
 def guided(out: Path, short: int | None) -> distill.Student:
     """Students of all weights of guidance, of 8 steps down to 1."""
-    return _guided(out, short, fastsample.zoo.digits(), {"clip": 1.0})
+    return _guided(out, short, fastsample.zoo.digits(), clip=1.0)
 
 
 def guided_latent(out: Path, short: int | None) -> distill.Student:
     """The same of latents."""
     teacher, autoencoder = fastsample.zoo.latent_digits()
-    return _guided(out, short, teacher, {"autoencoder": autoencoder})
+    return _guided(out, short, teacher, autoencoder=autoencoder)
 
 
-def _guided(out: Path, short: int | None, teacher: fastsample.zoo.UNet, common: distill.Common) -> distill.Student:
+def _guided(out: Path, short: int | None, teacher: fastsample.zoo.UNet, **common: Any) -> distill.Student:
     return distill.guided(
         teacher,
         load_data("mnist5k-train"),
@@ -177,7 +178,7 @@ def install(out: Path, run: str, files: Mapping[str, str]) -> None:
     for name, file in files.items():
         base = fastsample.zoo.digits() if name == "lcm-lora" else None
         student = distill.load(out / f"{file}.safetensors", base)
-        student.autoencoder = None  # the package has it once, for all
+        student.decode_with(None)  # the package has it once, for all
         distill.save(student, STUDENTS[name], torch.float16)
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     row = {"run": run, "updates": len(state["history"]), "minutes": f"{state['seconds'] / 60:.1f}"} | {

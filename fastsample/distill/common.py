@@ -98,7 +98,7 @@ def run(
     teacher.probe()
     network, output = network_for(teacher, common.get("student"), common.get("output"), told)
     student = kind(network, output, teacher.schedule, Facts("", tuple(teacher.shape), {}))
-    student.autoencoder = common.get("autoencoder")
+    student.decode_with(common.get("autoencoder"))
     return distill(
         make(teacher, student, settings),
         student,

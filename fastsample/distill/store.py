@@ -102,7 +102,7 @@ def load(path: str | Path, network: nn.Module | None = None) -> Student:
             network.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_PREFIX)})
         facts = _facts(about["facts"])
         student = KINDS[facts.sampler](network.float(), about["output"], schedule, facts)
-        student.autoencoder = _autoencoder(about.get("autoencoder"), tensors)
+        student.decode_with(_autoencoder(about.get("autoencoder"), tensors))
     except (ArithmeticError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:500]
         raise ValueError(f"{path} holds no such student: {type(error).__name__}: {reason}") from error

@@ -63,8 +63,10 @@ class Student(nn.Module):
 
     Attributes:
         prediction: what the student returns, as samplers name it; v where the network gives both halves.
-        autoencoder: of a student of latents, which makes images of what it samples; no part of its weights.
+        autoencoder: of a student of latents, see decode_with; no part of its weights.
     """
+
+    autoencoder: Autoencoder | None = None
 
     def __init__(self, network: nn.Module, output: str, schedule: Schedule, facts: Facts) -> None:
         super().__init__()
@@ -76,18 +78,16 @@ class Student(nn.Module):
         # No part of the weights: they follow from the schedule, and a change of dtype must not round them.
         self._levels = torch.stack((abar.sqrt(), (1 - abar).sqrt())).float()
 
-    @property
-    def autoencoder(self) -> Autoencoder | None:
-        """See above."""
-        found: Autoencoder | None = self.__dict__.get("_autoencoder")
-        return found
+    def decode_with(self, autoencoder: Autoencoder | None) -> None:
+        """Makes images of what it samples from now on; None leaves samples as they are.
 
-    @autoencoder.setter
-    def autoencoder(self, autoencoder: Autoencoder | None) -> None:
+        Raises:
+            ValueError: its latents are of another shape than this student's samples.
+        """
         if autoencoder is not None and autoencoder.config.latent_shape != tuple(self.facts.shape):
             shape = autoencoder.config.latent_shape
             raise ValueError(f"autoencoder makes latents of shape {shape}, the model is for {tuple(self.facts.shape)}")
-        self.__dict__["_autoencoder"] = autoencoder  # as a submodule it would be trained and saved with the network
+        self.__dict__["autoencoder"] = autoencoder  # as a submodule it would be trained and saved with the network
 
     def forward(self, x: Tensor, t: Tensor, **keywords: Any) -> Tensor:
         """The prediction for x (B, C, ...) at timesteps t (B,), of x's shape."""

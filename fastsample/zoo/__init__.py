@@ -87,7 +87,7 @@ def digits(student: str | None = None) -> Any:
         path, load(_DIGITS) if student == "lcm-lora" else None
     )
     if student == "lcm" or student.endswith("-latent"):
-        distilled.autoencoder = load_autoencoder(_AUTOENCODER)
+        distilled.decode_with(load_autoencoder(_AUTOENCODER))
     return distilled
 
 
