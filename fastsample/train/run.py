@@ -79,7 +79,9 @@ class Run:
         if self.average is not self.model:
             # The first weights are far from good: the average forgets them faster than ema_decay alone would.
             decay = min(self.ema_decay, (1 + i) / (10 + i))
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+            # Without their history, which the average would take over and carry along.
+            moved = [parameter.detach() for parameter in self.model.parameters()]
+            torch._foreach_lerp_(list(self.average.parameters()), moved, 1 - decay)
         self.history.append(tuple(self._sums.tolist()))
         self._sums = torch.zeros_like(self._sums)
 

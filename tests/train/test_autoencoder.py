@@ -131,3 +131,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "fastsample.zoo.load_autoencoder(" in capsys.readouterr().out
     assert main(["autoencoder", "--data", "x", "--out", str(tmp_path / "out"), *sizes, "--seed", "1"]) == 2
     assert "was made with seed = 0, now it is 1" in capsys.readouterr().err
+
+
+def test_an_averaged_model_has_no_history(tmp_path: Path) -> None:
+    data = encoded(DATA, made(tmp_path / "autoencoder"))
+    model = train(
+        data, tmp_path / "model", Settings(steps=3, batch_size=4, timesteps=50, widths=(8, 8)), progress=False
+    )
+    assert all(parameter.is_leaf and not parameter.requires_grad for parameter in model.parameters())
