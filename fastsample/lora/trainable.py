@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -33,16 +33,17 @@ class Trainable(nn.Module):
     so that it begins as the model. It is called as the model is. The layers are those of `attach`.
 
     Args:
-        model: any torch module; it stays as it is.
+        model: any torch module; it stays as it is, unless copy is False.
         rank: r, at least 1. A layer of n to m numbers gets (n + m) r trained ones.
         targets: endings of the names of linears and 2-D convolutions, such as ("to_q", "to_v"), as PEFT's
             target_modules. None takes all that lie deeper than the model's first and last layers and its embeddings.
         seed: of A.
         lora: A and B of layers X to begin with, X.lora_A.weight and X.lora_B.weight, as `lora` returns them; all the
             others do not count then.
+        copy: False trains on the model itself, where memory is short: its weights are frozen, its layers replaced.
 
     Attributes:
-        model: the copy.
+        model: the copy, or the model itself.
         factors: A and B of every layer.
 
     Raises:
@@ -65,6 +66,7 @@ class Trainable(nn.Module):
         targets: Sequence[str] | None = None,
         seed: int = 0,
         lora: Mapping[str, Tensor] | None = None,
+        copy: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -74,7 +76,7 @@ class Trainable(nn.Module):
         self.rank = integer("rank", rank, 1)
         seed = integer("seed", seed, 0)
         first = _new(model, self.rank, targets, seed) if lora is None else _given(lora)
-        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model = (deepcopy(model) if copy else model).requires_grad_(False)
         for name in _KEPT:
             if hasattr(model, name):
                 setattr(self, name, getattr(model, name))
