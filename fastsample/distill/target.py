@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import nn
 
 from fastsample.checks import real
 from fastsample.distill.student import Student
 from fastsample.train.checkpoint import State
+from fastsample.train.run import follow
 
 
 class Target:
@@ -42,8 +42,7 @@ class Target:
     def follow(self, student: Student) -> None:
         """Moves towards the student."""
         if self.average is not None:
-            moved = [parameter.detach() for parameter in student.parameters()]
-            torch._foreach_lerp_(list(self.average.parameters()), moved, 1 - self.decay)
+            follow(self.average, student, 1 - self.decay)
 
     def state(self) -> State:
         """What a checkpoint holds of it."""

@@ -79,9 +79,7 @@ class Run:
         if self.average is not self.model:
             # The first weights are far from good: the average forgets them faster than ema_decay alone would.
             decay = min(self.ema_decay, (1 + i) / (10 + i))
-            # Without their history, which the average would take over and carry along.
-            moved = [parameter.detach() for parameter in self.model.parameters()]
-            torch._foreach_lerp_(list(self.average.parameters()), moved, 1 - decay)
+            follow(self.average, self.model, 1 - decay)
         self.history.append(tuple(self._sums.tolist()))
         self._sums = torch.zeros_like(self._sums)
 
@@ -130,3 +128,11 @@ class Run:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = [tuple(row) for row in state["history"].tolist()]
+
+
+def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
+    """Moves what is trained in an averaged copy towards the model: average <- average + weight (model - average)."""
+    pairs = zip(average.parameters(), model.parameters(), strict=True)
+    # Detached, or the average would carry the history of the weights along.
+    moved = [(mean, parameter.detach()) for mean, parameter in pairs if parameter.requires_grad]
+    torch._foreach_lerp_([mean for mean, _ in moved], [parameter for _, parameter in moved], weight)

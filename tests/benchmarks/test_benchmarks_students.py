@@ -30,10 +30,19 @@ def teacher(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A model that takes no time in place of the bundled one, and no pictures."""
-    monkeypatch.setattr(zoo, "digits", lambda: zoo.load(teacher))
+    monkeypatch.setattr(zoo, "digits", lambda student=None: zoo.load(teacher))
+    monkeypatch.setattr(zoo, "latent_digits", latent)
     monkeypatch.setattr("fastsample.train.report._plot", lambda *arguments: None)
     with on_threads(1):
         yield
+
+
+def latent() -> tuple[zoo.UNet, zoo.Autoencoder]:
+    """A tiny model of latents and its autoencoder."""
+    torch.manual_seed(0)
+    config = zoo.UNetConfig(channels=4, image_size=7, fold=1, widths=(8, 16), target="v")
+    autoencoder = zoo.Autoencoder(zoo.AutoencoderConfig(width=8)).eval().requires_grad_(False)
+    return zoo.UNet(config, Schedule.cosine(100)).eval(), autoencoder
 
 
 @pytest.mark.usefixtures("tiny")
@@ -49,7 +58,9 @@ def test_students_are_made_and_installed(name: str, tmp_path: Path, monkeypatch:
         students.install(out / name, name, files)
     assert {path.stem for path in package.iterdir()} == set(files)
     for one in files:
-        assert distill.load(package / f"{one}.safetensors").facts.guidance == students.GUIDANCE
+        student = distill.load(package / f"{one}.safetensors", zoo.digits() if one == "lcm-lora" else None)
+        assert student.facts.guidance in (students.GUIDANCE, students.RANGE)
+        assert student.autoencoder is None
     with (tmp_path / "students.csv").open(newline="") as file:
         [row] = csv.DictReader(file)
     assert row["run"] == name and int(row["updates"]) >= 8
@@ -95,6 +106,7 @@ def test_a_smoke_run_of_the_study(teacher: Path, tmp_path: Path, monkeypatch: py
 def row(**columns: str) -> Mapping[str, str]:
     figures = {f"{name}{end}": "0.9" for name in ("frechet", "class_agreement") for end in ("", "_low", "_high")}
     base = {
+        "model": "digits",
         "guidance": "1",
         "count": "5000",
         "calls": "50",
@@ -120,6 +132,35 @@ def test_the_table_compares_with_the_teacher(monkeypatch: pytest.MonkeyPatch) ->
         ),
     ]
     *_, teacher, student = students_page.table_of(rows).splitlines()
-    assert teacher.startswith("| DDIM, guidance 1.25 | 50 | 2.2 (0.9 .. 0.9) | 1.10 |")
-    assert student == "| digits-trajectory-4 | 4 | 1.5 (0.9 .. 0.9) | 0.75 | 0.9 (0.9 .. 0.9) | 250 | 25.0 | 12.5 |"
+    assert teacher.startswith("| DDIM | 1.25 | 50 | 2.2 (0.9 .. 0.9) | 1.10 | 1.00 |")
+    figures = "1.5 (0.9 .. 0.9) | 0.75 | 0.68 | 0.9 (0.9 .. 0.9) | 250 | 25.0 | 12.5"
+    assert student == f"| digits-trajectory-4 | 1.25 | 4 | {figures} |"
     assert students_page.figures_of(rows) == {"DDIM, 50": 2.0, "DDIM, 50, guidance 1.25": 2.2, "trajectory-4, 4": 1.5}
+
+
+def test_students_of_a_range_and_of_latents_are_named_and_compared_with_their_own() -> None:
+    latent = {
+        "model": students_page.LATENT,
+        "sampler": "digits-guided-4-latent",
+        "timesteps": "distilled",
+        "calls": "4",
+    }
+    rows = [
+        row(frechet="2"),
+        row(frechet="3", model=students_page.LATENT, guidance="1.25"),
+        row(frechet="4", model=students_page.LATENT, guidance="2"),
+        row(frechet="3.3", guidance="1.25", **latent),
+        row(frechet="5", guidance="2", **latent),
+        row(frechet="6", guidance="1.25", **latent | {"timesteps": "distilled, stochastic"}),
+    ]
+    assert students_page.figures_of(rows) == {
+        "DDIM, 50": 2.0,
+        "DDIM, latents, 50, guidance 1.25": 3.0,
+        "DDIM, latents, 50, guidance 2": 4.0,
+        "guided-4-latent, 4, guidance 1.25": 3.3,
+        "guided-4-latent, 4, guidance 2": 5.0,
+        "guided-4-latent, 4, guidance 1.25, stochastic": 6.0,
+    }
+    lines = students_page.table_of(rows).splitlines()
+    shares = [line.split(" | ")[4:6] for line in lines[-3:]]
+    assert shares == [["", "1.10"], ["", "1.25"], ["", "2.00"]]

@@ -41,6 +41,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "lcm": {},
     "lcm-told": {"target_decay": 0.9, "loss": "l2"} | RANGE,
     "lcm_lora": {},
+    "lcm_lora-average": {"target_decay": 0.9},
 }
 
 
