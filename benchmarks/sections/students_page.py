@@ -26,7 +26,8 @@ REAL, LATENT = "real images", "digits-latent"
 SHOWN_STUDENTS = {
     *(("trajectory-4", steps) for steps in (4, 2, 1)),
     *((f"progressive-{steps}", steps) for steps in (4, 2, 1)),
-    *(("consistency", steps) for steps in (4, 1)),
+    *(("consistency", steps) for steps in (4, 2, 1)),
+    *((name, 4) for name in ("guided-4", "guided-4-latent", "lcm", "lcm-lora", "trajectory-4-half")),
 }
 Rows = Sequence[Mapping[str, str]]
 # Of the teacher's rows those that the README shows: sampler, calls, guidance.

@@ -24,10 +24,18 @@ from fastsample.zoo import UNet, digits, measured
 
 HELP = "draw digits by the bundled model and by its students of few steps, and time them"
 SHAPE = (10, 1, 28, 28)
-GUIDANCE = 1.25  # which the students have folded in
+GUIDANCE = 1.25  # which the students have folded in, or are told
 MANY = 50
 SAME = 1.15  # by so much may a Frechet distance differ that is called the same
-STUDENTS = (("progressive-4", 4), ("trajectory-4", 2), ("trajectory-4", 1))
+STUDENTS = (
+    ("progressive-4", 4),
+    ("guided-4", 4),
+    ("lcm", 4),
+    ("lcm-lora", 4),
+    ("trajectory-4", 2),
+    ("trajectory-4", 1),
+    ("consistency", 1),
+)
 # matplotlib's that need no other program.
 _FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
 NO_LABEL = 10  # the class that stands for any digit
@@ -100,9 +108,14 @@ def rows_of(model: UNet, y: Tensor) -> list[Row]:
 
     def student(name: str, steps: int) -> Row:
         distilled = digits(name)
-        return Row(
-            f"student, {name}", steps, f"{name}, {steps}", lambda seed: distilled.sample(SHAPE, steps, seed=seed, y=y)
-        )
+        told = {"guidance": GUIDANCE} if "guidance" in distilled.facts.told else {}
+        key = f"{name}, {steps}, guidance {GUIDANCE:g}" if told else f"{name}, {steps}"
+
+        def draw(seed: int) -> Tensor:
+            images: Tensor = distilled.sample(SHAPE, steps, seed=seed, y=y, **told)
+            return images
+
+        return Row(f"student, {name}", steps, key, draw)
 
     return [
         teacher("DDIM", ddim, MANY),

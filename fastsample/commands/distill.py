@@ -25,6 +25,7 @@ from fastsample.distill import (
     trajectory,
 )
 from fastsample.distill.consistency import DEFAULTS as CONSISTENCY
+from fastsample.distill.consistency import LOSSES as DISTANCES
 from fastsample.distill.consistency import SOLVERS
 from fastsample.distill.guided import DEFAULTS as GUIDED
 from fastsample.distill.lcm import DEFAULTS as LCM
@@ -81,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     three.add_argument("--solver", choices=SOLVERS, default="heun", help="of the teacher's step (%(default)s)")
     three.add_argument("--scales", type=int, default=40, help="noise levels (%(default)s)")
+    three.add_argument("--loss", choices=DISTANCES, default="norm", help="the distance (%(default)s)")
     four = methods.add_parser("guided", help="a student of all weights of guidance, and half as many steps again")
     for halved in (two, four):
         halved.add_argument("--start", type=int, default=16, help="steps of the first student (%(default)s)")
@@ -172,7 +174,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _consistency(args: argparse.Namespace, teacher: UNet, common: Common) -> Student:
-    names: dict[str, Any] = {name: getattr(args, name) for name in ("curriculum", "solver", "scales", "target_decay")}
+    names: dict[str, Any] = {
+        name: getattr(args, name) for name in ("curriculum", "solver", "scales", "loss", "target_decay")
+    }
     data = load_data(args.data)
     if args.curriculum != "adaptive":
         return consistency(teacher, data, args.out, **names, **common)

@@ -3,8 +3,9 @@
 f(x_t, t) is to be the end of the path of the diffusion ODE through x_t, from wherever on it. At the end it is: f of a
 clean sample is that sample, by the scalings of distill.ConsistencyStudent. So it is enough that f agrees at neighbours:
 
-    loss = mean w ( sqrt(|f(x_t, t) - f'(x_r, r)|^2 + c^2) - c ),  c = 0.00054 sqrt(numbers of a sample)
+    loss = mean w d(f(x_t, t), f'(x_r, r)),  d = sqrt(|a - b|^2 + c^2) - c,  c = 0.00054 sqrt(numbers of a sample)
 
+or the mean of sqrt((a - b)^2 + 0.001^2) - 0.001 over the numbers, which leaves less noise where most of them are alike,
 with x_t = alpha_t x0 + sigma_t z of a sample x0, f' the student itself or an average of it, without gradients, and x_r
 one step nearer to clean data: of the teacher from x_t (distillation), or alpha_r x0 + sigma_r z (training).
 """
@@ -30,7 +31,7 @@ from fastsample.distill.method import Batch, Method
 from fastsample.distill.pairs import CURRICULA, Pairs, levels_between
 from fastsample.distill.settings import Settings
 from fastsample.distill.student import Facts, Student
-from fastsample.distill.target import Target
+from fastsample.distill.target import Target, huber
 from fastsample.distill.teacher import Teacher
 from fastsample.model import Model
 from fastsample.samplers.ddim import DDIM
@@ -41,6 +42,7 @@ from fastsample.train.processes import Processes
 DEFAULTS = Settings(iterations=4000)
 MOST_SIGMA = 80.0  # next to which samples of unit size are noise: the paper's first level
 SOLVERS = ("heun", "ddim")
+LOSSES = ("norm", "huber")
 
 
 def consistency(
@@ -51,6 +53,7 @@ def consistency(
     curriculum: str = "fixed",
     solver: str = "heun",
     scales: int = 40,
+    loss: str = "norm",
     target_decay: float = 0.0,
     **common: Unpack[Common],
 ) -> ConsistencyStudent:
@@ -66,6 +69,7 @@ def consistency(
             eight stages; it begins as the teacher and needs no further call of it.
         solver: of the teacher's step: "heun", two calls, or "ddim", one.
         scales: noise levels, with (sigma / alpha)^(1/7) evenly spaced, moved to whole timesteps.
+        loss: the distance d: "norm", of whole samples, or "huber", of each of their numbers.
         target_decay: of the average f'; 0 takes the student itself. 0.95 is the paper's.
         **common: see distill.Common.
 
@@ -89,6 +93,7 @@ def consistency(
     """
     one_of("curriculum", curriculum, tuple(CURRICULA))
     one_of("solver", solver, SOLVERS)
+    one_of("loss", loss, LOSSES)
     Target(target_decay)
     if curriculum == "fixed" and teacher is None:
         raise ValueError(
@@ -105,7 +110,9 @@ def consistency(
 
     def make(model: Teacher, student: Student, settings: Settings) -> ConsistencyMethod:
         assert isinstance(student, ConsistencyStudent)
-        return ConsistencyMethod(model, samples, student, settings.iterations, curriculum, solver, scales, target_decay)
+        return ConsistencyMethod(
+            model, samples, student, settings.iterations, curriculum, solver, scales, loss, target_decay
+        )
 
     made = run(model, samples.shape, out, make, DEFAULTS, ConsistencyStudent, **samples.common)
     assert isinstance(made, ConsistencyStudent)
@@ -126,11 +133,12 @@ class ConsistencyMethod(Method):
         curriculum: str,
         solver: str,
         scales: int,
+        loss: str,
         target_decay: float,
     ) -> None:
         samples.check(teacher.conditions)
         self.teacher, self.samples, self.student = teacher, samples, student
-        self.curriculum, self.solver = curriculum, solver
+        self.curriculum, self.solver, self.loss = curriculum, solver, loss
         start = min(
             teacher.start(student.prediction), int(np.searchsorted(student.sigmas, MOST_SIGMA, side="right")) - 1
         )
@@ -145,7 +153,7 @@ class ConsistencyMethod(Method):
         self._c = 0.00054 * math.sqrt(math.prod(samples.shape))
 
     def identity(self) -> dict[str, Any]:
-        own = {"curriculum": self.curriculum, "solver": self.solver, "scales": self.scales}
+        own = {"curriculum": self.curriculum, "solver": self.solver, "scales": self.scales, "loss": self.loss}
         own |= {"target_decay": self.target.decay, "data": self.samples.digest()}
         return self.teacher.identity() | own
 
@@ -159,7 +167,12 @@ class ConsistencyMethod(Method):
             clip=teacher.clip,
             teacher=teacher.digest,
             sampler="consistency",
-            settings={"curriculum": self.curriculum, "scales": self.scales, "target_decay": self.target.decay},
+            settings={
+                "curriculum": self.curriculum,
+                "scales": self.scales,
+                "loss": self.loss,
+                "target_decay": self.target.decay,
+            },
         )
 
     def losses(self, student: Any, stage: int, batch: Batch) -> Iterator[Tensor]:
@@ -172,9 +185,14 @@ class ConsistencyMethod(Method):
         mine = self._clean(student, xt, t, told)
         with torch.no_grad():
             target = self._clean(self.target.of(student), xr, r, told)
-        far = (mine - target).square().flatten(1).sum(1)
         weight = self.pairs.weight(t, r).to(batch.device)
-        yield (weight * ((far + self._c**2).sqrt() - self._c)).mean()
+        yield (weight * self._distance(mine - target)).mean()
+
+    def _distance(self, difference: Tensor) -> Tensor:
+        squares = difference.square().flatten(1)
+        if self.loss == "huber":
+            return huber(squares).mean(1)
+        return (squares.sum(1) + self._c**2).sqrt() - self._c
 
     def _clean(self, model: Any, x: Tensor, t: Tensor, told: Mapping[str, Any]) -> Tensor:
         output = model(x, self.student.time_of(t.clamp(min=0)), **told).float()

@@ -30,7 +30,7 @@ from fastsample.distill.lcm_student import LCMStudent
 from fastsample.distill.method import Batch, Method
 from fastsample.distill.settings import Settings
 from fastsample.distill.student import Facts, Student
-from fastsample.distill.target import Target
+from fastsample.distill.target import Target, huber
 from fastsample.distill.teacher import Teacher
 from fastsample.model import Model
 from fastsample.samplers.ddim import DDIM
@@ -39,7 +39,6 @@ from fastsample.train.processes import Processes
 
 DEFAULTS = Settings(iterations=2000)
 LOSSES = ("huber", "l2")
-_C = 0.001
 _STEPS = (8, 4, 2, 1)  # that a student is sampled in
 
 
@@ -180,7 +179,7 @@ class LCMMethod(Method):
 
     def _distance(self, difference: Tensor) -> Tensor:
         squares = difference.square()
-        return squares if self.loss == "l2" else (squares + _C**2).sqrt() - _C
+        return squares if self.loss == "l2" else huber(squares)
 
     def begin(self, stage: int, student: Student, out: Path, processes: Processes, progress: bool) -> None:
         self.target.begin(student)

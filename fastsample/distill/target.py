@@ -1,16 +1,19 @@
-"""The network that a consistency method aims at: the student itself without gradients, or an average of it."""
+"""What a consistency method aims at, the student itself or an average of it, and how far from it that is."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastsample.checks import real
 from fastsample.distill.student import Student
 from fastsample.train.checkpoint import State
 from fastsample.train.run import follow
+
+
+_C = 0.001
 
 
 class Target:
@@ -51,3 +54,8 @@ class Target:
     def take(self, state: State) -> None:
         """Takes over such a state when it begins."""
         self._kept = state.get("target")
+
+
+def huber(squares: Tensor) -> Tensor:
+    """sqrt(d^2 + c^2) - c of squares d^2, c = 0.001: all but |d|, with a gradient that vanishes at 0."""
+    return (squares + _C**2).sqrt() - _C

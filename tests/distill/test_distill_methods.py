@@ -136,14 +136,21 @@ def after_one_number() -> Generator:
 
 
 def consistent(model: Any, schedule: Schedule, **options: Any) -> tuple[ConsistencyMethod, ConsistencyStudent]:
-    options = {"iterations": 8, "curriculum": "fixed", "solver": "heun", "scales": 10, "target_decay": 0.0} | options
+    options = {
+        "iterations": 8,
+        "curriculum": "fixed",
+        "solver": "heun",
+        "scales": 10,
+        "loss": "norm",
+        "target_decay": 0.0,
+    } | options
     student = ConsistencyStudent(model, model.prediction, schedule, NO_FACTS)
     return ConsistencyMethod(Teacher(model, (3, 5)), Samples(POINT[None], {}), student, **options), student
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
 @pytest.mark.parametrize(
-    "options", [{}, {"solver": "ddim"}, {"curriculum": "adaptive"}, {"curriculum": "easy"}], ids=str
+    "options", [{}, {"solver": "ddim"}, {"curriculum": "adaptive"}, {"curriculum": "easy"}, {"loss": "huber"}], ids=str
 )
 def test_an_exact_model_is_consistent(prediction: str, options: dict[str, Any]) -> None:
     schedule = Schedule.scaled_linear()
@@ -180,11 +187,11 @@ def test_a_step_of_the_teacher_is_the_solvers(solver: str) -> None:
 def test_the_average_follows_the_student() -> None:
     method, student = consistent(Bent(), COSINE, target_decay=0.75)
     method.begin(0, student, Path(), ALONE, False)
-    before = float(method.target.network.scale)  # type: ignore[union-attr,arg-type]
+    before = float(method.target.average.network.scale)  # type: ignore[union-attr,arg-type]
     with torch.no_grad():
         student.network.scale.add_(1.0)  # type: ignore[operator,union-attr]
     method.moved(student)
-    assert float(method.target.network.scale) == pytest.approx(before + 0.25)  # type: ignore[union-attr,arg-type]
+    assert float(method.target.average.network.scale) == pytest.approx(before + 0.25)  # type: ignore[union-attr,arg-type]
 
 
 @pytest.mark.parametrize("scales", [2, 10, 40, 150])
@@ -278,6 +285,7 @@ def test_a_students_own_sampler_and_the_function_agree() -> None:
         curriculum="fixed",
         solver="ddim",
         scales=8,
+        loss="norm",
         target_decay=0.0,
     )
     student = method.student.eval()

@@ -14,7 +14,7 @@ from fastsample import Schedule, distill, zoo
 from fastsample.cli import main
 from fastsample.distill.conditions import Conditions
 from fastsample.train import ImageData, Settings, train
-from support.distillation import DATA, LABELS, OBSERVATIONS, SHAPE, SMALL, Policy, run, unet
+from support.distillation import DATA, LABELS, OBSERVATIONS, RANGE, SHAPE, SMALL, Policy, run, unet
 from support.paths import ROOT
 
 COMMON: dict[str, Any] = {"settings": SMALL, "progress": False}
@@ -34,6 +34,21 @@ def consistency(out: Path, **changes: Any) -> Any:
     return distill.consistency(**{"teacher": unet(), "data": DATA, "out": out, "scales": 4} | COMMON | changes)
 
 
+def guided(out: Path, **changes: Any) -> Any:
+    return distill.guided(
+        **{"teacher": unet(), "data": DATA, "out": out, "start": 2} | CLASSES | RANGE | COMMON | changes
+    )
+
+
+def lcm(out: Path, **changes: Any) -> Any:
+    return distill.lcm(**{"teacher": unet(), "data": DATA, "out": out, "scales": 4} | COMMON | changes)
+
+
+def lcm_lora(out: Path, **changes: Any) -> Any:
+    return distill.lcm_lora(**{"teacher": unet(), "data": DATA, "out": out, "scales": 4} | COMMON | changes)
+
+
+CLASSES: dict[str, Any] = {"cond": {"y": LABELS}}
 CASES: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "no steps": (trajectory, {"steps": 0}, "steps must be at least 1, got 0"),
     "steps that do not nest": (trajectory, {"steps": (4, 3)}, "steps must be numbers that divide the largest"),
@@ -114,11 +129,35 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     ),
     "a curriculum": (consistency, {"curriculum": "hard"}, "curriculum must be one of fixed, adaptive, easy"),
     "a solver": (consistency, {"solver": "euler"}, "solver must be one of heun, ddim"),
+    "a distance": (consistency, {"loss": "l2"}, "loss must be one of norm, huber"),
     "one scale": (consistency, {"scales": 1}, "scales must be at least 2"),
     "an average of nothing": (consistency, {"target_decay": 1.0}, r"target_decay must lie in \[0, 1\)"),
     "distillation without a teacher": (consistency, {"teacher": None, "student": unet()}, "needs a teacher"),
     "training with a teacher": (consistency, {"curriculum": "adaptive"}, "leave the teacher out"),
     "nothing at all": (consistency, {"teacher": None, "curriculum": "easy"}, "give a teacher, or a student="),
+    "one weight for all": (guided, {"guidance": 2.0}, r"guidance must be \(least, most\), the weights"),
+    "no weight at all": (guided, {"guidance": 1.0}, r"guidance must be \(least, most\), the weights"),
+    "weights without uncond": (guided, {"uncond": None}, "guidance needs uncond="),
+    "guided steps that are no power of two": (guided, {"start": 3}, "start must be a power of two times steps = 1"),
+    "a model that cannot be told": (
+        guided,
+        {"teacher": Policy(), "data": torch.zeros(6, 16, 7), "cond": OBSERVATIONS, "uncond": OBSERVATIONS},
+        "the student must take the keywords guidance",
+    ),
+    "no scales": (lcm, {"scales": 0}, "scales must be at least 1"),
+    "too many scales": (lcm, {"scales": 101}, "scales must be at most 100|scales must lie in"),
+    "another distance": (lcm, {"loss": "l1"}, "loss must be one of huber, l2"),
+    "an average of nothing for lcm": (lcm, {"target_decay": 1.0}, r"target_decay must lie in \[0, 1\)"),
+    "an autoencoder of other latents": (
+        lcm,
+        {"autoencoder": zoo.Autoencoder(zoo.AutoencoderConfig())},
+        r"autoencoder makes latents of shape \(4, 7, 7\)",
+    ),
+    "a LoRA of a range": (lcm_lora, RANGE | CLASSES, "guidance must be one number: a LoRA has no input"),
+    "a LoRA of no module": (lcm_lora, {"teacher": lambda x, t: x}, "teacher must be a torch module"),
+    "a LoRA and a student": (lcm_lora, {"student": unet()}, "leave student= out"),
+    "a LoRA of no rank": (lcm_lora, {"rank": 0}, "rank must be at least 1"),
+    "a LoRA for no layer": (lcm_lora, {"targets": ["to_q"]}, "none is named 'to_q'"),
     "guidance without calls": (
         consistency,
         {"curriculum": "easy", "guidance": 2.0, "uncond": {"y": torch.tensor([3])}},

@@ -35,7 +35,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "trajectory": {},
     "progressive": {},
     "consistency": {},
-    "consistency-average": {"target_decay": 0.9, "solver": "ddim"},
+    "consistency-average": {"target_decay": 0.9, "solver": "ddim", "loss": "huber"},
     "consistency-easy": {"curriculum": "easy"},
     "guided": {},
     "lcm": {},
