@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,9 +78,8 @@ def styles(style: Mapping[str, Tensor], count: int) -> list[Style]:
 
 def _drawn(style: Mapping[str, Tensor], weights: Mapping[str, float], count: int) -> tuple[Tensor, Tensor]:
     """So many digits, all ten in turn: 4 steps of LCM with its LoRA, 20 of DDIM without."""
-    student = distill.load(LORAS["lcm"], fastsample.zoo.digits())
-    model = student.network
-    lora.detach(model)
+    model = fastsample.zoo.digits()
+    times = distill.load(LORAS["lcm"], model).timesteps(4)
     for name, source in (("lcm", LORAS["lcm"]), ("style", style)):
         if name in weights:
             lora.attach(model, source, name=name)
@@ -87,13 +87,14 @@ def _drawn(style: Mapping[str, Tensor], weights: Mapping[str, float], count: int
         lora.set_adapters(model, weights)
     y, parts = torch.arange(count) % 10, []
     for index in torch.arange(count).split(BATCH):
+        options: dict[str, Any] = {"clip": 1.0, "seed": 1, "index": index, "model_kwargs": {"y": y[index]}}
         shape = (len(index), *SHAPE)
         if "lcm" in weights:
-            parts.append(student.sample(shape, 4, seed=1, index=index, y=y[index]))
+            parts.append(fastsample.lcm(model, shape, timesteps=times, **options))
         else:
-            parts.append(
-                fastsample.ddim(model, shape, steps=20, clip=1.0, seed=1, index=index, model_kwargs={"y": y[index]})
-            )
+            parts.append(fastsample.ddim(model, shape, steps=20, **options))
+    if weights:
+        lora.detach(model)
     return torch.cat(parts), y
 
 

@@ -12,7 +12,6 @@ from fastsample.distill.student import Student
 from fastsample.train.checkpoint import State
 from fastsample.train.run import follow
 
-
 _C = 0.001
 
 
