@@ -122,7 +122,7 @@ def _add_common(parser: argparse.ArgumentParser, default: Settings) -> None:
     )
     parser.add_argument("--autoencoder", type=Path, help="a file of fastsample autoencoder, of a teacher of latents")
     limits = parser.add_mutually_exclusive_group()
-    limits.add_argument("--clip", type=float, default=1.0, help="of the teacher's x0 (%(default)s)")
+    limits.add_argument("--clip", type=float, default=(), help="of the teacher's x0 (1; none with --autoencoder)")
     limits.add_argument("--no-clip", dest="clip", action="store_const", const=None, help="leave x0 as it is")
     for name, text in _SETTINGS.items():
         value = getattr(default, name)
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
     common: Common = {
         "guidance": args.guidance[0] if len(args.guidance) == 1 else tuple(args.guidance),
         "autoencoder": None if args.autoencoder is None else load_autoencoder(args.autoencoder),
-        "clip": args.clip,
+        "clip": (1.0 if args.autoencoder is None else None) if args.clip == () else args.clip,
         "student": _student(args, teacher),
         "settings": settings,
         "device": args.device,

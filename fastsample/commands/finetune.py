@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def model_of(text: str) -> nn.Module:
             f"--model must be zoo:digits, zoo:FILE, python:MODULE:FUNCTION or diffusers:PATH, got {text!r}"
         )
     module, _, name = rest.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it, and the command that pip makes has not
     function: Any = getattr(importlib.import_module(module), name, None)
     if not callable(function):
         raise ValueError(f"--model: {module} has no function {name!r}")

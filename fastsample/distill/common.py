@@ -32,14 +32,14 @@ class Common(TypedDict, total=False):
             its first axis, such as {"y": torch.arange(10)} for ten classes or the embeddings of some thousand prompts.
         uncond: the same keywords for no condition, one entry or N. Only with guidance.
         guidance: the weight w of classifier-free guidance of the teacher, which the student folds in: it gives guided
-            samples in one call a step. Default 1, none. For `trajectory` it may be (least, most): one student for all
-            weights between, whose network is told w as its keyword `guidance`.
+            samples in one call a step. Default 1, none. For `trajectory` and `lcm` it may be (least, most), and for
+            `guided` it must: one student for all weights between, whose network is told w as its keyword `guidance`.
         clip: what the teacher's x0 is clipped to, such as 1.0 for images in [-1, 1]; default None.
         student: a module of which a copy is trained, instead of one of the teacher: a smaller one, or the teacher with
             an adapter of PEFT's whose parameters alone require gradients. It is trained in float32.
         output: what that gives, see distill.Student.
         autoencoder: of a teacher of latents: images that are given as data are encoded by it, and what the student
-            samples is decoded. It is kept in the student's file.
+            samples is decoded. It is kept in the student's file, but for a LoRA's.
         settings: a distill.Settings.
         device: where to compute; default where the teacher is. A teacher that is a module is moved there.
         save_every: iterations between checkpoints; default 200.
@@ -69,6 +69,7 @@ def run(
     defaults: Settings,
     kind: type[Student] = Student,
     told: Sequence[str] = (),
+    both: bool = True,
     **common: Unpack[Common],
 ) -> Student:
     """Makes teacher, student and method of these arguments, and runs it.
@@ -80,10 +81,14 @@ def run(
         defaults: the settings where none are given.
         kind: the class of the student.
         told: what its network is told beside the conditions.
+        both: see network_for.
         **common: see Common.
     """
     if unknown := common.keys() - Common.__annotations__.keys():
         raise TypeError(f"there is no argument {min(unknown)}: see fastsample.distill.Common")
+    autoencoder = common.get("autoencoder")
+    if not isinstance(autoencoder, Autoencoder | None):
+        raise TypeError(f"autoencoder must be a fastsample.zoo.Autoencoder, got {type(autoencoder).__name__}")
     settings = common.get("settings") or defaults
     if not isinstance(settings, Settings):
         raise TypeError(f"settings must be a fastsample.distill.Settings, got {type(settings).__name__}")
@@ -96,9 +101,9 @@ def run(
     given = {name: common[name] for name in names if name in common}  # type: ignore[literal-required]
     teacher = Teacher(model, shape, device=processes.device, **given)
     teacher.probe()
-    network, output = network_for(teacher, common.get("student"), common.get("output"), told)
+    network, output = network_for(teacher, common.get("student"), common.get("output"), told, both)
     student = kind(network, output, teacher.schedule, Facts("", tuple(teacher.shape), {}))
-    student.decode_with(common.get("autoencoder"))
+    student.decode_with(autoencoder)
     return distill(
         make(teacher, student, settings),
         student,

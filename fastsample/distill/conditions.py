@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.distill.digests import bytes_of
 from fastsample.loop.guidance import Shared, rebuilt
+from fastsample.train.digests import bytes_of
 
 
 class Conditions:

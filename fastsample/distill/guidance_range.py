@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fastsample.checks import real
@@ -27,6 +28,8 @@ def _range(guidance: Sequence[float]) -> Range:
     if len(guidance) != 2:
         raise ValueError(f"guidance must be a number or (least, most), got {guidance!r}")
     least, most = (real("guidance", end) for end in guidance)
-    if not least < most or most == 1:
-        raise ValueError(f"guidance must be (least, most) with least < most, and most not 1; got {guidance!r}")
+    if not -math.inf < least < most < math.inf or most == 1:
+        raise ValueError(
+            f"guidance must be (least, most) with least < most, both finite, and most not 1; got {guidance!r}"
+        )
     return least, most

@@ -19,6 +19,8 @@ class JumpingStudent(Student):
     def clean(self, output: Tensor, x: Tensor, timestep: Tensor) -> Tensor:
         """x0 of the output for states x = alpha clean + sigma z at timesteps (B,); x itself at -1."""
         of = self.of.to(x.device)[:, timestep.clamp(min=0)]
-        of_x, of_output = torch.where(timestep < 0, torch.tensor([[1.0], [0.0]], device=x.device), of)
+        of_x, of_output = torch.where(
+            timestep < 0, torch.tensor([[1.0], [0.0]], dtype=torch.float32, device=x.device), of
+        )
         shape = (-1, *(1,) * (x.ndim - 1))
         return of_x.reshape(shape) * x + of_output.reshape(shape) * output

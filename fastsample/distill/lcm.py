@@ -104,7 +104,7 @@ def distilled(
         return LCMMethod(name, model, samples, student, scales, loss, target_decay, weights)
 
     told = () if weights is None else ("guidance",)
-    made = run(teacher, samples.shape, out, make, DEFAULTS, LCMStudent, told, **samples.common)
+    made = run(teacher, samples.shape, out, make, DEFAULTS, LCMStudent, told, both=False, **samples.common)
     assert isinstance(made, LCMStudent)
     return made
 

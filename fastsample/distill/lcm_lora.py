@@ -17,7 +17,7 @@ from fastsample.distill.data import Data, Samples
 from fastsample.distill.lcm import distilled
 from fastsample.distill.lcm_student import LCMStudent
 from fastsample.distill.settings import Settings
-from fastsample.lora.trainable import Trainable
+from fastsample.lora.trainable import Trainable, check_fit
 from fastsample.model import Model
 from fastsample.zoo.plain import plain
 from fastsample.zoo.unet import UNet
@@ -68,9 +68,13 @@ def lcm_lora(
         raise TypeError(f"teacher must be a torch module, whose layers get the LoRA; got {type(teacher).__name__}")
     if common.get("student") is not None:
         raise ValueError("lcm_lora trains adapters of the teacher: leave student= out")
+    if common.get("output") is not None:
+        raise ValueError("a LoRA changes no prediction into another: leave output= out")
     if isinstance(common.get("guidance"), tuple | list):
         raise ValueError("guidance must be one number: a LoRA has no input that could be told another")
     base = plain(teacher) if isinstance(teacher, UNet) else teacher
     seed = (common.get("settings") or Settings()).seed
-    common["student"] = Trainable(base, rank, targets=targets, seed=seed)
+    adapted = Trainable(base, rank, targets=targets, seed=seed)
+    check_fit(adapted, teacher)
+    common["student"] = adapted
     return distilled("lcm_lora", teacher, Samples(data, common), out, scales, loss, target_decay, None)

@@ -22,7 +22,7 @@ from fastsample.zoo.unet import UNet
 
 
 def network_for(
-    teacher: Teacher, student: nn.Module | None, output: str | None, told: Sequence[str] = ()
+    teacher: Teacher, student: nn.Module | None, output: str | None, told: Sequence[str] = (), both: bool = True
 ) -> tuple[nn.Module, str]:
     """(network, what it gives) that a student of this teacher begins as, in eval mode: without dropout.
 
@@ -34,6 +34,7 @@ def network_for(
         student: a module that is copied instead, with its choice of parameters to train; it may be smaller.
         output: what that gives, see distill.Student; None is found out: what the student states as its `prediction`,
             or else what the teacher predicts, and "both" where that is epsilon and there are two halves of channels.
+        both: whether a copy of a network of two halves may become one of both.
         told: keywords that it is told, a number per sample. A UNet of the zoo learns them, others must know them.
 
     Raises:
@@ -59,7 +60,7 @@ def network_for(
     if output is None:
         stated = None if student is None else attribute(network, "prediction", str)
         own = one_of("the student's prediction", stated or teacher.prediction, PREDICTIONS)
-        output = "both" if halves == 2 and own == "epsilon" else own
+        output = "both" if both and halves == 2 and own == "epsilon" else own
     if output == "both" and halves == 1:
         raise ValueError("output='both' needs a student that returns twice the channels, [epsilon, x0]")
     if output == "both" and student is None:
@@ -83,9 +84,11 @@ def _copied(teacher: Teacher, student: nn.Module | None) -> nn.Module:
         if student is not None:
             raise TypeError(f"student must be a torch.nn.Module, got {type(student).__name__}")
         raise ValueError("the teacher is no torch module that a student could be copied from: give student=")
-    if not isinstance(given, Trainable) and any(isinstance(module, Adaptable) for module in given.modules()):
+    adapted = any(isinstance(module, Adaptable) for module in given.modules())
+    if adapted and (student is None or not isinstance(given, Trainable)):
         raise ValueError(
-            "the adapters of fastsample.lora.attach are not trained: detach them, and give student=lora.Trainable(...)"
+            "a model with adapters of fastsample.lora is not trained as a whole: detach them, or give "
+            "student=lora.Trainable(...)"
         )
     if student is None:
         return copy.deepcopy(given).requires_grad_(True)

@@ -13,13 +13,13 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from fastsample.distill.digests import digest_of
 from fastsample.distill.method import Batch, Method
 from fastsample.distill.settings import PRECISIONS, Settings
 from fastsample.distill.store import save
 from fastsample.distill.student import Student
 from fastsample.train import place, report
 from fastsample.train.checkpoint import CHECKPOINT, State, read_state
+from fastsample.train.digests import digest_of
 from fastsample.train.processes import Processes
 from fastsample.train.run import Run
 

@@ -20,12 +20,13 @@ from fastsample.lora.trainable import Trainable
 from fastsample.schedule import Schedule
 from fastsample.storage.reading import regular_size
 from fastsample.storage.writing import replacing
-from fastsample.zoo.autoencoder import Autoencoder, AutoencoderConfig
+from fastsample.zoo.autoencoder import Autoencoder
+from fastsample.zoo.autoencoder_store import autoencoder_of, tensors_of
 from fastsample.zoo.plain import plain
 from fastsample.zoo.unet import UNet, UNetConfig
 
 _KEY = "fastsample_student"
-_PREFIX = "autoencoder."  # of the names of its tensors, which none of a network's begins with
+_PREFIX = "fastsample_autoencoder."  # of the names of its tensors, which none of a network's begins with
 KINDS = {"ddim": Student, "consistency": ConsistencyStudent, "lcm": LCMStudent}
 
 
@@ -41,7 +42,8 @@ def save(student: Student, path: str | Path, dtype: torch.dtype | None = None) -
         OSError: it cannot be written. ValueError: there is a folder or a device. What was there stays.
     """
     network = student.network
-    adapted, autoencoder = isinstance(network, Trainable), student.autoencoder
+    adapted = isinstance(network, Trainable)
+    autoencoder = None if adapted else student.autoencoder
     about = {
         "output": student.output,
         "betas": student.schedule.betas.tolist(),
@@ -56,8 +58,11 @@ def save(student: Student, path: str | Path, dtype: torch.dtype | None = None) -
         return
     tensors = {
         name: (value.to(dtype) if dtype is not None and value.is_floating_point() else value).contiguous().clone()
-        for name, value in (network.state_dict() | _of_autoencoder(autoencoder)).items()
+        for name, value in network.state_dict().items()
     }
+    if clash := [name for name in tensors if name.startswith(_PREFIX)]:
+        raise ValueError(f"the network must have no part of the name {clash[0]}")
+    tensors |= _of_autoencoder(autoencoder, dtype)
     with replacing(path) as file:
         file.write(safetensors.torch.save(tensors, metadata={_KEY: json.dumps(about)}))
 
@@ -82,7 +87,7 @@ def load(path: str | Path, network: nn.Module | None = None) -> Student:
         tensors = safetensors.torch.load_file(path)
     except Exception as error:  # a dtype that torch does not have raises what its reader trips over
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    if about is None:
+    if not isinstance(about, dict):
         raise ValueError(f"{path} was not made by fastsample distill: its metadata lacks {_KEY!r}")
     adapted = about.get("lora", False)
     if adapted and network is None:
@@ -109,20 +114,17 @@ def load(path: str | Path, network: nn.Module | None = None) -> Student:
     return student.eval()
 
 
-def _of_autoencoder(autoencoder: Autoencoder | None) -> dict[str, Tensor]:
+def _of_autoencoder(autoencoder: Autoencoder | None, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Its tensors as they are called in a student's file."""
-    tensors = {} if autoencoder is None else autoencoder.state_dict()
+    tensors = {} if autoencoder is None else tensors_of(autoencoder, dtype)
     return {_PREFIX + name: value for name, value in tensors.items()}
 
 
 def _autoencoder(config: dict[str, Any] | None, tensors: dict[str, Tensor]) -> Autoencoder | None:
     if config is None:
         return None
-    with torch.random.fork_rng(devices=[]):
-        autoencoder = Autoencoder(AutoencoderConfig(**config))
     own = {name[len(_PREFIX) :]: value for name, value in tensors.items() if name.startswith(_PREFIX)}
-    autoencoder.load_state_dict(own)
-    return autoencoder.eval().requires_grad_(False)
+    return autoencoder_of(config, own)
 
 
 def _facts(fields: dict[str, Any]) -> Facts:

@@ -111,7 +111,7 @@ class Student(nn.Module):
         """alpha and sigma at whole timesteps (B,), in shapes that meet x; (1, 0) at t = -1, clean data."""
         self._levels = self._levels.to(x.device)
         known = self._levels[:, t.long().clamp(min=0)]
-        clean = torch.tensor([[1.0], [0.0]], device=x.device)
+        clean = torch.tensor([[1.0], [0.0]], dtype=torch.float32, device=x.device)
         alpha, sigma = torch.where(t < 0, clean, known).reshape(2, -1, *(1,) * (x.ndim - 1))
         return alpha, sigma
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from fastsample.checks import checked_shape, one_of, real
 from fastsample.distill.conditions import Conditions
-from fastsample.distill.digests import digest_of
 from fastsample.distill.student import Student
 from fastsample.loop.guidance import guidance_of
 from fastsample.loop.options import RunOptions
@@ -25,6 +24,7 @@ from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Schedule
 from fastsample.tables import Table
 from fastsample.times.automatic import MOST_RATIO
+from fastsample.train.digests import digest_of
 from fastsample.train.losses import PREDICTIONS
 from fastsample.zoo.plain import plain
 from fastsample.zoo.unet import UNet
@@ -76,6 +76,8 @@ class Teacher:
         self.schedule = schedule_of(model, schedule)
         self.prediction = one_of("prediction", prediction_of(model, prediction), PREDICTIONS)
         self.conditions = Conditions(cond, uncond)
+        if isinstance(model, UNet):
+            _check_labels(self.conditions, model.config.num_classes)
         self.guidance = real("guidance", guidance)
         if not math.isfinite(self.guidance):
             raise ValueError(f"guidance must be finite, got {guidance}")
@@ -100,7 +102,7 @@ class Teacher:
         """
         most = MOST_CLIPPED_RATIO if self.clip is not None and prediction != "epsilon" else MOST_RATIO
         alpha_bar = self.schedule.alphas_cumprod
-        sound = (1 - alpha_bar <= most**2 * alpha_bar) | (self.prediction != "epsilon")
+        sound = (1 - alpha_bar <= most**2 * alpha_bar) | ("epsilon" not in (self.prediction, prediction))
         return int(np.flatnonzero(sound)[-1])
 
     def probe(self) -> None:
@@ -199,6 +201,14 @@ class Teacher:
             "guidance": self.guidance,
             "clip": self.clip,
         }
+
+
+def _check_labels(conditions: Conditions, num_classes: int) -> None:
+    """Raises ValueError where a label is of no class of the model; num_classes stands for none."""
+    for name, keywords in (("cond", conditions.cond), ("uncond", conditions.uncond or {})):
+        y = keywords.get("y")
+        if isinstance(y, Tensor) and y.numel() and not 0 <= int(y.min()) <= int(y.max()) <= num_classes:
+            raise ValueError(f"{name}['y'] must lie in 0 .. {num_classes}, the model's classes; got {int(y.max())}")
 
 
 def _refuse_training(model: nn.Module) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fastsample.checks import one_of
-from fastsample.storage.writing import replace_text, replacing
+from fastsample.storage.writing import check_replaceable, replace_text, replacing
 
 FORMATS = ("diffusers", "peft")
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -41,8 +42,8 @@ def save(
         metadata: texts for the file's header. Those of several have no order: equal LoRAs may have unequal bytes then.
 
     Raises:
-        ValueError: other keys, another format, for "peft" layers of more than one rank, or there is something else at
-            path. OSError: it cannot be written. What was there stays.
+        ValueError: other keys, another format, layers of more than one rank, or there is something else at path.
+            OSError: it cannot be written. What was there stays.
     """
     one_of("format", format, FORMATS)
     pairs = {key[: -len(_DOWN)]: (down, lora[_up(key, lora)]) for key, down in lora.items() if key.endswith(_DOWN)}
@@ -51,6 +52,9 @@ def save(
         raise ValueError(
             f"lora must hold X{_DOWN}, X{_UP} and X.alpha of layers X, got {foreign[0] if pairs else 'none'}"
         )
+    ranks = sorted({len(down) for down, _ in pairs.values()})
+    if len(ranks) > 1:  # readers that find no alpha may take one for all
+        raise ValueError(f"lora must have layers of one rank, got ranks {', '.join(map(str, ranks))}")
     prefix = f"{component}." if format == "diffusers" else "base_model.model."
     tensors = {}
     for stem, (down, up) in pairs.items():
@@ -58,12 +62,16 @@ def save(
         factor = 1.0 if alpha is None else float(alpha) / len(down)
         for end, tensor in ((_DOWN, down), (_UP, up if factor == 1 else up * factor)):
             tensors[prefix + stem + end] = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous().clone()
-    path = Path(path)
+    path, config = Path(path), None
     if format == "peft":
-        _write_config(path, pairs)
-        path /= "adapter_model.safetensors"
+        path, config = path / PEFT_FILES[1], path / PEFT_FILES[0]
+        check_replaceable(config)
+        check_replaceable(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(safetensors.torch.save(tensors, metadata=dict(metadata or {"format": "pt"})))
+    if config is not None:
+        replace_text(config, json.dumps(_config(pairs), indent=1) + "\n")
 
 
 def _up(key: str, lora: Mapping[str, Tensor]) -> str:
@@ -73,17 +81,14 @@ def _up(key: str, lora: Mapping[str, Tensor]) -> str:
     return up
 
 
-def _write_config(folder: Path, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    ranks = sorted({len(down) for down, _ in pairs.values()})
-    if len(ranks) > 1:
-        raise ValueError(f"format='peft' needs layers of one rank, got ranks {', '.join(map(str, ranks))}")
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
+def _config(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, object]:
+    """What PEFT wants to be told."""
+    [rank] = {len(down) for down, _ in pairs.values()}
+    return {
         "peft_type": "LORA",
-        "r": ranks[0],
-        "lora_alpha": ranks[0],
+        "r": rank,
+        "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(pairs),
     }
-    replace_text(folder / "adapter_config.json", json.dumps(config, indent=1) + "\n")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastsample.checks import integer
 from fastsample.lora.attach import attach, state_dict
-from fastsample.lora.layers.adapted import Adaptable
+from fastsample.lora.layers.adapted import Adaptable, why_not
 from fastsample.lora.layers.frozen import FrozenLayers
 from fastsample.lora.layers.slots import Pair
 from fastsample.lora.tree import layers_of
@@ -71,8 +71,7 @@ class Trainable(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch module, got {type(model).__name__}")
-        if any(isinstance(module, Adaptable) for module in model.modules()):
-            raise ValueError("model has adapters of fastsample.lora already: detach them first")
+        check_bare(model)
         self.rank = integer("rank", rank, 1)
         seed = integer("seed", seed, 0)
         first = _new(model, self.rank, targets, seed) if lora is None else _given(lora)
@@ -110,15 +109,41 @@ def _chosen(model: nn.Module, targets: Sequence[str] | None) -> Iterator[tuple[s
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d):
             continue
-        if isinstance(module, nn.Conv2d) and module.groups != 1:
-            continue
         parts = path.split(".")
         if targets is None:
             wanted = len(parts) > 1 and not any("embed" in part for part in parts)
         else:
             wanted = any(path == name or path.endswith(f".{name}") for name in targets)
-        if wanted:
+        if not wanted:
+            continue
+        kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+        reason = why_not(module, kind)
+        if reason is None and isinstance(module, nn.Conv2d) and module.groups != 1:
+            reason = "it has groups"
+        if reason is None:
             yield path, module
+        elif targets is not None:
+            raise ValueError(f"targets: {path} cannot have a LoRA: {reason}")
+
+
+def check_bare(model: nn.Module) -> None:
+    """Raises ValueError where a model has adapters, beside which nothing of it is trained."""
+    if any(isinstance(module, Adaptable) for module in model.modules()):
+        raise ValueError("model has adapters of fastsample.lora already: detach them first")
+
+
+def check_fit(adapted: Trainable, model: nn.Module) -> None:
+    """Raises ValueError where a LoRA of a changed copy of a model does not fit the model itself."""
+    for key in adapted.lora():
+        path, end, _ = key.partition(".lora_A.weight")
+        if not end:
+            continue
+        own, trained = (whole.get_parameter(f"{path}.weight").shape for whole in (model, adapted.model))
+        if own != trained:
+            raise ValueError(
+                f"targets: {path} cannot have a LoRA, as the model is trained without its variance: its weight is "
+                f"{tuple(own)}, the trained one {tuple(trained)}"
+            )
 
 
 def _new(model: nn.Module, rank: int, targets: Sequence[str] | None, seed: int) -> dict[str, Factors]:

@@ -118,8 +118,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 def remove_parts(folder: Path, names: Iterable[str]) -> None:
     """Removes the parts that killed writers of these files left. No writer may be at work."""
-    for name in names:
-        for part in folder.glob(f"{glob.escape(_beginning(name))}*{_PART}"):
+    for path in (folder / name for name in names):
+        for part in path.parent.glob(f"{glob.escape(_beginning(path.name))}*{_PART}"):
             if part.is_symlink() or part.is_file():
                 part.unlink(missing_ok=True)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor
 
 from fastsample.checks import integer, real
-from fastsample.train.checkpoint import State
+from fastsample.train import place
+from fastsample.train.checkpoint import CHECKPOINT, State
 from fastsample.train.data import ImageData
 from fastsample.train.processes import Processes
 from fastsample.train.task import Task
@@ -48,13 +49,16 @@ class AutoencoderSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            integer(name, getattr(self, name), 1)
-        integer("warmup", self.warmup, 0)
-        integer("seed", self.seed, 0, 2**64 - 1)
-        if not 0 < real("lr", self.lr) < float("inf"):
+        # As Python's own numbers, which checkpoints hold.
+        for name in ("steps", "batch_size", "latent_channels", "width"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), 1))
+        object.__setattr__(self, "warmup", integer("warmup", self.warmup, 0))
+        object.__setattr__(self, "seed", integer("seed", self.seed, 0, 2**64 - 1))
+        for name in ("lr", "kl_weight"):
+            object.__setattr__(self, name, real(name, getattr(self, name)))
+        if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        if not 0 <= real("kl_weight", self.kl_weight) < float("inf"):
+        if not 0 <= self.kl_weight < float("inf"):
             raise ValueError(f"kl_weight must not be negative, got {self.kl_weight}")
 
 
@@ -75,11 +79,20 @@ def train_autoencoder(
     autoencoder.safetensors, in half precision, checkpoint.pt, loss.csv and loss.png. A run on a folder with a
     checkpoint continues it, with the same outcome as one that was never interrupted.
 
+    Args:
+        data: the images; their labels do not count.
+        out: the folder.
+        settings: what decides the outcome.
+        device: where to compute.
+        save_every: steps between checkpoints.
+        progress: show a tqdm bar.
+
     Raises:
         ValueError: images that are not square or whose size 4 does not divide, or `out` holds files of something else
             or another run. OSError: out cannot be written. RuntimeError: another run uses out.
         ArithmeticError: the loss, its gradient or a weight is not finite; the last checkpoint is from before that.
     """
+    place.check_place(Path(out), (_FILE,), (CHECKPOINT,), device, save_every)
     _, height, width = data.shape
     if height != width:
         raise ValueError(f"images must be square, got {height} x {width}")
@@ -126,13 +139,16 @@ class _Task(Task):
         return mse + self.settings.kl_weight * kl, mse, kl
 
     @torch.no_grad()
-    def publish(self, out: Path) -> None:
+    def evaluated(self, step: int) -> None:
+        """Takes mean and standard deviation of the encoder's means, in every process alike."""
         model = cast(Autoencoder, self.model)
         parts = [
             model.distribution(self.data.scaled(index).to(self.device))[0]
-            for index in torch.arange(self.data.count).split(_BATCH)
+            for index in torch.arange(self.data.count, device="cpu").split(_BATCH)
         ]
         latents = torch.cat(parts).double()
         model.mean.copy_(latents.mean((0, 2, 3)).reshape(model.mean.shape))
         model.std.copy_(latents.std((0, 2, 3)).reshape(model.std.shape))
-        save_autoencoder(model, out / _FILE, torch.float16)
+
+    def publish(self, out: Path) -> None:
+        save_autoencoder(cast(Autoencoder, self.model), out / _FILE, torch.float16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ from torch import Generator, Tensor, nn
 
 from fastsample import lora
 from fastsample.checks import integer, one_of, real
-from fastsample.lora.trainable import Trainable
+from fastsample.lora.saving import PEFT_FILES
+from fastsample.lora.trainable import Trainable, check_bare, check_fit
 from fastsample.model import prediction_of, schedule_of, unwrapped
 from fastsample.schedule import Schedule
 from fastsample.storage.writing import replacing
-from fastsample.train.checkpoint import State
+from fastsample.train import place
+from fastsample.train.checkpoint import CHECKPOINT, State
 from fastsample.train.data import ImageData
+from fastsample.train.digests import digest_of
 from fastsample.train.held_out import HeldOut
 from fastsample.train.losses import DiffusionLoss
 from fastsample.train.processes import Processes
@@ -29,6 +33,12 @@ from fastsample.zoo.store import save
 from fastsample.zoo.unet import PREDICTIONS, UNet
 
 LORA, PEFT, FULL = "pytorch_lora_weights.safetensors", "peft", "model.safetensors"
+
+
+def files_of(adapted: bool, measured: bool) -> tuple[str, ...]:
+    """The names of all that a run writes beside checkpoint and report, of a LoRA and with held-out images."""
+    own = (LORA, *(f"{PEFT}/{name}" for name in PEFT_FILES)) if adapted else (FULL,)
+    return (*own, *HeldOut.files) if measured else own
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,16 @@ class FinetuneSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # As Python's own numbers, which checkpoints hold.
         for name in ("steps", "batch_size"):
-            integer(name, getattr(self, name), 1)
-        integer("warmup", self.warmup, 0)
-        integer("seed", self.seed, 0, 2**64 - 1)
-        if not 0 < real("lr", self.lr) < float("inf"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), 1))
+        object.__setattr__(self, "warmup", integer("warmup", self.warmup, 0))
+        object.__setattr__(self, "seed", integer("seed", self.seed, 0, 2**64 - 1))
+        for name in ("lr", "label_dropout"):
+            object.__setattr__(self, name, real(name, getattr(self, name)))
+        if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        if not 0 <= real("label_dropout", self.label_dropout) <= 1:
+        if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout must lie in [0, 1], got {self.label_dropout}")
 
 
@@ -122,7 +135,13 @@ def finetune(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
-    schedule, prediction = schedule_of(model, schedule), prediction_of(model, prediction)
+    check_bare(model)
+    folder = Path(out) / PEFT
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} must be a folder, or not be there")
+    files = files_of(rank is not None, held_out is not None)
+    place.check_place(Path(out), files, (CHECKPOINT,), device, save_every)
+    given, schedule, prediction = model, schedule_of(model, schedule), prediction_of(model, prediction)
     if isinstance(model, UNet):
         model = plain(model)
         prediction = model.prediction
@@ -133,10 +152,17 @@ def finetune(
         if rank is None
         else Trainable(model, rank, targets=targets, seed=settings.seed)
     )
+    if isinstance(trained, Trainable):
+        check_fit(trained, given)
     loss = DiffusionLoss(schedule, loss="simple", prediction=prediction)
-    told = _Labels(model, labels, data)
-    _probe(trained, data, told)
-    task = _Task(trained.float().eval(), data, held_out, loss, told, settings, Processes(device))
+    told = _Labels(model, labels)
+    told.check("data", data)
+    if held_out is not None:
+        told.check("held_out", held_out)
+        if held_out.shape != data.shape:
+            raise ValueError(f"held_out must hold images of the data's shape {data.shape}, got {held_out.shape}")
+    _probe(trained.float().eval(), data, told)
+    task = _Task(trained, data, held_out, loss, told, settings, Processes(device))
     task.go(Path(out), save_every, progress)
     return task.model
 
@@ -144,17 +170,27 @@ def finetune(
 class _Labels:
     """How a model is told the labels of images."""
 
-    def __init__(self, model: nn.Module, keyword: str | None, data: ImageData) -> None:
-        self.none = model.config.num_classes if isinstance(model, UNet) else None
-        if keyword is None and isinstance(model, UNet):
+    def __init__(self, model: nn.Module, keyword: str | None) -> None:
+        config: Any = getattr(model, "config", None)
+        self.none = config.num_classes or None if isinstance(model, UNet) else None
+        self.classes = self.none or getattr(config, "num_class_embeds", None)
+        if isinstance(model, UNet):
+            if keyword is not None and (keyword != "y" or not self.none):
+                wanted = "y" if self.none else "none"
+                raise ValueError(f"labels must be the model's keyword for them, {wanted}; got {keyword!r}")
             keyword = "y" if self.none else None
-        elif keyword is None and getattr(getattr(model, "config", None), "num_class_embeds", None):
+        elif keyword is None and self.classes:
             keyword = "class_labels"
         self.keyword = keyword
-        if keyword is not None and not self.none and data.labels is None:
-            raise ValueError(f"the model is told labels as its keyword {keyword}, and the images have none")
-        if self.none and data.num_classes > self.none:
-            raise ValueError(f"the model has {self.none} classes, and the images {data.num_classes}")
+
+    def check(self, name: str, data: ImageData) -> None:
+        """Raises ValueError where these images' labels are not what the model is told."""
+        if self.keyword is None:
+            return
+        if data.labels is None and not self.none:
+            raise ValueError(f"the model is told labels as its keyword {self.keyword}, and {name} has none")
+        if self.classes and data.num_classes > self.classes:
+            raise ValueError(f"the model has {self.classes} classes, and {name} {data.num_classes}")
 
     def of(self, data: ImageData, index: Tensor, dropped: Tensor | None = None) -> Mapping[str, Tensor]:
         """The keywords for these images; `dropped` are those whose label is left out."""
@@ -172,17 +208,16 @@ class _Labels:
 @torch.no_grad()
 def _probe(model: nn.Module, data: ImageData, told: _Labels) -> None:
     """Raises ValueError where the model does not take such images."""
-    device = next(model.parameters()).device
-    x, t, first = data.scaled(torch.arange(1)), torch.zeros(1, dtype=torch.int64), torch.arange(1)
-    keywords = {name: value.to(device) for name, value in told.of(data, first).items()}
-    given = unwrapped(model(x.to(device), t.to(device), **keywords))
-    shape = tuple(x.shape[1:])
-    if (
-        not isinstance(given, Tensor)
-        or given.shape[2:] != x.shape[2:]
-        or given.shape[1] not in (shape[0], 2 * shape[0])
-    ):
-        raise ValueError(f"the model must return images of the data's shape {shape}, got {tuple(given.shape[1:])}")
+    device, first = next(model.parameters()).device, torch.zeros(1, dtype=torch.int64, device="cpu")
+    x, keywords = data.scaled(first).to(device), told.of(data, first)
+    try:
+        given = unwrapped(model(x, first.to(device), **{name: value.to(device) for name, value in keywords.items()}))
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"the model does not take images of shape {data.shape}: {error}") from error
+    what = tuple(given.shape[1:]) if isinstance(given, Tensor) else type(given).__name__
+    channels, *size = data.shape
+    if what not in ((channels, *size), (2 * channels, *size)):
+        raise ValueError(f"the model must return images of the data's shape {data.shape}, got {what}")
 
 
 class _Task(Task):
@@ -199,9 +234,8 @@ class _Task(Task):
         processes: Processes,
     ) -> None:
         self.data, self.loss, self.told, self.settings = data, loss, told, settings
-        self.held_out = None if held_out is None else HeldOut(held_out, self._terms, loss.T)
-        own = (LORA,) if isinstance(model, Trainable) else (FULL,)
-        self.files = own if held_out is None else (*own, *HeldOut.files)
+        self.held_out = None if held_out is None else HeldOut(held_out, self._terms, loss.T, settings.batch_size)
+        self.files = files_of(isinstance(model, Trainable), held_out is not None)
         super().__init__(
             model.to(processes.device),
             processes,
@@ -215,9 +249,17 @@ class _Task(Task):
     def identity(self) -> State:
         settings = asdict(self.settings)
         settings["batch_size"] *= self.processes.count
-        trained = sum(p.numel() for p in self.trained())
         held_out = None if self.held_out is None else self.held_out.data.digest()
-        return settings | {"data": self.data.digest(), "held_out": held_out, "trained": trained}
+        trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        return settings | {
+            "trained": trained,
+            "model": digest_of(self.model),
+            "schedule": hashlib.sha256(self.loss.schedule.alphas_cumprod.tobytes()).hexdigest(),
+            "prediction": self.loss.prediction,
+            "labels": self.told.keyword,
+            "data": self.data.digest(),
+            "held_out": held_out,
+        }
 
     def losses(self, generator: Generator) -> tuple[Tensor, ...]:
         size, data = self.settings.batch_size, self.data
@@ -246,7 +288,7 @@ class _Task(Task):
         elif isinstance(model, UNet):
             save(model, out / FULL)
         else:
-            tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+            tensors = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
             with replacing(out / FULL) as file:
                 file.write(safetensors.torch.save(tensors))
         if self.held_out is not None:

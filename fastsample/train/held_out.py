@@ -14,7 +14,6 @@ from fastsample.storage.writing import replace_text, replacing
 from fastsample.train.data import ImageData
 
 _DRAWS = 4  # noisy versions of every image
-_BATCH = 50
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -25,6 +24,7 @@ class HeldOut:
         data: the images.
         terms: the loss of every sample, terms(data, index, t, noise).
         T: timesteps.
+        batch: noisy images at once.
 
     Attributes:
         measured: (step, loss) so far.
@@ -32,24 +32,25 @@ class HeldOut:
 
     files = ("held-out.csv", "held-out.png")
 
-    def __init__(self, data: ImageData, terms: Callable[[ImageData, Tensor, Tensor, Tensor], Tensor], T: int) -> None:
-        self.data, self._terms, self._T = data, terms, T
+    def __init__(
+        self, data: ImageData, terms: Callable[[ImageData, Tensor, Tensor, Tensor], Tensor], T: int, batch: int
+    ) -> None:
+        self.data, self._terms, self._T, self._batch = data, terms, T, batch
         self.measured: list[tuple[int, float]] = []
 
     @torch.no_grad()
     def measure(self, step: int) -> None:
         """Notes the loss after so many steps."""
-        total, count = 0.0, 0
-        for start in range(0, self.data.count, _BATCH):
-            images = torch.arange(start, min(start + _BATCH, self.data.count))
-            index = images.repeat_interleave(_DRAWS)
-            generator = Generator("cpu").manual_seed(start)
-            # Spread over all timesteps in every image, so that few images tell much.
-            share = (torch.arange(len(index)) * _GOLDEN + torch.rand((), generator=generator)) % 1
-            noise = torch.randn(len(index), *self.data.shape, generator=generator)
-            total += float(self._terms(self.data, index, (share * self._T).long(), noise).double().sum())
-            count += len(index)
-        self.measured.append((step, total / count))
+        draws = self.data.count * _DRAWS
+        generator = Generator("cpu").manual_seed(0)
+        place = torch.arange(draws, dtype=torch.float64, device="cpu")
+        # Spread over all timesteps in every image, so that few images tell much.
+        t = ((place + 0.5) * _GOLDEN % 1 * self._T).long()
+        total = 0.0
+        for part in torch.arange(draws, device="cpu").split(self._batch):
+            noise = torch.randn(len(part), *self.data.shape, generator=generator, dtype=torch.float32, device="cpu")
+            total += float(self._terms(self.data, part // _DRAWS, t[part], noise).double().sum())
+        self.measured.append((step, total / draws))
 
     def write(self, out: Path) -> None:
         """Writes held-out.csv and, where matplotlib is installed, held-out.png."""

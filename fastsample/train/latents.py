@@ -16,10 +16,25 @@ _BATCH = 250
 
 @dataclass(frozen=True)
 class LatentData:
-    """Latents float32 (N, C, H, W) and labels int64 (N,), 0 .. num_classes - 1, or None. Made by `encoded`."""
+    """Latents float32 (N, C, H, W) and labels int64 (N,), 0 .. num_classes - 1, or None. Made by `encoded`.
+
+    Raises:
+        TypeError, ValueError: tensors of other kinds, or not as many labels as latents.
+    """
 
     latents: Tensor
     labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.latents.dtype != torch.float32 or self.latents.ndim != 4 or not len(self.latents):
+            what = f"{self.latents.dtype} of shape {tuple(self.latents.shape)}"
+            raise ValueError(f"latents must be float32 (N, C, H, W), N at least 1, got {what}")
+        if self.labels is None:
+            return
+        if self.labels.dtype != torch.int64:
+            raise TypeError(f"labels must be int64, got {self.labels.dtype}")
+        if self.labels.shape != self.latents.shape[:1] or int(self.labels.min()) < 0:
+            raise ValueError(f"labels must be {len(self.latents)}, none negative")
 
     @property
     def count(self) -> int:
@@ -57,7 +72,7 @@ def encoded(data: ImageData, autoencoder: Autoencoder) -> LatentData:
     """
     device = autoencoder.mean.device
     parts = [
-        autoencoder.encode(data.scaled(index).to(device)).cpu().contiguous()
-        for index in torch.arange(data.count).split(_BATCH)
+        autoencoder.encode(data.scaled(index).to(device)).cpu().float().contiguous()
+        for index in torch.arange(data.count, device="cpu").split(_BATCH)
     ]
     return LatentData(torch.cat(parts), data.labels)

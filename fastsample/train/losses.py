@@ -101,7 +101,7 @@ class DiffusionLoss:
         self.prediction = one_of("prediction", prediction, PREDICTIONS)
         self.target = self.prediction if target is None else one_of("target", target, PREDICTIONS)
         self.variance = variance_of(loss, variance)
-        self.T = schedule.T
+        self.schedule, self.T = schedule, schedule.T
         self._clipped_table = DDPM(schedule, variance=self.variance, prediction=prediction, clip=1.0).table
         self._table = self._clipped_table.replace(limit=math.inf)
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from fastsample.lora.layers.linear import LoRALinear
+
 
 class Processes:
     """The processes of a run, and this one's place among them.
@@ -48,6 +50,9 @@ class Processes:
         if self._accelerator is None:
             return model
         prepared: nn.Module = self._accelerator.prepare_model(model)
+        for module in model.modules():
+            if isinstance(module, LoRALinear):  # which has packed what the first process has now written over
+                module.repack()
         return prepared
 
     def part(self, whole: Tensor) -> Tensor:

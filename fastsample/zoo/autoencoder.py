@@ -95,10 +95,14 @@ class Autoencoder(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the encoder for images (B, C, H, W) in [-1, 1], not normalised."""
+        """Mean and log variance of the encoder for images (B, C, H, W) in [-1, 1], not normalised.
+
+        Raises:
+            ValueError: images of another shape.
+        """
         if images.shape[1:] != (shape := self.config.shape):
             raise ValueError(f"images must be (B, {', '.join(map(str, shape))}), got {tuple(images.shape)}")
-        mean, log_variance = self.encoder(images).chunk(2, dim=1)
+        mean, log_variance = self.encoder(images.to(self.mean.dtype)).chunk(2, dim=1)
         return mean, log_variance.clamp(-30, 20)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,14 +111,22 @@ class Autoencoder(nn.Module):
         return self.decoder(mean + noise * (0.5 * log_variance).exp()), mean, log_variance
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents (B, latent_channels, H / 4, W / 4) of images (B, C, H, W) in [-1, 1]."""
+        """Latents (B, latent_channels, H / 4, W / 4) of images (B, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: images of another shape.
+        """
         return (self.distribution(images)[0] - self.mean) / self.std
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, C, H, W), in about [-1, 1], of latents (B, latent_channels, H / 4, W / 4)."""
+        """Images (B, C, H, W), in about [-1, 1], of latents (B, latent_channels, H / 4, W / 4).
+
+        Raises:
+            ValueError: latents of another shape.
+        """
         if latents.shape[1:] != (shape := self.config.latent_shape):
             raise ValueError(f"latents must be (B, {', '.join(map(str, shape))}), got {tuple(latents.shape)}")
-        images: Tensor = self.decoder(latents * self.std + self.mean)
+        images: Tensor = self.decoder(latents.to(self.mean.dtype) * self.std + self.mean)
         return images.contiguous()
 
 

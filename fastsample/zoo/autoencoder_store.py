@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from fastsample.storage.reading import regular_size
 from fastsample.storage.writing import replacing
@@ -28,10 +31,7 @@ def save_autoencoder(autoencoder: Autoencoder, path: str | Path, dtype: torch.dt
     Raises:
         OSError: it cannot be written. ValueError: there is a folder or a device. What was there stays.
     """
-    tensors = {
-        name: (value if dtype is None or name in ("mean", "std") else value.to(dtype)).contiguous()
-        for name, value in autoencoder.state_dict().items()
-    }
+    tensors = tensors_of(autoencoder, dtype)
     with replacing(path) as file:
         file.write(safetensors.torch.save(tensors, metadata={_KEY: json.dumps(asdict(autoencoder.config))}))
 
@@ -55,16 +55,38 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
     if about is None:
         raise ValueError(f"{path} was not made by fastsample autoencoder: its metadata lacks {_KEY!r}")
     try:
-        config = AutoencoderConfig(**json.loads(about))
-        expected = (config.width, 4 * config.channels, 3, 3)
-        if tuple(tensors["encoder.1.weight"].shape) != expected:  # before memory is taken for what the header says
-            raise ValueError(f"encoder.1.weight is not {expected}")
-        with torch.random.fork_rng(devices=[]):
-            autoencoder = Autoencoder(config)
-        autoencoder.load_state_dict(tensors)
+        return autoencoder_of(json.loads(about), tensors)
     except (ArithmeticError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:500]
         raise ValueError(
             f"{path} holds no autoencoder as its {_KEY!r} says: {type(error).__name__}: {reason}"
         ) from error
+
+
+def tensors_of(autoencoder: Autoencoder, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Its tensors for a file, the weights in this dtype; mean and std stay as they are."""
+    return {
+        name: (value if dtype is None or name in ("mean", "std") else value.to(dtype)).contiguous().clone()
+        for name, value in autoencoder.state_dict().items()
+    }
+
+
+def autoencoder_of(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Autoencoder:
+    """The autoencoder of a file's config and tensors, in float32 and eval mode.
+
+    Raises:
+        TypeError, ValueError, LookupError, RuntimeError: they do not belong together.
+    """
+    config = AutoencoderConfig(**fields)
+    # Before memory is taken for what the header says: every size follows from these.
+    wanted = {
+        "encoder.1.weight": (config.width, 4 * config.channels, 3, 3),
+        "decoder.0.weight": (2 * config.width, config.latent_channels, 3, 3),
+    }
+    for name, shape in wanted.items():
+        if (actual := tuple(tensors[name].shape)) != shape:
+            raise ValueError(f"{name} has shape {actual}, not {shape}")
+    with torch.random.fork_rng(devices=[]):
+        autoencoder = Autoencoder(config)
+    autoencoder.load_state_dict(tensors)
     return autoencoder.eval().requires_grad_(False)

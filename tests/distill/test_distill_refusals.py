@@ -156,6 +156,11 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "a LoRA of a range": (lcm_lora, RANGE | CLASSES, "guidance must be one number: a LoRA has no input"),
     "a LoRA of no module": (lcm_lora, {"teacher": lambda x, t: x}, "teacher must be a torch module"),
     "a LoRA and a student": (lcm_lora, {"student": unet()}, "leave student= out"),
+    "a LoRA of another prediction": (lcm_lora, {"output": "v"}, "leave output= out"),
+    "a LoRA of what is left out": (lcm_lora, {"targets": ["leave"]}, "targets: leave cannot have a LoRA"),
+    "an infinite range": (lcm, {"guidance": (float("-inf"), 2.0)}, "guidance must be"),
+    "no autoencoder": (lcm, {"autoencoder": "file"}, "autoencoder must be a fastsample.zoo.Autoencoder, got str"),
+    "labels of no class": (lcm, {"cond": {"y": LABELS + 4}}, "must lie in 0 .. 3, the model's classes; got 6"),
     "a LoRA of no rank": (lcm_lora, {"rank": 0}, "rank must be at least 1"),
     "a LoRA for no layer": (lcm_lora, {"targets": ["to_q"]}, "none is named 'to_q'"),
     "guidance without calls": (

@@ -114,7 +114,7 @@ def test_it_goes_on_from_a_lora() -> None:
 
 
 @pytest.mark.parametrize("form", ["diffusers", "peft"])
-@pytest.mark.parametrize("alpha", [None, 6.0])
+@pytest.mark.parametrize("alpha", [None, 6.0], ids=str)
 def test_attach_reads_what_save_writes(form: str, alpha: float | None, tmp_path: Path) -> None:
     adapted = trained(Net(), X)
     state: dict[str, Tensor] = adapted.lora()
@@ -204,11 +204,12 @@ def test_save_refuses(state: dict[str, Tensor], options: dict[str, Any], message
     assert not list(tmp_path.iterdir())
 
 
-def test_layers_of_two_ranks_are_no_folder_of_pefts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["diffusers", "peft"])
+def test_layers_of_two_ranks_are_no_file(form: str, tmp_path: Path) -> None:
     state = {f"{x}.lora_A.weight": torch.ones(r, 2) for r, x in ((1, "x"), (2, "y"))}
     state |= {f"{x}.lora_B.weight": torch.ones(2, r) for r, x in ((1, "x"), (2, "y"))}
     with pytest.raises(ValueError, match="layers of one rank, got ranks 1, 2"):
-        lora.save(state, tmp_path / "folder", format="peft")
+        lora.save(state, tmp_path / "lora", format=form)
     assert not list(tmp_path.iterdir())
 
 
@@ -216,3 +217,21 @@ def test_a_unet_of_the_zoo_keeps_what_samplers_ask_for() -> None:
     model = unet()
     adapted = lora.Trainable(model)
     assert adapted.prediction == model.prediction and adapted.schedule is model.schedule
+
+
+def test_layers_that_nothing_calls_get_none() -> None:
+    """MultiheadAttention reads the weights of its last linear without calling it."""
+    net = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8))
+    paths = {key.rpartition(".lora_")[0] for key in lora.Trainable(net).lora()}
+    assert paths == {"0.linear1", "0.linear2"}
+    with pytest.raises(ValueError, match=r"targets: 0.self_attn.out_proj cannot have a LoRA"):
+        lora.Trainable(net, targets=["out_proj"])
+
+
+def test_a_folder_of_pefts_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    state = lora.Trainable(Net(), rank=2).lora()
+    (tmp_path / "adapter_model.safetensors").mkdir()
+    (tmp_path / "adapter_config.json").write_text("mine")
+    with pytest.raises(ValueError, match="adapter_model"):
+        lora.save(state, tmp_path, format="peft")
+    assert (tmp_path / "adapter_config.json").read_text() == "mine"

@@ -135,7 +135,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no rank": ({"rank": 0}, "rank must be at least 1"),
     "layers that are not there": ({"targets": ["to_q"]}, "none is named 'to_q'"),
     "images of another size": ({"model": unet(image_size=(8, 8))}, "x must be"),
-    "too few classes": ({"model": unet(num_classes=2)}, "the model has 2 classes, and the images 3"),
+    "too few classes": ({"model": unet(num_classes=2)}, "the model has 2 classes, and data 3"),
+    "held-out images of more classes": (
+        {"held_out": ImageData(DATA.images[:2], torch.tensor([0, 5]))},
+        "the model has 3 classes, and held_out 6",
+    ),
+    "held-out images of another size": (
+        {"held_out": ImageData(torch.zeros(2, 3, 6, 6, dtype=torch.uint8))},
+        r"held_out must hold images of the data's shape \(3, 9, 6\), got \(3, 6, 6\)",
+    ),
+    "a model without labels": ({"model": unet(num_classes=0), "labels": "y"}, "labels must be the model's keyword"),
+    "a LoRA of what is left out": (
+        {"targets": ["leave"]},
+        "targets: leave cannot have a LoRA, as the",
+    ),
+    "no such device": ({"device": "nonsense"}, "device"),
+    "no saving": ({"save_every": 0}, "save_every must be at least 1"),
     "a prediction": ({"model": Plain(), "prediction": "flow"}, "prediction must be one of"),
     "labels without a keyword": ({"model": Plain(), "labels": "y"}, "unexpected keyword"),
 }
@@ -150,8 +165,10 @@ def test_refused(name: str, tmp_path: Path) -> None:
 
 def test_a_folder_of_another_run(tmp_path: Path) -> None:
     made(tmp_path)
-    with pytest.raises(ValueError, match="trained = "):
+    with pytest.raises(ValueError, match="model = "):
         made(tmp_path, rank=3)
+    with pytest.raises(ValueError, match="model = "):
+        made(tmp_path, unet(embedding=32))
     with pytest.raises(ValueError, match="data = "):
         finetune(unet(), HELD_OUT, tmp_path, rank=2, held_out=HELD_OUT, settings=SMALL, progress=False)
 
@@ -183,3 +200,39 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert main(["finetune", "--data", "x", "--out", str(tmp_path / "whole"), *options, "--full"]) == 0
     assert main(["finetune", "--data", "x", "--out", str(tmp_path / "none"), *options, "--held-out", "2"]) == 2
     assert "--held-out must be a share" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", ["a file", "files of one's own"])
+def test_a_folder_of_ones_own_for_peft_is_left_alone(there: str, tmp_path: Path) -> None:
+    place = tmp_path / "peft"
+    if there == "a file":
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        (place / "adapter_model.safetensors").write_text("mine")
+    with pytest.raises(ValueError, match="peft"):
+        made(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["peft"]
+
+
+def test_weights_that_are_tied(tmp_path: Path) -> None:
+    model = Plain()
+    model.again = model.body[0]
+    made(tmp_path, model, rank=None)
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    import numpy as np
+
+    settings = FinetuneSettings(steps=np.int64(2), batch_size=4, lr=np.float32(1e-3))  # type: ignore[arg-type]
+    for _ in range(2):
+        made(tmp_path, settings=settings)
+
+
+def test_adapters_that_are_there_already_are_refused(tmp_path: Path) -> None:
+    model = unet()
+    lora.attach(model, made(tmp_path / "first").lora())
+    for rank in (2, None):
+        with pytest.raises(ValueError, match="detach them first"):
+            made(tmp_path / "second", model, rank=rank)

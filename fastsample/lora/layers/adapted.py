@@ -164,12 +164,12 @@ class AdaptedLayer(Adaptable):
 
 def check_replaceable(module: object, kind: type[nn.Module]) -> None:
     """Raises unless the module's forward is `kind`'s, on a plain Parameter: quantised and wrapped ones compute more."""
-    if (reason := _odd(module, kind)) is not None:
+    if (reason := why_not(module, kind)) is not None:
         what = f"{type(module).__module__}.{type(module).__qualname__}"
         raise TypeError(f"adapters need a plain {kind.__name__} with its weights loaded, got {what}: {reason}")
 
 
-def _odd(module: object, kind: type[nn.Module]) -> str | None:
+def why_not(module: object, kind: type[nn.Module]) -> str | None:
     """Why an adapted layer cannot take the module's place."""
     if not isinstance(module, kind):
         return f"it is no {kind.__name__}"
