@@ -26,6 +26,7 @@ from benchmarks.common.report import machine
 from benchmarks.sections import quality_page, students_page
 from benchmarks.sections.quality_cases import AnyCase, StudentCase, plan, students_plan
 from benchmarks.sections.quality_rows import BATCH, BitsRow, Row, Run, key, key_of, load, measured
+from benchmarks.students import MEASURED
 from fastsample.storage.writing import check_writable, replace_text
 
 RESULTS = Path(__file__).with_name("results")
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (model.config.channels, *model.config.size) != (1, 28, 28):
         refuse(f"{run.model} is no model of digits, 1 x 28 x 28")
     if arguments.students == []:
-        arguments.students = [path for path in fastsample.zoo.STUDENTS.values() if path.is_file()]
+        arguments.students = [path for path in fastsample.zoo.STUDENTS.values() if path.is_file()] + arguments.also
     if arguments.write and (arguments.model != BUNDLED or arguments.quick):
         refuse("--write is for the whole study of the bundled model")
     torch.set_num_threads(1)
@@ -66,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A file may also hold rows of an earlier model of this name, or of spacings that are no sampler's default any more.
     wanted = {key(case, run) for case in every}
     if arguments.students:
-        rows_of_students = [row for row in read(places.samples) if key_of(row) in wanted]
+        kept = {f"digits-{name}" for name in MEASURED}
+        every_row = read(places.samples)
+        rows_of_students = [row for row in every_row if key_of(row) in wanted or row["sampler"] in kept]
         distilled = [case for case in every if isinstance(case, StudentCase)]
         students_page.show(places.grid, rows_of_students, distilled, run, arguments.write)
         return 0
@@ -99,6 +102,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="300 samples, up to 50 calls: minutes on two cores")
     parser.add_argument(
         "--students", type=Path, nargs="*", metavar="FILE", help="students of the bundled model (its shipped ones)"
+    )
+    parser.add_argument(
+        "--also", type=Path, nargs="+", default=[], metavar="FILE", help="with --students: further ones beside these"
     )
     parser.add_argument("--count", type=int, help="samples of every row instead of the study's own numbers")
     parser.add_argument("--match", action="append", help="only cases whose text contains this; may be repeated")

@@ -1,7 +1,8 @@
 """Distils the students of the bundled digits model that come with the package, and notes what that costs.
 
 Each has a folder under --out. A run that was stopped continues, and one that is finished is left alone. --install puts
-a finished student into the package, in half precision, and its minutes into the table of results.
+a finished student into the package, in half precision, and its minutes into the table of results. The guided students
+of one step go into DIR, as digits-guided-1.safetensors, for `benchmarks.quality --students --also FILE`.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def lcm_lora(out: Path, short: int | None) -> distill.Student:
         uncond=NONE,
         guidance=GUIDANCE,
         clip=1.0,
-        settings=distill.Settings(iterations=short or 3000, lr=1e-3, batch_size=64 if short is None else 8),
+        settings=distill.Settings(iterations=short or 1500, lr=1e-3, batch_size=64 if short is None else 8),
     )
 
 
@@ -152,6 +153,10 @@ RUNS: Mapping[str, tuple[Make, Mapping[str, str]]] = {
     "lcm": (lcm, {"lcm": "student"}),
     "lcm-lora": (lcm_lora, {"lcm-lora": "student"}),
 }
+
+
+# Students of one step that are measured, and too many to come with the package: by name, run and file.
+MEASURED = {"guided-1": ("guided", "student-1"), "guided-1-latent": ("guided-latent", "student-1")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,6 +186,10 @@ def install(out: Path, run: str, files: Mapping[str, str]) -> None:
         student = distill.load(out / f"{file}.safetensors", base)
         student.decode_with(None)  # the package has it once, for all
         distill.save(student, STUDENTS[name], torch.float16)
+    for name, (of_run, file) in MEASURED.items():
+        if of_run == run:
+            student = distill.load(out / f"{file}.safetensors")
+            distill.save(student, out.parent / f"digits-{name}.safetensors", torch.float16)
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     row = {"run": run, "updates": len(state["history"]), "minutes": f"{state['seconds'] / 60:.1f}"} | {
         name: str(value) for name, value in machine().items()

