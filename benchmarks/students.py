@@ -2,7 +2,8 @@
 
 Each has a folder under --out. A run that was stopped continues, and one that is finished is left alone. --install puts
 a finished student into the package, in half precision, and its minutes into the table of results. The guided students
-of one step go into DIR, as digits-guided-1.safetensors, for `benchmarks.quality --students --also FILE`.
+of two steps and of one go into DIR, as digits-guided-2.safetensors and so on, for `benchmarks.quality --students --also
+FILE ...`.
 """
 
 from __future__ import annotations
@@ -148,15 +149,18 @@ RUNS: Mapping[str, tuple[Make, Mapping[str, str]]] = {
     "trajectory-4-half": (half, {"trajectory-4-half": "student"}),
     "progressive": (progressive, {f"progressive-{steps}": f"student-{steps}" for steps in (4, 2, 1)}),
     "consistency": (consistency, {"consistency": "student"}),
-    "guided": (guided, {f"guided-{steps}": f"student-{steps}" for steps in (4, 2)}),
-    "guided-latent": (guided_latent, {f"guided-{steps}-latent": f"student-{steps}" for steps in (4, 2)}),
+    "guided": (guided, {"guided-4": "student-4"}),
+    "guided-latent": (guided_latent, {"guided-4-latent": "student-4"}),
     "lcm": (lcm, {"lcm": "student"}),
     "lcm-lora": (lcm_lora, {"lcm-lora": "student"}),
 }
 
 
-# Students of one step that are measured, and too many to come with the package: by name, run and file.
-MEASURED = {"guided-1": ("guided", "student-1"), "guided-1-latent": ("guided-latent", "student-1")}
+# Students that are measured, and would make the package too large: by name, run and file.
+MEASURED = {
+    **{f"guided-{steps}": ("guided", f"student-{steps}") for steps in (2, 1)},
+    **{f"guided-{steps}-latent": ("guided-latent", f"student-{steps}") for steps in (2, 1)},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

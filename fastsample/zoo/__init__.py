@@ -38,9 +38,7 @@ _NAMES = (
     "progressive-1",
     "consistency",
     "guided-4",
-    "guided-2",
     "guided-4-latent",
-    "guided-2-latent",
     "lcm",
 )
 LORAS = {name: _DIGITS.with_name(f"digits-lora-{name}.safetensors") for name in ("lcm", "leaning")}
@@ -67,8 +65,8 @@ def digits(student: str | None = None) -> Any:
         student: one of zoo.STUDENTS, a model of few steps that was distilled from it: a distill.Student, whose
             `sample` draws digits. "trajectory-4" and "consistency" are for 4, 2 or 1 steps, "trajectory-4-half" is of
             half the width, and "progressive-4" and so on are for as many; "lcm-lora" is a LoRA (zoo.LORAS) on the
-            model. These have guidance 1.25 folded in. "guided-4", "guided-2" and "lcm" are told guidance from 1 to 8.
-            "lcm" and those that end in "-latent" are students of `latent_digits`.
+            model. These have guidance 1.25 folded in. "guided-4" and "lcm" are told guidance from 1 to 8. "lcm" and
+            "guided-4-latent" are students of `latent_digits`.
 
     Raises:
         FileNotFoundError: the weights are not installed. ValueError: there is no such student.
@@ -86,7 +84,7 @@ def digits(student: str | None = None) -> Any:
     distilled = importlib.import_module("fastsample.distill").load(
         path, load(_DIGITS) if student == "lcm-lora" else None
     )
-    if student == "lcm" or student.endswith("-latent"):
+    if student in ("lcm", "guided-4-latent"):
         distilled.decode_with(load_autoencoder(_AUTOENCODER))
     return distilled
 
