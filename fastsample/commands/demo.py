@@ -115,7 +115,8 @@ def rows_of(model: UNet, y: Tensor) -> list[Row]:
             images: Tensor = distilled.sample(SHAPE, steps, seed=seed, y=y, **told)
             return images
 
-        return Row(f"student, {name}", steps, key, draw)
+        of = "student" if distilled.autoencoder is None else "student of latents"
+        return Row(f"{of}, {name}", steps, key, draw)
 
     return [
         teacher("DDIM", ddim, MANY),

@@ -41,7 +41,7 @@ _NAMES = (
     "guided-4-latent",
     "lcm",
 )
-LORAS = {name: _DIGITS.with_name(f"digits-lora-{name}.safetensors") for name in ("lcm", "leaning")}
+LORAS = {name: _DIGITS.with_name(f"digits-{name}-lora.safetensors") for name in ("lcm", "leaning")}
 STUDENTS = {name: _DIGITS.with_name(f"digits-{name}.safetensors") for name in _NAMES} | {"lcm-lora": LORAS["lcm"]}
 _LATENT, _AUTOENCODER = (_DIGITS.with_name(f"digits-{name}.safetensors") for name in ("latent", "autoencoder"))
 _FIGURES = _DIGITS.with_name("quality.json")
