@@ -77,7 +77,7 @@ struct Packed {
     }
     static int64_t size(int64_t k) {
         const int64_t all = tiles_along(k) * (2 * Parts * kTileBytes / 4);
-        constexpr int64_t blocks = (kMostRows + kVectorRows - 1) / kVectorRows;
+        constexpr int64_t blocks = (kMostRows + kTileRows - 1) / kTileRows;
         return Parts == 1 ? all : kHeadWords + all + blocks * Words(k + (k & 1)).size();
     }
     FS_ALWAYS char* row(int r) const { return tiles + r / kTileSide * below + r % kTileSide * 64; }
@@ -140,7 +140,7 @@ static uint32_t pack_tiles(const Packed<Parts>& packed, const char* const* rows,
 template <int Parts>
 static void pack_floats(const Packed<Parts>& packed, const Head& head, const char* const* rows, int64_t k) {
     for (int i = 0; i < head.packed; ++i)
-        pack_row<Arithmetic<Parts>>(packed.floats + i / kVectorRows * packed.words.size() + i % kVectorRows * kPitch,
+        pack_row<Arithmetic<Parts>>(packed.floats + i / kTileRows * packed.words.size() + i % kTileRows * kPitch,
                                     rows[head.order[i]], k);
 }
 
@@ -328,9 +328,9 @@ static void run_tiles(int rows, const TilePart (&parts)[2], const Target* target
 template <int Parts>
 static void run_floats(int count, const Head& head, const Packed<Parts>& x, const char* panel, const Packed<Parts>* t,
                        const char* up, const Target& target) {
-    for (int first = 0; first < count; first += kVectorRows) {
-        const int rows = count - first < kVectorRows ? count - first : kVectorRows, block = first / kVectorRows;
-        int64_t row[kVectorRows];
+    for (int first = 0; first < count; first += kTileRows) {
+        const int rows = count - first < kTileRows ? count - first : kTileRows, block = first / kTileRows;
+        int64_t row[kTileRows];
         for (int r = 0; r < rows; ++r) row[r] = target.row[head.order[first + r]];
         Product product{{{x.floats + block * x.words.size(), panel, x.words}, {}}, target};
         product.target.row = row;
