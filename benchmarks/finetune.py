@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = FinetuneSettings(steps=steps, lr=lr)
         model = fastsample.zoo.digits()
         made = finetune(model, data, out, held_out=held_out, rank=rank, settings=settings)
-        runs[name] = finetune_page.course(name, made, out, settings)
+        runs[name] = finetune_page.course(made, out, settings)
         if name == STYLE:
             style = made
     assert isinstance(style, lora.Trainable)

@@ -31,7 +31,7 @@ BATCH = 50
 
 @dataclass(frozen=True)
 class Course:
-    """A run: how many numbers it trained, minutes of one core, and (step, loss, loss on held-out images)."""
+    """A run: how many numbers it trained, its learning rate, and (step, loss, loss on held-out images)."""
 
     trained: int
     lr: float
@@ -48,7 +48,7 @@ class Style:
     agreement: float
 
 
-def course(name: str, made: nn.Module, out: Path, settings: FinetuneSettings) -> Course:
+def course(made: nn.Module, out: Path, settings: FinetuneSettings) -> Course:
     """What the folder of a run tells."""
     with (out / "held-out.csv").open(newline="") as file:
         held_out = {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}

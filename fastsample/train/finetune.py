@@ -283,8 +283,9 @@ class _Task(Task):
     def publish(self, out: Path) -> None:
         model = self.model
         if isinstance(model, Trainable):
-            lora.save(model.lora(), out / LORA)
-            lora.save(model.lora(), out / PEFT, format="peft")
+            factors = model.lora()
+            lora.save(factors, out / LORA)
+            lora.save(factors, out / PEFT, format="peft")
         elif isinstance(model, UNet):
             save(model, out / FULL)
         else:

@@ -10,12 +10,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from fastsample.storage.reading import regular_size
 from fastsample.storage.writing import replacing
 from fastsample.zoo.autoencoder import Autoencoder, AutoencoderConfig
+from fastsample.zoo.reading import read
 
 _KEY = "fastsample_autoencoder"
 
@@ -43,17 +42,7 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
         FileNotFoundError: there is no such file. ValueError: it holds no autoencoder.
     """
     path = Path(path)
-    if path.is_dir():
-        raise FileNotFoundError(f"no autoencoder at {path}: name the .safetensors file in it")
-    regular_size(path, "autoencoder")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = (file.metadata() or {}).get(_KEY)
-        tensors = safetensors.torch.load_file(path)
-    except Exception as error:  # a dtype that torch does not have raises what its reader trips over
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    if about is None:
-        raise ValueError(f"{path} was not made by fastsample autoencoder: its metadata lacks {_KEY!r}")
+    about, tensors = read(path, "autoencoder", _KEY, "fastsample autoencoder")
     try:
         return autoencoder_of(json.loads(about), tensors)
     except (ArithmeticError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:

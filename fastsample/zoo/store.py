@@ -9,12 +9,11 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from fastsample.schedule import Schedule
-from fastsample.storage.reading import regular_size
 from fastsample.storage.writing import replacing
+from fastsample.zoo.reading import read
 from fastsample.zoo.unet import UNet, UNetConfig
 
 _KEY = "fastsample_unet"
@@ -40,17 +39,7 @@ def load(path: str | Path) -> UNet:
         ValueError: it is no such model.
     """
     path = Path(path)
-    if path.is_dir():
-        raise FileNotFoundError(f"no model at {path}: name the .safetensors file in it")
-    regular_size(path, "model")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = (file.metadata() or {}).get(_KEY)
-        tensors = safetensors.torch.load_file(path)
-    except Exception as error:  # a dtype that torch does not have raises what its reader trips over
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    if about is None:
-        raise ValueError(f"{path} was not made by fastsample train: its metadata lacks {_KEY!r}")
+    about, tensors = read(path, "model", _KEY, "fastsample train")
     try:
         fields = json.loads(about)
         config, schedule = UNetConfig(**fields["config"]), Schedule.from_betas(fields["betas"])
