@@ -2,15 +2,17 @@
 
 A first stage folds guidance in. At any timestep t, from x_t = alpha x0 + sigma z of a sample and for any weight w,
 
-    loss = mean max(1, alpha_t^2 / sigma_t^2) (x0 of the student, told w - x0 of the guided teacher with w)^2
+    loss = mean max(1, alpha_t^2 / sigma_t^2) (x0 of the student, told w - x0 of the guided teacher with w)^2 / s^2
 
-so that one call does what two did. The stages after it halve the number of steps as in distill/progressive.py: the
-student before, told the same w, is the teacher, without guidance of its own. Data may be pixels or latents.
+so that one call does what two did. s = 1 + w - least, and w is evenly drawn in log s, unlike the paper's even w and
+s = 1: what guidance adds grows with w, and the errors of the largest weights would leave little learning to the small
+ones. The stages after it halve the number of steps as in distill/progressive.py, with the same s: the student before,
+told the same w, is the teacher, without guidance of its own. Data may be pixels or latents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from typing_extensions import Unpack
 from fastsample.broadcast import per_sample
 from fastsample.distill.common import Common, run
 from fastsample.distill.data import Data, Samples
-from fastsample.distill.guidance_range import Range, take_range
+from fastsample.distill.guidance_range import Range, spread, take_range
 from fastsample.distill.method import Batch
 from fastsample.distill.progressive import Progressive, halvings_of
 from fastsample.distill.settings import Settings
@@ -150,7 +152,11 @@ class Guided(Progressive):
         teacher.step(xt, self.any_table, row, examples, x0=target, weights=told["guidance"])
         t = torch.tensor(self.any_table.t, device=batch.device)[row]
         x0_of_student = p * xt + q * student(xt, t, **teacher.told(examples), **told).float()
-        yield (weight * (x0_of_student - target).square()).mean()
+        yield self._loss(x0_of_student - target, weight, told)
+
+    def _loss(self, difference: Tensor, weight: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        scale = 1 + told["guidance"] - self.weights[0]
+        return super()._loss(difference / per_sample(scale, difference), weight, told)
 
     def _told(self, batch: Batch) -> dict[str, Tensor]:
-        return {"guidance": batch.between(*self.weights)}
+        return {"guidance": spread(batch.shares(), self.weights)}

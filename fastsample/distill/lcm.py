@@ -25,7 +25,7 @@ from fastsample.checks import integer, one_of
 from fastsample.distill.common import Common, run
 from fastsample.distill.data import Data, Samples
 from fastsample.distill.grid import nested_timesteps
-from fastsample.distill.guidance_range import Range, take_range
+from fastsample.distill.guidance_range import Range, spread, take_range
 from fastsample.distill.lcm_student import LCMStudent
 from fastsample.distill.method import Batch, Method
 from fastsample.distill.settings import Settings
@@ -167,7 +167,7 @@ class LCMMethod(Method):
         xt = alpha * x0 + sigma * batch.normals(tuple(x0.shape[1:]))
         told, weights = dict(self.teacher.told(examples)), None
         if self.weights is not None:
-            told["guidance"] = weights = batch.between(*self.weights)
+            told["guidance"] = weights = spread(batch.shares(), self.weights)
         xr = self.teacher.step(xt, self.table, row, examples, weights=weights)
         mine = self._clean(student, xt, t, told)
         with torch.no_grad():

@@ -45,10 +45,9 @@ class Batch:
         """Standard normals, float32 (B, *shape)."""
         return self.part(torch.randn(self.size, *shape, generator=self.generator, device="cpu"))
 
-    def between(self, least: float, most: float) -> Tensor:
-        """Numbers evenly spread between these, float32, one per sample of this call."""
-        drawn = torch.rand(self.size, generator=self.generator, dtype=torch.float32, device="cpu")
-        return self.part(least + (most - least) * drawn)
+    def shares(self) -> Tensor:
+        """Numbers between 0 and 1, float32, one per sample of this call."""
+        return self.part(torch.rand(self.size, generator=self.generator, dtype=torch.float32, device="cpu"))
 
 
 class Method:

@@ -12,7 +12,7 @@ of the next. Guidance is that of the first teacher, and the students have it fol
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,11 @@ class Progressive(Method):
         target = of_r * xr + of_t * xt
         t = torch.tensor(self.timesteps[stage + 1], device=batch.device)[row]
         x0_of_student = p * xt + q * student(xt, t, **self.teacher.told(examples), **told).float()
-        yield (weight * (x0_of_student - target).square()).mean()
+        yield self._loss(x0_of_student - target, weight, told)
+
+    def _loss(self, difference: Tensor, weight: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        """The loss of a difference in x0, with the weight of its noise."""
+        return (weight * difference.square()).mean()
 
     def _told(self, batch: Batch) -> dict[str, Tensor]:
         """What teacher and student are told beside the conditions."""

@@ -23,7 +23,7 @@ from typing_extensions import Unpack
 from fastsample.checks import integer
 from fastsample.distill.common import Common, run
 from fastsample.distill.grid import nested_timesteps
-from fastsample.distill.guidance_range import take_range
+from fastsample.distill.guidance_range import spread, take_range
 from fastsample.distill.method import Batch, Method
 from fastsample.distill.paths import FOLDER, Paths
 from fastsample.distill.settings import Settings
@@ -205,11 +205,8 @@ class Trajectory(Method):
         return randn((len(places), *self.teacher.shape), seed=self.seed, index=places, stream=_STREAM)
 
     def _weights(self, places: Tensor) -> Tensor | None:
-        """The guidance of these paths, evenly spread over the range whatever their number."""
-        if self.weights is None:
-            return None
-        least, most = self.weights
-        return (least + (most - least) * ((places.double() + 0.5) * _GOLDEN % 1)).float()
+        """The guidance of these paths, which fill the range whatever their number."""
+        return None if self.weights is None else spread((places.double() + 0.5) * _GOLDEN % 1, self.weights).float()
 
     def _examples(self, places: Tensor) -> Tensor:
         """Which conditions these paths have: all in turn, so that they are balanced."""

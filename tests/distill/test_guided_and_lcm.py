@@ -85,14 +85,16 @@ def test_the_first_stage_aims_at_the_guided_teacher() -> None:
     generator = drawn()
     examples, row = (torch.randint(end, (16,), generator=generator) for end in (6, 1000))
     z = torch.randn(16, 3, 5, generator=generator).double()
-    w = (1 + 3 * torch.rand(16, generator=generator)).double()
+    w = 4 ** torch.rand(16, generator=generator).double()
     t, x0, c = 999 - row, SAMPLES[examples].double(), WORDS[examples].double()
     alpha, sigma = levels(t)
     x = alpha * x0 + sigma * z
     target, _ = guided_x0(model, x, t, c, w)
     own = alpha * x - sigma * student(x, t, c, w)
     weight = torch.maximum(torch.ones(()), (alpha / sigma) ** 2)
-    assert float(loss.detach()) == pytest.approx(float((weight * (own - target).square()).mean().detach()), rel=2e-3)
+    assert float(loss.detach()) == pytest.approx(
+        float((weight * ((own - target) / w.reshape(-1, 1, 1)).square()).mean().detach()), rel=2e-3
+    )
 
 
 def test_later_stages_halve_the_student_that_is_told_the_same() -> None:
@@ -105,7 +107,7 @@ def test_later_stages_halve_the_student_that_is_told_the_same() -> None:
     generator = drawn()
     examples, row = (torch.randint(end, (16,), generator=generator) for end in (6, 2))
     z = torch.randn(16, 3, 5, generator=generator).double()
-    w = (1 + 3 * torch.rand(16, generator=generator)).double()
+    w = 4 ** torch.rand(16, generator=generator).double()
     grid = torch.tensor([999, 749, 499, 249, -1])
     t, middle, r = (grid[2 * row + k] for k in range(3))
     x0, c = SAMPLES[examples].double(), WORDS[examples].double()
@@ -121,7 +123,9 @@ def test_later_stages_halve_the_student_that_is_told_the_same() -> None:
     target = (state - s_r / sigma * x) / (a_r - s_r / sigma * alpha)
     own = alpha * x - sigma * student(x, t, c, w)
     weight = torch.maximum(torch.ones(()), (alpha / sigma) ** 2)
-    assert float(loss.detach()) == pytest.approx(float((weight * (own - target).square()).mean().detach()), rel=2e-3)
+    assert float(loss.detach()) == pytest.approx(
+        float((weight * ((own - target) / w.reshape(-1, 1, 1)).square()).mean().detach()), rel=2e-3
+    )
 
 
 @pytest.mark.parametrize("loss_name", ["huber", "l2"])
@@ -135,7 +139,7 @@ def test_lcm_aims_at_itself_one_guided_step_on(loss_name: str) -> None:
     generator = drawn()
     examples, row = (torch.randint(end, (16,), generator=generator) for end in (6, 4))
     z = torch.randn(16, 3, 5, generator=generator).double()
-    w = (1 + 3 * torch.rand(16, generator=generator)).double()
+    w = 4 ** torch.rand(16, generator=generator).double()
     grid = torch.tensor([999, 749, 499, 249, -1])
     t, r, x0, c = grid[row], grid[row + 1], SAMPLES[examples].double(), WORDS[examples].double()
     alpha, sigma = levels(t)
