@@ -11,14 +11,15 @@ from pathlib import Path
 
 import fastsample
 from benchmarks.common.markers import replace_between
-from benchmarks.sections.quality_cases import GUIDANCE, Case, StudentCase
+from benchmarks.sections.quality_cases import GUIDANCE, MIDDLE, Case, StudentCase
 from benchmarks.sections.quality_page import draw_lines, interval, table
 from benchmarks.sections.quality_rows import Run
 from benchmarks.students import MEASURED, RUNS
 from fastsample.storage.writing import replace_text
 
 ROOT = Path(__file__).parents[2]
-DOCS, README = ROOT / "docs" / "distillation.md", ROOT / "README.md"
+DOCS, QUALITY, README = ROOT / "docs" / "distillation.md", ROOT / "docs" / "quality.md", ROOT / "README.md"
+WEIGHTS = ROOT / "docs" / "figures" / "guidance.png"
 FIGURES = Path(fastsample.zoo.__file__).with_name("quality.json")
 TRAINING = Path(__file__).parents[1] / "results" / "students.csv"
 BEGIN, END = "<!-- students, written by benchmarks.quality -->", "<!-- end of students -->"
@@ -41,7 +42,9 @@ def show(picture: Path, rows: Rows, students: Sequence[StudentCase], run: Run, w
     print(text)
     if write:
         replace_text(FIGURES, json.dumps(figures_of(rows), indent=1) + "\n")
-        for page, part in ((DOCS, text), (README, short_table_of(rows))):
+        draw_weights(WEIGHTS, run)
+        short = short_table_of(rows)
+        for page, part in ((DOCS, text), (QUALITY, short), (README, short)):
             replace_text(page, replace_between(page.read_text(), BEGIN, END, part))
 
 
@@ -125,6 +128,17 @@ def draw(path: Path, students: Sequence[StudentCase], run: Run) -> None:
             name = f"{name}, guidance {case.guidance:g}"
         if not case.stochastic:
             lines[name] = replace(case, count=10)
+    draw_lines(path, lines, run)
+
+
+def draw_weights(path: Path, run: Run) -> None:
+    """Ten samples of the guided teachers and of their students of four steps, by the weight of guidance, as a PNG."""
+    lines: dict[str, Case | StudentCase] = {}
+    for latent, end in ((False, ""), (True, "-latent")):
+        student = fastsample.zoo.STUDENTS[f"guided-4{end}"]
+        for weight in (1.0, 2.0, 4.0, 8.0):
+            lines[f"teacher{end}, {weight:g}"] = Case("DDIM", MIDDLE[0], 10, weight, latent)
+            lines[f"guided-4{end}, {weight:g}"] = StudentCase(student, 4, 10, weight)
     draw_lines(path, lines, run)
 
 
