@@ -31,7 +31,7 @@ from fastsample.distill.method import Batch, Method
 from fastsample.distill.pairs import CURRICULA, Pairs, levels_between
 from fastsample.distill.settings import Settings
 from fastsample.distill.student import Facts, Student
-from fastsample.distill.target import Target, huber
+from fastsample.distill.target import Target, bounded, huber
 from fastsample.distill.teacher import Teacher
 from fastsample.model import Model
 from fastsample.samplers.ddim import DDIM
@@ -186,7 +186,7 @@ class ConsistencyMethod(Method):
         with torch.no_grad():
             target = self._clean(self.target.of(student), xr, r, told)
         weight = self.pairs.weight(t, r).to(batch.device)
-        yield (weight * self._distance(mine - target)).mean()
+        yield (weight * self._distance(mine - bounded(target, mine, self.teacher.clip))).mean()
 
     def _distance(self, difference: Tensor) -> Tensor:
         squares = difference.square().flatten(1)

@@ -30,7 +30,7 @@ from fastsample.distill.lcm_student import LCMStudent
 from fastsample.distill.method import Batch, Method
 from fastsample.distill.settings import Settings
 from fastsample.distill.student import Facts, Student
-from fastsample.distill.target import Target, huber
+from fastsample.distill.target import Target, bounded, huber
 from fastsample.distill.teacher import Teacher
 from fastsample.model import Model
 from fastsample.samplers.ddim import DDIM
@@ -172,7 +172,7 @@ class LCMMethod(Method):
         mine = self._clean(student, xt, t, told)
         with torch.no_grad():
             target = self._clean(self.target.of(student), xr, r, told)
-        yield self._distance(mine - target).mean()
+        yield self._distance(mine - bounded(target, mine, self.teacher.clip)).mean()
 
     def _clean(self, model: Any, x: Tensor, t: Tensor, told: dict[str, Any]) -> Tensor:
         return self.student.clean(model(x, t.clamp(min=0), **told).float(), x, t)

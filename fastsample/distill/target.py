@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastsample.checks import real
@@ -53,6 +54,28 @@ class Target:
     def take(self, state: State) -> None:
         """Takes over such a state when it begins."""
         self._kept = state.get("target")
+
+
+def bounded(target: Tensor, mine: Tensor, clip: float | None) -> Tensor:
+    """The target as a sampler clips it; where that is a bound, all beyond it are as good, and so what they are now.
+
+    So a clipped student leaves no noise in what lies at a bound, such as black: it goes beyond.
+
+    Args:
+        target, mine: what is aimed at, and what the student makes, of one shape.
+        clip: of the sampler, or None.
+
+    Example:
+        >>> import torch
+        >>> mine = torch.tensor([-1.2, -0.9, 0.3, 0.9, 1.2])
+        >>> bounded(torch.tensor([-1.1, -1.1, 0.5, 0.5, 0.5]), mine, 1.0)
+        tensor([-1.2000, -1.0000,  0.5000,  0.5000,  0.5000])
+    """
+    if clip is None:
+        return target
+    target = target.clamp(-clip, clip)
+    beyond = torch.where(target < 0, mine < target, mine > target) & (target.abs() >= clip)
+    return torch.where(beyond, mine.detach(), target)
 
 
 def huber(squares: Tensor) -> Tensor:
