@@ -57,12 +57,15 @@ from fastsample.times.timesteps import spaced_timesteps
 
 if TYPE_CHECKING:
     from fastsample import distill, lora
+    from fastsample.generation import generate
 else:
 
     def __getattr__(name: str) -> object:
         # These are a third of the package, which those without a need of them need not wait for.
         if name in ("distill", "lora"):
             return importlib.import_module(f"fastsample.{name}")
+        if name == "generate":
+            return importlib.import_module("fastsample.generation").generate
         raise AttributeError(f"module 'fastsample' has no attribute {name!r}")
 
 
@@ -112,6 +115,7 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "euler_invert",
+    "generate",
     "graph",
     "guidance_scale_embedding",
     "heun",

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import fastsample
-from fastsample.commands import autoencoder, demo, distill, evaluate, finetune, nll, selftest, train
+from fastsample.commands import (
+    autoencoder,
+    demo,
+    distill,
+    evaluate,
+    finetune,
+    generate,
+    merge,
+    nll,
+    selftest,
+    train,
+    verify,
+)
 from fastsample.commands.console import Parser
 
 COMMANDS = {
@@ -14,9 +26,12 @@ COMMANDS = {
     "distill": distill,
     "evaluate": evaluate,
     "finetune": finetune,
+    "generate": generate,
+    "merge": merge,
     "nll": nll,
     "selftest": selftest,
     "train": train,
+    "verify": verify,
 }
 
 

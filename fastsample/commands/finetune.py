@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from fastsample.commands.console import in_one_line
 from fastsample.commands.threads import use_threads
+from fastsample.generation.named import FORMS, named_model
 from fastsample.lora import Trainable
 from fastsample.train.data import ImageData, load_data
 from fastsample.train.finetune import FULL, LORA, FinetuneSettings, finetune
-from fastsample.zoo import digits, load
 
 HELP = "train a LoRA of a model, or all of it, on a few images"
 _SETTINGS = {
@@ -36,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="zoo:digits",
-        help="zoo:digits, zoo:FILE of fastsample train, python:MODULE:FUNCTION, whose result is a model, or "
-        "diffusers:PATH, a folder of a UNet2DModel or of its pipeline (%(default)s)",
+        help=f"{FORMS} (%(default)s)",
     )
     parser.add_argument("--data", required=True, help="images, as for fastsample train")
     parser.add_argument("--out", required=True, type=Path, help="folder for the LoRA, checkpoint and losses")
@@ -67,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     settings = FinetuneSettings(**{name: getattr(args, name) for name in _SETTINGS if name != "lr"})
     lr = args.lr if args.lr is not None else _FULL_LR if args.full else settings.lr
     settings = replace(settings, lr=lr)
-    model, data = model_of(args.model), load_data(args.data)
+    model, data = _module(args.model), load_data(args.data)
     data, held_out = _parts(data, args.held_out, settings.seed)
     made = finetune(
         model,
@@ -89,52 +85,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def model_of(text: str) -> nn.Module:
-    """The model that an option names.
-
-    Raises:
-        ValueError: the text is of no such form, or what it names is no torch module. ImportError, FileNotFoundError: it
-            cannot be had.
-    """
-    kind, _, rest = text.partition(":")
-    if text == "zoo:digits":
-        return digits()
-    if kind == "zoo" and rest:
-        return load(rest)
-    if kind == "diffusers" and rest:
-        return _of_diffusers(Path(rest))
-    if kind != "python" or rest.count(":") != 1:
-        raise ValueError(
-            f"--model must be zoo:digits, zoo:FILE, python:MODULE:FUNCTION or diffusers:PATH, got {text!r}"
-        )
-    module, _, name = rest.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it, and the command that pip makes has not
-    function: Any = getattr(importlib.import_module(module), name, None)
-    if not callable(function):
-        raise ValueError(f"--model: {module} has no function {name!r}")
-    model = function()
+def _module(text: str) -> nn.Module:
+    model, _ = named_model(text)
     if not isinstance(model, nn.Module):
-        raise ValueError(f"--model: {name}() must return a torch module, got {type(model).__name__}")
+        raise ValueError(f"--model {text} is no torch module, which alone can be trained, but {type(model).__name__}")
     return model
-
-
-def _of_diffusers(path: Path) -> nn.Module:
-    try:
-        from diffusers import DDPMScheduler, UNet2DModel
-    except ImportError as error:
-        raise ImportError("--model diffusers:PATH needs diffusers: pip install diffusers") from error
-    inner = "unet" if (path / "unet").is_dir() else None
-    if not (path / (inner or "") / "config.json").is_file():
-        raise FileNotFoundError(f"--model: no UNet at {path}: give a folder of save_pretrained")
-    unet = UNet2DModel.from_pretrained(path, subfolder=inner)
-    if (path / "scheduler").is_dir():
-        from fastsample import Schedule
-
-        scheduler = DDPMScheduler.from_pretrained(path, subfolder="scheduler")
-        unet.schedule = Schedule.from_betas(scheduler.betas.double().numpy())
-        unet.prediction = {"sample": "x0", "v_prediction": "v"}.get(scheduler.config.prediction_type, "epsilon")
-    return unet
 
 
 def _parts(data: ImageData, held_out: str, seed: int) -> tuple[ImageData, ImageData | None]:

@@ -172,13 +172,13 @@ class Student(nn.Module):
             raise ValueError(f"shape must be (B, {', '.join(map(str, wanted))}), got {tuple(shape)}")
         decode = None if autoencoder is None else autoencoder.to(next(self.network.parameters()).device).decode
         sampler = self.sampler(steps, stochastic)
-        told = conditions | self._told(shape[0], len(sampler.table), guidance)
+        told = conditions | self.told(shape[0], len(sampler.table), guidance)
         drawn = (shape[0], *self.facts.shape)
         sample: Tensor = sampler(self, drawn, seed=seed, index=index, model_kwargs=told, decode=decode)
         return sample
 
-    def _told(self, batch: int, steps: int, guidance: float | Tensor | None) -> dict[str, Tensor]:
-        """The keywords that the network is told of a run."""
+    def told(self, batch: int, steps: int, guidance: float | Tensor | None) -> dict[str, Tensor]:
+        """The numbers that the network is told in a run, float32 (batch,) by keyword. Raises as `sample`."""
         values: dict[str, float | Tensor] = {}
         if "steps" in self.facts.told:
             values["steps"] = float(steps)

@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_PART = ".part"
+PART = ".part"
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     check_replaceable(path)
-    part = path.with_name(f"{_beginning(path.name)}{secrets.token_hex(8)}{_PART}")
+    part = path.with_name(f"{_beginning(path.name)}{secrets.token_hex(8)}{PART}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
         with os.fdopen(os.open(part, flags, 0o666), "w+b") as file:
@@ -60,7 +60,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(part)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def replace_text(path: str | os.PathLike[str], text: str) -> None:
@@ -85,7 +85,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     if not place.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
     # Root may do all, and a disk that is mounted for reading still refuses: trying is the test.
-    trial = place / f".{secrets.token_hex(8)}{_PART}"
+    trial = place / f".{secrets.token_hex(8)}{PART}"
     try:
         os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
@@ -119,7 +119,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 def remove_parts(folder: Path, names: Iterable[str]) -> None:
     """Removes the parts that killed writers of these files left. No writer may be at work."""
     for path in (folder / name for name in names):
-        for part in path.parent.glob(f"{glob.escape(_beginning(path.name))}*{_PART}"):
+        for part in path.parent.glob(f"{glob.escape(_beginning(path.name))}*{PART}"):
             if part.is_symlink() or part.is_file():
                 part.unlink(missing_ok=True)
 
@@ -137,7 +137,7 @@ def _keep_mode(file: BinaryIO, path: Path) -> None:
             os.fchmod(file.fileno(), stat.S_IMODE(mode) & 0o777)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Brings a folder's names to disk, where the system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

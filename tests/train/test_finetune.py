@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastsample import Schedule, lora, zoo
 from fastsample.cli import main
-from fastsample.commands.finetune import model_of
+from fastsample.generation import named_model
 from fastsample.train import FinetuneSettings, ImageData, finetune
 from fastsample.train.finetune import _Task
 from support.distillation import unet
@@ -125,7 +125,7 @@ def test_a_model_of_diffusers(classes: int | None, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "unet")
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     data = ImageData(images, torch.arange(4) % 3)
-    loaded = model_of(f"diffusers:{tmp_path}")
+    loaded, _ = named_model(f"diffusers:{tmp_path}")
     finetune(loaded, data, tmp_path / "out", rank=2, schedule=Schedule.linear(), settings=SMALL, progress=False)
     assert lora.attach(model, tmp_path / "out" / "pytorch_lora_weights.safetensors").matched
 
@@ -176,10 +176,10 @@ def test_a_folder_of_another_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("digits", "--model must be zoo:digits"),
-        ("python:math", "--model must be zoo:digits"),
+        ("digits", "model must be zoo:digits"),
+        ("python:math", "model must be zoo:digits"),
         ("python:math:nothing", "math has no function 'nothing'"),
-        ("python:os:getcwd", "must return a torch module, got str"),
+        ("python:os:getcwd", "must return a model, got str"),
         ("python:no_such_module:f", "No module named"),
         ("zoo:nowhere.safetensors", "no model at"),
         ("diffusers:nowhere", "no UNet at"),
@@ -187,12 +187,12 @@ def test_a_folder_of_another_run(tmp_path: Path) -> None:
 )
 def test_models_that_are_none(model: str, message: str) -> None:
     with pytest.raises((ImportError, OSError, ValueError), match=message):
-        model_of(model)
+        named_model(model)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastsample.commands.finetune.load_data", lambda _: DATA)
-    monkeypatch.setattr("fastsample.commands.finetune.digits", unet)
+    monkeypatch.setattr("fastsample.zoo.digits", unet)
     options = ["--steps", "2", "--batch-size", "2", "--rank", "2", "--held-out", "0.25"]
     assert main(["finetune", "--data", "x", "--out", str(tmp_path / "lora"), *options]) == 0
     printed = capsys.readouterr().out

@@ -1,0 +1,103 @@
+"""The command `fastsample generate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from fastsample.commands.console import in_one_line
+from fastsample.generation import FORMS, Recipe, generate
+from fastsample.generation.formats import FORMATS
+from fastsample.generation.run import ENGINES, folder_of, source_of
+from fastsample.generation.source import OWN, SAMPLERS
+
+HELP = "draw a set of samples into a folder, by one process or many, and go on where it ended"
+_NUMBERS = {
+    "num": "samples",
+    "seed": "of all noise",
+    "batch": "samples of a chunk, which is written and handed out as a whole",
+    "model_batch": "samples of each call of the model",
+    "threads": "CPU threads of every process",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `fastsample generate`."""
+    parser.add_argument("--model", default="zoo:digits", help=f"{FORMS} (%(default)s)")
+    parser.add_argument("--out", required=True, type=Path, help="the folder")
+    parser.add_argument("--sampler", choices=(*SAMPLERS, OWN), help=f"(ddim; of a student {OWN})")
+    parser.add_argument("--steps", type=int, help="of the sampler (50; of a student the most that it has)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance (none)")
+    parser.add_argument("--classes", type=int, nargs="+", help="that the samples have in turn (all of the model's)")
+    parser.add_argument("--null-class", type=int, help="that stands for none, under guidance (the model's own)")
+    parser.add_argument("--shape", type=int, nargs="+", help="of a sample: channels, height, width (the model's own)")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a further argument of the sampler, such as eta=1.0 or clip=null; may be repeated",
+    )
+    defaults = {field.name: field.default for field in fields(Recipe)}
+    for name, text in _NUMBERS.items():
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=int, default=defaults[name], help=f"{text} (%(default)s)")
+    parser.add_argument("--format", choices=tuple(FORMATS), default=defaults["format"], help="of chunks (%(default)s)")
+    parser.add_argument("--engine", choices=ENGINES, default="torch", help="torchrun's processes or Ray (%(default)s)")
+    parser.add_argument("--workers", type=int, help="of Ray (one per CPU, or per GPU)")
+    parser.add_argument("--device", help="a torch device (the model's)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and end")
+
+
+@in_one_line("generate", stopped="stopped; the same command goes on with the next chunk")
+def run(args: argparse.Namespace) -> int:
+    """Draws as the arguments say.
+
+    Returns:
+        0 on success; 2 on bad input and 130 on Ctrl-C, with a word on stderr.
+    """
+    names = ("sampler", "steps", "guidance", "classes", "null_class", "shape", "format", *_NUMBERS)
+    choices = {name: getattr(args, name) for name in names}
+    choices["arguments"] = _arguments(args.option)
+    if args.dry_run:
+        print(plan(args.model, args.out, args.device, choices))
+        return 0
+    out = generate(args.model, args.out, engine=args.engine, workers=args.workers, device=args.device, **choices)
+    if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun one speaks
+        print(f"{args.num:,} samples in {out}; `fastsample merge {out} FILE.npz` makes one file of them")
+    return 0
+
+
+def plan(model: str, out: Path, device: str | None, choices: Mapping[str, Any]) -> str:
+    """What would be done, as text."""
+    recipe = Recipe(model, **choices)
+    source = source_of(model, recipe, device)
+    folder = folder_of(out, recipe, source)
+    folder.check()
+    there = len({stored.number for stored in folder.stored()}) if out.is_dir() else 0
+    image = source.shape[0] * source.shape[1] * source.shape[2]
+    return "\n".join(
+        (
+            f"{recipe.num:,} samples of {model}, {' x '.join(map(str, source.shape))}, {image * recipe.num:,} bytes",
+            f"{source.steps} steps each, {source.calls} model calls a sample, {recipe.model_batch} samples a call",
+            f"{recipe.chunks:,} chunks of {recipe.batch} samples, format {recipe.format}, {there:,} of them in {out}",
+        )
+    )
+
+
+def _arguments(options: list[str]) -> dict[str, Any]:
+    arguments = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--option must be NAME=VALUE, got {option!r}")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:  # a text, such as timesteps=karras
+            arguments[name] = value
+    return arguments

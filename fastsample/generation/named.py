@@ -1,0 +1,88 @@
+"""Models by a text: those of the zoo, what a function of one's own returns, and folders of diffusers."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastsample import zoo
+from fastsample.schedule import Schedule
+from fastsample.zoo.autoencoder import Autoencoder
+
+FORMS = (
+    "zoo:digits, zoo:latent-digits, zoo:STUDENT, zoo:FILE of fastsample train, python:MODULE:FUNCTION, whose result "
+    "is a model, or diffusers:PATH, a folder of a UNet2DModel or of its pipeline"
+)
+
+
+def named_model(text: str) -> tuple[Any, Autoencoder | None]:
+    """(model, autoencoder) that a text names; the autoencoder of a model of latents, which only the zoo has.
+
+    Raises:
+        ValueError: the text is of no form of FORMS, or its function returns no model.
+        ImportError, FileNotFoundError: the model cannot be had.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "zoo" and rest:
+        return _of_zoo(rest)
+    if kind == "diffusers" and rest:
+        return _of_diffusers(Path(rest)), None
+    if kind == "python" and rest.count(":") == 1:
+        return _of_python(*rest.split(":")), None
+    raise ValueError(f"model must be {FORMS}; got {text!r}")
+
+
+def named_function(text: str, name: str) -> Any:
+    """The function of "python:MODULE:FUNCTION", from a module that is installed or lies in the current folder.
+
+    Raises:
+        ValueError: the text has another form, or the module no such function. ImportError: there is no such module.
+    """
+    kind, _, rest = text.partition(":")
+    module, _, function = rest.partition(":")
+    if kind != "python" or not module or not function:
+        raise ValueError(f"{name} must be python:MODULE:FUNCTION, got {text!r}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it, and the command that pip makes has not
+    found: Any = getattr(importlib.import_module(module), function, None)
+    if not callable(found):
+        raise ValueError(f"{name}: {module} has no function {function!r}")
+    return found
+
+
+def _of_zoo(name: str) -> tuple[Any, Autoencoder | None]:
+    if name == "digits":
+        return zoo.digits(), None
+    if name == "latent-digits":
+        return zoo.latent_digits()
+    if name in zoo.STUDENTS:
+        return zoo.digits(name), None
+    return zoo.load(name), None
+
+
+def _of_python(module: str, name: str) -> Any:
+    model = named_function(f"python:{module}:{name}", "model")()
+    if not callable(model):
+        raise ValueError(f"model: {name}() must return a model, got {type(model).__name__}")
+    return model
+
+
+def _of_diffusers(path: Path) -> nn.Module:
+    try:
+        from diffusers import DDPMScheduler, UNet2DModel
+    except ImportError as error:
+        raise ImportError("model diffusers:PATH needs diffusers: pip install diffusers") from error
+    inner = "unet" if (path / "unet").is_dir() else None
+    if not (path / (inner or "") / "config.json").is_file():
+        raise FileNotFoundError(f"model: no UNet at {path}: give a folder of save_pretrained")
+    unet: nn.Module = UNet2DModel.from_pretrained(path, subfolder=inner)
+    if (path / "scheduler").is_dir():
+        scheduler = DDPMScheduler.from_pretrained(path, subfolder="scheduler")
+        facts: Any = unet
+        facts.schedule = Schedule.from_betas(scheduler.betas.double().numpy())
+        facts.prediction = {"sample": "x0", "v_prediction": "v"}.get(scheduler.config.prediction_type, "epsilon")
+    return unet

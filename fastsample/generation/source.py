@@ -1,0 +1,207 @@
+"""Where the samples of a set come from: a model, its sampler and its classes, for any places of the set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastsample.checks import usable_device
+from fastsample.generation.chunk import Chunk
+from fastsample.generation.formats import check_pictures
+from fastsample.generation.recipe import Recipe
+from fastsample.generation.slices import SlicedModel, Slices
+from fastsample.images import to_uint8
+from fastsample.model import Predictor, prediction_of, schedule_of
+from fastsample.samplers import DDIM, DDPM, LCM, TCD, DPMSolver, Euler, EulerAncestral, Heun, Sampler
+from fastsample.samplers.solver import Solver
+from fastsample.train.digests import digest_of
+from fastsample.zoo.autoencoder import Autoencoder
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "ddim": DDIM,
+    "ddpm": DDPM,
+    "dpm_solver": DPMSolver,
+    "euler": Euler,
+    "euler_ancestral": EulerAncestral,
+    "heun": Heun,
+    "lcm": LCM,
+    "tcd": TCD,
+}
+OWN = "distilled"  # the sampler that a student was distilled for
+_STEPS = 50
+
+
+class Source:
+    """Draws the samples of a recipe with a model.
+
+    Args:
+        recipe: what is to be drawn.
+        model: as samplers take it, or a distill.Student.
+        autoencoder: of a model of latents.
+        device: where to compute; None is where the model is.
+
+    Attributes:
+        shape: of one image, (C, H, W).
+        steps: rows of its table, a call of the model each.
+        calls: model calls a sample, of which guidance makes two in a step.
+
+    Raises:
+        ValueError, TypeError: what the recipe asks for and the model do not go together.
+    """
+
+    def __init__(
+        self, recipe: Recipe, model: Any, autoencoder: Autoencoder | None = None, device: str | None = None
+    ) -> None:
+        self._recipe, self._model = recipe, model
+        student = model if _is_student(model) else None
+        self._autoencoder = autoencoder if student is None else student.autoencoder
+        for module in (model, self._autoencoder):
+            if isinstance(module, nn.Module):
+                module.eval()
+                if device is not None:
+                    module.to(usable_device(device))
+        self._known, self._keyword, self._null = _classes_of(model)
+        self._labels = self._check_classes()
+        self._drawn = self._latent_shape(student)
+        self.shape = self._drawn if self._autoencoder is None else self._autoencoder.config.shape
+        if len(self.shape) != 3:
+            raise ValueError(f"shape must be (C, H, W), the shape of an image, got {self.shape}")
+        check_pictures(recipe.format, self.shape[0])
+        self._sampler = self._sampler_of(student)
+        self._told = {} if student is None else student.told(1, len(self._sampler.table), recipe.guidance)
+        predictor = Predictor(model)
+        self._dtype, self._device = predictor.known_dtype, predictor.device or torch.device(device or "cpu")
+        self.steps = len(self._sampler.table)
+        self.calls = self.steps * (2 if "guidance" in self._asked(range(1)) and recipe.guidance != 1 else 1)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the samples beside the recipe."""
+        parts = [part for part in (self._model, self._autoencoder) if isinstance(part, nn.Module)]
+        return {"weights": [digest_of(part) for part in parts], "device": self._device.type}
+
+    def chunk(self, places: range) -> Chunk:
+        """The samples of these places."""
+        first, count = places.start, len(places)
+        slices = Slices(first, count, self._recipe.model_batch)
+        sample: Tensor = self._sampler(
+            SlicedModel(self._model, slices),
+            (count, *self._drawn),
+            seed=self._recipe.seed,
+            index=first,
+            model_dtype=self._dtype,
+            device=self._device,
+            **self._asked(places),
+        )
+        if self._autoencoder is not None:
+            with torch.inference_mode():
+                sample = slices(self._autoencoder.decode, sample)
+        labels = None if self._labels is None else self._labels[np.arange(first, first + count) % len(self._labels)]
+        return Chunk(first, to_uint8(sample).cpu().numpy(), labels)
+
+    def _asked(self, places: range) -> dict[str, Any]:
+        """The options of a run that name classes and guidance."""
+        count, keywords = len(places), dict(self._told)
+        keywords = {name: value.expand(count) for name, value in keywords.items()}
+        if self._labels is None:
+            return {"model_kwargs": keywords}
+        labels = self._labels[np.arange(places.start, places.stop) % len(self._labels)]
+        y = {self._keyword: torch.from_numpy(labels).to(self._device)}
+        if self._recipe.guidance is None or self._told or _is_student(self._model):
+            return {"model_kwargs": keywords | y}
+        assert self._null is not None
+        null = {self._keyword: torch.full_like(y[self._keyword], self._null)}
+        return {"guidance": self._recipe.guidance, "cond": y, "uncond": null}
+
+    def _check_classes(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        recipe = self._recipe
+        if recipe.null_class is not None:
+            self._null = recipe.null_class
+        if recipe.classes is None and not self._known:
+            if recipe.guidance is not None and not _is_student(self._model):
+                raise ValueError("guidance needs a model with classes, and this one is not known to have any")
+            return None
+        labels = np.array(range(self._known) if recipe.classes is None else recipe.classes, dtype=np.int64)
+        if self._known and labels.max() >= self._known:
+            raise ValueError(f"classes must be from 0 to {self._known - 1}, got {labels.max()}")
+        if recipe.guidance is not None and self._null is None and not _is_student(self._model):
+            raise ValueError("guidance needs null_class, the class of this model that stands for none")
+        return labels
+
+    def _latent_shape(self, student: Any) -> tuple[int, ...]:
+        """Of what the model draws."""
+        known = _shape_of(self._model) if student is None else tuple(student.facts.shape)
+        asked = self._recipe.shape
+        if self._autoencoder is not None and asked is not None:
+            raise ValueError(f"shape is {self._autoencoder.config.shape}, that of the autoencoder: leave it out")
+        if asked is None and known is None:
+            raise ValueError("shape must be given: the model says none")
+        if asked is not None and student is not None and asked != known:
+            raise ValueError(f"shape must be {known}, which the student was distilled for, got {asked}")
+        return tuple(asked or known or ())
+
+    def _sampler_of(self, student: Any) -> Sampler:
+        name, arguments = self._recipe.sampler, dict(self._recipe.arguments)
+        if student is not None and name in (None, OWN):
+            if arguments:
+                raise ValueError(f"arguments are for a sampler by name; a student's own takes none, got {arguments}")
+            own: Sampler = student.sampler(self._recipe.steps)
+            return own
+        name = name or "ddim"
+        if name not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, or {OWN} for a student; got {name!r}")
+        kind = SAMPLERS[name]
+        known = {one.name for one in fields(kind)} - {"schedule", "steps"}  # type: ignore[arg-type]
+        if unknown := sorted(arguments.keys() - known):
+            raise ValueError(f"arguments of {name} are {', '.join(sorted(known))}; got {', '.join(unknown)}")
+        if "clip" in known and self._autoencoder is None:
+            arguments.setdefault("clip", 1.0)  # images end at -1 and 1
+        prediction = prediction_of(self._model, arguments.pop("prediction", None))
+        flow = issubclass(kind, Solver) and prediction == "flow"
+        made: Callable[..., Sampler] = kind
+        return made(
+            None if flow else schedule_of(self._model, None),
+            steps=self._recipe.steps or _STEPS,
+            prediction=prediction,
+            **arguments,
+        )
+
+
+def _is_student(model: Any) -> bool:
+    return hasattr(model, "facts") and hasattr(model, "sampler")
+
+
+def _configs(model: Any) -> Iterator[Any]:
+    """The configs of a model and of the modules in it, the outermost first."""
+    for module in model.modules() if isinstance(model, nn.Module) else (model,):
+        config = getattr(module, "config", None)
+        if config is not None:
+            yield config
+
+
+def _classes_of(model: Any) -> tuple[int, str, int | None]:
+    """(how many classes it has, 0 for none; its keyword for them; the one that stands for none)."""
+    stated = getattr(model, "num_classes", None)
+    if isinstance(stated, int) and stated > 0:
+        return stated, "y", None
+    for config in _configs(model):
+        if getattr(config, "num_class_embeds", None):
+            return config.num_class_embeds, "class_labels", None
+        if getattr(config, "num_classes", 0):
+            return config.num_classes, "y", config.num_classes
+    return 0, "y", None
+
+
+def _shape_of(model: Any) -> tuple[int, ...] | None:
+    """Of one sample, where the model's config says it."""
+    for config in _configs(model):
+        if hasattr(config, "channels") and hasattr(config, "size"):
+            return (config.channels, *config.size)
+        if getattr(config, "sample_size", None) is not None:
+            size = config.sample_size
+            return (config.in_channels, *(size if isinstance(size, tuple | list) else (size, size)))
+    return None

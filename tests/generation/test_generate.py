@@ -1,0 +1,189 @@
+"""Sets of samples: the same however they are cut, and what a sampler of one's own gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fastsample
+from fastsample.generation import Recipe, generate, merge
+from fastsample.generation.slices import Slices
+from support.generated import SMALL, TEXT, Telling, merged, unet
+
+
+@pytest.mark.parametrize("batch", [1, 7, 23, 256])
+@pytest.mark.parametrize("guidance", [None, 2.0], ids=["plain", "guided"])
+def test_a_sample_does_not_depend_on_the_batch(batch: int, guidance: float | None, tmp_path: Path) -> None:
+    """Of a model whose output tells batches of other sizes and places in them apart."""
+    options: dict[str, Any] = {"shape": (1, 2, 3), "guidance": guidance, "null_class": 0}
+    wanted, _ = merged(tmp_path / "a", Telling(), **options)
+    found, labels = merged(tmp_path / "b", Telling(), batch=batch, **options)
+    assert np.array_equal(found, wanted)
+    assert labels.tolist() == [i % 3 for i in range(23)]
+    other, _ = merged(tmp_path / "c", Telling(), model_batch=4, **options)
+    assert not np.array_equal(other, wanted)
+
+
+@pytest.mark.parametrize("first", [0, 1, 5])
+@pytest.mark.parametrize("count", [1, 3, 4, 11])
+def test_every_call_has_one_size_and_every_sample_its_place(first: int, count: int) -> None:
+    calls = []
+
+    def model(x: torch.Tensor, other: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+        assert len(x) == len(other) == 4 and shared.shape == (7,)
+        calls.append(x.clone())
+        return 10 * x + other
+
+    x = torch.arange(2.0 * count) + 100  # guidance puts two halves into a batch
+    found = Slices(first, count, 4)(model, x, x + 1, shared=torch.zeros(7))
+    assert torch.equal(found, 11 * x + 1)
+    for call in calls:
+        for place, value in enumerate(call.tolist()):
+            if place == (first + (int(value) - 100) % count) % 4:
+                break
+        else:
+            pytest.fail(f"no sample of {call} is at its place")
+
+
+def test_a_set_is_what_the_sampler_draws(tmp_path: Path) -> None:
+    model, labels = unet(), torch.arange(23) % 3
+    found, classes = merged(tmp_path / "set", model_batch=23)
+    options: dict[str, Any] = {"steps": 2, "clip": 1.0, "seed": 7, "model_kwargs": {"y": labels}}
+    wanted = fastsample.to_uint8(fastsample.ddim(model, (23, 3, 8, 6), **options))
+    assert np.array_equal(found, wanted.numpy()) and np.array_equal(classes, labels.numpy())
+
+
+@pytest.mark.parametrize(
+    ("choices", "function", "options"),
+    [
+        ({"sampler": "dpm_solver", "arguments": {"order": 2}}, fastsample.dpm_solver, {"order": 2, "clip": 1.0}),
+        ({"arguments": {"eta": 1.0, "clip": None}}, fastsample.ddim, {"eta": 1.0}),
+        ({"sampler": "ddpm", "steps": 3}, fastsample.ddpm, {"steps": 3, "clip": 1.0}),
+    ],
+    ids=["another sampler", "arguments", "a sampler with noise"],
+)
+def test_samplers_and_their_arguments(choices: Any, function: Any, options: Any, tmp_path: Path) -> None:
+    found, _ = merged(tmp_path / "set", model_batch=23, **choices)
+    kwargs = {"y": torch.arange(23) % 3}
+    wanted = function(unet(), (23, 3, 8, 6), seed=7, model_kwargs=kwargs, **{"steps": 2, **options})
+    assert np.array_equal(found, fastsample.to_uint8(wanted).numpy())
+
+
+def test_guidance_and_classes(tmp_path: Path) -> None:
+    found, labels = merged(tmp_path / "set", model_batch=23, guidance=2.0, classes=[2, 0])
+    y = torch.tensor([2, 0] * 12)[:23]
+    options: dict[str, Any] = {"guidance": 2.0, "cond": {"y": y}, "uncond": {"y": torch.full((23,), 3)}, "seed": 7}
+    wanted = fastsample.ddim(unet(), (23, 3, 8, 6), steps=2, clip=1.0, **options)
+    # One call for both halves there, two here: convolutions may round differently.
+    assert np.abs(found.astype(int) - fastsample.to_uint8(wanted).numpy()).max() <= 1
+    assert np.array_equal(labels, y.numpy())
+
+
+@pytest.mark.parametrize("name", ["trajectory-4", "consistency", "lcm", "guided-4-latent", "lcm-lora"])
+def test_students_draw_as_they_do(name: str, tmp_path: Path) -> None:
+    student = fastsample.zoo.digits(name)
+    told = {"guidance": 1.5} if isinstance(student.facts.guidance, tuple) else {}
+    generate(f"zoo:{name}", tmp_path / "set", num=6, batch=6, model_batch=6, seed=3, progress=False, **told)
+    merge(tmp_path / "set", tmp_path / "set.npz")
+    wanted = student.sample((6, 1, 28, 28), seed=3, y=torch.arange(6), **told)
+    with np.load(tmp_path / "set.npz") as found:
+        assert np.abs(found["arr_0"].astype(int) - fastsample.to_uint8(wanted).numpy()).max() <= 1
+
+
+def test_latents_are_decoded(tmp_path: Path) -> None:
+    generate("zoo:latent-digits", tmp_path / "set", num=5, batch=2, model_batch=5, steps=3, progress=False)
+    merge(tmp_path / "set", tmp_path / "set.npz")
+    model, autoencoder = fastsample.zoo.latent_digits()
+    options: dict[str, Any] = {"steps": 3, "seed": 0, "model_kwargs": {"y": torch.arange(5)}}
+    wanted = fastsample.ddim(model, (5, 4, 7, 7), decode=autoencoder.decode, **options)
+    with np.load(tmp_path / "set.npz") as found:
+        assert np.abs(found["arr_0"].astype(int) - fastsample.to_uint8(wanted).numpy()).max() <= 1
+
+
+def test_models_of_diffusers(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    sizes = {"sample_size": 8, "norm_num_groups": 4, "layers_per_block": 1, "num_class_embeds": 4}
+    model = diffusers.UNet2DModel(**sizes, **blocks)
+    model.save_pretrained(tmp_path / "model" / "unet")
+    diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(tmp_path / "model" / "scheduler")
+    found, labels = merged(tmp_path / "set", f"diffusers:{tmp_path / 'model'}", num=5, model_batch=5)
+    schedule = fastsample.Schedule.cosine()
+    kwargs = {"class_labels": torch.arange(5) % 4}
+    wanted = fastsample.ddim(
+        model.eval(), (5, 3, 8, 8), schedule=schedule, steps=2, clip=1.0, seed=7, model_kwargs=kwargs
+    )
+    assert np.abs(found.astype(int) - fastsample.to_uint8(wanted).numpy()).max() <= 1
+    assert labels.tolist() == [0, 1, 2, 3, 0]
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no samples": ({"num": 0}, "num must"),
+    "half a sample": ({"num": 2.5}, "num must"),
+    "an empty batch": ({"batch": 0}, "batch must"),
+    "an empty call": ({"model_batch": 0}, "model_batch must"),
+    "no threads": ({"threads": 0}, "threads must"),
+    "a seed below 0": ({"seed": -1}, "seed must"),
+    "no steps": ({"steps": 0}, "steps must"),
+    "more steps than timesteps": ({"steps": 101}, "steps"),
+    "an unknown sampler": ({"sampler": "plms"}, "sampler must be one of ddim"),
+    "a student's sampler": ({"sampler": "distilled"}, "distilled for a student"),
+    "an unknown argument": ({"arguments": {"etta": 1}}, "arguments of ddim are"),
+    "an argument that cannot be": ({"arguments": {"eta": -1}}, "eta"),
+    "an argument that JSON has not": ({"arguments": {"eta": torch.ones(1)}}, "arguments must be"),
+    "an unknown format": ({"format": "gif"}, "format must be"),
+    "a class that there is not": ({"classes": [3]}, "classes must be from 0 to 2"),
+    "a negative class": ({"classes": [-1]}, "classes must"),
+    "no classes": ({"classes": []}, "classes must not be empty"),
+    "guidance that is not finite": ({"guidance": float("nan")}, "guidance must be"),
+    "no image": ({"shape": (3, 8)}, "shape must be"),
+    "an unknown engine": ({"engine": "mpi"}, "engine must be"),
+    "workers without Ray": ({"workers": 2}, "workers are Ray's"),
+    "a device that there is not": ({"device": "nonsense"}, "device"),
+    "an unknown choice": ({"stepps": 3}, "generate takes no stepps"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
+def test_what_is_refused_before_anything_is_written(options: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        generate(TEXT, tmp_path / "set", progress=False, **{**SMALL, **options})
+    assert not (tmp_path / "set").exists()
+
+
+def test_what_a_model_does_not_say_must_be_given(tmp_path: Path) -> None:
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return 0.1 * x
+
+    with pytest.raises(ValueError, match="shape must be given"):
+        generate(model, tmp_path / "set", num=3, progress=False)
+    with pytest.raises(ValueError, match="guidance needs a model with classes"):
+        generate(model, tmp_path / "set", num=3, shape=(1, 2, 2), guidance=2.0, progress=False)
+    with pytest.raises(ValueError, match="guidance needs null_class"):
+        generate(model, tmp_path / "set", num=3, shape=(1, 2, 2), guidance=2.0, classes=[1], progress=False)
+    with pytest.raises(ValueError, match="format 'png' is for images of 1, 3 or 4 channels"):
+        generate(model, tmp_path / "set", num=3, shape=(2, 2, 2), format="png", progress=False)
+    with pytest.raises(ValueError, match="distilled for"):
+        generate("zoo:trajectory-4", tmp_path / "set", num=3, shape=(1, 32, 32), progress=False)
+    assert not (tmp_path / "set").exists()
+    generate(model, tmp_path / "set", num=3, shape=(2, 2, 2), progress=False)
+    assert merge(tmp_path / "set", tmp_path / "set.npz") == 3
+    with np.load(tmp_path / "set.npz") as found:
+        assert found.files == ["arr_0"] and found["arr_0"].shape == (3, 2, 2, 2)
+
+
+def test_threads_are_as_before_afterwards(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    merged(tmp_path / "set", threads=before + 1, num=1, model_batch=1)
+    assert torch.get_num_threads() == before
+
+
+def test_chunks_of_a_recipe() -> None:
+    recipe = Recipe("a", num=10, batch=4)
+    assert [list(recipe.places(k)) for k in range(recipe.chunks)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert Recipe(**recipe.as_json()) == recipe
