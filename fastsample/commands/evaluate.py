@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastsample.commands.console import in_one_line
 from fastsample.commands.threads import use_threads
+from fastsample.generation.named import named_function
 
 if TYPE_CHECKING:
     from fastsample.evaluate import Evaluation, Figure
@@ -22,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "samples",
         metavar="SAMPLES",
-        help="an .npz file (images uint8, or floating point in [-1, 1], and labels) or a folder of images",
+        help="an .npz file (images uint8, or floating point in [-1, 1], and labels), a folder of images, or one of "
+        "fastsample generate",
     )
     parser.add_argument(
         "--reference", default="mnist5k", help="mnist5k, an .npz file or a folder of real images (%(default)s)"
@@ -31,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", type=Path, help="a file of the samples' classes: .npz, .npy or text; default those of SAMPLES"
     )
     parser.add_argument(
-        "--features", choices=("classifier", "pixels"), help="what images are compared by; classifier for mnist5k"
+        "--features",
+        help="what images are compared by: classifier (for mnist5k), inception, pixels, or python:MODULE:FUNCTION, "
+        "from float32 (N, C, H, W) in [-1, 1] to (N, D)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the real images (%(default)s)")
     parser.add_argument("--draws", type=int, default=200, help="of the bootstrap (%(default)s)")
@@ -51,8 +55,11 @@ def run(args: argparse.Namespace) -> int:
 
     use_threads(args.threads)
     labels = None if args.labels is None else load_labels(args.labels)
+    features = args.features
+    if features is not None and features.startswith("python:"):
+        features = named_function(features, "--features")
     evaluation = evaluate(
-        args.samples, args.reference, labels=labels, features=args.features, seed=args.seed, draws=args.draws
+        args.samples, args.reference, labels=labels, features=features, seed=args.seed, draws=args.draws
     )
     print(json.dumps(asdict(evaluation)) if args.json else table(evaluation, args.samples, args.reference))
     return 0

@@ -13,7 +13,7 @@ from fastsample.evaluate.sources import Reference
 from fastsample.train.data import ImageData
 
 Features = Callable[[Tensor], Tensor]
-NAMES = ("classifier", "pixels")
+NAMES = ("classifier", "inception", "pixels")
 _COARSE = 8
 
 
@@ -34,7 +34,7 @@ def name_of(features: str | Features | None, reference: Reference) -> str:
             )
         return "classifier"
     if features not in NAMES:
-        raise ValueError(f"features must be {' or '.join(NAMES)}, got {features!r}")
+        raise ValueError(f"features must be one of {', '.join(NAMES)}, or a function; got {features!r}")
     if features == "classifier" and tuple(reference.data.images.shape[1:]) != SHAPE:
         shape = tuple(reference.data.images.shape[1:])
         raise ValueError(
@@ -52,7 +52,8 @@ class Eye:
 
     def __init__(self, features: str | Features) -> None:
         self._classifier: DigitsClassifier | None = digits_classifier() if features == "classifier" else None
-        self._function = coarse_pixels if features == "pixels" else features
+        own = {"pixels": lambda: coarse_pixels, "inception": inception}.get(str(features))
+        self._function = features if own is None else own()
 
     def see(self, data: ImageData) -> tuple[Tensor, Tensor | None]:
         """(features, classes or None) of all images.
@@ -70,6 +71,27 @@ class Eye:
         if found.ndim != 2 or len(found) != len(images) or not found.isfinite().all():
             raise ValueError(f"features must be finite (N, D) for N = {len(images)} images, got {tuple(found.shape)}")
         return found.double(), None
+
+
+def inception() -> Features:
+    """torchmetrics' Inception V3 with the weights of torch-fidelity, as FID is commonly taken: (N, 2048).
+
+    Raises:
+        ImportError: torch-fidelity is missing.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    try:
+        network = FrechetInceptionDistance(feature=2048).inception
+    except ImportError as error:
+        raise ImportError("features 'inception' need torch-fidelity: pip install torch-fidelity") from error
+
+    def see(images: Tensor) -> Tensor:
+        levels = ((images + 1) * 127.5).round().to(torch.uint8)
+        found: Tensor = network(levels if levels.shape[1] == 3 else levels[:, :1].expand(-1, 3, -1, -1))
+        return found
+
+    return see
 
 
 def coarse_pixels(images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsample.generation.folder import SETTINGS, Folder
 from fastsample.images import to_uint8
 from fastsample.train.data import MNIST5K, ImageData, load_data, read_npz
 
@@ -75,6 +77,25 @@ def load_samples(source: Source, labels: Tensor | None = None) -> ImageData:
         data = load_data(source)
         images, own = data.images, data.labels
     return ImageData(images, own if labels is None else labels)
+
+
+def parts_of(source: Source, labels: Tensor | None = None) -> Iterator[ImageData]:
+    """As load_samples, one part after the other: the chunks of a folder of fastsample generate, or all at once.
+
+    Raises:
+        As load_samples; ValueError: a chunk is missing or damaged, or the labels do not match.
+    """
+    if isinstance(source, ImageData | Tensor) or not (Path(source) / SETTINGS).is_file():
+        yield load_samples(source, labels)
+        return
+    folder = Folder.open(source)
+    if labels is not None and len(labels) != folder.recipe.num:
+        raise ValueError(f"labels must be {folder.recipe.num}, one per sample, got {len(labels)}")
+    for chunk in folder.chunks():
+        images = torch.from_numpy(chunk.images).permute(0, 3, 1, 2).contiguous()
+        own = None if chunk.labels is None else torch.from_numpy(chunk.labels)
+        asked = None if labels is None else labels[chunk.first : chunk.first + len(images)]
+        yield ImageData(images, own if asked is None else asked)
 
 
 def load_labels(path: Path) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from fastsample.evaluate.distances import (
     resamples,
 )
 from fastsample.evaluate.features import Eye, Features, name_of
-from fastsample.evaluate.sources import Source, load_reference, load_samples
+from fastsample.evaluate.sources import Source, load_reference, parts_of
 from fastsample.train.data import ImageData
 
 DRAWS, _MOST_DRAWS = 200, 100_000
@@ -107,25 +109,40 @@ class Yardstick:
         return Real(self._eye.see(self.reference.data)[0])
 
     def check(self, samples: ImageData) -> None:
-        """Raises ValueError where the samples cannot be measured: too few, or of another shape than the reference."""
+        """Raises ValueError where samples cannot be measured: of another shape than the reference, or other classes."""
         wanted, shape = (tuple(data.images.shape[1:]) for data in (self.reference.data, samples))
         if shape != wanted:
             raise ValueError(f"samples must be of the reference's shape {wanted} (C, H, W), got {shape}")
-        if len(samples.images) <= NEIGHBOURS:
-            raise ValueError(f"samples must be more than {NEIGHBOURS}, got {len(samples.images)}")
         if self.features == "classifier" and samples.num_classes > CLASSES:
             raise ValueError(f"labels must lie in 0 .. {CLASSES - 1}, the classifier's, got {samples.num_classes - 1}")
 
-    def measure(self, samples: ImageData) -> Evaluation:
-        """All figures of these samples."""
-        self.check(samples)
-        features, classes = self._eye.see(samples)
-        copies = nearest(_pixels(samples), _pixels(self.reference.seen))
+    def measure(self, samples: ImageData | Iterable[ImageData]) -> Evaluation:
+        """All figures of these samples, whose parts are looked at one by one.
+
+        Raises:
+            ValueError: there are too few, or they suit neither the reference nor its classes.
+        """
+        if isinstance(samples, ImageData):
+            _check_count(samples.count)
+        features, right, copies = [], [], []
+        seen = _pixels(self.reference.seen)
+        for part in (samples,) if isinstance(samples, ImageData) else samples:
+            self.check(part)
+            found, classes = self._eye.see(part)
+            features.append(found)
+            right.append(None if classes is None or part.labels is None else (classes == part.labels).double())
+            copies.append(nearest(_pixels(part), seen))
+        known = [part for part in right if part is not None]
+        agreement = torch.cat(known) if known and len(known) == len(right) else None
+        return self._evaluation(torch.cat(features), agreement, torch.cat(copies))
+
+    def _evaluation(self, features: Tensor, right: Tensor | None, copies: Tensor) -> Evaluation:
+        _check_count(len(features))
         return Evaluation(
             self.features,
             self._distances(self._real, features),
             self._real_distances(min(len(features), len(self._real.features) // 2)),
-            self._agreement(samples, classes),
+            None if right is None else mean(right, self._resamples(len(right))),
             self._real_agreement,
             median(copies, self._resamples(len(copies))),
             self._real_nearest,
@@ -165,12 +182,10 @@ class Yardstick:
     @cached_property
     def _real_agreement(self) -> Figure | None:
         unseen = self.reference.unseen
-        return None if unseen is None else self._agreement(unseen, self._eye.see(unseen)[1])
-
-    def _agreement(self, data: ImageData, classes: Tensor | None) -> Figure | None:
-        if classes is None or data.labels is None:
+        if unseen is None or unseen.labels is None:
             return None
-        return mean((classes == data.labels).double(), self._resamples(len(classes)))
+        _, classes = self._eye.see(unseen)
+        return None if classes is None else mean((classes == unseen.labels).double(), self._resamples(len(classes)))
 
     @cached_property
     def _real_nearest(self) -> Figure:
@@ -180,6 +195,11 @@ class Yardstick:
 
     def _resamples(self, count: int) -> Tensor:
         return resamples(count, self._draws, self._seed)
+
+
+def _check_count(count: int) -> None:
+    if count <= NEIGHBOURS:
+        raise ValueError(f"samples must be more than {NEIGHBOURS}, got {count}")
 
 
 def _interleaved(labels: Tensor) -> Tensor:
@@ -204,11 +224,13 @@ def evaluate(
 
     Args:
         samples: an .npz file or a folder as for fastsample.train.load_data, where the images may also be floating
-            point in [-1, 1]; or a tensor (N, C, H, W), uint8 or floating point.
+            point in [-1, 1]; a folder of fastsample.generate, of which one chunk at a time is in memory; or a tensor
+            (N, C, H, W), uint8 or floating point.
         reference: "mnist5k", "mnist5k-train", "mnist5k-held-out", an .npz file or a folder.
         labels: int64 (N,), the class that was asked for of each sample, in place of those that the source has.
         features: "classifier", 64 hidden units of the bundled classifier of digits, the default for mnist5k; "pixels",
-            64 averages of every channel; or a function from float32 (N, C, H, W) in [-1, 1] to (N, D).
+            64 averages of every channel; "inception", the 2048 of torchmetrics' Inception, which needs torch-fidelity
+            and fetches its weights; or a function from float32 (N, C, H, W) in [-1, 1] to (N, D).
         seed: of the bootstrap and of which real images are taken. The same seed gives the same figures.
         draws: of the bootstrap, at least 2.
 
@@ -217,9 +239,11 @@ def evaluate(
         ValueError, TypeError, FileNotFoundError: the samples or the reference cannot be read, differ in shape or are
             too few, or the features do not suit them.
     """
-    images = load_samples(samples, labels)
+    parts = parts_of(samples, labels)
+    first = next(parts)  # what cannot be read is refused before the reference is looked at
     yardstick = Yardstick(reference, features=features, seed=seed, draws=draws)
-    return yardstick.measure(images)
+    second = next(parts, None)
+    return yardstick.measure(first if second is None else chain((first, second), parts))
 
 
 def _require_torchmetrics() -> None:

@@ -121,7 +121,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "nan": ({"samples": torch.full((5, 1, 28, 28), float("nan"))}, ValueError, "samples hold NaN"),
     "integers": ({"samples": digits(5).int()}, TypeError, "samples must be uint8 or floating point, got torch.int32"),
     "labels": ({"samples": digits(5), "labels": torch.arange(4)}, ValueError, r"labels must be \(5,\)"),
-    "features": ({"samples": digits(5), "features": "inception"}, ValueError, "features must be classifier or pixels"),
+    "features": (
+        {"samples": digits(5), "features": "sight"},
+        ValueError,
+        "features must be one of classifier, inception",
+    ),
     "seed": ({"samples": digits(5), "seed": -1}, ValueError, "seed must be at least 0"),
     "draws": ({"samples": digits(5), "draws": 1}, ValueError, "draws must be at least 2"),
     "reference": ({"samples": digits(5), "reference": "nowhere"}, FileNotFoundError, "no data at nowhere"),
@@ -170,7 +174,7 @@ LINES = {
     "words": (["samples.npz", "--labels", "words.txt"], "--labels: words.txt holds no labels"),
     "count": (["samples.npz", "--labels", "five.txt"], r"labels must be \(6,\), got \(5,\)"),
     "threads": (["samples.npz", "--threads", "0"], "--threads must be from 1 to 4096, got 0"),
-    "features": (["samples.npz", "--features", "inception"], "invalid choice: 'inception'"),
+    "features": (["samples.npz", "--features", "sight"], "features must be one of classifier, inception"),
     "shape": (["samples.npz", "--reference", "mnist5k"], r"samples must be of the reference's shape \(1, 28, 28\)"),
 }
 
