@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -79,16 +79,22 @@ def load_samples(source: Source, labels: Tensor | None = None) -> ImageData:
     return ImageData(images, own if labels is None else labels)
 
 
-def parts_of(source: Source, labels: Tensor | None = None) -> Iterator[ImageData]:
-    """As load_samples, one part after the other: the chunks of a folder of fastsample generate, or all at once.
+def is_generated(source: Source) -> TypeGuard[str | Path]:
+    """Whether this is a folder of fastsample generate."""
+    return not isinstance(source, ImageData | Tensor) and (Path(source) / SETTINGS).is_file()
+
+
+def generated_parts(path: str | Path, labels: Tensor | None = None) -> Iterator[ImageData]:
+    """The samples in a folder of fastsample generate, chunk by chunk.
+
+    Args:
+        path: of the folder.
+        labels: int64 (N,), in place of those of the chunks.
 
     Raises:
-        As load_samples; ValueError: a chunk is missing or damaged, or the labels do not match.
+        ValueError: a chunk is missing or damaged, or the labels do not match.
     """
-    if isinstance(source, ImageData | Tensor) or not (Path(source) / SETTINGS).is_file():
-        yield load_samples(source, labels)
-        return
-    folder = Folder.open(source)
+    folder = Folder.open(path)
     if labels is not None and len(labels) != folder.recipe.num:
         raise ValueError(f"labels must be {folder.recipe.num}, one per sample, got {len(labels)}")
     for chunk in folder.chunks():

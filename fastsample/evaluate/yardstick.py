@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from fastsample.evaluate.distances import (
     resamples,
 )
 from fastsample.evaluate.features import Eye, Features, name_of
-from fastsample.evaluate.sources import Source, load_reference, parts_of
+from fastsample.evaluate.sources import Source, generated_parts, is_generated, load_reference, load_samples
 from fastsample.train.data import ImageData
 
 DRAWS, _MOST_DRAWS = 200, 100_000
@@ -239,11 +238,9 @@ def evaluate(
         ValueError, TypeError, FileNotFoundError: the samples or the reference cannot be read, differ in shape or are
             too few, or the features do not suit them.
     """
-    parts = parts_of(samples, labels)
-    first = next(parts)  # what cannot be read is refused before the reference is looked at
+    images = generated_parts(samples, labels) if is_generated(samples) else load_samples(samples, labels)
     yardstick = Yardstick(reference, features=features, seed=seed, draws=draws)
-    second = next(parts, None)
-    return yardstick.measure(first if second is None else chain((first, second), parts))
+    return yardstick.measure(images)
 
 
 def _require_torchmetrics() -> None:
