@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = {f"digits-{name}" for name in MEASURED}
         every_row = read(places.samples)
         rows_of_students = [row for row in every_row if key_of(row) in wanted or row["sampler"] in kept]
+        place = {key(case, run): number for number, case in enumerate(every)}
+        rows_of_students.sort(key=lambda row: place.get(key_of(row), len(place)))
         distilled = [case for case in every if isinstance(case, StudentCase)]
         students_page.show(places.grid, rows_of_students, distilled, run, arguments.write)
         return 0

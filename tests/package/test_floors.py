@@ -17,7 +17,7 @@ FLOORS = (
     ("fastsample.cli", "fastsample.__main__"),
     ("fastsample.commands",),
     ("fastsample.distill",),
-    ("fastsample.evaluate", "fastsample.selftest", "fastsample.train"),
+    ("fastsample.evaluate", "fastsample.generation", "fastsample.selftest", "fastsample.train"),
     ("fastsample",),  # the door, which names what users call
     ("fastsample.graph", "fastsample.interpolation", "fastsample.likelihood", "fastsample.samplers.batcher"),
     ("fastsample.samplers", "fastsample.lora"),
