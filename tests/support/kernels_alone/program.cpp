@@ -151,6 +151,7 @@ int main(int, char** arguments) {
     std::ifstream file(arguments[1]);
     const std::vector<Case> cases = read_cases(file);
     for (const Case& c : cases) kChecks.at(c.kind)(c);
-    std::printf("%zu cases at level %s: %" PRId64 " values, %" PRId64 " wrong\n", cases.size(), isa().c_str(), compared, wrong);
+    std::printf("%zu cases at level %s: %" PRId64 " values, %" PRId64 " wrong\n", cases.size(), isa().c_str(), compared,
+                wrong);
     return cases.empty() || wrong ? 1 : 0;
 }
