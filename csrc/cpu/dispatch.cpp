@@ -20,7 +20,7 @@ const std::vector<Level>& levels() {
     static const std::vector<Level> all = [] {
         std::vector<Level> found{
             {"scalar", &scalar::kernels, {&scalar::lora_float, &scalar::lora_half, &scalar::lora_bfloat}, true}};
-#if defined(__x86_64__)
+#if defined(FASTSAMPLE_X86)
         __builtin_cpu_init();
         // Every CPU with AVX2 converts halves (F16C), which older compilers cannot ask for.
         const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -67,7 +67,7 @@ const Level* best() {
 // What to multiply a dtype with, by what is known of CPUs; the same for every process on a machine.
 const Level* best_for(int dtype) {
     const Level* level = best();
-#if defined(__x86_64__)
+#if defined(FASTSAMPLE_X86)
     // Intel's cores with AVX512-BF16 run it at half the speed of float32's multiply-adds, AMD's at twice that speed.
     if (dtype == kBFloat16 && std::strcmp(level->name, "avx512-bf16") == 0 && __builtin_cpu_is("intel"))
         level = find("avx512");

@@ -4,6 +4,11 @@
 
 #include "../common/step_args.h"
 
+// FASTSAMPLE_GENERIC leaves scalar alone, which is what CPUs of other families have.
+#if defined(__x86_64__) && !defined(FASTSAMPLE_GENERIC)
+#define FASTSAMPLE_X86
+#endif
+
 namespace fastsample {
 
 // Blocks of one sample stay in L1: 2048 floats are 8 KiB a stream.
@@ -27,7 +32,7 @@ struct Kernels {
 namespace scalar {
 extern const Kernels kernels;
 }
-#if defined(__x86_64__)
+#if defined(FASTSAMPLE_X86)
 namespace avx2 {
 extern const Kernels kernels;
 }

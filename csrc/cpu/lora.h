@@ -143,7 +143,7 @@ struct LoraKernels {
 namespace scalar {
 extern const LoraKernels lora_float, lora_half, lora_bfloat;
 }
-#if defined(__x86_64__)
+#if defined(FASTSAMPLE_X86)
 namespace avx2 {
 extern const LoraKernels lora_float, lora_half, lora_bfloat;
 }

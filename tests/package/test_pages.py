@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and docs as texts: short lines, links that lead somewhere, a reference that names everything."""
+"""README and the other pages as texts: short lines, links that lead somewhere, a reference that names everything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import fastsample
 from support.paths import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
 
 

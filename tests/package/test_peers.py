@@ -9,9 +9,8 @@ from packaging.markers import Marker, default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from support.peers import beside_the_lock, lock, outside, ranges
+from support.peers import PYTHONS, beside_the_lock, lock, outside, ranges
 
-PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 # A CUDA build of torch pins them itself.
 TORCHS_OWN = ("nvidia-", "cuda-")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -15,6 +16,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+
+
+def pyproject() -> dict[str, Any]:
+    """All tables of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
 
 def lock() -> list[Requirement]:
     """The pins; some packages have several, for different Pythons and platforms."""
@@ -24,7 +32,7 @@ def lock() -> list[Requirement]:
 
 def ranges() -> list[Requirement]:
     """What the package and its extras ask for."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = pyproject()["project"]
     texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
     return [one for one in map(Requirement, texts) if one.name != project["name"]]
 
