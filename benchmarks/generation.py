@@ -36,7 +36,7 @@ from fastsample import Schedule
 from fastsample.generation import Folder, generate, merge, verify
 from fastsample.generation.crew import Crew
 from fastsample.generation.recipe import Recipe
-from fastsample.generation.run import folder_of, source_of
+from fastsample.generation.work import folder_of, source_of
 from fastsample.storage.writing import replace_text
 
 ROOT = Path(__file__).parents[1]

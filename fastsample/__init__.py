@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastsample import ops, zoo
 from fastsample.forward import add_noise, velocity
+from fastsample.generation import generate
 from fastsample.graph import Graph, graph
 from fastsample.images import to_uint8
 from fastsample.interpolation import interpolate, slerp
@@ -57,15 +58,12 @@ from fastsample.times.timesteps import spaced_timesteps
 
 if TYPE_CHECKING:
     from fastsample import distill, lora
-    from fastsample.generation import generate
 else:
 
     def __getattr__(name: str) -> object:
         # These are a third of the package, which those without a need of them need not wait for.
         if name in ("distill", "lora"):
             return importlib.import_module(f"fastsample.{name}")
-        if name == "generate":
-            return importlib.import_module("fastsample.generation").generate
         raise AttributeError(f"module 'fastsample' has no attribute {name!r}")
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from fastsample.commands.console import in_one_line
 from fastsample.generation import FORMS, Recipe, generate
 from fastsample.generation.formats import FORMATS
-from fastsample.generation.run import ENGINES, folder_of, source_of
+from fastsample.generation.run import ENGINES
 from fastsample.generation.source import OWN, SAMPLERS
+from fastsample.generation.work import folder_of, source_of
 
 HELP = "draw a set of samples into a folder, by one process or many, and go on where it ended"
 _NUMBERS = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsample.loop.guidance import Shared, rebuilt
-from fastsample.train.digests import bytes_of
+from fastsample.storage.digests import bytes_of
 
 
 class Conditions:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastsample.distill.common import Common
 from fastsample.distill.conditions import Conditions
+from fastsample.storage.digests import bytes_of
 from fastsample.train.data import ImageData
-from fastsample.train.digests import bytes_of
 from fastsample.train.latents import LatentData, encoded
 
 Data = Tensor | ImageData | LatentData

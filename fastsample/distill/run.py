@@ -17,9 +17,9 @@ from fastsample.distill.method import Batch, Method
 from fastsample.distill.settings import PRECISIONS, Settings
 from fastsample.distill.store import save
 from fastsample.distill.student import Student
+from fastsample.storage.digests import digest_of
 from fastsample.train import place, report
 from fastsample.train.checkpoint import CHECKPOINT, State, read_state
-from fastsample.train.digests import digest_of
 from fastsample.train.processes import Processes
 from fastsample.train.run import Run
 

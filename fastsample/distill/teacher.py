@@ -22,9 +22,9 @@ from fastsample.ops.step import step
 from fastsample.samplers.limits import limit_columns
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Schedule
+from fastsample.storage.digests import digest_of
 from fastsample.tables import Table
 from fastsample.times.automatic import MOST_RATIO
-from fastsample.train.digests import digest_of
 from fastsample.train.losses import PREDICTIONS
 from fastsample.zoo.plain import plain
 from fastsample.zoo.unet import UNet

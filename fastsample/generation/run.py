@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
 from typing_extensions import Unpack
 
 from fastsample.checks import integer, one_of
-from fastsample.generation.crew import crew_of_this_run
-from fastsample.generation.folder import Folder
-from fastsample.generation.named import named_model
 from fastsample.generation.recipe import Choices, Recipe
-from fastsample.generation.source import Source
+from fastsample.generation.with_ray import with_ray
+from fastsample.generation.with_torch import with_torch
+from fastsample.generation.work import threads
 
 ENGINES = ("torch", "ray")
 
@@ -72,10 +68,8 @@ def generate(
     recipe = recipe_of(model, choices)
     with threads(recipe.threads):
         if engine == "torch":
-            _with_torch(model, recipe, Path(out), device, progress)
+            with_torch(model, recipe, Path(out), device, progress)
         else:
-            from fastsample.generation.with_ray import with_ray
-
             with_ray(model, recipe, Path(out), device, progress, workers)
     return Path(out)
 
@@ -88,50 +82,3 @@ def recipe_of(model: Any, choices: Mapping[str, Any]) -> Recipe:
             f"generate takes no {', '.join(unknown)}; of a set it takes {', '.join(Choices.__annotations__)}"
         )
     return Recipe(name, **choices)
-
-
-def source_of(model: Any, recipe: Recipe, device: str | None) -> Source:
-    """What draws this recipe."""
-    found, autoencoder = named_model(model) if isinstance(model, str) else (model, None)
-    return Source(recipe, found, autoencoder, device)
-
-
-def folder_of(path: Path, recipe: Recipe, source: Source) -> Folder:
-    """The set that this recipe and source make."""
-    return Folder(path, {"recipe": recipe.as_json(), **source.identity()})
-
-
-def bar_of(recipe: Recipe, chunks: Sequence[int], shown: bool) -> Any:
-    """A progress bar for a set of which these chunks are still to be made."""
-    there = recipe.num - sum(len(recipe.places(number)) for number in chunks)
-    return tqdm(total=recipe.num, initial=there, unit=" images", disable=not shown)
-
-
-def _with_torch(model: Any, recipe: Recipe, out: Path, device: str | None, progress: bool) -> None:
-    crew = crew_of_this_run()
-    if device == "cuda" and crew.count > 1:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    source = source_of(model, recipe, device)
-    folder = folder_of(out, recipe, source)
-    with folder.written() if crew.first else nullcontext():
-        chunks = crew.plan(folder.missing() if crew.first else None)
-        with bar_of(recipe, chunks, progress and crew.first) as bar:
-            there = bar.n
-            for number in crew.handed_out(chunks):
-                chunk = source.chunk(recipe.places(number))
-                folder.put(number, chunk)
-                bar.update(there + crew.report(len(chunk.images)) - bar.n)
-            crew.leave(lambda done: bar.update(there + done - bar.n))
-        if crew.first:
-            folder.write_manifest()
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Lets torch have so many CPU threads within."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

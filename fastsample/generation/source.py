@@ -19,7 +19,7 @@ from fastsample.images import to_uint8
 from fastsample.model import Predictor, prediction_of, schedule_of
 from fastsample.samplers import DDIM, DDPM, LCM, TCD, DPMSolver, Euler, EulerAncestral, Heun, Sampler
 from fastsample.samplers.solver import Solver
-from fastsample.train.digests import digest_of
+from fastsample.storage.digests import digest_of
 from fastsample.zoo.autoencoder import Autoencoder
 
 SAMPLERS: dict[str, type[Sampler]] = {

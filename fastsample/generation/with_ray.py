@@ -7,7 +7,7 @@ from typing import Any
 
 from fastsample.generation.folder import Folder
 from fastsample.generation.recipe import Recipe
-from fastsample.generation.run import bar_of, folder_of, source_of
+from fastsample.generation.work import bar_of, folder_of, source_of
 
 _RESTARTS = -1  # as often as it takes
 

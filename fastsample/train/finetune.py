@@ -19,11 +19,11 @@ from fastsample.lora.saving import PEFT_FILES
 from fastsample.lora.trainable import Trainable, check_bare, check_fit
 from fastsample.model import prediction_of, schedule_of, unwrapped
 from fastsample.schedule import Schedule
+from fastsample.storage.digests import digest_of
 from fastsample.storage.writing import replacing
 from fastsample.train import place
 from fastsample.train.checkpoint import CHECKPOINT, State
 from fastsample.train.data import ImageData
-from fastsample.train.digests import digest_of
 from fastsample.train.held_out import HeldOut
 from fastsample.train.losses import DiffusionLoss
 from fastsample.train.processes import Processes

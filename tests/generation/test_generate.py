@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ import pytest
 import torch
 
 import fastsample
+from fastsample.cli import COMMANDS
+from fastsample.commands.console import Parser
 from fastsample.generation import Recipe, generate, merge
 from fastsample.generation.slices import Slices
 from support.generated import SMALL, TEXT, Telling, merged, unet
+from support.paths import ROOT
 
 
 @pytest.mark.parametrize("batch", [1, 7, 23, 256])
@@ -187,3 +192,27 @@ def test_chunks_of_a_recipe() -> None:
     recipe = Recipe("a", num=10, batch=4)
     assert [list(recipe.places(k)) for k in range(recipe.chunks)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert Recipe(**recipe.as_json()) == recipe
+
+
+def test_the_example_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "scale.md").read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+    exec(compile("\n".join(code), "scale.md", "exec"), {})
+    assert capsys.readouterr().out == "True 40\n"
+
+
+COMMAND = re.compile(r"^fastsample (?:generate|merge|evaluate)[^#\n]*", flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMAND.findall((ROOT / "docs" / "scale.md").read_text()))
+def test_commands_of_the_page_are_understood(command: str) -> None:
+    """Their options, not what they would do."""
+    parser = Parser()
+    commands = parser.add_subparsers(required=True)
+    for name, module in COMMANDS.items():
+        module.add_arguments(commands.add_parser(name))
+    parser.parse_args(shlex.split(command)[1:])
