@@ -88,7 +88,7 @@ def consistency(out: Path, short: int | None) -> distill.Student:
 
 
 def guided(out: Path, short: int | None) -> distill.Student:
-    """Students of all weights of guidance, of 8 steps down to 1."""
+    """Students of all weights of guidance, of 16 steps down to 1."""
     return _guided(out, short, fastsample.zoo.digits(), clip=1.0)
 
 
@@ -103,10 +103,10 @@ def _guided(out: Path, short: int | None, teacher: fastsample.zoo.UNet, **common
         teacher,
         load_data("mnist5k-train"),
         out,
-        start=8,
+        start=16,
         uncond=NONE,
         guidance=RANGE,
-        settings=distill.Settings(iterations=short or 1000, batch_size=64 if short is None else 8),
+        settings=distill.Settings(iterations=short or 800, batch_size=64 if short is None else 8),
         **common,
     )
 
