@@ -139,7 +139,7 @@ def lcm_lora(out: Path, short: int | None) -> distill.Student:
         uncond=NONE,
         guidance=GUIDANCE,
         clip=1.0,
-        settings=distill.Settings(iterations=short or 4000, lr=1e-3, batch_size=64 if short is None else 8),
+        settings=distill.Settings(iterations=short or 1500, lr=1e-3, batch_size=64 if short is None else 8),
     )
 
 
