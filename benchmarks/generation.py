@@ -19,6 +19,8 @@ import tempfile
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from fastsample import Schedule
 from fastsample.generation import Folder, generate, merge, verify
 from fastsample.generation.crew import Crew
 from fastsample.generation.recipe import Recipe
-from fastsample.generation.work import folder_of, source_of
+from fastsample.generation.work import Place, source_of
 from fastsample.storage.writing import replace_text
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +100,7 @@ def same(folder: Path, quick: bool, found: Any) -> dict[str, Any]:
         for batch in (7, 256) if quick else (1, 7, 256):
             out = folder / f"{processes}-{batch}"
             options = {"num": num, "batch": batch, "model_batch": 8, "seed": 5}
-            torchrun(out, processes, "zoo:progressive-1", options).wait()
+            finished(torchrun(out, processes, "zoo:progressive-1", options))
             sets[f"{processes} processes, batch {batch}"] = merged_bytes(out)
     wanted = next(iter(sets.values()))
     result = {"samples": num, "sets": len(sets), "equal": sum(one == wanted for one in sets.values())}
@@ -107,38 +109,30 @@ def same(folder: Path, quick: bool, found: Any) -> dict[str, Any]:
 
 
 def kills(folder: Path, quick: bool, found: Any) -> dict[str, Any]:
-    """A run of four processes that is killed at random moments, restarted by torchrun, and started anew."""
-    wanted_kills = 2 if quick else KILLS
-    options = {"num": 400 if quick else 60_000, "batch": 16, "model_batch": 16, "seed": 5}
-    generator, done, starts = random.Random(0), 0, 0
+    """Runs of four processes, of which torchrun starts all again when one is killed at a random moment."""
+    wanted, generator, done, starts = (2 if quick else KILLS), random.Random(0), 0, 0
+    options = {"num": 2_000 if quick else 60_000, "batch": 16, "model_batch": 16, "seed": 5}
     out = folder / "killed"
-    while done < wanted_kills:
+    while done < wanted:
         starts += 1
-        running = torchrun(out, 4, "zoo:progressive-1", options, restarts=2)
-        for _ in range(3):
-            time.sleep(generator.uniform(2, 12))
-            ranks = children(running.pid)
-            if running.poll() is None and ranks and done < wanted_kills:
-                os.kill(generator.choice(ranks), signal.SIGKILL)
-                done += 1
-        if done < wanted_kills:
-            running.kill()  # torchrun itself, and its processes are left to end or to be refused
-            running.wait()
-            for rank in children_of_name(str(out)):
-                os.kill(rank, signal.SIGKILL)
-    running.wait()
-    if not verify(out).complete:
-        torchrun(out, 4, "zoo:progressive-1", options).wait()
-    torchrun(folder / "whole", 1, "zoo:progressive-1", options).wait()
-    result = {
-        "kills": done,
-        "starts": starts,
-        "chunks": Folder.open(out).recipe.chunks,
-        "complete": verify(out).complete,
-        "equal": merged_bytes(out) == merged_bytes(folder / "whole"),
-    }
-    print(result)
-    return result
+        running = torchrun(out, 4, "zoo:progressive-1", options, restarts=4)
+        while done < wanted and running.poll() is None:
+            time.sleep(generator.uniform(4, 9))
+            ranks = processes_with("fastsample", str(out), parent=running.pid)
+            # A kill counts where it can cost something.
+            if len(ranks) == 4 and (out / "settings.json").exists() and Folder.open(out).missing():
+                with suppress(ProcessLookupError):
+                    os.kill(generator.choice(ranks), signal.SIGKILL)
+                    done += 1
+        running.wait()
+        if running.returncode == 0 and done < wanted:
+            raise RuntimeError(f"the set was complete after {done} of {wanted} kills: take a larger one")
+    finished(torchrun(out, 4, "zoo:progressive-1", options))
+    finished(torchrun(folder / "whole", 1, "zoo:progressive-1", options))
+    equal = merged_bytes(out) == merged_bytes(folder / "whole")
+    result = {"kills": done, "starts": starts, "chunks": Folder.open(out).recipe.chunks, "equal": equal}
+    print(result | {"complete": verify(out).complete})
+    return result | {"complete": verify(out).complete}
 
 
 def throughput(folder: Path, quick: bool, found: Any) -> dict[str, Any]:
@@ -148,7 +142,7 @@ def throughput(folder: Path, quick: bool, found: Any) -> dict[str, Any]:
     for number in range(rounds):
         for processes in rates if number % 2 else reversed(rates):
             out = folder / f"{number}-{processes}"
-            torchrun(out, processes, "zoo:digits", options).wait()
+            finished(torchrun(out, processes, "zoo:digits", options))
             rates[processes].append(rate_of(out, processes))
         print({processes: f"{values[-1]:.1f} images/s" for processes, values in rates.items()}, flush=True)
     ratios = np.array(rates[2]) / np.array(rates[1])
@@ -158,33 +152,30 @@ def throughput(folder: Path, quick: bool, found: Any) -> dict[str, Any]:
 
 def parts_of_a_chunk(folder: Path, quick: bool, options: dict[str, Any]) -> dict[str, Any]:
     """Seconds that drawing, writing and handing out take, of one process."""
-    recipe = Recipe("zoo:digits", **options)
+    recipe, store = Recipe("zoo:digits", **options), TCPStore("127.0.0.1", 0, is_master=True)
+    seconds: dict[str, list[float]] = {"drawing": [], "writing": [], "handing_out": []}
     torch.set_num_threads(1)
-    source = source_of("zoo:digits", recipe, None)
-    target = folder_of(folder, recipe, source)
-    store = TCPStore("127.0.0.1", 0, is_master=True)
-    crew, drawn, written, handed = Crew(store, 0, 2), [], [], []
-    with target.written():
-        chunks = crew.handed_out(range(3 if quick else recipe.chunks))
-        while True:
-            start = time.perf_counter()
-            number = next(chunks, None)
-            handed.append(time.perf_counter() - start)
-            if number is None:
-                break
-            start = time.perf_counter()
-            chunk = source.chunk(recipe.places(number))
-            drawn.append((time.perf_counter() - start) / len(chunk.images))
-            start = time.perf_counter()
-            target.put(number, chunk)
-            written.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            crew.report(len(chunk.images))
-            handed[-1] += time.perf_counter() - start
-    of_a_chunk = float(np.median(drawn)) * recipe.batch
-    shares = {"handing_out": float(np.median(handed)) / of_a_chunk, "writing": float(np.median(written)) / of_a_chunk}
-    print(f"{of_a_chunk:.3f} s a chunk of {recipe.batch}; {shares}")
+    with source_of("zoo:digits", recipe, Place(folder)) as source:
+        target = Folder(folder, source.settings())
+        with target.written():
+            numbers = Crew(0, 2, store).chunks(target.digest, target.missing)
+            for _ in range(min(recipe.chunks, 3 if quick else 24)):
+                number = timed(seconds["handing_out"], partial(next, numbers))
+                chunk = timed(seconds["drawing"], partial(source.chunk, recipe.places(number)))
+                timed(seconds["writing"], partial(target.put, number, chunk))
+    median = {name: float(np.median(values[1:])) for name, values in seconds.items()}  # the first draws warm up
+    shares = {name: median[name] / median["drawing"] for name in ("handing_out", "writing")}
+    print(f"{median['drawing']:.3f} s a chunk of {recipe.batch}; {shares}")
+    drawn = [value / recipe.batch for value in seconds["drawing"][1:]]
     return {"seconds_a_sample": drawn, "shares": shares, "batch": recipe.batch}
+
+
+def timed(seconds: list[float], function: Callable[[], Any]) -> Any:
+    """What the function returns; how long it took is added."""
+    start = time.perf_counter()
+    made = function()
+    seconds.append(time.perf_counter() - start)
+    return made
 
 
 def memory(folder: Path, quick: bool, found: Any) -> dict[str, Any]:
@@ -244,6 +235,16 @@ PARTS: dict[str, Callable[[Path, bool, Any], dict[str, Any]]] = {
 def tables(found: dict[str, Any]) -> dict[str, str]:
     """The tables of the page by name, of the parts that are there."""
     made = {}
+    if all(name in found for name in ("same", "kills", "memory")):
+        same, kills, memory = found["same"], found["kills"], found["memory"]
+        outcome = "the same set" if kills["equal"] and kills["complete"] else "ANOTHER SET"
+        lines = [
+            [f"{same['sets']} ways to make {same['samples']:,} samples", f"{same['equal']} are the same to the byte"],
+            [f"{kills['kills']} kills of one of four processes, {kills['chunks']:,} chunks", outcome],
+        ]
+        for name, grown in memory["mebibytes_grown"].items():
+            lines.append([f"memory of a {name} over {memory['samples']:,} samples", f"grows by {grown:.1f} MiB"])
+        made["promises"] = table(["what was done", "outcome"], lines)
     if "throughput" in found:
         part = found["throughput"]
         lines = [[name, *(f"{part[key][quantile]:.3g}" for quantile in ("p20", "p50", "p80"))] for name, key in _RATES]
@@ -282,22 +283,20 @@ def torchrun(
     )
 
 
-def children(process: int) -> list[int]:
-    """The processes that a process has started."""
-    listed = Path(f"/proc/{process}/task/{process}/children")
-    return [int(word) for word in listed.read_text().split()] if listed.exists() else []
+def finished(running: subprocess.Popen[bytes]) -> None:
+    """Waits for a run, which must succeed."""
+    if running.wait():
+        raise RuntimeError(f"{running.args!r} ended with {running.returncode}")
 
 
-def children_of_name(text: str) -> list[int]:
-    """The processes whose command lines hold a text."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it has ended
-            continue
-        if text in line and int(entry.parent.name) != os.getpid():
-            found.append(int(entry.parent.name))
+def processes_with(*words: str, parent: int) -> list[int]:
+    """The processes that this one has started whose command lines hold these words."""
+    listed, found = Path(f"/proc/{parent}/task/{parent}/children"), []
+    with suppress(OSError):
+        for word in listed.read_text().split():
+            line = Path(f"/proc/{word}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if all(one in line for one in words):
+                found.append(int(word))
     return found
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,10 +14,13 @@ from typing import Any
 
 from fastsample.commands.console import in_one_line
 from fastsample.generation import FORMS, Recipe, generate
+from fastsample.generation.folder import Folder
 from fastsample.generation.formats import FORMATS
-from fastsample.generation.run import ENGINES
+from fastsample.generation.recipe import SCHEDULES
+from fastsample.generation.run import ENGINES, check_engine
 from fastsample.generation.source import OWN, SAMPLERS
-from fastsample.generation.work import folder_of, source_of
+from fastsample.generation.work import Place, source_of
+from fastsample.zoo import load_autoencoder
 
 HELP = "draw a set of samples into a folder, by one process or many, and go on where it ended"
 _NUMBERS = {
@@ -37,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, nargs="+", help="that the samples have in turn (all of the model's)")
     parser.add_argument("--null-class", type=int, help="that stands for none, under guidance (the model's own)")
     parser.add_argument("--shape", type=int, nargs="+", help="of a sample: channels, height, width (the model's own)")
+    parser.add_argument("--schedule", choices=tuple(SCHEDULES), help="of a model that says none")
+    parser.add_argument("--autoencoder", type=Path, help="a file of fastsample autoencoder, of a model of latents")
     parser.add_argument(
         "--option",
         action="append",
@@ -62,31 +69,36 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0 on success; 2 on bad input and 130 on Ctrl-C, with a word on stderr.
     """
-    names = ("sampler", "steps", "guidance", "classes", "null_class", "shape", "format", *_NUMBERS)
+    names = ("sampler", "steps", "guidance", "classes", "null_class", "shape", "schedule", "format", *_NUMBERS)
     choices = {name: getattr(args, name) for name in names}
     choices["arguments"] = _arguments(args.option)
+    autoencoder = None if args.autoencoder is None else load_autoencoder(args.autoencoder)
     if args.dry_run:
-        print(plan(args.model, args.out, args.device, choices))
+        check_engine(args.engine, args.workers)
+        print(plan(args.model, Place(args.out, args.device, autoencoder), choices))
         return 0
-    out = generate(args.model, args.out, engine=args.engine, workers=args.workers, device=args.device, **choices)
+    how = {"engine": args.engine, "workers": args.workers, "device": args.device, "autoencoder": autoencoder}
+    out = generate(args.model, args.out, **how, **choices)
     if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun one speaks
-        print(f"{args.num:,} samples in {out}; `fastsample merge {out} FILE.npz` makes one file of them")
+        print(f"{args.num:,} samples in {out}; one file: fastsample merge {shlex.quote(str(out))} FILE.npz")
     return 0
 
 
-def plan(model: str, out: Path, device: str | None, choices: Mapping[str, Any]) -> str:
+def plan(model: str, place: Place, choices: Mapping[str, Any]) -> str:
     """What would be done, as text."""
     recipe = Recipe(model, **choices)
-    source = source_of(model, recipe, device)
-    folder = folder_of(out, recipe, source)
+    with source_of(model, recipe, place) as source:
+        folder = Folder(place.out, source.settings())
     folder.check()
-    there = len({stored.number for stored in folder.stored()}) if out.is_dir() else 0
-    image = source.shape[0] * source.shape[1] * source.shape[2]
+    shape, there = source.shape, recipe.chunks - len(folder.missing())
+    size = recipe.model_batch
+    calls = sum(-(-(places.start % size + len(places)) // size) for places in recipe.parts())
+    share, pixels = recipe.num / (calls * size), " x ".join(map(str, shape))
     return "\n".join(
         (
-            f"{recipe.num:,} samples of {model}, {' x '.join(map(str, source.shape))}, {image * recipe.num:,} bytes",
-            f"{source.steps} steps each, {source.calls} model calls a sample, {recipe.model_batch} samples a call",
-            f"{recipe.chunks:,} chunks of {recipe.batch} samples, format {recipe.format}, {there:,} of them in {out}",
+            f"{recipe.num:,} samples, {pixels}, of {model}: {math.prod(shape) * recipe.num:,} bytes",
+            f"{source.calls} model calls a sample, {size} samples a call, {share:.0%} of them wanted",
+            f"{recipe.chunks:,} chunks of {recipe.batch} samples, {recipe.format}, {there:,} of them there by name",
         )
     )
 

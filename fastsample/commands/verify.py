@@ -25,13 +25,13 @@ def run(args: argparse.Namespace) -> int:
         0 where the set is whole; 2 where it is not or on bad input, and 130 on Ctrl-C, with a word on stderr.
     """
     if args.rebuild:
-        Folder.open(args.folder).write_manifest()
+        Folder.open(args.folder).rebuild()
     report = verify(args.folder)
     if not report.complete:
         raise ValueError(
             f"{args.folder}: of {report.chunks} chunks {report.damaged} are damaged, {report.missing} missing and "
             f"{report.doubled} doubled"
-            + ("" if report.listed else "; the manifest does not list them: --rebuild, or generate, writes it")
+            + ("; the manifest does not list them: --rebuild writes it" if report.whole == report.chunks else "")
         )
     print(f"{args.folder}: {report.chunks} chunks, all whole")
     return 0

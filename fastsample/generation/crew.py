@@ -1,98 +1,67 @@
-"""The processes that make one set: they share a folder and a counter, and nothing else.
+"""Which chunks a process makes, of several that share a folder and a counter, and nothing else.
 
-A process group and its collectives are left out on purpose. Chunks do not depend on each other, so that nobody has to
-wait for the slowest, and the store by which torchrun's processes find each other hands out numbers.
+A process group and its collectives are left out on purpose: chunks do not depend on each other, so nobody has to wait
+for the slowest. The counter only keeps processes from making the same chunk; what is there is told by the folder. So it
+may be an old one, of processes that have died, or be lost: then the second pass makes what the first left out.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from typing import Any
 
 from torch.distributed import PrefixStore, Store
 
-_PLAN, _NEXT, _DONE, _LEFT = "plan", "next", "done", "left"
-_PATIENCE = timedelta(days=7)  # of a process that waits for the first one's plan
-_PAUSE = 0.05
-
-
-class Alone:
-    """One process, which makes every chunk."""
-
-    rank, count, first = 0, 1, True
-
-    def __init__(self) -> None:
-        self._done = 0
-
-    def plan(self, chunks: Sequence[int] | None) -> Sequence[int]:
-        """The chunks that are to be made, which the first process says and the others, with None, learn."""
-        assert chunks is not None
-        return chunks
-
-    def handed_out(self, chunks: Sequence[int]) -> Iterator[int]:
-        """The chunks that this process is to make, as it asks for them."""
-        yield from chunks
-
-    def report(self, samples: int) -> int:
-        """Adds samples that are on disk; returns how many all processes have added."""
-        self._done += samples
-        return self._done
-
-    def leave(self, watch: Callable[[int], object]) -> None:
-        """Ends this process's part; the first one waits for the others, and tells `watch` how far they are."""
+_NEXT = "next"
 
 
 class Crew:
-    """Several processes, as `torchrun` starts them on one machine or more.
+    """The processes of a run, and this one's place among them.
 
     Args:
-        store: what they share, and no processes before them.
-        rank, count: of this one, and how many there are.
+        rank, count: of this process, and how many there are.
+        store: what they share; None for one process.
     """
 
-    def __init__(self, store: Store, rank: int, count: int) -> None:
-        self._store = PrefixStore("fastsample.generate", store)
-        self._store.set_timeout(_PATIENCE)
-        self.rank, self.count, self.first = rank, count, rank == 0
+    def __init__(self, rank: int = 0, count: int = 1, store: Store | None = None) -> None:
+        self.rank, self.count, self._store = rank, count, store
 
-    def plan(self, chunks: Sequence[int] | None) -> Sequence[int]:
-        """As Alone.plan."""
-        if self.first:
-            self._store.set(_PLAN, json.dumps(chunks))
-        planned: list[int] = json.loads(self._store.get(_PLAN))
-        return planned
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that begins and ends the set."""
+        return self.rank == 0
 
-    def handed_out(self, chunks: Sequence[int]) -> Iterator[int]:
-        """As Alone.handed_out: whoever is done with one gets the next."""
-        while (place := self._store.add(_NEXT, 1) - 1) < len(chunks):
-            yield chunks[place]
+    def chunks(self, name: str, missing: Callable[[], Sequence[int]]) -> Iterator[int]:
+        """The chunks that this process is to make, as it asks for them; when they end, the set is whole.
 
-    def report(self, samples: int) -> int:
-        """As Alone.report."""
-        total: int = self._store.add(_DONE, samples)
-        return total
+        Args:
+            name: of the set, by which its counter is told from others.
+            missing: the chunks that are not there yet, in ascending order.
+        """
+        first = missing()
+        if self._store is None:
+            yield from first
+            return
+        wanted, place, store = set(first), -1, PrefixStore(f"fastsample.generate {name}", self._store)
+        while first and place < first[-1]:
+            try:
+                place = store.add(_NEXT, 1) - 1
+            except RuntimeError:  # whoever kept the store has ended
+                break
+            if place in wanted:
+                yield place
+        # What dead processes were about to make, and what others are at: begun at different ends it is soon done.
+        while left := missing():
+            yield left[len(left) * self.rank // self.count]
 
-    def leave(self, watch: Callable[[int], object]) -> None:
-        """As Alone.leave: the first process may be the one that keeps the store."""
-        left = self._store.add(_LEFT, 1)
-        while self.first and left < self.count:
-            time.sleep(_PAUSE)
-            watch(self.report(0))
-            left = self._store.add(_LEFT, 0)
 
-
-def crew_of_this_run() -> Alone | Crew:
+def crew_of_this_run() -> Crew:
     """The processes that torchrun has started, or this one alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Alone()
+        return Crew()
     from torch.distributed.rendezvous import rendezvous
 
-    found: Any = next(iter(rendezvous("env://")))
-    store, rank, count = found
-    # torchrun keeps its store when it starts processes anew: after a death it counts that, and else there are more.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Crew(PrefixStore(f"attempt {attempt} of {count}", store), rank, count)
+    store, rank, count = next(iter(rendezvous("env://")))
+    found: Any = store
+    return Crew(rank, count, found)

@@ -10,14 +10,15 @@ again from them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from fastsample.generation.recipe import Recipe
 from fastsample.storage.writing import PART, check_writable, remove_parts, replace_text, replacing, sole_writer, sync
 
 SETTINGS, MANIFEST = "settings.json", "manifest.json"
-_DAMAGED = "{} is damaged: run the same command again, which makes it anew"
+_DAMAGED = "{} is damaged: the same `fastsample generate` makes it anew"
 _NAME = re.compile(r"chunk-(\d{6,})-([0-9a-f]{16})(\.[a-z]+)?")
 
 
@@ -62,6 +63,11 @@ class Folder:
             self.recipe = Recipe(**self.settings["recipe"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path / SETTINGS} holds no settings of fastsample generate: {error}") from error
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the settings."""
+        return hashlib.sha256(_text(self.settings).encode()).hexdigest()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Folder:
@@ -122,26 +128,39 @@ class Folder:
         """SHA-256 of a chunk, its number and the settings; None where it is not what was written."""
         try:
             checksum = self._checksum(stored.number, _files_of(stored.path))
-        except OSError:
-            return None
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None  # any other error is the disk's, and says nothing of the chunk
         return checksum if checksum.startswith(stored.named) and stored.number < self.recipe.chunks else None
 
-    def is_whole(self, stored: Stored) -> bool:
-        """Whether a chunk of this set is what was written."""
-        return self.checksum(stored) is not None
+    def begun(self) -> bool:
+        """Whether the set has its settings on disk."""
+        return (self.path / SETTINGS).exists()
 
     def missing(self) -> list[int]:
-        """The chunks that are still to be made. Those that are torn, doubled or beyond the set are removed."""
-        whole: set[int] = set()
+        """The chunks that are still to be made, by their names."""
+        there = self._numbers()
+        return [number for number in range(self.recipe.chunks) if number not in there]
+
+    def samples(self) -> int:
+        """How many samples are there, by the names of their chunks."""
+        return sum(len(self.recipe.places(number)) for number in self._numbers() if number < self.recipe.chunks)
+
+    def remove_damaged(self) -> dict[int, tuple[Stored, str]]:
+        """Removes chunks that are torn, doubled or beyond the set; all others by number, with their checksums."""
+        whole: dict[int, tuple[Stored, str]] = {}
         for chunk in list(self.stored()):
-            if chunk.number in whole or not self.is_whole(chunk):
+            checksum = None if chunk.number in whole else self.checksum(chunk)
+            if checksum is None:
                 _remove(chunk.path)
             else:
-                whole.add(chunk.number)
-        return [number for number in range(self.recipe.chunks) if number not in whole]
+                whole[chunk.number] = chunk, checksum
+        return whole
+
+    def _numbers(self) -> set[int]:
+        return {stored.number for stored in self.stored()} if self.path.is_dir() else set()
 
     def put(self, number: int, chunk: Chunk) -> None:
-        """Writes a chunk: whole, on disk, or not at all."""
+        """Writes a chunk: whole, on disk, or not at all. It may be there already: the same bytes have the same name."""
         form = FORMATS[self.recipe.format]
         files = form.encode(chunk)
         path = self.path / f"chunk-{number:06d}-{self._checksum(number, files)[:16]}{form.suffix}"
@@ -153,12 +172,12 @@ class Folder:
         part.mkdir()
         try:
             for name, data in files.items():
-                with replacing(part / name) as file:
-                    file.write(data)
-            os.replace(part, path)
-        except BaseException:
+                _write(part / name, data)
+            sync(part)
+            with suppress(FileExistsError):  # another process was faster, with the same name and so the same bytes
+                _rename(part, path)
+        finally:
             shutil.rmtree(part, ignore_errors=True)
-            raise
         sync(self.path)
 
     def get(self, stored: Stored) -> Chunk:
@@ -167,7 +186,7 @@ class Folder:
         Raises:
             ValueError: it is not what was written.
         """
-        if not self.is_whole(stored):
+        if self.checksum(stored) is None:
             raise ValueError(_DAMAGED.format(stored.path))
         images, labels = FORMATS[self.recipe.format].decode(stored.path)
         places = self.recipe.places(stored.number)
@@ -191,10 +210,7 @@ class Folder:
             ValueError: some are missing.
         """
         found = {stored.number: stored for stored in self.stored() if stored.number < self.recipe.chunks}
-        if lost := self.recipe.chunks - len(found):
-            raise ValueError(
-                f"{self.path} lacks {lost} of {self.recipe.chunks} chunks: run the same command again, which makes them"
-            )
+        self._check_complete(found.keys())
         return [found[number] for number in range(self.recipe.chunks)]
 
     def _checksum(self, number: int, files: Files) -> str:
@@ -212,19 +228,41 @@ class Folder:
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
-    def write_manifest(self) -> None:
-        """Lists every chunk of the complete set with its checksum.
+    def finish(self) -> None:
+        """Removes what is damaged or doubled, and writes the manifest of the complete set.
 
         Raises:
-            ValueError: some are missing or damaged.
+            ValueError: chunks are missing.
         """
+        self._list(self.remove_damaged())
+
+    def rebuild(self) -> None:
+        """Writes the manifest anew, and leaves all else as it is.
+
+        Raises:
+            ValueError: chunks are missing, damaged or doubled.
+        """
+        whole: dict[int, tuple[Stored, str]] = {}
+        for chunk in self.stored():
+            checksum = self.checksum(chunk)
+            if checksum is None or chunk.number in whole:
+                raise ValueError(_DAMAGED.format(chunk.path))
+            whole[chunk.number] = chunk, checksum
+        self._list(whole)
+
+    def _list(self, whole: Mapping[int, tuple[Stored, str]]) -> None:
+        self._check_complete(whole.keys())
         chunks = []
-        for stored in self.complete():
-            places, checksum = self.recipe.places(stored.number), self.checksum(stored)
-            if checksum is None:
-                raise ValueError(_DAMAGED.format(stored.path))
+        for number in range(self.recipe.chunks):
+            (stored, checksum), places = whole[number], self.recipe.places(number)
             chunks.append({"file": stored.path.name, "first": places.start, "count": len(places), "sha256": checksum})
         replace_text(self.path / MANIFEST, _text({"settings": self.settings, "chunks": chunks}))
+
+    def _check_complete(self, numbers: Collection[int]) -> None:
+        if lost := self.recipe.chunks - len(numbers):
+            raise ValueError(
+                f"{self.path} lacks {lost} of {self.recipe.chunks} chunks: the same `fastsample generate` makes them"
+            )
 
 
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
@@ -242,7 +280,24 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> N
 def _files_of(path: Path) -> Files:
     if not path.is_dir():
         return {"": path.read_bytes()}
-    return {entry.name: entry.read_bytes() for entry in path.iterdir()}
+    return {entry.name: entry.read_bytes() for entry in path.iterdir() if not entry.name.startswith(".")}
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rename(part: Path, path: Path) -> None:
+    """Raises FileExistsError where there is such a folder, with something in it."""
+    try:
+        os.rename(part, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(*error.args) from error
+        raise
 
 
 def _remove(path: Path) -> None:

@@ -76,6 +76,8 @@ def merge(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
     if out.suffix != ".npz":
         raise ValueError(f"out must end in .npz, got {out}")
     check_replaceable(out)
+    if found.path.resolve() in out.resolve().parents:
+        raise ValueError(f"out must lie outside the folder {found.path}, got {out}")
     stored = found.complete()
     first = found.get(stored[0])
 

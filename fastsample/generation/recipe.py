@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,8 +12,12 @@ from typing_extensions import TypedDict
 
 from fastsample.checks import integer, one_of, real
 from fastsample.generation.formats import FORMATS
+from fastsample.schedule import Schedule
 
 _MOST = 10**12
+_MOST_CHUNKS = 10**6
+_MOST_CLASS = 2**63 - 1
+SCHEDULES = {"linear": Schedule.linear, "scaled_linear": Schedule.scaled_linear, "cosine": Schedule.cosine}
 _MOST_THREADS = 4096
 
 
@@ -27,6 +31,7 @@ class Choices(TypedDict, total=False):
     classes: Sequence[int] | None
     null_class: int | None
     shape: Sequence[int] | None
+    schedule: str | None
     arguments: Mapping[str, Any]
     seed: int
     batch: int
@@ -48,6 +53,7 @@ class Recipe:
         classes: place i has class classes[i mod len(classes)]; None takes all that the model has, in turn.
         null_class: of the unconditional half under guidance; None is the model's own, the one after the last.
         shape: of one sample, (C, H, W); None is the model's own.
+        schedule: of a model that says none: one of SCHEDULES, of 1,000 timesteps.
         arguments: further ones of the sampler by name, such as {"eta": 1.0}: numbers, texts and lists.
         seed: of all noise, below 2^64.
         batch: samples of a chunk, which is drawn, written and handed out as a whole.
@@ -67,6 +73,7 @@ class Recipe:
     classes: Sequence[int] | None = None
     null_class: int | None = None
     shape: Sequence[int] | None = None
+    schedule: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     batch: int = 256
@@ -82,10 +89,10 @@ class Recipe:
             self._set(name, integer(name, getattr(self, name), low, high))
         for name, low in (("steps", 1), ("null_class", 0)):
             if getattr(self, name) is not None:
-                self._set(name, integer(name, getattr(self, name), low))
+                self._set(name, integer(name, getattr(self, name), low, _MOST_CLASS))
         for name, low in (("classes", 0), ("shape", 1)):
             if getattr(self, name) is not None:
-                values = tuple(integer(name, value, low) for value in getattr(self, name))
+                values = tuple(integer(name, value, low, _MOST_CLASS) for value in getattr(self, name))
                 if not values:
                     raise ValueError(f"{name} must not be empty")
                 self._set(name, values)
@@ -94,6 +101,10 @@ class Recipe:
             if not math.isfinite(self.guidance):
                 raise ValueError(f"guidance must be finite, got {self.guidance}")
         one_of("format", self.format, tuple(FORMATS))
+        if self.schedule is not None:
+            one_of("schedule", self.schedule, tuple(SCHEDULES))
+        if self.chunks > _MOST_CHUNKS:
+            raise ValueError(f"batch must be larger: {self.chunks:,} chunks are more than {_MOST_CHUNKS:,}")
         try:
             self._set("arguments", json.loads(json.dumps(dict(self.arguments), allow_nan=False)))
         except (TypeError, ValueError) as error:
@@ -106,6 +117,10 @@ class Recipe:
     def chunks(self) -> int:
         """How many there are."""
         return -(-self.num // self.batch)
+
+    def parts(self) -> Iterator[range]:
+        """The places of all chunks."""
+        return map(self.places, range(self.chunks))
 
     def places(self, chunk: int) -> range:
         """The places of the samples of a chunk."""

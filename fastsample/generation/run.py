@@ -13,7 +13,8 @@ from fastsample.checks import integer, one_of
 from fastsample.generation.recipe import Choices, Recipe
 from fastsample.generation.with_ray import with_ray
 from fastsample.generation.with_torch import with_torch
-from fastsample.generation.work import threads
+from fastsample.generation.work import Place, threads
+from fastsample.zoo.autoencoder import Autoencoder
 
 ENGINES = ("torch", "ray")
 
@@ -25,6 +26,7 @@ def generate(
     engine: str = "torch",
     workers: int | None = None,
     device: str | None = None,
+    autoencoder: Autoencoder | None = None,
     progress: bool = True,
     **choices: Unpack[Choices],
 ) -> Path:
@@ -40,17 +42,20 @@ def generate(
         out: the folder, new, empty or of the same settings; docs/scale.md says what it holds.
         engine: "torch", this process or those of torchrun; "ray", workers of a Ray cluster, for a model by text.
         workers: of Ray; default one per CPU, or per GPU where device is "cuda".
-        device: a torch device; default that of the model. Under torchrun "cuda" is a GPU for each process.
+        device: a torch device, to which the model is moved; default its own. Under torchrun "cuda" is a GPU for each
+            process.
+        autoencoder: of a model of latents, whose images are drawn; the bundled ones bring theirs along.
         progress: show a bar.
-        **choices: num, sampler, steps, guidance, classes, null_class, shape, arguments, seed, batch, model_batch,
-            threads and format: see generation.Recipe.
+        **choices: num, sampler, steps, guidance, classes, null_class, shape, schedule, arguments, seed, batch,
+            model_batch, threads and format: see generation.Recipe.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError, TypeError: arguments that cannot work, or a folder of other settings, before anything is written.
-        RuntimeError: another run writes into the folder. OSError: it cannot be written.
+        ValueError, TypeError: arguments that cannot work, a model that cannot be called, or a folder of other settings,
+            before anything is written; or samples that are not finite.
+        RuntimeError: another run writes into the folder, or a worker failed. OSError: the folder cannot be written.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -60,23 +65,29 @@ def generate(
         ...     merge(f"{out}/set", f"{out}/digits.npz")
         20
     """
-    one_of("engine", engine, ENGINES)
-    if workers is not None:
-        workers = integer("workers", workers, 1)
-        if engine == "torch":
-            raise ValueError("workers are Ray's: start several processes with torchrun, or take engine='ray'")
-    recipe = recipe_of(model, choices)
+    workers = check_engine(engine, workers)
+    recipe, place = recipe_of(model, choices), Place(Path(out), device, autoencoder)
     with threads(recipe.threads):
         if engine == "torch":
-            with_torch(model, recipe, Path(out), device, progress)
+            with_torch(model, recipe, place, progress)
         else:
-            with_ray(model, recipe, Path(out), device, progress, workers)
+            with_ray(model, recipe, place, progress, workers)
     return Path(out)
+
+
+def check_engine(engine: str, workers: int | None) -> int | None:
+    """The workers of an engine. Raises ValueError or TypeError where it has none, or is unknown."""
+    one_of("engine", engine, ENGINES)
+    if workers is not None and engine == "torch":
+        raise ValueError("workers are Ray's: start several processes with torchrun, or take engine='ray'")
+    return None if workers is None else integer("workers", workers, 1)
 
 
 def recipe_of(model: Any, choices: Mapping[str, Any]) -> Recipe:
     """The recipe of these choices. Raises TypeError for a choice that there is not."""
-    name = model if isinstance(model, str) else type(model).__name__
+    if not callable(model) and not isinstance(model, str):
+        raise TypeError(f"model must be a text or callable as model(x, t, ...), got {type(model).__name__}")
+    name = model if isinstance(model, str) else getattr(model, "__qualname__", type(model).__qualname__)
     if unknown := sorted(choices.keys() - Choices.__annotations__.keys()):
         raise TypeError(
             f"generate takes no {', '.join(unknown)}; of a set it takes {', '.join(Choices.__annotations__)}"

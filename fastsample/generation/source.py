@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,15 @@ from torch import Tensor, nn
 from fastsample.checks import usable_device
 from fastsample.generation.chunk import Chunk
 from fastsample.generation.formats import check_pictures
-from fastsample.generation.recipe import Recipe
+from fastsample.generation.recipe import SCHEDULES, Recipe
 from fastsample.generation.slices import SlicedModel, Slices
 from fastsample.images import to_uint8
-from fastsample.model import Predictor, prediction_of, schedule_of
+from fastsample.model import Predictor, attribute, prediction_of, schedule_of, unwrapped
 from fastsample.samplers import DDIM, DDPM, LCM, TCD, DPMSolver, Euler, EulerAncestral, Heun, Sampler
 from fastsample.samplers.solver import Solver
+from fastsample.schedule import Schedule
 from fastsample.storage.digests import digest_of
+from fastsample.tables import COLUMNS, Table
 from fastsample.zoo.autoencoder import Autoencoder
 
 SAMPLERS: dict[str, type[Sampler]] = {
@@ -47,7 +51,6 @@ class Source:
 
     Attributes:
         shape: of one image, (C, H, W).
-        steps: rows of its table, a call of the model each.
         calls: model calls a sample, of which guidance makes two in a step.
 
     Raises:
@@ -59,12 +62,8 @@ class Source:
     ) -> None:
         self._recipe, self._model = recipe, model
         student = model if _is_student(model) else None
-        self._autoencoder = autoencoder if student is None else student.autoencoder
-        for module in (model, self._autoencoder):
-            if isinstance(module, nn.Module):
-                module.eval()
-                if device is not None:
-                    module.to(usable_device(device))
+        self._autoencoder = autoencoder or getattr(student, "autoencoder", None)
+        self._device = _moved(device, model, self._autoencoder)
         self._known, self._keyword, self._null = _classes_of(model)
         self._labels = self._check_classes()
         self._drawn = self._latent_shape(student)
@@ -72,17 +71,25 @@ class Source:
         if len(self.shape) != 3:
             raise ValueError(f"shape must be (C, H, W), the shape of an image, got {self.shape}")
         check_pictures(recipe.format, self.shape[0])
-        self._sampler = self._sampler_of(student)
+        self._steps = self._recipe.steps or (_STEPS if student is None else student.steps()[0])
+        self._name, self._sampler = self._sampler_of(student)
         self._told = {} if student is None else student.told(1, len(self._sampler.table), recipe.guidance)
-        predictor = Predictor(model)
-        self._dtype, self._device = predictor.known_dtype, predictor.device or torch.device(device or "cpu")
-        self.steps = len(self._sampler.table)
-        self.calls = self.steps * (2 if "guidance" in self._asked(range(1)) and recipe.guidance != 1 else 1)
+        self._dtype = Predictor(model).known_dtype
+        guided = "guidance" in self._asked(range(1)) and recipe.guidance != 1
+        self.calls = len(self._sampler.table) * (2 if guided else 1)
+        self._try_model()
 
-    def identity(self) -> dict[str, Any]:
-        """What decides the samples beside the recipe."""
+    def settings(self) -> dict[str, Any]:
+        """All that decides the samples, as JSON has it."""
         parts = [part for part in (self._model, self._autoencoder) if isinstance(part, nn.Module)]
-        return {"weights": [digest_of(part) for part in parts], "device": self._device.type}
+        recipe = replace(self._recipe, sampler=self._name, steps=self._steps, shape=self._drawn)
+        return {
+            "recipe": recipe.as_json(),
+            "weights": [digest_of(part) for part in parts],
+            "table": _digest(self._sampler.table),
+            "device": self._device.type,
+            "torch": torch.__version__,
+        }
 
     def chunk(self, places: range) -> Chunk:
         """The samples of these places."""
@@ -100,6 +107,9 @@ class Source:
         if self._autoencoder is not None:
             with torch.inference_mode():
                 sample = slices(self._autoencoder.decode, sample)
+        finite = sample.isfinite().flatten(1).all(1)
+        if not finite.all():
+            raise ValueError(f"sample {first + int(finite.int().argmin())} is not finite: the model returns NaN or inf")
         labels = None if self._labels is None else self._labels[np.arange(first, first + count) % len(self._labels)]
         return Chunk(first, to_uint8(sample).cpu().numpy(), labels)
 
@@ -117,10 +127,28 @@ class Source:
         null = {self._keyword: torch.full_like(y[self._keyword], self._null)}
         return {"guidance": self._recipe.guidance, "cond": y, "uncond": null}
 
+    def _try_model(self) -> None:
+        """Raises ValueError unless the model can be called, before anything is written."""
+        x = torch.zeros(1, *self._drawn, dtype=self._dtype or torch.float32, device=self._device)
+        t = torch.as_tensor(self._sampler.table.t[:1]).to(self._device)
+        asked = self._asked(range(1))
+        for keywords in (asked[name] for name in ("model_kwargs", "cond", "uncond") if name in asked):
+            try:
+                with torch.inference_mode():
+                    output = unwrapped(self._model(x, t, **keywords))
+            except Exception as error:  # the user's own, and anything
+                raise ValueError(f"the model cannot be called: {type(error).__name__}: {error}") from error
+            given = tuple(getattr(output, "shape", ()))
+            channels = self._drawn[0]
+            if given[:1] + given[2:] != (1, *self._drawn[1:]) or given[1] not in (channels, 2 * channels):
+                raise ValueError(f"the model must return {(1, *self._drawn)}, or twice the channels, got {given}")
+
     def _check_classes(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
         recipe = self._recipe
         if recipe.null_class is not None:
             self._null = recipe.null_class
+            if self._known and recipe.null_class > self._known:
+                raise ValueError(f"null_class must be from 0 to {self._known}, got {recipe.null_class}")
         if recipe.classes is None and not self._known:
             if recipe.guidance is not None and not _is_student(self._model):
                 raise ValueError("guidance needs a model with classes, and this one is not known to have any")
@@ -144,13 +172,12 @@ class Source:
             raise ValueError(f"shape must be {known}, which the student was distilled for, got {asked}")
         return tuple(asked or known or ())
 
-    def _sampler_of(self, student: Any) -> Sampler:
+    def _sampler_of(self, student: Any) -> tuple[str, Sampler]:
         name, arguments = self._recipe.sampler, dict(self._recipe.arguments)
         if student is not None and name in (None, OWN):
             if arguments:
                 raise ValueError(f"arguments are for a sampler by name; a student's own takes none, got {arguments}")
-            own: Sampler = student.sampler(self._recipe.steps)
-            return own
+            return OWN, student.sampler(self._recipe.steps)
         name = name or "ddim"
         if name not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, or {OWN} for a student; got {name!r}")
@@ -163,12 +190,35 @@ class Source:
         prediction = prediction_of(self._model, arguments.pop("prediction", None))
         flow = issubclass(kind, Solver) and prediction == "flow"
         made: Callable[..., Sampler] = kind
-        return made(
-            None if flow else schedule_of(self._model, None),
-            steps=self._recipe.steps or _STEPS,
-            prediction=prediction,
-            **arguments,
-        )
+        schedule = None if flow else self._schedule()
+        return name, made(schedule, steps=self._steps, prediction=prediction, **arguments)
+
+    def _schedule(self) -> Schedule:
+        stated, asked = attribute(self._model, "schedule", Schedule), self._recipe.schedule
+        if stated is not None:
+            if asked is not None:
+                raise ValueError("schedule is the model's own: leave it out")
+            return schedule_of(self._model, None)
+        if asked is None:
+            raise ValueError(f"schedule must be given, one of {', '.join(SCHEDULES)}: the model says none")
+        return SCHEDULES[asked]()
+
+
+def _moved(device: str | None, *parts: Any) -> torch.device:
+    """Puts models into eval mode and on a device; returns where they compute."""
+    chosen = None if device is None else usable_device(device)
+    for module in parts:
+        if isinstance(module, nn.Module):
+            module.eval()
+            if chosen is not None:
+                module.to(chosen)
+    return chosen or Predictor(parts[0]).device or torch.device("cpu")
+
+
+def _digest(table: Table) -> str:
+    """Of the table's numbers, to the digits that rounding on other machines leaves alone."""
+    columns = [[f"{value:.6g}" for value in np.asarray(getattr(table, name))] for name in ("t", *COLUMNS)]
+    return sha256(json.dumps(columns).encode()).hexdigest()
 
 
 def _is_student(model: Any) -> bool:

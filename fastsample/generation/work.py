@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from fastsample.generation.folder import Folder
 from fastsample.generation.named import named_model
 from fastsample.generation.recipe import Recipe
 from fastsample.generation.source import Source
+from fastsample.zoo.autoencoder import Autoencoder
 
 
-def source_of(model: Any, recipe: Recipe, device: str | None) -> Source:
-    """What draws this recipe."""
+class Place(NamedTuple):
+    """Where a set goes, and where it is computed.
+
+    Attributes:
+        out: the folder.
+        device: a torch device, or None for the model's own.
+        autoencoder: of a model of latents that does not bring one along; None for the model's own.
+    """
+
+    out: Path
+    device: str | None = None
+    autoencoder: Autoencoder | None = None
+
+
+@contextmanager
+def source_of(model: Any, recipe: Recipe, place: Place) -> Iterator[Source]:
+    """What draws this recipe; afterwards the model is in training mode again where it was."""
     found, autoencoder = named_model(model) if isinstance(model, str) else (model, None)
-    return Source(recipe, found, autoencoder, device)
+    training = [module for module in found.modules() if module.training] if isinstance(found, nn.Module) else []
+    try:
+        yield Source(recipe, found, place.autoencoder or autoencoder, place.device)
+    finally:
+        for module in training:
+            module.training = True
 
 
-def folder_of(path: Path, recipe: Recipe, source: Source) -> Folder:
-    """The set that this recipe and source make."""
-    return Folder(path, {"recipe": recipe.as_json(), **source.identity()})
-
-
-def bar_of(recipe: Recipe, chunks: Sequence[int], shown: bool) -> Any:
-    """A progress bar for a set of which these chunks are still to be made."""
-    there = recipe.num - sum(len(recipe.places(number)) for number in chunks)
-    return tqdm(total=recipe.num, initial=there, unit=" images", disable=not shown)
+def bar_of(folder: Folder, shown: bool) -> Any:
+    """A progress bar for a set."""
+    return tqdm(total=folder.recipe.num, initial=folder.samples(), unit=" images", disable=not shown)
 
 
 @contextmanager

@@ -187,6 +187,44 @@ def test_a_manifest_is_made_again_from_the_chunks(tmp_path: Path, capsys: pytest
         assert manifest.read_text() == wanted
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_chunk_may_be_written_twice(form: str, tmp_path: Path) -> None:
+    merged(tmp_path / "a", format=form)
+    folder = Folder.open(tmp_path / "a")
+    before = sorted(path.name for path in (tmp_path / "a").iterdir())
+    for stored in folder.stored():
+        folder.put(stored.number, folder.get(stored))
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == before and verify(tmp_path / "a").complete
+
+
+def test_a_disk_that_cannot_be_read_costs_no_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merged(tmp_path / "a")
+    before = chunks_of(tmp_path / "a")
+
+    def broken(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", broken)
+        with pytest.raises(OSError, match="Input/output error"):
+            generate(TEXT, tmp_path / "a", progress=False, **SMALL)
+    assert chunks_of(tmp_path / "a") == before
+
+
+def test_merging_into_the_set_itself_is_refused(tmp_path: Path) -> None:
+    merged(tmp_path / "a")
+    for name in (chunks_of(tmp_path / "a")[0].name, "new.npz"):
+        with pytest.raises(ValueError, match="out must lie outside"):
+            merge(tmp_path / "a", tmp_path / "a" / name)
+    assert verify(tmp_path / "a").complete
+
+
+def test_what_a_desktop_leaves_in_folders_is_no_damage(tmp_path: Path) -> None:
+    merged(tmp_path / "a", format="png")
+    (chunks_of(tmp_path / "a")[0] / ".DS_Store").write_text("mine")
+    assert verify(tmp_path / "a").complete
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     merged(tmp_path / "a")
     with (
@@ -290,8 +328,8 @@ def test_the_plan_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ]
     assert main([*command, "--out", str(tmp_path / "set")]) == 0
     printed = capsys.readouterr().out
-    assert "10 samples of " in printed and "3 x 8 x 6" in printed and "3 chunks of 4" in printed
-    assert "3 steps each, 6 model calls a sample" in printed
+    assert "10 samples, 3 x 8 x 6, of " in printed and "3 chunks of 4" in printed
+    assert "6 model calls a sample, 64 samples a call, 5% of them wanted" in printed
     assert not (tmp_path / "set").exists()
 
 

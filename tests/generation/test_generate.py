@@ -14,7 +14,7 @@ import torch
 import fastsample
 from fastsample.cli import COMMANDS
 from fastsample.commands.console import Parser
-from fastsample.generation import Recipe, generate, merge
+from fastsample.generation import Recipe, generate, merge, named_model
 from fastsample.generation.slices import Slices
 from support.generated import SMALL, TEXT, Telling, merged, unet
 from support.paths import ROOT
@@ -150,6 +150,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown engine": ({"engine": "mpi"}, "engine must be"),
     "workers without Ray": ({"workers": 2}, "workers are Ray's"),
     "a device that there is not": ({"device": "nonsense"}, "device"),
+    "more chunks than can be": ({"num": 10**7, "batch": 1}, "batch must be larger"),
+    "a class beyond int64": ({"classes": [2**63]}, "classes must"),
+    "a null class that there is not": ({"guidance": 2.0, "null_class": 50}, "null_class must be from 0 to 3"),
+    "a schedule beside the model's": ({"schedule": "linear"}, "schedule is the model's own"),
+    "an unknown schedule": ({"schedule": "steep"}, "schedule must be one of linear"),
     "an unknown choice": ({"stepps": 3}, "generate takes no stepps"),
 }
 
@@ -167,6 +172,8 @@ def test_what_a_model_does_not_say_must_be_given(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="shape must be given"):
         generate(model, tmp_path / "set", num=3, progress=False)
+    with pytest.raises(ValueError, match="schedule must be given, one of linear"):
+        generate(model, tmp_path / "set", num=3, shape=(1, 2, 2), progress=False)
     with pytest.raises(ValueError, match="guidance needs a model with classes"):
         generate(model, tmp_path / "set", num=3, shape=(1, 2, 2), guidance=2.0, progress=False)
     with pytest.raises(ValueError, match="guidance needs null_class"):
@@ -176,10 +183,92 @@ def test_what_a_model_does_not_say_must_be_given(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="distilled for"):
         generate("zoo:trajectory-4", tmp_path / "set", num=3, shape=(1, 32, 32), progress=False)
     assert not (tmp_path / "set").exists()
-    generate(model, tmp_path / "set", num=3, shape=(2, 2, 2), progress=False)
+    generate(model, tmp_path / "set", num=3, shape=(2, 2, 2), schedule="cosine", progress=False)
     assert merge(tmp_path / "set", tmp_path / "set.npz") == 3
     with np.load(tmp_path / "set.npz") as found:
         assert found.files == ["arr_0"] and found["arr_0"].shape == (3, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (None, "model must be a text or callable"),
+        (lambda x, t: x[:, :, :1], "the model must return"),
+        (lambda x, t: x[None], "the model must return"),
+        (lambda x, t: {}["x"], "the model cannot be called: KeyError"),
+        (lambda x: x, "the model cannot be called: TypeError"),
+        ("python:support.generated:failing", r"model: failing\(\) raised RuntimeError: no weights"),
+    ],
+    ids=["none", "another shape", "another rank", "one that raises", "another signature", "a function that raises"],
+)
+def test_models_that_cannot_be_used_are_refused_before_anything_is_written(
+    model: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        generate(model, tmp_path / "set", num=3, shape=(1, 2, 2), schedule="cosine", progress=False)
+    assert not (tmp_path / "set").exists()
+
+
+def test_samples_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    def model(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.where((y == 2).reshape(-1, 1, 1, 1), torch.nan, x)
+
+    options: dict[str, Any] = {"shape": (1, 2, 2), "schedule": "cosine", "classes": [0, 1, 2], "model_batch": 4}
+    with pytest.raises(ValueError, match="sample 2 is not finite"):
+        generate(model, tmp_path / "set", num=5, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    "change", ["prediction", "schedule"], ids=["what the model predicts", "the schedule it was trained with"]
+)
+def test_what_else_decides_the_set_is_compared(change: str, tmp_path: Path) -> None:
+    model = Telling()
+    generate(model, tmp_path / "set", num=5, shape=(1, 2, 2), progress=False)
+    setattr(model, change, {"prediction": "x0", "schedule": fastsample.Schedule.linear(100)}[change])
+    with pytest.raises(ValueError, match="was begun with table"):
+        generate(model, tmp_path / "set", num=5, shape=(1, 2, 2), progress=False)
+
+
+def test_defaults_are_what_they_stand_for(tmp_path: Path) -> None:
+    generate(TEXT, tmp_path / "set", num=5, model_batch=5, progress=False)
+    generate(TEXT, tmp_path / "set", num=5, model_batch=5, steps=50, sampler="ddim", shape=(3, 8, 6), progress=False)
+
+
+def test_a_student_of_ones_own(tmp_path: Path) -> None:
+    file = fastsample.zoo.STUDENTS["progressive-1"]
+    found, _ = merged(tmp_path / "a", f"zoo:{file}", steps=None, num=3)
+    wanted, _ = merged(tmp_path / "b", "zoo:progressive-1", steps=None, num=3)
+    assert np.array_equal(found, wanted)
+
+
+def test_an_autoencoder_of_ones_own(tmp_path: Path) -> None:
+    model, autoencoder = fastsample.zoo.latent_digits()
+    generate(model, tmp_path / "a", num=3, steps=2, autoencoder=autoencoder, progress=False)
+    wanted, _ = merged(tmp_path / "b", "zoo:latent-digits", num=3, seed=0, batch=256, model_batch=64)
+    merge(tmp_path / "a", tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as found:
+        assert np.array_equal(found["arr_0"], wanted)
+
+
+def test_a_model_is_in_training_mode_again(tmp_path: Path) -> None:
+    model = unet().train()
+    merged(tmp_path / "set", model, num=2)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("there", ["vae", "flow"])
+def test_pipelines_that_are_not_understood(there: str, tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    diffusers.UNet2DModel(sample_size=8, norm_num_groups=4, layers_per_block=1, **blocks).save_pretrained(
+        tmp_path / "unet"
+    )
+    if there == "vae":
+        (tmp_path / "vae").mkdir()
+    else:
+        diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(ValueError, match="latents" if there == "vae" else "of which no schedule is known"):
+        named_model(f"diffusers:{tmp_path}")
 
 
 def test_threads_are_as_before_afterwards(tmp_path: Path) -> None:

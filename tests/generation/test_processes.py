@@ -6,52 +6,77 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore, PrefixStore, TCPStore
 
 from fastsample.cli import main
 from fastsample.generation import verify
-from fastsample.generation.crew import Alone, Crew
+from fastsample.generation.crew import Crew
 from support.generated import SMALL, TEXT, arrays, merged
 
 TESTS = Path(__file__).parents[1]
 OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
 
 
+class Shelf:
+    """What is there of forty chunks, of which every third one was there before."""
+
+    def __init__(self) -> None:
+        self.there = set(range(0, 40, 3))
+
+    def missing(self) -> list[int]:
+        return [number for number in range(40) if number not in self.there]
+
+
 def test_chunks_are_handed_out_once_and_to_whom_is_free() -> None:
-    store, chunks, slow = HashStore(), list(range(100, 140)), 0.02
-
-    def work(rank: int) -> tuple[list[int], int]:
-        crew, made, seen = Crew(store, rank, 3), [], 0
-        for chunk in crew.handed_out(crew.plan(chunks if rank == 0 else None)):
-            made.append(chunk)
-            time.sleep(slow if rank == 2 else slow / 10)
-            crew.report(2)
-
-        def watch(done: int) -> None:
-            nonlocal seen
-            seen = done
-
-        crew.leave(watch)
-        return made, seen
-
-    with ThreadPoolExecutor(3) as pool:
-        (first, seen), (second, _), (last, _) = pool.map(work, range(3))
-    assert sorted(first + second + last) == chunks
-    assert len(last) < min(len(first), len(second))
-    assert seen in (0, 80)  # 0 where the first one ended last
+    """In turns: a process asks for its next chunk when it is done; the third is slow."""
+    shelf, store = Shelf(), HashStore()
+    wanted = shelf.missing()
+    crews = [Crew(rank, 3, store).chunks("set", shelf.missing) for rank in range(3)]
+    made: list[list[int]] = [[], [], []]
+    working: dict[int, int | None] = {rank: next(crews[rank]) for rank in range(3)}
+    for turn in range(60):
+        for rank in (0, 1) if turn % 4 else (0, 1, 2):
+            if (chunk := working[rank]) is not None:
+                made[rank].append(chunk)
+                shelf.there.add(chunk)
+                working[rank] = next(crews[rank], None)
+    assert not shelf.missing() and set(working.values()) == {None}
+    assert len(made[2]) < min(len(made[0]), len(made[1]))
+    # None is made twice but those that the slow one still has when the others are done.
+    every = sorted(made[0] + made[1] + made[2])
+    assert set(every) == set(wanted) and len(every) <= len(wanted) + 3
 
 
-def test_one_process_is_a_crew() -> None:
-    crew = Alone()
-    assert list(crew.handed_out(crew.plan([3, 1]))) == [3, 1]
-    assert (crew.report(2), crew.report(3)) == (2, 5)
+@pytest.mark.parametrize("count", [1, 7, 1000], ids="{} were handed out before".format)
+def test_a_counter_of_dead_processes_loses_nothing(count: int) -> None:
+    shelf, store = Shelf(), HashStore()
+    PrefixStore("fastsample.generate set", store).add("next", count)
+    for chunk in Crew(0, 2, store).chunks("set", shelf.missing):
+        assert chunk not in shelf.there
+        shelf.there.add(chunk)
+    assert not shelf.missing()
+
+
+def test_a_store_that_is_gone_loses_nothing() -> None:
+    shelf = Shelf()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    client = TCPStore("127.0.0.1", store.port, is_master=False)
+    made = Crew(1, 2, client).chunks("set", shelf.missing)
+    shelf.there.add(next(made))
+    del store
+    for chunk in made:
+        shelf.there.add(chunk)
+    assert not shelf.missing()
+
+
+def test_one_process_makes_what_is_missing_in_order() -> None:
+    shelf = Shelf()
+    assert list(Crew().chunks("set", shelf.missing)) == shelf.missing()
 
 
 def torchrun(out: Path, model: str, options: Sequence[str] = (), **variables: str) -> None:
@@ -80,6 +105,8 @@ def test_a_killed_process_costs_its_chunk_alone(tmp_path: Path) -> None:
         FASTSAMPLE_TEST_MARKER=str(tmp_path / "killed"),
     )
     assert (tmp_path / "killed").exists() and verify(tmp_path / "many").complete
+    times = [path.stat().st_mtime_ns for path in (tmp_path / "many").glob("chunk-*")]
+    assert min(times) < (tmp_path / "killed").stat().st_mtime_ns < max(times)  # what was there has stayed
     found, wanted = arrays(tmp_path / "many"), merged(tmp_path / "one")
     assert all(np.array_equal(one, other) for one, other in zip(found, wanted, strict=True))
 
@@ -95,9 +122,14 @@ def cluster() -> object:
     ray.shutdown()
 
 
-def test_workers_of_ray_make_the_set_of_one(cluster: object, tmp_path: Path) -> None:
+def test_workers_of_ray_make_the_set_of_one(
+    cluster: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     wanted = merged(tmp_path / "one")
     command = ["generate", "--model", TEXT, "--out", str(tmp_path / "many"), *OPTIONS, "--engine", "ray"]
+    assert main([*command, "--workers", "3"]) == 2
+    assert "the cluster has room for 2 of 1 CPU each, 3 are asked for" in capsys.readouterr().err
+    assert not (tmp_path / "many").exists()
     assert main([*command, "--workers", "2"]) == 0
     found = arrays(tmp_path / "many")
     assert all(np.array_equal(one, other) for one, other in zip(found, wanted, strict=True))
