@@ -26,7 +26,6 @@ from fastsample.train import load_data
 from fastsample.zoo import STUDENTS
 
 GUIDANCE, RANGE = 1.25, (1.0, 8.0)
-FIRST = "first"  # within the folder of a run, that of the run whose student it goes on with
 CLASSES, NONE = {"y": torch.arange(10)}, {"y": torch.tensor([10])}
 RESULTS = Path(__file__).with_name("results") / "students.csv"
 Make = Callable[[Path, int | None], distill.Student]
@@ -73,27 +72,19 @@ def progressive(out: Path, short: int | None) -> distill.Student:
 
 
 def consistency(out: Path, short: int | None) -> distill.Student:
-    """A student that jumps from anywhere to the end; it begins as the one that does so from noise.
-
-    Whole samples are compared first, which leads there; then their numbers, which takes the last noise out of black.
-    """
-    teacher, data, size = fastsample.zoo.digits(), load_data("mnist5k-train"), 64 if short is None else 8
-    student: distill.Student = fastsample.zoo.digits("progressive-1")
-    for loss, updates, lr, folder in (("norm", 3000, 2e-4, out / FIRST), ("huber", 2500, 1e-4, out)):
-        student = distill.consistency(
-            teacher,
-            data,
-            folder,
-            scales=8,
-            loss=loss,
-            target_decay=0.95,
-            student=student,
-            uncond=NONE,
-            guidance=GUIDANCE,
-            clip=1.0,
-            settings=distill.Settings(iterations=short or updates, lr=lr, batch_size=size),
-        )
-    return student
+    """A student that jumps from anywhere to the end; it begins as the one that does so from noise."""
+    return distill.consistency(
+        fastsample.zoo.digits(),
+        load_data("mnist5k-train"),
+        out,
+        scales=8,
+        target_decay=0.95,
+        student=fastsample.zoo.digits("progressive-1"),
+        uncond=NONE,
+        guidance=GUIDANCE,
+        clip=1.0,
+        settings=distill.Settings(iterations=short or 3000, lr=2e-4, batch_size=64 if short is None else 8),
+    )
 
 
 def guided(out: Path, short: int | None) -> distill.Student:
@@ -203,10 +194,8 @@ def install(out: Path, run: str, files: Mapping[str, str]) -> None:
         if of_run == run:
             student = distill.load(out / f"{file}.safetensors")
             distill.save(student, out.parent / f"digits-{name}.safetensors", torch.float16)
-    folders = [folder for folder in (out / FIRST, out) if folder.is_dir()]
-    states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in folders]
-    updates, seconds = sum(len(state["history"]) for state in states), sum(state["seconds"] for state in states)
-    row = {"run": run, "updates": updates, "minutes": f"{seconds / 60:.1f}"} | {
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    row = {"run": run, "updates": len(state["history"]), "minutes": f"{state['seconds'] / 60:.1f}"} | {
         name: str(value) for name, value in machine().items()
     }
     rows = [row]
