@@ -83,14 +83,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(name, flush=True)
             found[name] = PARTS[name](Path(folder), arguments.quick, found)
             found[name] |= {"machine": {key: str(value) for key, value in machine().items()}}
-    if arguments.write and not arguments.quick:
-        replace_text(RESULTS, json.dumps(found, indent=1) + "\n")
-        page = DOCS.read_text()
-        for name, text in tables(found).items():
-            marks = f"<!-- {name}, written by benchmarks.generation -->", f"<!-- end of {name} -->"
-            page = replace_between(page, *marks, text)
-        replace_text(DOCS, page)
+        if arguments.write and not arguments.quick:
+            write(found)
     return 0
+
+
+def write(found: dict[str, Any]) -> None:
+    """Keeps what there is, and puts its tables into the page."""
+    replace_text(RESULTS, json.dumps(found, indent=1) + "\n")
+    page = DOCS.read_text()
+    for name, text in tables(found).items():
+        marks = f"<!-- {name}, written by benchmarks.generation -->", f"<!-- end of {name} -->"
+        page = replace_between(page, *marks, text)
+    replace_text(DOCS, page)
 
 
 def same(folder: Path, quick: bool, found: Any) -> dict[str, Any]:
@@ -111,13 +116,13 @@ def same(folder: Path, quick: bool, found: Any) -> dict[str, Any]:
 def kills(folder: Path, quick: bool, found: Any) -> dict[str, Any]:
     """Runs of four processes, of which torchrun starts all again when one is killed at a random moment."""
     wanted, generator, done, starts = (2 if quick else KILLS), random.Random(0), 0, 0
-    options = {"num": 2_000 if quick else 60_000, "batch": 16, "model_batch": 16, "seed": 5}
+    options = {"num": 2_000 if quick else 200_000, "batch": 16, "model_batch": 16, "seed": 5}
     out = folder / "killed"
     while done < wanted:
         starts += 1
         running = torchrun(out, 4, "zoo:progressive-1", options, restarts=4)
         while done < wanted and running.poll() is None:
-            time.sleep(generator.uniform(4, 9))
+            time.sleep(generator.uniform(3, 7))
             ranks = processes_with("fastsample", str(out), parent=running.pid)
             # A kill counts where it can cost something.
             if len(ranks) == 4 and (out / "settings.json").exists() and Folder.open(out).missing():

@@ -130,7 +130,7 @@ class Source:
     def _try_model(self) -> None:
         """Raises ValueError unless the model can be called, before anything is written."""
         x = torch.zeros(1, *self._drawn, dtype=self._dtype or torch.float32, device=self._device)
-        t = torch.as_tensor(self._sampler.table.t[:1]).to(self._device)
+        t = torch.tensor(self._sampler.table.t[:1], device=self._device)
         asked = self._asked(range(1))
         for keywords in (asked[name] for name in ("model_kwargs", "cond", "uncond") if name in asked):
             try:
