@@ -93,7 +93,7 @@ class Folder:
         Raises:
             ValueError: the folder is of other settings, or holds something else. OSError: it cannot be written.
         """
-        if (self.path / SETTINGS).exists():
+        if self.begun():
             _check_same(Folder.open(self.path).settings, self.settings, self.path)
         elif self.path.is_dir() and any(not entry.name.endswith(PART) for entry in self.path.iterdir()):
             raise ValueError(f"{self.path} holds other files and no {SETTINGS}: name a new or empty folder")
@@ -110,7 +110,7 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         with sole_writer(self.path):
             self.check()  # another run may have begun in between
-            if not (self.path / SETTINGS).exists():
+            if not self.begun():
                 replace_text(self.path / SETTINGS, _text(self.settings))
             remove_parts(self.path, (SETTINGS, MANIFEST))
             for part in self.path.glob(f".chunk-*{PART}"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastsample.checks import usable_device
@@ -110,22 +111,24 @@ class Source:
         finite = sample.isfinite().flatten(1).all(1)
         if not finite.all():
             raise ValueError(f"sample {first + int(finite.int().argmin())} is not finite: the model returns NaN or inf")
-        labels = None if self._labels is None else self._labels[np.arange(first, first + count) % len(self._labels)]
-        return Chunk(first, to_uint8(sample).cpu().numpy(), labels)
+        return Chunk(first, to_uint8(sample).cpu().numpy(), self._labels_at(places))
 
     def _asked(self, places: range) -> dict[str, Any]:
         """The options of a run that name classes and guidance."""
         count, keywords = len(places), dict(self._told)
         keywords = {name: value.expand(count) for name, value in keywords.items()}
-        if self._labels is None:
+        labels = self._labels_at(places)
+        if labels is None:
             return {"model_kwargs": keywords}
-        labels = self._labels[np.arange(places.start, places.stop) % len(self._labels)]
         y = {self._keyword: torch.from_numpy(labels).to(self._device)}
-        if self._recipe.guidance is None or self._told or _is_student(self._model):
+        if self._recipe.guidance is None or _is_student(self._model):
             return {"model_kwargs": keywords | y}
         assert self._null is not None
         null = {self._keyword: torch.full_like(y[self._keyword], self._null)}
         return {"guidance": self._recipe.guidance, "cond": y, "uncond": null}
+
+    def _labels_at(self, places: range) -> NDArray[np.int64] | None:
+        return None if self._labels is None else self._labels[np.arange(places.start, places.stop) % len(self._labels)]
 
     def _try_model(self) -> None:
         """Raises ValueError unless the model can be called, before anything is written."""
@@ -143,7 +146,7 @@ class Source:
             if given[:1] + given[2:] != (1, *self._drawn[1:]) or given[1] not in (channels, 2 * channels):
                 raise ValueError(f"the model must return {(1, *self._drawn)}, or twice the channels, got {given}")
 
-    def _check_classes(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    def _check_classes(self) -> NDArray[np.int64] | None:
         recipe = self._recipe
         if recipe.null_class is not None:
             self._null = recipe.null_class

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import weakref
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,9 +12,9 @@ from torch import Tensor
 
 from fastsample.cli import main
 from fastsample.evaluate import Yardstick, evaluate
-from fastsample.generation import Folder, generate
+from fastsample.generation import generate
 from fastsample.train.data import ImageData
-from support.generated import arrays
+from support.generated import arrays, chunks_alive
 
 REFERENCE = "mnist5k-held-out"
 
@@ -50,20 +47,9 @@ def test_a_folder_is_worth_what_its_images_are(folder: Path) -> None:
 
 
 def test_one_chunk_is_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alive: list[Any] = []
-    most, get = 0, Folder.get
-
-    def counting(self: Folder, stored: Any) -> Any:
-        nonlocal most
-        chunk = get(self, stored)
-        alive.append(weakref.ref(chunk.images))
-        gc.collect()
-        most = max(most, sum(one() is not None for one in alive))
-        return chunk
-
-    monkeypatch.setattr(Folder, "get", counting)
+    alive = chunks_alive(monkeypatch)
     evaluate(folder, REFERENCE, draws=2)
-    assert len(alive) == 4 and most <= 2  # the one that was looked at last, and the next
+    assert len(alive) == 4 and max(alive) <= 2  # the one that was looked at last, and the next
 
 
 def test_features_of_ones_own_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

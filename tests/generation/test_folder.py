@@ -18,7 +18,7 @@ from fastsample.generation import Folder, generate, merge, verify
 from fastsample.generation.formats import FORMATS
 from fastsample.generation.source import Source
 from fastsample.storage import writing
-from support.generated import SMALL, TEXT, arrays, merged
+from support.generated import SMALL, TEXT, arrays, chunks_alive, merged
 
 
 def chunks_of(out: Path) -> list[Path]:
@@ -336,20 +336,6 @@ def test_the_plan_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_merging_needs_the_memory_of_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted: chunks that are alive at once while 23 samples are merged."""
     merged(tmp_path / "a", batch=1)
-    import gc
-    import weakref
-
-    alive: list[Any] = []
-    most, get = 0, Folder.get
-
-    def counting(self: Folder, stored: Any) -> Any:
-        nonlocal most
-        chunk = get(self, stored)
-        alive.append(weakref.ref(chunk.images))
-        gc.collect()
-        most = max(most, sum(one() is not None for one in alive))
-        return chunk
-
-    monkeypatch.setattr(Folder, "get", counting)
+    alive = chunks_alive(monkeypatch)
     merge(tmp_path / "a", tmp_path / "a.npz")
-    assert len(alive) > 40 and most <= 3  # the one that is written, the next, and the first, whose shape is known
+    assert len(alive) > 40 and max(alive) <= 3  # the one that is written, the next, and the first, whose shape is known

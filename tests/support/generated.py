@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsample import Schedule
-from fastsample.generation import generate, merge
+from fastsample.generation import Chunk, Folder, generate, merge
+from fastsample.generation.folder import Stored
 from fastsample.zoo import UNet, UNetConfig
 
 SMALL: dict[str, Any] = {"num": 23, "batch": 4, "model_batch": 3, "steps": 2, "seed": 7}
@@ -66,6 +70,23 @@ def merged(out: Path, model: Any = TEXT, **choices: Any) -> tuple[NDArray[np.uin
     """The images and labels of a small set."""
     generate(model, out, progress=False, **{**SMALL, **choices})
     return arrays(out)
+
+
+def chunks_alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many chunks that were read are in memory, counted at every further one from now on."""
+    images: list[weakref.ref[Any]] = []
+    counts: list[int] = []
+    get = Folder.get
+
+    def counting(self: Folder, stored: Stored) -> Chunk:
+        chunk = get(self, stored)
+        images.append(weakref.ref(chunk.images))
+        gc.collect()
+        counts.append(sum(one() is not None for one in images))
+        return chunk
+
+    monkeypatch.setattr(Folder, "get", counting)
+    return counts
 
 
 def arrays(out: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
