@@ -55,6 +55,14 @@ class Crew:
         while left := missing():
             yield left[len(left) * self.rank // self.count]
 
+    def check(self) -> None:
+        """Raises RuntimeError where the first process kept the store, as it does without torchrun, and has ended."""
+        try:
+            if self._store is not None:
+                self._store.check([_NEXT])
+        except RuntimeError as error:
+            raise RuntimeError("the first process has ended before it began the set") from error
+
 
 def crew_of_this_run() -> Crew:
     """The processes that torchrun has started, or this one alone."""

@@ -20,6 +20,8 @@ FORMS = (
     "is a model, zoo:FILE of fastsample distill, or diffusers:PATH, a folder of a UNet2DModel or of its pipeline"
 )
 
+_BUNDLED = ("digits", "latent-digits", *zoo.STUDENTS)
+
 
 def named_model(text: str) -> tuple[Any, Autoencoder | None]:
     """(model, autoencoder) that a text names; the autoencoder of a model of latents, which only the zoo has.
@@ -36,6 +38,20 @@ def named_model(text: str) -> tuple[Any, Autoencoder | None]:
     if kind == "python" and rest.count(":") == 1:
         return _of_python(*rest.split(":")), None
     raise ValueError(f"model must be {FORMS}; got {text!r}")
+
+
+def absolute(text: str) -> str:
+    """The same model for a process in another folder: a path is spelled out.
+
+    Example:
+        >>> absolute("zoo:digits")
+        'zoo:digits'
+        >>> absolute("diffusers:unet") == f"diffusers:{Path.cwd() / 'unet'}"
+        True
+    """
+    kind, _, rest = text.partition(":")
+    is_path = kind == "diffusers" or (kind == "zoo" and Path(rest).exists() and rest not in _BUNDLED)
+    return f"{kind}:{Path(rest).absolute()}" if is_path else text
 
 
 def named_function(text: str, name: str) -> Any:
@@ -66,7 +82,7 @@ def _of_zoo(name: str) -> tuple[Any, Autoencoder | None]:
         return zoo.digits(), None
     if name == "latent-digits":
         return zoo.latent_digits()
-    if name in zoo.STUDENTS:
+    if name in _BUNDLED:
         return zoo.digits(name), None
     if _is_of_distill(Path(name)):
         # Students know their samplers, and stand above the sets that are drawn with them.

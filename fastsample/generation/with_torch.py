@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastsample.generation.crew import crew_of_this_run
+from fastsample.generation.crew import Crew, crew_of_this_run
 from fastsample.generation.folder import Folder
 from fastsample.generation.recipe import Recipe
 from fastsample.generation.work import Place, bar_of, source_of
@@ -29,7 +29,7 @@ def with_torch(model: Any, recipe: Recipe, place: Place, progress: bool) -> None
             if crew.first:
                 folder.remove_damaged()
             else:
-                _await(folder)
+                _await(folder, crew)
             with bar_of(folder, progress and crew.first) as bar:
                 looked = time.monotonic()
                 for number in crew.chunks(folder.digest, folder.missing):
@@ -42,8 +42,9 @@ def with_torch(model: Any, recipe: Recipe, place: Place, progress: bool) -> None
                 folder.finish()
 
 
-def _await(folder: Folder) -> None:
+def _await(folder: Folder, crew: Crew) -> None:
     """Until the first process has begun the set, which must be this one's."""
     while not folder.begun():
+        crew.check()
         time.sleep(_PAUSE)
     folder.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 from torch.distributed import HashStore, PrefixStore, TCPStore
 
+from fastsample import zoo
 from fastsample.cli import main
 from fastsample.generation import verify
 from fastsample.generation.crew import Crew
-from support.generated import SMALL, TEXT, arrays, merged
+from support.generated import SMALL, TEXT, arrays, merged, unet
 
 TESTS = Path(__file__).parents[1]
 OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
@@ -72,6 +74,8 @@ def test_a_store_that_is_gone_loses_nothing() -> None:
     for chunk in made:
         shelf.there.add(chunk)
     assert not shelf.missing()
+    with pytest.raises(RuntimeError, match="the first process has ended before it began the set"):
+        Crew(1, 2, client).check()
 
 
 def test_one_process_makes_what_is_missing_in_order() -> None:
@@ -79,18 +83,24 @@ def test_one_process_makes_what_is_missing_in_order() -> None:
     assert list(Crew().chunks("set", shelf.missing)) == shelf.missing()
 
 
-def torchrun(out: Path, model: str, options: Sequence[str] = (), **variables: str) -> None:
-    """The command with two processes, and these options of torchrun."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def torchrun(out: Path, model: str, options: Sequence[str], agents: int = 1, **variables: str) -> None:
+    """The command under torchrun with these options, whose agents stand for as many machines."""
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={agents}", *options]
     # torchrun would take --num for the beginning of its own --numa-binding.
     command = ["-m", "fastsample", "--", "generate", "--model", model, "--out", str(out), *OPTIONS]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), **variables}
-    subprocess.run([*run, *options, *command], check=True, env=environment, cwd=out.parent, capture_output=True)
+    begun = [
+        subprocess.Popen([*run, *command], env=environment, cwd=out.parent, stderr=subprocess.PIPE, text=True)
+        for _ in range(agents)
+    ]
+    for agent in begun:
+        error = agent.communicate(timeout=120)[1]
+        assert agent.returncode == 0, error
 
 
 def test_processes_of_torchrun_make_the_set_of_one(tmp_path: Path) -> None:
     wanted = merged(tmp_path / "one")
-    torchrun(tmp_path / "many", TEXT)
+    torchrun(tmp_path / "many", TEXT, ["--standalone", "--nproc-per-node=2"])
     found = arrays(tmp_path / "many")
     assert all(np.array_equal(one, other) for one, other in zip(found, wanted, strict=True))
     assert verify(tmp_path / "many").complete
@@ -98,10 +108,15 @@ def test_processes_of_torchrun_make_the_set_of_one(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_costs_its_chunk_alone(tmp_path: Path) -> None:
+    """Two machines as far as torchrun knows, of which each starts its process again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
     torchrun(
         tmp_path / "many",
         "python:support.generated:dying",
-        ["--max-restarts=1"],
+        ["--max-restarts=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={place}", "--rdzv-id=set"],
+        agents=2,
         FASTSAMPLE_TEST_MARKER=str(tmp_path / "killed"),
     )
     assert (tmp_path / "killed").exists() and verify(tmp_path / "many").complete
@@ -141,8 +156,18 @@ def test_workers_of_ray_make_the_set_of_one(
 
 
 def test_ray_needs_a_model_by_text(cluster: object, tmp_path: Path) -> None:
-    from support.generated import unet
-
     with pytest.raises(TypeError, match="model by text"):
         merged(tmp_path / "set", unet(), engine="ray")
     assert not (tmp_path / "set").exists()
+
+
+def test_ray_tells_what_a_worker_refuses(
+    cluster: object, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "set"
+    command = ["generate", "--out", str(out), *OPTIONS, "--engine", "ray", "--workers", "1"]
+    assert main([*command, "--model", "python:support.generated:failing"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not out.exists()
+    zoo.save(unet(), tmp_path / "model.safetensors")
+    assert main([*command, "--model", "zoo:model.safetensors"]) == 0 and verify(out).complete
