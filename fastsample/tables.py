@@ -1,20 +1,24 @@
 """A sampler is a table: one row of coefficients per model call, computed once in float64.
 
-Row k gives the model e*x and turns the state x, the model's output m (after guidance) with its variance half v, the x0
-of the last two rows h1 and h2, and standard normals z into the next state:
+Row k gives the model e*x and turns the state x, the model's output m (after guidance) with its variance half v, the
+entries of the last three rows h1, h2 and h3, and standard normals z into the next state:
 
     x0 = limit(p*x + q*m)
-    x' = a*x + b*x0 + c1*h1 + c2*h2 + d*m + s*exp(g0 + g1*v)*z
+    h  = hx*x + h0*x0
+    x' = a*x + b*x0 + c1*h1 + c2*h2 + c3*h3 + d*m + s*exp(g0 + g1*v)*z
 
-limit is a clamp to [-limit, limit]; where quantile > 0, per sample, with r = clamp(quantile of |x0|, 1, limit), it is
-clamp(x0, -r, r) / r. Where neither is in force the x0 term folds into the others: x' = (a + b*p)*x + (b*q + d)*m + ...
+h is the row's own entry, which later rows read: x0, or epsilon of solvers that remember that. limit is a clamp to
+[-limit, limit]; where quantile > 0, per sample, with r = clamp(quantile of |x0|, 1, limit), it is clamp(x0, -r, r) / r.
+Where neither is in force the x0 terms fold into the others: x' = (a + b*p)*x + (b*q + d)*m + ... and
+h = (hx + h0*p)*x + h0*q*m.
 
 A row as a tableau, a line for each sum, a column for each operand:
 
-              x    m    x0   h1   h2   z
+              x    m    x0   h1   h2   h3   z
     model     e
     x0        p    q
-    x'        a    d    b    c1   c2   s exp(g0 + g1*v)
+    h         hx        h0
+    x'        a    d    b    c1   c2   c3   s exp(g0 + g1*v)
 
 The letters and what papers call them. abar is the product of 1 - beta, a level is (alpha, sigma): (sqrt(abar),
 sqrt(1 - abar)) of a diffusion, (1, sigma) of EDM, (1 - t, t) of a flow; a prime marks the level that the row leads to.
@@ -26,7 +30,9 @@ sqrt(1 - abar)) of a diffusion, (1, sigma) of EDM, (1 - t, t) of a flow; a prime
     quantile  The percentile p of Imagen's dynamic thresholding.
     a, b      DDPM's posterior mean, posterior_mean_coef2 of x and posterior_mean_coef1 of x0. In DPM-Solver++'s first
               order sigma' / sigma and -alpha' (exp(-h) - 1).
-    c1, c2    The multistep terms of DPM-Solver++, the parts of its D that come from one and from two rows ago.
+    c1 .. c3  The multistep terms of DPM-Solver++, the parts of its D that come from one and from two rows ago; of iPNDM
+              and DEIS the Adams-Bashforth coefficients, times the step, of earlier epsilon.
+    hx, h0    What an earlier epsilon is of x and x0: 1 / sigma and -alpha / sigma.
     d         DDIM's direction pointing to x_t, sqrt(1 - abar' - sigma_t^2), where the model tells the noise.
     s         The deviation of the new noise: DDIM's sigma_t, DDPM's sqrt(beta~), sigma_up of ancestral samplers.
     g0, g1    Half the log variance that improved-diffusion learns, g0 + g1*v = (v log beta + (1 - v) log beta~) / 2.
@@ -51,21 +57,25 @@ COLUMNS = {
     "b": 0.0,
     "c1": 0.0,
     "c2": 0.0,
+    "c3": 0.0,
     "d": 0.0,
     "s": 0.0,
     "g0": 0.0,
     "g1": 0.0,
     "limit": np.inf,
     "quantile": 0.0,
+    "hx": 0.0,
+    "h0": 1.0,
     "e": 1.0,
 }
 # What each of the 16 floats of a packed row is, in order; csrc/common/row.h declares the same. s is s exp(g0), g1 is
-# g1 / ln 2, since kernels take powers of 2; next_e is e of the next row, whose input a pass writes; folded_x = a + b*p
-# and folded_m = b*q + d serve rows that do not limit x0. What is unused is 0.
+# g1 / ln 2, since kernels take powers of 2; next_e is e of the next row, whose input a pass writes. Rows that do not
+# limit x0 are folded: p and q make the entry, a and d all of x' that x and m have in it. What is unused is 0.
 ROW = (
-    *("p", "q", "a", "b", "c1", "c2", "d", "s", "g1", "limit", "quantile", "next_e", "folded_x", "folded_m"),
-    *("unused", "unused"),
+    *("p", "q", "a", "b", "c1", "c2", "c3", "d", "s", "g1", "limit", "quantile", "next_e", "hx", "h0"),
+    *("unused",),
 )
+HISTORY = ("c1", "c2", "c3")  # what reads the entry of the last row, of the one before, and of the one before that
 _LEVELS = ("alpha", "sigma")
 
 _T = TypeVar("_T")
@@ -79,20 +89,21 @@ class Table:
         alpha, sigma: the noise levels that the rows lead through, both or neither, shape (N + 1,): the state before row
             k is alpha[k]*x0 + sigma[k]*z, after the last row alpha[N]*x0 + sigma[N]*z.
         init_noise_sigma: the state before row 0 is drawn as init_noise_sigma * z.
-        **columns: any of p, q, a, b, c1, c2, d, s, g0, g1, limit, quantile, e as numbers or arrays of shape (N,); those
-            left out are 0, but limit is infinite (no clamp) and e is 1.
+        **columns: any of p, q, a, b, c1, c2, c3, d, s, g0, g1, limit, quantile, hx, h0, e as numbers or arrays of shape
+            (N,); those left out are 0, but limit is infinite (no clamp), and h0 and e are 1.
 
     Attributes:
         t, alpha, sigma, init_noise_sigma: as given, arrays read-only.
-        p, q, a, b, c1, c2, d, s, g0, g1, limit, quantile, e: read-only float64 arrays of shape (N,).
+        p, q, a, b, c1, c2, c3, d, s, g0, g1, limit, quantile, hx, h0, e: read-only float64 arrays of shape (N,).
         packed: what kernels read, float32 of shape (N, 16), laid out as `ROW` (folded in float64, every number rounded
             once).
         packed_address: where `packed` starts in memory.
         stochastic: for each row whether it adds noise (s is not 0).
         learned: for each row whether it reads the variance half (g1 is not 0).
-        keeps_x0: for each row whether a later one reads its x0.
-        reads: for each row how many earlier x0 it reads: 0, 1 or 2 (h1 and h2).
+        keeps_entry: for each row whether a later one reads its entry.
+        reads: for each row how many earlier entries it reads: 0 to 3 (h1, h2 and h3).
         history: the largest of these.
+        remembers_x0: whether entries are x0 itself.
         thresholded, scaled: whether any row has a quantile, an e other than 1.
         times: t as Python numbers.
         levels: for each row the (alpha, sigma) that it leads to, NaN for a table without levels.
@@ -116,12 +127,15 @@ class Table:
     b: Float64Array
     c1: Float64Array
     c2: Float64Array
+    c3: Float64Array
     d: Float64Array
     s: Float64Array
     g0: Float64Array
     g1: Float64Array
     limit: Float64Array
     quantile: Float64Array
+    hx: Float64Array
+    h0: Float64Array
     e: Float64Array
     alpha: Float64Array | None
     sigma: Float64Array | None
@@ -130,9 +144,10 @@ class Table:
     packed_address: int
     stochastic: tuple[bool, ...]
     learned: tuple[bool, ...]
-    keeps_x0: tuple[bool, ...]
+    keeps_entry: tuple[bool, ...]
     reads: tuple[int, ...]
     history: int
+    remembers_x0: bool
     thresholded: bool
     scaled: bool
     times: tuple[int | float, ...]
@@ -176,16 +191,17 @@ class Table:
             if array is not None:
                 array.setflags(write=False)
         self.__dict__.update(full, **levels)
-        c1, c2 = full["c1"] != 0, full["c2"] != 0
-        reads = tuple(np.where(c2, 2, c1).tolist())
+        read = np.stack([full[name] != 0 for name in HISTORY])
+        reads = tuple((read * [[1], [2], [3]]).max(axis=0).tolist())
         self.__dict__.update(
             init_noise_sigma=_checked_scale(init_noise_sigma),
             packed_address=full["packed"].ctypes.data,
             stochastic=tuple((full["s"] != 0).tolist()),
             learned=tuple((full["g1"] != 0).tolist()),
-            keeps_x0=tuple((np.append(c1[1:], False) | np.append(c2[2:], (False, False))[: len(c2)]).tolist()),
+            keeps_entry=_kept(read),
             reads=reads,
             history=max(reads),
+            remembers_x0=bool((full["hx"] == 0).all() and (full["h0"] == 1).all()),
             thresholded=bool(full["quantile"].any()),
             scaled=bool((full["e"] != 1).any()),
             times=tuple(times.tolist()),
@@ -256,8 +272,10 @@ def _formula(shown: list[str]) -> str:
     limited = ", thresholded" if "quantile" in shown else ", clamped to limit" if "limit" in shown else ""
     model_input = "; the model is given e x" if "e" in shown else ""
     of_x0 = terms({"p": "x", "q": "m"})
-    state = terms({"a": "x", "b": "x0", "c1": "h1", "c2": "h2", "d": "m", "s": f"{variance} z".lstrip()})
-    return f"x0 = {of_x0}{limited}; x' = {state}{model_input}"
+    state = terms({"a": "x", "b": "x0", "c1": "h1", "c2": "h2", "c3": "h3", "d": "m", "s": f"{variance} z".lstrip()})
+    of_entry = [*(["hx x"] if "hx" in shown else []), "h0 x0" if "h0" in shown else "x0"]
+    entry = f"; h = {' + '.join(of_entry)}" if {"hx", "h0"} & {*shown} else ""
+    return f"x0 = {of_x0}{limited}{entry}; x' = {state}{model_input}"
 
 
 def _check_columns(columns: dict[str, NDArray]) -> None:
@@ -266,9 +284,16 @@ def _check_columns(columns: dict[str, NDArray]) -> None:
         raise ValueError(f"column quantile must lie in [0, 1], got {quantile}")
     if (columns["e"] == 0).any():
         raise ValueError("column e must not be 0: the model would be given nothing")
-    for name, rows in (("c1", 1), ("c2", 2)):
+    for rows, name in enumerate(HISTORY, start=1):
         if columns[name][:rows].any():
-            raise ValueError(f"column {name} must be 0 in the first {rows} row(s), where there is no earlier x0")
+            raise ValueError(f"column {name} must be 0 in the first {rows} row(s), where there is no such entry")
+
+
+def _kept(read: NDArray[np.bool_]) -> tuple[bool, ...]:
+    """Whether a later row reads a row's entry; `read` has a line for each of `HISTORY`."""
+    rows = read.shape[1]
+    later = [np.append(line[back:], np.zeros(min(back, rows), bool)) for back, line in enumerate(read, start=1)]
+    return tuple(np.any(later, axis=0).tolist())
 
 
 def _as_times(times: NDArray) -> NDArray:
@@ -307,19 +332,34 @@ def _levels_after(alpha: Float64Array | None, sigma: Float64Array | None, rows: 
 
 def _pack(columns: dict[str, NDArray]) -> NDArray[np.float32]:
     with np.errstate(over="ignore", invalid="ignore"):
-        computed = {
-            "s": columns["s"] * np.exp(columns["g0"]),
-            "g1": columns["g1"] / np.log(2),
-            "next_e": np.append(columns["e"][1:], 1.0),
-            "folded_x": columns["a"] + columns["b"] * columns["p"],
-            "folded_m": columns["b"] * columns["q"] + columns["d"],
-            "unused": np.zeros(columns["t"].shape),
+        c = columns
+        limited = (c["limit"].astype(np.float32) < np.inf) | (c["quantile"].astype(np.float32) > 0)  # as kernels ask
+        folded = {
+            "p": without_rounding(c["hx"], c["h0"] * c["p"]),
+            "q": c["h0"] * c["q"],
+            "a": c["a"] + c["b"] * c["p"],
+            "d": c["b"] * c["q"] + c["d"],
+            "hx": 0.0,
+            "h0": 1.0,
         }
+        computed = {
+            "s": c["s"] * np.exp(c["g0"]),
+            "g1": c["g1"] / np.log(2),
+            "next_e": np.append(c["e"][1:], 1.0),
+            "unused": np.zeros(c["t"].shape),
+        }
+        computed |= {name: np.where(limited, c[name], value) for name, value in folded.items()}
         values = {**columns, **computed}
         packed = np.stack([values[name] for name in ROW], axis=1).astype(np.float32)
     if not np.isfinite(np.delete(packed, ROW.index("limit"), axis=1)).all():
         raise ValueError("a coefficient of the table overflows float32")
     return packed
+
+
+def without_rounding(one: ArrayLike, other: ArrayLike) -> Float64Array:
+    """one + other, 0 where they cancel but for their own rounding: epsilon of a model of epsilon has nothing of x."""
+    one, total = np.asarray(one), np.add(one, other)
+    return np.where(np.abs(total) <= 8 * np.finfo(np.float64).eps * np.abs(one), 0.0, total)
 
 
 def _rebuild(columns: dict[str, Any]) -> Table:

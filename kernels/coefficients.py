@@ -52,7 +52,7 @@ def constants_of(rows: NDArray[np.float32], *, keeps_x0: bool, noise: bool, resc
 
     Args:
         rows: those that a launch may visit, (n, 16).
-        keeps_x0: whether x0 is written.
+        keeps_x0: whether the entry is written.
         noise: whether there is noise, for rows that add some.
         rescaled: whether m has a factor, which may be 0.
     """
@@ -66,16 +66,20 @@ def constants_of(rows: NDArray[np.float32], *, keeps_x0: bool, noise: bool, resc
     values = {
         "P": of["p"],
         "Q": of["q"],
-        "A": np.where(limited, of["a"], of["folded_x"]),
+        "A": of["a"],
         "B": np.where(limited, of["b"], 0),
         "C1": of["c1"],
         "C2": of["c2"],
-        "D": np.where(limited, of["d"], of["folded_m"]),
+        "C3": of["c3"],
+        "D": of["d"],
         "S": of["s"],
         "G1": np.where(of["s"], of["g1"], 0),
         "LIMITED": limited,
+        "ENTRY": (of["hx"] != 0) | (of["h0"] != 1),
     }
     of_x0 = () if keeps_x0 or limited.any() else ("P", "Q", "B")
+    of_entry = () if keeps_x0 else ("ENTRY",)
     of_noise = () if noise else ("S", "G1")
-    uses = {name: NEVER.value if name in (*of_x0, *of_noise) else use(values[name]) for name in values}
+    unused = {*of_x0, *of_entry, *of_noise}
+    uses = {name: NEVER.value if name in unused else use(values[name]) for name in values}
     return uses | {name: SOMETIMES.value for name in "QD" if rescaled and uses[name] == ALWAYS.value}

@@ -14,7 +14,7 @@ from fastsample.kernels.coefficients import NEVER, SOMETIMES
 from fastsample.kernels.step import step_kernel
 
 # The host does not know the rows: every coefficient may be 0.
-_MEAN = dict.fromkeys(("C1", "C2", "S", "G1"), NEVER.value) | dict.fromkeys("PQABD", SOMETIMES.value)
+_MEAN = dict.fromkeys(("C1", "C2", "C3", "S", "G1", "ENTRY"), NEVER.value) | dict.fromkeys("PQABD", SOMETIMES.value)
 
 
 @triton.jit(do_not_specialize=["batch", "size", "parts"])
@@ -70,7 +70,7 @@ def posterior(
     with on(x):
         step_kernel[blocks.grid](
             *(rows, row_of, len(rows), row, x, m),
-            *(None, None, None, None, None, None, None),  # keys, z, guidance, factors, bounds, h1, h2
+            *(None, None, None, None, None, None, None, None),  # keys, z, guidance, factors, bounds, h1, h2, h3
             *(mean, None, None),
             *(blocks.batch, blocks.size, blocks.parts),
             **_MEAN,

@@ -14,14 +14,15 @@ AT_A = tl.constexpr(ROW.index("a"))
 AT_B = tl.constexpr(ROW.index("b"))
 AT_C1 = tl.constexpr(ROW.index("c1"))
 AT_C2 = tl.constexpr(ROW.index("c2"))
+AT_C3 = tl.constexpr(ROW.index("c3"))
 AT_D = tl.constexpr(ROW.index("d"))
 AT_S = tl.constexpr(ROW.index("s"))
 AT_G1 = tl.constexpr(ROW.index("g1"))
 AT_LIMIT = tl.constexpr(ROW.index("limit"))
 AT_QUANTILE = tl.constexpr(ROW.index("quantile"))
 AT_NEXT_E = tl.constexpr(ROW.index("next_e"))
-AT_FOLDED_X = tl.constexpr(ROW.index("folded_x"))
-AT_FOLDED_M = tl.constexpr(ROW.index("folded_m"))
+AT_HX = tl.constexpr(ROW.index("hx"))
+AT_H0 = tl.constexpr(ROW.index("h0"))
 
 
 @triton.jit

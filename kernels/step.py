@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsample.kernels import reductions
-from fastsample.kernels.arithmetic import exp2_of, guide, rounded, tl, triton
+from fastsample.kernels.arithmetic import exp2_of, fma, guide, rounded, tl, triton
 from fastsample.kernels.blocks import blocks_of, on, own_part, sample_size, tile_offsets
 from fastsample.kernels.coefficients import NEVER, SOMETIMES, add, column, constants_of, read
 from fastsample.kernels.noise import normals
@@ -22,10 +22,11 @@ from fastsample.kernels.row import (
     AT_B,
     AT_C1,
     AT_C2,
+    AT_C3,
     AT_D,
-    AT_FOLDED_M,
-    AT_FOLDED_X,
     AT_G1,
+    AT_H0,
+    AT_HX,
     AT_LIMIT,
     AT_NEXT_E,
     AT_P,
@@ -39,17 +40,23 @@ from fastsample.kernels.row import (
 
 @triton.jit
 def sum_coefficients(own, b, A: tl.constexpr, D: tl.constexpr, LIMITED: tl.constexpr):
-    """(a, b, d) of the row at `own`; where it does not limit x0, b is 0 and b x0 is folded into the other two."""
-    if LIMITED == NEVER:
-        a, d = column(own, AT_FOLDED_X, A), column(own, AT_FOLDED_M, D)
-    else:
-        a, d = column(own, AT_A, A), column(own, AT_D, D)
-        if LIMITED == SOMETIMES:
-            limited = (tl.load(own + AT_LIMIT) < float("inf")) | (tl.load(own + AT_QUANTILE) > 0)
-            a = tl.where(limited, a, column(own, AT_FOLDED_X, A))
-            b = tl.where(limited, b, 0.0)
-            d = tl.where(limited, d, column(own, AT_FOLDED_M, D))
+    """(a, b, d) of the row at `own`; where it does not limit x0, b is 0, since b x0 is in the other two."""
+    a, d = column(own, AT_A, A), column(own, AT_D, D)
+    if LIMITED == SOMETIMES:
+        limited = (tl.load(own + AT_LIMIT) < float("inf")) | (tl.load(own + AT_QUANTILE) > 0)
+        b = tl.where(limited, b, 0.0)
     return a, b, d
+
+
+@triton.jit
+def entry(own, state, x0, ENTRY: tl.constexpr):
+    """What later rows read of this one: x0 where no row has another."""
+    if ENTRY == NEVER:
+        return x0
+    else:
+        hx, h0 = tl.load(own + AT_HX), tl.load(own + AT_H0)
+        of_x0 = tl.where(h0 != 0, x0 * h0, 0.0)
+        return tl.where(hx != 0, fma(state, hx, of_x0), of_x0)
 
 
 @triton.jit
@@ -122,21 +129,22 @@ def step_kernel(
     x, m,  # float32 [batch, size]; [batch, M_PARTS, size], guided [2 batch, M_PARTS, size]
     keys, z,  # int64 [batch], of noise that is drawn; float32 [batch, size], noise that is given
     guidance, factors, bounds,  # float32 [batch] each, or None
-    h1, h2, out, x0_out,  # float32 [batch, size]
+    h1, h2, h3, out, x0_out,  # float32 [batch, size]
     input_out,  # [batch, size] INPUTS times
     batch: tl.int64, size: tl.int64, parts: tl.int64,
     P: tl.constexpr, Q: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
-    D: tl.constexpr, S: tl.constexpr, G1: tl.constexpr, LIMITED: tl.constexpr,
+    C3: tl.constexpr, D: tl.constexpr, S: tl.constexpr, G1: tl.constexpr, LIMITED: tl.constexpr, ENTRY: tl.constexpr,
     M_PARTS: tl.constexpr, INPUTS: tl.constexpr, QUADS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """x', and where they are asked for x0 and the next model input."""
+    """x', and where they are asked for the row's entry and the next model input."""
     size = sample_size(size, ALIGNED)
     sample, first, end = own_part(batch, size, parts, QUADS)
     if row_of is not None:
         row, known = row_of_sample(row, row_count, row_of, sample)
     own = rows + row * FLOATS
     p, q, b = column(own, AT_P, P), column(own, AT_Q, Q), column(own, AT_B, B)
-    c1, c2, s, g1 = column(own, AT_C1, C1), column(own, AT_C2, C2), column(own, AT_S, S), column(own, AT_G1, G1)
+    c1, c2, c3 = column(own, AT_C1, C1), column(own, AT_C2, C2), column(own, AT_C3, C3)
+    s, g1 = column(own, AT_S, S), column(own, AT_G1, G1)
     a, b, d = sum_coefficients(own, b, A, D, LIMITED)
     bound, divisor = limits(own, bounds, sample, LIMITED)
     if factors is not None:
@@ -168,6 +176,7 @@ def step_kernel(
         total = add(total, a, state, A)
         total = add(total, c1, read(h1, offset, at, left, c1, C1), C1)
         total = add(total, c2, read(h2, offset, at, left, c2, C2), C2)
+        total = add(total, c3, read(h3, offset, at, left, c3, C3), C3)
         if S != NEVER:
             noise = normals(begin, key, row, 1, QUADS) if z is None else read(z, offset, at, left, s, S)
             total = add(total, s, with_variance(noise, m, of_sample + size, at, left, g1, G1, M_PARTS), S)
@@ -176,9 +185,10 @@ def step_kernel(
         if row_of is not None:
             total = tl.where(known, total, float("nan"))
         if x0_out is not None:
+            kept = entry(own, state, x0, ENTRY)
             if row_of is not None:
-                x0 = tl.where(known, x0, float("nan"))
-            tl.store(x0_out + offset + at, x0, mask=inside)
+                kept = tl.where(known, kept, float("nan"))
+            tl.store(x0_out + offset + at, kept, mask=inside)
         tl.store(out + offset + at, total, mask=inside)
         if INPUTS > 0:
             store_input(input_out, offset, batch * size, at, total * next_e, inside, INPUTS)
@@ -194,8 +204,8 @@ class Step:
         keys: int64 (B,), of the noise that is drawn; None without.
         guidance: float32 (B,).
         rescale: phi of the guidance rescale.
-        h1, h2: the x0 of the last two rows, like x.
-        x0_out: like x; may be h1 or h2.
+        h1, h2, h3: the entries of the last three rows, like x.
+        x0_out: of this row's entry, like x; may be one of these.
         input_out: like x or with twice its batch; float32, float16 or bfloat16.
         thresholds: whether a row has a quantile.
         host_rows: `rows` on the host; read from the device where not given.
@@ -212,13 +222,14 @@ class Step:
         rescale: float,
         h1: Tensor | None,
         h2: Tensor | None,
+        h3: Tensor | None,
         x0_out: Tensor | None,
         input_out: Tensor | None,
         thresholds: bool,
         host_rows: NDArray[np.float32] | None = None,
     ) -> None:
         self._rows, self._row_of, self._x, self._keys, self._guidance = rows, row_of, x, keys, guidance
-        self._rescale, self._h1, self._h2, self._x0_out, self._input_out = rescale, h1, h2, x0_out, input_out
+        self._rescale, self._history, self._x0_out, self._input_out = rescale, (h1, h2, h3), x0_out, input_out
         batch, self._size = x.shape[0], x.numel() // x.shape[0]
         self._own, self._together = blocks_of(batch, self._size), blocks_of(1, x.numel())
         self._inputs = 0 if input_out is None else len(input_out) // batch
@@ -267,7 +278,7 @@ class Step:
                 *(self._x, m),
                 *(self._keys if draws else None, z if constants["S"] else None),
                 *(guidance, factors, self._bounds if constants["LIMITED"] else None),
-                *(self._h1, self._h2, out, x0_out),
+                *(*self._history, out, x0_out),
                 self._input_out if writes_input else None,
                 *(blocks.batch, blocks.size, blocks.parts),
                 **constants,

@@ -12,36 +12,12 @@ import pytest
 
 from fastsample import DDIM, Schedule, Table
 from fastsample.tables import ROW
-from support.paths import ROOT
-
-DEFAULTS = {
-    **dict.fromkeys(("p", "q", "a", "b", "c1", "c2", "d", "s", "g0", "g1"), 0.0),
-    "limit": math.inf,
-    "quantile": 0.0,
-    "e": 1.0,
-}
-COLUMNS = tuple(DEFAULTS)
-FULL: dict[str, Any] = {
-    "p": [2.0, 1.0, 0.5],
-    "q": -0.25,
-    "a": [0.1, 0.2, 0.3],
-    "b": 0.75,
-    "c1": [0.0, 0.5, -0.5],
-    "c2": [0.0, 0.0, 0.25],
-    "d": [1.5, 0.0, -1.5],
-    "s": [0.5, 0.25, 0.0],
-    "g0": [-1.0, 0.5, 0.0],
-    "g1": [0.0, 2.0, 1.0],
-    "limit": [math.inf, 2.0, 1.0],
-    "quantile": [0.0, 0.995, 1.0],
-    "e": [0.5, 0.25, 4.0],
-}
-LEVELS: dict[str, Any] = {"alpha": [0.1, 0.4, 0.8, 1.0], "sigma": [0.9, 0.6, 0.2, 0.0], "init_noise_sigma": 14.6}
+from support.full_table import COLUMNS, DEFAULTS, FULL, LEVELS, TIMES
 
 
 @pytest.fixture
 def table() -> Table:
-    return Table([9, 5, 0], **FULL, **LEVELS)
+    return Table(TIMES, **FULL, **LEVELS)
 
 
 # Construction
@@ -57,7 +33,7 @@ def test_columns_left_out_take_their_defaults() -> None:
 
 def test_numbers_are_broadcast_and_arrays_kept(table: Table) -> None:
     for name, given in FULL.items():
-        assert getattr(table, name).tolist() == (given if isinstance(given, list) else [given] * 3), name
+        assert getattr(table, name).tolist() == (given if isinstance(given, list) else [given] * 4), name
     assert table.alpha is not None and table.alpha.tolist() == LEVELS["alpha"] and table.alpha.dtype == np.float64
     assert table.sigma is not None and table.sigma.tolist() == LEVELS["sigma"]
     assert table.init_noise_sigma == 14.6
@@ -86,7 +62,7 @@ def test_times_are_int64_or_float32(t: Any, dtype: type, kept: list[float]) -> N
         pytest.param([[1, 2]], {}, r"non-empty 1-D array, got shape \(1, 2\)", id="2-d-t"),
         pytest.param([1.0, math.nan], {}, "t .*nan", id="nan-t"),
         pytest.param([1.0, math.inf], {}, "t .*inf", id="infinite-t"),
-        pytest.param([1, 0], {"c3": 1.0}, f"no column c3; its columns are {', '.join(COLUMNS)}", id="unknown"),
+        pytest.param([1, 0], {"c4": 1.0}, f"no column c4; its columns are {', '.join(COLUMNS)}", id="unknown"),
         pytest.param([1, 0], {"z": 1, "A": 1}, "no column A, z;", id="two-unknown"),
         pytest.param([1, 0], {"a": [1.0, 2.0, 3.0]}, r"column a must have shape \(2,\), got \(3,\)", id="too-long"),
         pytest.param([1, 0], {"a": [[1.0, 2.0]]}, r"column a must have shape \(2,\), got \(1, 2\)", id="2-d"),
@@ -112,10 +88,18 @@ def test_times_are_int64_or_float32(t: Any, dtype: type, kept: list[float]) -> N
         pytest.param(
             [2, 1, 0], {"c2": [0.0, 1.0, 1.0]}, "column c2 must be 0 in the first 2", id="h2-in-the-second-row"
         ),
+        pytest.param(
+            *([3, 2, 1, 0], {"c3": [0.0, 0.0, 1.0, 1.0]}),
+            r"column c3 must be 0 in the first 3 row\(s\), where there is no such entry",
+            id="h3-in-the-third-row",
+        ),
         pytest.param([1, 0], {"p": 1e39}, "overflows float32", id="overflow"),
         pytest.param([1, 0], {"e": [1.0, 1e39]}, "overflows float32", id="e-overflows"),
         pytest.param([1, 0], {"p": 1e30, "b": 1e30}, "overflows float32", id="folded-x-overflows"),
         pytest.param([1, 0], {"q": -1e30, "b": 1e30}, "overflows float32", id="folded-m-overflows"),
+        pytest.param([1, 0], {"p": 1e30, "h0": 1e30}, "overflows float32", id="folded-x-of-the-entry-overflows"),
+        pytest.param([1, 0], {"q": -1e30, "h0": 1e30}, "overflows float32", id="folded-m-of-the-entry-overflows"),
+        pytest.param([1, 0], {"p": 1.0, "limit": 1.0, "hx": 1e39}, "overflows float32", id="hx-overflows"),
         pytest.param([1, 0], {"s": 1.0, "g0": 90.0}, "overflows float32", id="folded-s-overflows"),
         # Beyond float64 too: a clean error, no RuntimeWarning on the way.
         pytest.param([1, 0], {"p": 1e200, "b": 1e200}, "overflows float32", id="folded-overflows-float64"),
@@ -141,44 +125,7 @@ def test_construction_refused(t: Any, columns: dict[str, Any], message: str) -> 
         Table(t, **columns)
 
 
-def test_the_largest_float32_is_no_overflow() -> None:
-    largest = float(np.finfo(np.float32).max)
-    assert Table([0], d=largest).packed[0, 6] == largest
-
-
 # What a table tells
-
-
-def test_packed_layout_that_kernels_read(table: Table) -> None:
-    p, q, a, b, c1, c2, d, s, g0, g1, limit, quantile, e = (
-        np.broadcast_to(np.float64(FULL[name]), 3) for name in COLUMNS
-    )
-    expected = np.stack(
-        [
-            *(p, q, a, b, c1, c2, d),
-            s * np.exp(g0),
-            g1 / np.log(2),
-            *(limit, quantile),
-            np.array([e[1], e[2], 1.0]),
-            a + b * p,
-            b * q + d,
-        ],
-        axis=1,
-    ).astype(np.float32)
-    np.testing.assert_array_equal(table.packed[:, :14], expected)
-    assert not table.packed[:, 14:].any()
-    assert table.packed.dtype == np.float32
-    assert table.packed.flags.c_contiguous
-    assert table.packed.shape == (3, 16)
-    assert table.packed_address == table.packed.ctypes.data
-
-
-def test_a_row_is_the_struct_that_c_reads() -> None:
-    header = (ROOT / "csrc" / "common" / "row.h").read_text()
-    fields = re.search(r"struct Row \{\s*float ([^;]*);\s*\};", header)
-    assert fields is not None
-    names = [re.fullmatch(r"(\w+)(?:\[(\d+)\])?", one.strip()) for one in fields[1].split(",")]
-    assert tuple(name[1] for name in names if name is not None for _ in range(int(name[2] or 1))) == ROW
 
 
 def test_what_is_derived_is_made_once() -> None:
@@ -190,50 +137,62 @@ def test_what_is_derived_is_made_once() -> None:
     assert pickle.loads(pickle.dumps(table)).derived("one", lambda own: "new") == "new"
 
 
-def test_folding_rounds_once() -> None:
-    # a + b*p is 2^-30 in float64; folding rounded columns would give 0.
-    table = Table([0], a=-1.0, b=1.0 + 2.0**-30, p=1.0, q=1.0, d=-1.0)
-    assert table.packed[0, ROW.index("b")] == 1.0
-    assert table.packed[0, ROW.index("folded_x")] == 2.0**-30
-    assert table.packed[0, ROW.index("folded_m")] == 2.0**-30
-
-
 def test_what_rows_do(table: Table) -> None:
-    assert table.stochastic == (True, True, False)
-    assert table.learned == (False, True, True)
-    assert table.reads == (0, 1, 2)
-    assert table.history == 2
+    assert table.stochastic == (True, True, False, True)
+    assert table.learned == (False, True, True, True)
+    assert table.reads == (0, 1, 2, 3)
+    assert table.history == 3
+    assert table.keeps_entry == (True, True, False, False), "c1 is 0 in the last row"
+    assert not table.remembers_x0
     assert table.thresholded and table.scaled
-    assert table.times == (9, 5, 0) and {type(t) for t in table.times} == {int}
-    assert table.levels == ((0.4, 0.6), (0.8, 0.2), (1.0, 0.0)), "those that rows lead to"
+    assert table.times == (9, 5, 2, 0) and {type(t) for t in table.times} == {int}
+    assert table.levels == ((0.4, 0.6), (0.6, 0.4), (0.8, 0.2), (1.0, 0.0)), "those that rows lead to"
     assert {type(value) for level in table.levels for value in level} == {float}
 
 
 def test_what_plain_rows_do() -> None:
     plain = Table([0.5, 0.25, 0.125], a=1.0)
-    assert plain.stochastic == plain.learned == plain.keeps_x0 == (False, False, False)
-    assert plain.reads == (0, 0, 0) and plain.history == 0
+    assert plain.stochastic == plain.learned == plain.keeps_entry == (False, False, False)
+    assert plain.reads == (0, 0, 0) and plain.history == 0 and plain.remembers_x0
     assert not plain.thresholded and not plain.scaled
     assert plain.times == (0.5, 0.25, 0.125)
     assert np.isnan(plain.levels).all() and np.shape(plain.levels) == (3, 2)
 
 
 @pytest.mark.parametrize(
-    ("c1", "c2", "keeps", "history"),
+    ("columns", "remembers"),
     [
-        pytest.param([0], [0], [False], 0, id="one-row"),
-        pytest.param([0, 1], [0, 0], [True, False], 1, id="two-rows"),
-        pytest.param([0, 0, 1, 0], [0, 0, 0, 0], [False, True, False, False], 1, id="h1-once"),
-        pytest.param([0, 0, 0, 0], [0, 0, 1, 0], [True, False, False, False], 2, id="h2-alone"),
-        pytest.param([0, 1, 1, 1], [0, 0, 1, 1], [True, True, True, False], 2, id="third-order"),
-        pytest.param([0, 0, 0, -1], [0, 0, 0, -1], [False, True, True, False], 2, id="at-the-end"),
+        pytest.param({}, True, id="left-out"),
+        pytest.param({"hx": 0.0, "h0": [1.0, 1.0]}, True, id="as-left-out"),
+        pytest.param({"hx": [0.0, 0.5]}, False, id="x-once"),
+        pytest.param({"h0": [1.0, 0.5]}, False, id="half-of-x0-once"),
+        pytest.param({"h0": 0.0}, False, id="nothing"),
     ],
 )
-def test_an_x0_is_kept_where_a_later_row_reads_it(
-    c1: list[float], c2: list[float], keeps: list[bool], history: int
+def test_entries_are_x0_itself_where_no_row_has_others(columns: dict[str, Any], remembers: bool) -> None:
+    assert Table([1, 0], p=2.0, **columns).remembers_x0 is remembers
+
+
+@pytest.mark.parametrize(
+    ("c1", "c2", "c3", "keeps", "reads"),
+    [
+        pytest.param([0], [0], [0], [0], [0], id="one-row"),
+        pytest.param([0, 1], [0, 0], [0, 0], [1, 0], [0, 1], id="two-rows"),
+        pytest.param([0, 0, 1, 0], [0] * 4, [0] * 4, [0, 1, 0, 0], [0, 0, 1, 0], id="h1-once"),
+        pytest.param([0] * 4, [0, 0, 1, 0], [0] * 4, [1, 0, 0, 0], [0, 0, 2, 0], id="h2-alone"),
+        pytest.param([0] * 4, [0] * 4, [0, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 3], id="h3-alone"),
+        pytest.param([0, 1, 1, 1], [0, 0, 1, 1], [0] * 4, [1, 1, 1, 0], [0, 1, 2, 2], id="third-order"),
+        pytest.param([0, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 1, 1], [1] * 4 + [0], [0, 1, 2, 3, 3], id="fourth"),
+        pytest.param([0, 0, 0, -1], [0, 0, 0, -1], [0] * 4, [0, 1, 1, 0], [0, 0, 0, 2], id="at-the-end"),
+        pytest.param([0] * 6, [0] * 6, [0, 0, 0, 0, -1, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 3, 0], id="h3-once"),
+    ],
+)
+def test_an_entry_is_kept_where_a_later_row_reads_it(
+    c1: list[float], c2: list[float], c3: list[float], keeps: list[int], reads: list[int]
 ) -> None:
-    table = Table(np.arange(len(c1)), c1=c1, c2=c2)
-    assert table.keeps_x0 == tuple(keeps) and table.history == history
+    table = Table(np.arange(len(c1)), c1=c1, c2=c2, c3=c3)
+    assert table.keeps_entry == tuple(map(bool, keeps))
+    assert table.reads == tuple(reads) and table.history == max(reads)
 
 
 def test_immutable(table: Table) -> None:
@@ -253,13 +212,14 @@ def test_the_callers_arrays_are_copied_and_stay_writable() -> None:
 
 
 def test_replace_leaves_the_original(table: Table) -> None:
-    changed = table.replace(b=0.0, limit=math.inf, t=[8, 4, 2], init_noise_sigma=2.0, sigma=[4.0, 3.0, 2.0, 1.0])
-    want = {**FULL, **LEVELS, "b": 0.0, "limit": math.inf, "init_noise_sigma": 2.0, "sigma": [4.0, 3.0, 2.0, 1.0]}
-    assert changed == Table([8, 4, 2], **want)
-    assert changed.packed[0, 12] == np.float32(0.1), "folded again"
-    assert table == Table([9, 5, 0], **FULL, **LEVELS)
+    sigma = [5.0, 4.0, 3.0, 2.0, 1.0]
+    changed = table.replace(b=0.0, limit=math.inf, t=[8, 4, 2, 1], init_noise_sigma=2.0, sigma=sigma)
+    want = {**FULL, **LEVELS, "b": 0.0, "limit": math.inf, "init_noise_sigma": 2.0, "sigma": sigma}
+    assert changed == Table([8, 4, 2, 1], **want)
+    assert changed.packed[0, ROW.index("a")] == np.float32(0.1), "folded again"
+    assert table == Table(TIMES, **FULL, **LEVELS)
     assert table.replace() == table
-    assert table.replace(alpha=None, sigma=None) == Table([9, 5, 0], **FULL, init_noise_sigma=14.6)
+    assert table.replace(alpha=None, sigma=None) == Table(TIMES, **FULL, init_noise_sigma=14.6)
 
 
 def test_replace_checks_as_construction_does(table: Table) -> None:
@@ -271,7 +231,7 @@ def test_replace_checks_as_construction_does(table: Table) -> None:
 
 def test_iteration_yields_rows_as_dicts_of_plain_numbers(table: Table) -> None:
     rows = list(table)
-    assert len(rows) == 3
+    assert len(rows) == 4
     assert list(rows[0]) == ["t", *COLUMNS]
     assert rows[1] == {"t": 5, **{name: given[1] if isinstance(given, list) else given for name, given in FULL.items()}}
     assert type(rows[1]["t"]) is int
@@ -302,7 +262,10 @@ def test_repr_is_a_table_of_the_columns_in_use() -> None:
     [
         pytest.param({}, "x0 = 0; x' = 0", id="nothing"),
         pytest.param({"q": 1.0, "b": 1.0}, "x0 = q m; x' = b x0", id="x0-prediction"),
-        pytest.param({"c1": [0, 0, 1.0], "c2": [0, 0, 1.0]}, "x0 = 0; x' = c1 h1 + c2 h2", id="history"),
+        pytest.param({"c1": [0, 0, 0, 1.0], "c2": [0, 0, 0, 1.0]}, "x0 = 0; x' = c1 h1 + c2 h2", id="history"),
+        pytest.param({"c3": [0, 0, 0, 1.0]}, "x0 = 0; x' = c3 h3", id="third-history"),
+        pytest.param({"p": 1.0, "hx": 0.5}, "x0 = p x; h = hx x + x0; x' = 0", id="entry-of-x-and-x0"),
+        pytest.param({"p": 1.0, "hx": 0.5, "h0": 0.0}, "x0 = p x; h = hx x + h0 x0; x' = 0", id="entry-of-x"),
         pytest.param({"s": 1.0, "g0": 1.0, "g1": 1.0}, "x0 = 0; x' = s exp(g0 + g1 v) z", id="learned"),
         pytest.param({"s": 1.0, "g1": 1.0}, "x0 = 0; x' = s exp(g1 v) z", id="learned-log-variance"),
         pytest.param({"a": 1.0, "s": 1.0, "g0": 1.0}, "x0 = 0; x' = a x + s exp(g0) z", id="constant-factor"),
@@ -313,18 +276,21 @@ def test_repr_is_a_table_of_the_columns_in_use() -> None:
             {"p": 1.0, "quantile": 0.9, "limit": 2.0}, "x0 = p x, thresholded; x' = 0", id="thresholded-to-a-limit"
         ),
         pytest.param(
+            {"p": 1.0, "limit": 1.0, "h0": 0.5}, "x0 = p x, clamped to limit; h = h0 x0; x' = 0", id="entry-of-x0"
+        ),
+        pytest.param(
             FULL,
-            "x0 = p x + q m, thresholded; x' = a x + b x0 + c1 h1 + c2 h2 + d m + s exp(g0 + g1 v) z; "
-            "the model is given e x",
+            "x0 = p x + q m, thresholded; h = hx x + h0 x0; "
+            "x' = a x + b x0 + c1 h1 + c2 h2 + c3 h3 + d m + s exp(g0 + g1 v) z; the model is given e x",
             id="everything",
         ),
     ],
 )
 def test_repr_shows_the_terms_in_use(columns: dict[str, Any], formula: str) -> None:
-    shown, header, *rows = repr(Table([9, 5, 0], **columns)).split("\n")
-    assert shown == f"Table of 3 rows: {formula}"
+    shown, header, *rows = repr(Table(TIMES, **columns)).split("\n")
+    assert shown == f"Table of 4 rows: {formula}"
     assert header.split() == ["k", "t", *(name for name in COLUMNS if name in columns)]
-    assert len(rows) == 3 and {len(row) for row in rows} == {len(header)}
+    assert len(rows) == 4 and {len(row) for row in rows} == {len(header)}
 
 
 def test_repr_of_a_long_table_leaves_rows_out() -> None:
@@ -343,7 +309,7 @@ COPIES: dict[str, Callable[[Table], Table]] = {
 
 
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
-@pytest.mark.parametrize("t", [[9, 5, 0], [0.9, 0.5, 0.1]], ids=["int64", "float32"])
+@pytest.mark.parametrize("t", [TIMES, [0.9, 0.5, 0.2, 0.1]], ids=["int64", "float32"])
 @pytest.mark.parametrize("levels", [LEVELS, {}], ids=["levels", "no-levels"])
 def test_copies_are_equal_and_stand_alone(
     duplicate: Callable[[Table], Table], t: list[float], levels: dict[str, Any]
@@ -354,15 +320,15 @@ def test_copies_are_equal_and_stand_alone(
     assert hash(copied) == hash(original)
     np.testing.assert_array_equal(copied.packed, original.packed)
     assert copied.packed_address == copied.packed.ctypes.data, "an address does not travel"
-    for name in ("stochastic", "learned", "keeps_x0", "reads", "history", "times"):
+    for name in ("stochastic", "learned", "keeps_entry", "reads", "history", "remembers_x0", "times"):
         assert getattr(copied, name) == getattr(original, name), name
     with pytest.raises(ValueError, match="read-only"):
         copied.packed[0, 0] = 1.0
 
 
 def test_equality_is_by_value(table: Table) -> None:
-    assert table == Table([9, 5, 0], **FULL, **LEVELS)
-    assert table != Table([9, 5, 1], **FULL, **LEVELS)
+    assert table == Table(TIMES, **FULL, **LEVELS)
+    assert table != Table([9, 5, 2, 1], **FULL, **LEVELS)
     for name in COLUMNS:
         assert table != table.replace(**{name: getattr(table, name) * 0.5}), name
     for name, value in (("alpha", table.sigma), ("sigma", table.alpha), ("init_noise_sigma", 1.0)):
@@ -370,7 +336,7 @@ def test_equality_is_by_value(table: Table) -> None:
     assert table != table.replace(alpha=None, sigma=None)
     assert table != "table"
     assert table != Table([9])
-    assert len({table, Table([9, 5, 0], **FULL, **LEVELS), table.replace(a=0.0)}) == 2
+    assert len({table, Table(TIMES, **FULL, **LEVELS), table.replace(a=0.0)}) == 2
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 
 // One sample's coefficients: those of its row, with what is per sample worked in.
 struct Coefficients {
-    float p, q, a, b, d;  // d and a are the folded coefficients where x0 is not limited
+    float p, q, a, b, d, hx, h0;
     float bound, divisor;
 };
 
@@ -14,13 +14,14 @@ FS_INLINE float times_factor(float coefficient, float factor) { return coefficie
 
 // factor: of m. bound: of |x0|, where a reduction found one.
 FS_INLINE Coefficients coefficients(const Row& row, float factor, const float* bound) {
-    const bool limited = limits(row);
     Coefficients k;
     k.p = row.p;
     k.q = times_factor(row.q, factor);
-    k.a = limited ? row.a : row.folded_x;
+    k.a = row.a;
     k.b = row.b;
-    k.d = times_factor(limited ? row.d : row.folded_m, factor);
+    k.d = times_factor(row.d, factor);
+    k.hx = row.hx;
+    k.h0 = row.h0;
     k.bound = bound ? *bound : row.limit;
     k.divisor = bound && row.quantile > 0.0f ? k.bound : 1.0f;
     return k;
@@ -42,6 +43,12 @@ FS_INLINE F estimate(float p, float q, F x, F m) {
     if (p != 0.0f) x0 = fma(splat(p), x, x0);
     if (q != 0.0f) x0 = fma(splat(q), m, x0);
     return x0;
+}
+
+// What later rows read of this one: x0 itself where hx is 0 and h0 is 1, as where it is not limited.
+FS_INLINE F entry(float hx, float h0, F x, F x0) {
+    const F h = h0 != 0.0f ? x0 * h0 : splat(0.0f);
+    return hx != 0.0f ? fma(splat(hx), x, h) : h;
 }
 
 // Which of x and m enter x' beside x0, known when a loop is compiled. With kSome any coefficient may be 0 and is asked

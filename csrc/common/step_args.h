@@ -21,11 +21,11 @@ struct StepArgs {
     const float* guidance;  // one weight per sample
     const float* factors;   // of m, one per sample: guidance rescale
     const float* bounds;    // of |x0|, one per sample: dynamic thresholding
-    const float *h1, *h2;
+    const float *h1, *h2, *h3;
     const float* z;         // given noise, else
     const uint64_t* keys;  // one per sample: noise drawn in the pass; with neither there is none
     float* out;
-    float* x0_out;
+    float* x0_out;  // of the entry
     void *input_out, *second_input_out;
     int input_dtype;
 };

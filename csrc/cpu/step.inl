@@ -1,7 +1,7 @@
 // The sampling step, what fastsample/ops/step specifies: one pass over memory, in registers or a block at a time in L1. Moves 4
 // bytes an element for each of: x, m (2 for 16-bit floats, as all of m), its unconditional half under guidance, its
-// variance half where g1 is not 0, h1 and h2 where c1 and c2 are not 0, given noise, x' and x0 where it is kept; and the
-// next input's own size, once or twice, where one is made.
+// variance half where g1 is not 0, h1, h2 and h3 where c1, c2 and c3 are not 0, given noise, x' and the entry where it is
+// kept; and the next input's own size, once or twice, where one is made.
 
 // One block's operands, and its sample's coefficients.
 struct Block {
@@ -9,8 +9,8 @@ struct Block {
     const void *m, *uncond;  // of one dtype; floats, once they are staged. uncond: null where m is all there is
     float guidance;
     Coefficients k;
-    const float* extra[3];  // h1, h2 and noise, those of them whose coefficient is not 0
-    float c[3];
+    const float* extra[4];  // h1, h2, h3 and noise, those of them whose coefficient is not 0
+    float c[4];
     int extras;
     float *out, *x0_out;
     void* inputs[2];
@@ -33,8 +33,8 @@ static void combine_block(const Block* from, int64_t n) {
         for (int e = 0; e < kExtra; ++e) extra[e] = load(block.extra[e] + i, count);
         F x0;
         F sum = combine<kReads, kLimited, kKeepsX0>(block.k, x, m, x0);
-        // h1 or h2 may lie in the same place: they have been read.
-        if (kKeepsX0) store(block.x0_out + i, x0, count);
+        // A history may lie in the same place: it has been read.
+        if (kKeepsX0) store(block.x0_out + i, entry(block.k.hx, block.k.h0, x, x0), count);
         for (int e = 0; e < kExtra; ++e) sum = fma(splat(block.c[e]), extra[e], sum);
         store(block.out + i, sum, count);
     });
@@ -46,7 +46,8 @@ FS_INLINE void combine_extras(const Block* block, int64_t n) {
         case 0: combine_block<kReads, kFlags..., 0>(block, n); break;
         case 1: combine_block<kReads, kFlags..., 1>(block, n); break;
         case 2: combine_block<kReads, kFlags..., 2>(block, n); break;
-        default: combine_block<kReads, kFlags..., 3>(block, n); break;
+        case 3: combine_block<kReads, kFlags..., 3>(block, n); break;
+        default: combine_block<kReads, kFlags..., 4>(block, n); break;
     }
 }
 
@@ -84,7 +85,7 @@ static void combine_16_bits(const Block* from, int64_t n) {
         F sum = combine<kReads, kLimited, !kUsual>(block.k, x, m, x0);
         if (!kUsual) {
             for (int e = 0; e < block.extras; ++e) sum = fma(splat(block.c[e]), load(block.extra[e] + i, count), sum);
-            if (block.x0_out) store(block.x0_out + i, x0, count);
+            if (block.x0_out) store(block.x0_out + i, entry(block.k.hx, block.k.h0, x, x0), count);
         }
         store(block.out + i, sum, count);
         return scaled ? sum * block.scale : sum;
@@ -210,6 +211,7 @@ static void step_block(const StepArgs* args, int64_t sample, int64_t first, int6
     };
     add(row.c1, args->h1 ? args->h1 + at : nullptr);
     add(row.c2, args->h2 ? args->h2 + at : nullptr);
+    add(row.c3, args->h3 ? args->h3 + at : nullptr);
     if (row.s != 0.0f && (args->z || args->keys)) {
         const bool learned = row.g1 != 0.0f;
         const float* z = args->z ? args->z + at : z_block;

@@ -3,7 +3,7 @@
 // fastsample::cuda.
 
 // What a sample whose row does not exist gets: NaN wherever its elements are written.
-alignas(16) static __device__ const Row kNoRow = {NAN, 0, 0, 0, 0, 0, 0, 0, 0, INFINITY, 0, NAN, NAN, 0, {0, 0}};
+alignas(16) static __device__ const Row kNoRow = {NAN, 0, NAN, 0, 0, 0, 0, 0, 0, 0, INFINITY, 0, NAN, 0, 1, 0};
 
 // Negative where there is no such row.
 FS_INLINE int64_t row_number(const DeviceStepArgs& args, int64_t sample) {
@@ -15,7 +15,7 @@ FS_INLINE int64_t row_number(const DeviceStepArgs& args, int64_t sample) {
 FS_INLINE Row load_row(const DeviceStepArgs& args, int64_t number) {
     const float4* const from = (const float4*)(number < 0 ? &kNoRow : args.rows + number);
     const float4 v0 = from[0], v1 = from[1], v2 = from[2], v3 = from[3];
-    return Row{v0.x, v0.y, v0.z, v0.w, v1.x, v1.y, v1.z, v1.w, v2.x, v2.y, v2.z, v2.w, v3.x, v3.y, {0, 0}};
+    return Row{v0.x, v0.y, v0.z, v0.w, v1.x, v1.y, v1.z, v1.w, v2.x, v2.y, v2.z, v2.w, v3.x, v3.y, v3.z, 0};
 }
 
 // The model's output after guidance.
@@ -45,8 +45,9 @@ FS_INLINE void step_elements(const DeviceStepArgs& args, int64_t sample, int64_t
     const int64_t number = row_number(args, sample), at = sample * args.size + first;
     Row row = load_row(args, number);
     F x[kCount], m[kCount], z[kCount];
-    // With bounds x comes late: its registers would be spilled while noise is drawn.
-    if (!kBounds) load<kCount>(args.x + at, count, x);
+    // With bounds, or a variance half of floats, x comes late: its registers would be spilled while noise is drawn.
+    constexpr bool kLate = kBounds || (kDraws && kLearned && sizeof(T) == sizeof(float));
+    if (!kLate) load<kCount>(args.x + at, count, x);
     load_output<T, kCount>(args, sample, first, count, m);
     const bool draws = kDraws && !args.z && args.keys, noisy = row.s != 0.0f && (args.z || draws);
     if (noisy) {
@@ -62,7 +63,7 @@ FS_INLINE void step_elements(const DeviceStepArgs& args, int64_t sample, int64_t
         asm volatile("" ::: "memory");
         row = load_row(args, number);
     }
-    if (kBounds) load<kCount>(args.x + at, count, x);
+    if (kLate) load<kCount>(args.x + at, count, x);
     const Coefficients k = coefficients(row, args.factors ? args.factors[sample] : 1.0f,
                                         kBounds && args.bounds ? args.bounds + sample : nullptr);
     F sum[kCount], x0[kCount];
@@ -74,8 +75,15 @@ FS_INLINE void step_elements(const DeviceStepArgs& args, int64_t sample, int64_t
     }
     if (args.h1 && row.c1 != 0.0f) add<kCount>(sum, row.c1, args.h1 + at, count);
     if (args.h2 && row.c2 != 0.0f) add<kCount>(sum, row.c2, args.h2 + at, count);
-    // h1 or h2 may lie in the same place: they have been read.
-    if (args.x0_out) store<kCount>(args.x0_out + at, count, x0);
+    if (args.h3 && row.c3 != 0.0f) add<kCount>(sum, row.c3, args.h3 + at, count);
+    // A history may lie in the same place: it has been read.
+    if (args.x0_out) {
+        // As above: what makes the entry would be spilled meanwhile.
+        asm volatile("" ::: "memory");
+        const Row again = load_row(args, number);
+        for (int i = 0; i < kCount; ++i) x0[i] = entry(again.hx, again.h0, x[i], x0[i]);
+        store<kCount>(args.x0_out + at, count, x0);
+    }
     if (noisy)
         for (int i = 0; i < kCount; ++i) sum[i] = fma(splat(row.s), z[i], sum[i]);
     store<kCount>(args.out + at, count, sum);
@@ -87,7 +95,7 @@ FS_INLINE void step_elements(const DeviceStepArgs& args, int64_t sample, int64_t
 
 // Whether every thread has kWhole elements, all of them aligned.
 inline bool all_whole(const DeviceStepArgs& args) {
-    const void* const operands[] = {args.x,  args.m,   args.uncond, args.h1,        args.h2,
+    const void* const operands[] = {args.x, args.m,   args.uncond, args.h1,        args.h2,    args.h3,
                                     args.z, args.out, args.x0_out, args.input_out, args.second_input_out};
     bool good = args.size % kWhole == 0 && args.m_stride % kWhole == 0;
     for (const void* operand : operands) good = good && aligned(operand);

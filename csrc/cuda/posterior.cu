@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksResident) posterior_kern
         DeviceStepArgs mean = args;
         // Known here, so that nothing is compiled for them.
         mean.uncond = mean.input_out = mean.second_input_out = nullptr;
-        mean.factors = mean.bounds = mean.h1 = mean.h2 = mean.z = mean.x0_out = nullptr;
+        mean.factors = mean.bounds = mean.h1 = mean.h2 = mean.h3 = mean.z = mean.x0_out = nullptr;
         mean.keys = nullptr;
         step_elements<T, kCount, false, false, false>(mean, sample, first, count);
         if (!args.log_variance) return;

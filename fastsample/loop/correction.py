@@ -19,6 +19,20 @@ def corrected(correct: CorrectX0, x0: Tensor, t: Tensor, table: Table, row: int)
     return limited(result.to(x0.dtype), float(table.limit[row]), float(table.quantile[row]))
 
 
+def of_x0_alone(table: Table) -> Table:
+    """The table whose step makes x0 of the state, for callers to see where entries are not x0."""
+    nothing = dict.fromkeys(("a", "c1", "c2", "c3", "d", "s", "g0", "g1", "hx"), 0.0)
+    return table.derived("of_x0_alone", lambda own: own.replace(**nothing, b=1.0, h0=1.0))
+
+
 def without_x0(table: Table) -> Table:
-    """The table with b = 0 and no limit: its step leaves b x0 to the loop, which adds it once x0 is corrected."""
-    return table.derived("without_x0", lambda own: own.replace(b=0.0, limit=np.inf, quantile=0.0))
+    """The table with b = 0 and no limit: its step leaves b x0 to the loop, which adds it once x0 is corrected.
+
+    Entries that are not x0 itself lack h0 x0 in the same way.
+    """
+
+    def make(own: Table) -> Table:
+        left_out = {"b": 0.0} if own.remembers_x0 else {"b": 0.0, "h0": 0.0}
+        return own.replace(**left_out, limit=np.inf, quantile=0.0)
+
+    return table.derived("without_x0", make)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsample.loop.correction import corrected, without_x0
+from fastsample.loop.correction import corrected, of_x0_alone, without_x0
 from fastsample.loop.inpainting import Inpainting
 from fastsample.loop.options import CorrectX0, Step
 from fastsample.loop.start import Level, at_level
@@ -57,20 +57,32 @@ class FreshTensors:
         x = (self.state * float(self._table.e[row])).to(self.kind.model_dtype)
         return torch.cat([x, x]) if guided else x, self._times[guided][row].clone()
 
+    def look(self, m: Tensor, row: int) -> Tensor | None:
+        """x0 for callers to see, before the row is taken; None where its entry is that."""
+        if self._table.remembers_x0:
+            return None
+        kind = self.kind
+        operands = Operands(self.state, of_x0_alone(self._applied), guidance=self.weights, rescale=kind.rescale)
+        return functional_step(operands, m, row, None, kind.backend)[1]
+
     def step(self, m: Tensor, row: int, z: Tensor | None, history: Sequence[Tensor]) -> Tensor:
-        """Makes the state after this row of the table, and returns its x0; history as in Operands."""
+        """Makes the state after this row of the table, and returns its entry; history as in Operands."""
         # Generators fill one buffer again and again, which autograd may have kept.
         z = None if z is None else z.clone()
         kind = self.kind
         operands = Operands(self.state, self._applied, self.keys, self.weights, rescale=kind.rescale, history=history)
-        self.state, x0 = functional_step(operands, m, row, z, kind.backend)
-        return x0
+        self.state, entry = functional_step(operands, m, row, z, kind.backend)
+        return entry
 
     def correct(self, correct: CorrectX0, x0: Tensor, row: int) -> Tensor:
         """Adds to the state what the caller makes of a row's x0, and the step has left out; returns it."""
         x0 = corrected(correct, x0, self._times[False][row].clone(), self._table, row)
         self.state = self.state + x0 * float(self._table.b[row])
         return x0
+
+    def entry(self, entry: Tensor, x0: Tensor, row: int) -> Tensor:
+        """The entry of a corrected x0, of what the step has made of it alone."""
+        return x0 if self._table.remembers_x0 else entry + x0 * float(self._table.h0[row])
 
     def paint(self, inpainting: Inpainting, row: int) -> None:
         self.state = self.state.clone()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsample.checks import real
+from fastsample.loop.guidance_methods import Bending, Guidance
 from fastsample.loop.options import RunOptions
 from fastsample.ops.checks import check_finite_guidance, check_rescale, guidance_weights
 
@@ -43,8 +44,8 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """Which rows are guided, how strongly, and the keywords of their model calls.
+class GuidedRows:
+    """Which rows of a run are guided, how strongly, and the keywords of their model calls.
 
     Attributes:
         weights: w, one per sample; None where no row is guided.
@@ -52,6 +53,7 @@ class Guidance:
         interval: the times, inclusive, between which rows are guided; None for all.
         conditional: the model's keywords where only the conditional half is evaluated.
         both: those of a batch [unconditional, conditional].
+        bending: what combines both halves, where the step does not.
     """
 
     weights: Tensor | None
@@ -59,6 +61,7 @@ class Guidance:
     interval: tuple[float, float] | None
     conditional: Mapping[str, Any]
     both: Mapping[str, Any]
+    bending: Bending | None = None
 
     def at(self, t: float) -> bool:
         """Whether a row whose model time is t is guided."""
@@ -67,10 +70,12 @@ class Guidance:
         return self.interval is None or self.interval[0] <= t <= self.interval[1]
 
 
-UNGUIDED = Guidance(None, 0.0, None, {}, {})
+UNGUIDED = GuidedRows(None, 0.0, None, {}, {})
 
 
-def guidance_of(like: Tensor, options: RunOptions, known_dtype: torch.dtype | None) -> Guidance:
+def guidance_of(
+    like: Tensor, options: RunOptions, known_dtype: torch.dtype | None, *, bends: bool = False
+) -> GuidedRows:
     """The guidance that these options of a run ask for.
 
     Args:
@@ -78,12 +83,14 @@ def guidance_of(like: Tensor, options: RunOptions, known_dtype: torch.dtype | No
         options: those of the run, of which this reads the model's keywords and all that begins with `guidance`.
         known_dtype: what the model is known to want, which floating-point tensors among the keywords are cast to; None
             leaves them as they are, and so does `cast_kwargs=False`.
+        bends: whether methods other than the plain one can be served.
 
     Raises:
         ValueError, TypeError: for a weight that is not finite, an interval the wrong way round, a missing `uncond`,
             what means nothing without guidance, and keywords that cannot be batched.
     """
     dtype = known_dtype if options.cast_kwargs else None
+    options, method = _spelt_out(options, bends)
     uncond, rescale, interval = options.uncond, options.guidance_rescale, options.guidance_interval
     for name in ("model_kwargs", "cond", "uncond"):
         keywords = getattr(options, name)
@@ -97,15 +104,40 @@ def guidance_of(like: Tensor, options: RunOptions, known_dtype: torch.dtype | No
         idle = {"uncond": uncond or None, "guidance_interval": interval, "guidance_rescale": rescale or None}
         if useless := [name for name, value in idle.items() if value is not None]:
             raise ValueError(f"{' and '.join(useless)} without guidance=, the weight")
-        return Guidance(None, 0.0, None, conditional, {})
+        return GuidedRows(None, 0.0, None, conditional, {})
     interval = None if interval is None else _checked_interval(interval)
+    assert not isinstance(options.guidance, Guidance)
     weights = guidance_weights(options.guidance, like)
     if _is_one(options.guidance, weights):
-        return Guidance(None, rescale, interval, conditional, {})
+        return GuidedRows(None, rescale, interval, conditional, {})
     if uncond is None:
         raise ValueError("guidance needs uncond=: the model's keywords for the unconditional half")
     both = _batched({**common, **uncond}, cond, len(like), "")
-    return Guidance(weights, rescale, interval, conditional, _mapped(both, dtype))
+    if method is None:
+        return GuidedRows(weights, rescale, interval, conditional, _mapped(both, dtype))
+    return GuidedRows(weights, 0.0, interval, conditional, _mapped(both, dtype), Bending(method, weights))
+
+
+def _spelt_out(options: RunOptions, bends: bool) -> tuple[RunOptions, Guidance | None]:
+    """The options with a Guidance in terms of the others, and itself where its method is not the plain one."""
+    guidance = options.guidance
+    if not isinstance(guidance, Guidance):
+        return options, None
+    given = {
+        "guidance_rescale": options.guidance_rescale != 0,
+        "guidance_interval": options.guidance_interval is not None,
+    }
+    if twice := [name for name, value in given.items() if value]:
+        raise ValueError(f"{' and '.join(twice)} beside a fastsample.Guidance, which has its own")
+    method = None if guidance.method == "plain" else guidance
+    if method is not None and not bends:
+        raise ValueError(
+            f"guidance of method {guidance.method!r} is for whole runs of one sampler: here it must be plain"
+        )
+    spelt = options._replace(
+        guidance=guidance.weight, guidance_rescale=guidance.rescale, guidance_interval=guidance.interval
+    )
+    return spelt, method
 
 
 def _is_one(guidance: float | Sequence[float] | Tensor, weights: Tensor) -> bool:

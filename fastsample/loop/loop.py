@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from fastsample.checks import checked_device
+from fastsample.loop.cached import Cached
 from fastsample.loop.fresh_tensors import FreshTensors
-from fastsample.loop.guidance import UNGUIDED, Guidance, guidance_of
+from fastsample.loop.guidance import UNGUIDED, GuidedRows, guidance_of
+from fastsample.loop.guidance_methods import Bending
 from fastsample.loop.inpainting import Inpainting
 from fastsample.loop.noise_source import noise_source
 from fastsample.loop.options import CorrectX0, RunOptions, Step
@@ -83,6 +85,9 @@ class Loop:
         self._place(x, options)
         table, first_row = rows(x, options.strength, options.start_step)
         self._table = table
+        self._cached = model.of_run(table, first_row) if isinstance(model, Cached) else None
+        if self._cached is not None:
+            self._predict.model = self._cached
         if options.strength is None and not isinstance(x, Tensor):
             warn_of_far_noise(table)
         self._level = None if options.strength is None else noise_level(table, first_row)
@@ -124,7 +129,7 @@ class Loop:
             self._device,
             self._predict.dtype,
             weights is not None,
-            isinstance(options.guidance, int | float),
+            isinstance(getattr(options.guidance, "weight", options.guidance), int | float),
             guidance.rescale,
             options.noise is None,
             self._changes,
@@ -149,13 +154,13 @@ class Loop:
         """The state before the next row, and after the last one the sample."""
         return self._memory.state
 
-    def guidance_for(self, options: RunOptions) -> Guidance:
+    def guidance_for(self, options: RunOptions) -> GuidedRows:
         """The guidance that these options ask for, in a run of this shape and model."""
         keywords = options.model_kwargs is options.cond is options.uncond is None
         if keywords and options.guidance is options.guidance_interval is None and options.guidance_rescale == 0:
             return UNGUIDED
         like = torch.empty(self._shape[0], dtype=self._dtype, device=self._device)
-        return guidance_of(like, options, self._predict.known_dtype)
+        return guidance_of(like, options, self._predict.known_dtype, bends=True)
 
     def start(self, x: Tensor | Sequence[int], seed: Seed | None, index: Index) -> None:
         """The state before the first row: x itself, with noise where it is clean, or x_T drawn from the seed."""
@@ -206,6 +211,9 @@ class Loop:
     def rows(self) -> Iterator[Step | None]:
         """Runs every row; yields after it, a Step where someone looks at it."""
         memory = self._memory
+        for remembering in (self._cached, self.guidance.bending):
+            if remembering is not None:
+                remembering.begin()
         if not isinstance(memory, Workspace):
             return self._followed_rows(memory)
         return self._watched_rows(memory) if self._changes else self._plain_rows(memory)
@@ -219,13 +227,18 @@ class Loop:
         if self._shares and isinstance(self._memory, Workspace):
             leave(self._memory)
 
+    def _bending(self) -> tuple[Bending | None, int]:
+        """What combines the halves of guided rows in place of the step, and the channels of the state."""
+        return self.guidance.bending, self._shape[1] if len(self._shape) > 1 else 0
+
     def _plain_rows(self, memory: Workspace) -> Iterator[None]:
         """The rows of a run in place whose state nobody looks at or changes: the step makes the next input too.
 
         A robot's whole run is ten of these, so a row is two Python frames: this one and the model's.
         """
         table, predict, source = self._table, self._predict, self._source
-        model, keeps_x0, last = predict.model, table.keeps_x0, len(table) - 1
+        bending, channels = self._bending()
+        model, keeps_entry, last = predict.model, table.keeps_entry, len(table) - 1
         memory.input.fill(float(table.e[self.schedule[0][0]]))
         memory.renew_times()
         inputs, times, needed = memory.input.views, memory.times, memory.input.needed
@@ -240,11 +253,13 @@ class Loop:
             m = model(x, times[guided][k], **keywords[guided])
             if type(m) is not Tensor or x._version != version or x.requires_grad or predict.guided:
                 m = predict.checked(m, x, version)
+            if bending is not None and guided:
+                m = bending(m, channels)
             z = source(k) if source is not None and table.stochastic[k] else None
             plan = next(turns)
             plain, writes_input = plan.plain[k], k < last and needed[next_guided]
-            if plain is None or z is not None or not plain(m, keeps_x0[k], writes_input, threads):
-                plan(m, k, z, keeps_x0[k], writes_input)
+            if plain is None or z is not None or not plain(m, keeps_entry[k], writes_input, threads):
+                plan(m, k, z, keeps_entry[k], writes_input)
             yield None
         predict.check_times(times[False][0], version_of_times)
         memory.check_lent()
@@ -252,10 +267,12 @@ class Loop:
     def _watched_rows(self, memory: Workspace) -> Iterator[Step | None]:
         """The rows of a run in place whose x0 or state is looked at, corrected or painted over."""
         table, predict, source = self._table, self._predict, self._source
+        bending, channels = self._bending()
         correct, inpainting, observed = self._correct_x0, self.inpainting, self._observed
         model, keywords, scales = predict.model, (self.guidance.conditional, self.guidance.both), table.e.tolist()
         memory.renew_times()
-        fill, inputs, times, state = memory.input.fill, memory.input.views, memory.times, memory.state
+        look, state = memory.look, memory.state
+        fill, inputs, times = memory.input.fill, memory.input.views, memory.times
         threads, version_of_times = torch.get_num_threads, times[False][0]._version
         turns = cycle(memory.plans)
         for k, t, guided, _, level in self.schedule:
@@ -266,14 +283,17 @@ class Loop:
             m = model(x, times[guided][k], **keywords[guided])
             if type(m) is not Tensor or x._version != version or x.requires_grad or predict.guided:
                 m = predict.checked(m, x, version)
+            if bending is not None and guided:
+                m = bending(m, channels)
             z = source(k) if source is not None and table.stochastic[k] else None
             plan = next(turns)
+            entry: Tensor = plan.x0_out  # type: ignore[assignment]  # there is one wherever x may change after a row
+            x0 = entry if look is None else look(m, k)
             plain = plan.plain[k]
             if plain is None or z is not None or not plain(m, True, False, threads()):
                 plan(m, k, z)
-            x0: Tensor = plan.x0_out  # type: ignore[assignment]  # there is one wherever x may change after a row
             if correct is not None:
-                memory.correct(correct, x0, k)
+                memory.correct(correct, x0, entry, k)
             if inpainting is not None:
                 inpainting.apply(state, k)
             if not observed:
@@ -291,16 +311,22 @@ class Loop:
     def _followed_rows(self, memory: FreshTensors) -> Iterator[Step]:
         """The rows of a run that gradients go through, or that a transform or a recorder follows."""
         table, predict, source = self._table, self._predict, self._source
+        bending, channels = self._bending()
         correct, inpainting = self._correct_x0, self.inpainting
         keywords = self.guidance.conditional, self.guidance.both
         history: list[Tensor] = []
         for k, t, guided, _, level in self.schedule:
             x, time = memory.model_input(k, guided)
             m = predict(x, time, keywords[guided])
-            x0 = memory.step(m, k, source(k) if source is not None and table.stochastic[k] else None, history)
+            if bending is not None and guided:
+                m = bending(m, channels)
+            seen = memory.look(m, k)
+            entry = memory.step(m, k, source(k) if source is not None and table.stochastic[k] else None, history)
+            x0 = entry if seen is None else seen
             if correct is not None:
                 x0 = memory.correct(correct, x0, k)
-            history = [x0, *history][:2]
+                entry = memory.entry(entry, x0, k)
+            history = [entry, *history][: table.history]
             if inpainting is not None:
                 memory.paint(inpainting, k)
             step = Step(k, t, memory.state, x0, *level)

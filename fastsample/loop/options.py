@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 from typing_extensions import TypedDict
 
+from fastsample.loop.guidance_methods import Guidance
 from fastsample.ops.noise.keys import Index, Seed
 
 CorrectX0 = Callable[[Tensor, Tensor], Tensor]
@@ -69,7 +70,7 @@ class Options(TypedDict, total=False):
             stay float32 beside words that you cast yourself.
         guidance: classifier-free guidance m = m_u + w (m_c - m_u): w as a number, or one per sample. The model is
             called once for both, with the batch [unconditional, conditional]. Without it, and where every w is 1, only
-            the conditional half is evaluated.
+            the conditional half is evaluated. Or a fastsample.Guidance, which has the two below and other methods too.
         cond, uncond: with `guidance`, the keywords of the two halves, over those of `model_kwargs`. What they are is
             told by their types, never by sizes. A tensor has an entry per sample along its first axis, B of them, and
             so does a list: both are concatenated, [unconditional, conditional]. Mappings and tuples are gone through.
@@ -106,7 +107,7 @@ class Options(TypedDict, total=False):
     model_dtype: torch.dtype | None
     model_kwargs: Mapping[str, Any] | None
     cast_kwargs: bool
-    guidance: float | Sequence[float] | Tensor | None
+    guidance: float | Sequence[float] | Tensor | Guidance | None
     cond: Mapping[str, Any] | None
     uncond: Mapping[str, Any] | None
     guidance_rescale: float
@@ -132,7 +133,7 @@ class RunOptions(NamedTuple):
     model_dtype: torch.dtype | None = None
     model_kwargs: Mapping[str, Any] | None = None
     cast_kwargs: bool = True
-    guidance: float | Sequence[float] | Tensor | None = None
+    guidance: float | Sequence[float] | Tensor | Guidance | None = None
     cond: Mapping[str, Any] | None = None
     uncond: Mapping[str, Any] | None = None
     guidance_rescale: float = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastsample.loop.guidance import Guidance
+from fastsample.loop.guidance import GuidedRows
 from fastsample.tables import Table
 
 # The index of a row, the time that the model is given in it, whether it is guided, whether the row after it is, and the
@@ -10,7 +10,7 @@ from fastsample.tables import Table
 Visit = tuple[int, int | float, bool, bool, tuple[float, float]]
 
 
-def row_schedule(table: Table, guidance: Guidance, first_row: int) -> list[Visit]:
+def row_schedule(table: Table, guidance: GuidedRows, first_row: int) -> list[Visit]:
     """The rows of a run from the first one on.
 
     Raises:

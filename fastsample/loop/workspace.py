@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastsample.loop.correction import corrected, without_x0
+from fastsample.loop.correction import corrected, of_x0_alone, without_x0
 from fastsample.loop.model_input import ModelInput
 from fastsample.loop.options import CorrectX0, Step
 from fastsample.loop.start import Level, at_level
@@ -19,6 +19,7 @@ from fastsample.ops.backend import cpu_module
 from fastsample.ops.memory import HUGE, fresh, fresh_like, ordinary_tensors
 from fastsample.ops.noise import INITIAL, fill
 from fastsample.ops.noise.keys import Index, Seed, renew_keys
+from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
 from fastsample.tables import Table
 
@@ -70,6 +71,7 @@ class Workspace:
         weights: of guidance, one per sample; None where no row is guided.
         times: for each row what the model is given where it is not guided, and where it is; see renew_times.
         plans: the step's plans, which take turns.
+        x0, look: what callers see as x0 and the plan that makes it, before the row is taken; None where entries are x0.
     """
 
     def __init__(self, kind: Kind, table: Table) -> None:
@@ -86,13 +88,16 @@ class Workspace:
             on_cpu = device.type == "cpu"
             self._time_arrays = (self._time_buffer.numpy(), self._time_values.numpy()) if on_cpu else None
             self.plans = self._plans()
+            self.x0 = fresh(shape, kind.dtype, device) if kind.changes and not table.remembers_x0 else None
+            self.look = None if self.x0 is None else self._look(self.x0)
         self._draw = self._drawing(kind.backend)
-        shown = {id(plan.x0_out): plan.x0_out for plan in self.plans if plan.x0_out is not None}
+        own = [plan.x0_out for plan in self.plans if plan.x0_out is not None]
+        shown = {id(one): one for one in (own if self.x0 is None else [self.x0])}
         self._lent = [(name, one, _place(one)) for name, one in self._seen_by_models()]
         self._shown = [(name, one, _place(one)) for name, one in self._seen_by_callbacks(shown.values())]
 
     def _plans(self) -> list[StepPlan]:
-        """In place there is one, or where rows read two earlier x0, two that take turns."""
+        """In place there is one, or where rows read several entries, as many that take turns."""
         kind, table = self.kind, self._table
         count = table.history or int(kind.changes)
         return plans_in_turn(
@@ -106,6 +111,18 @@ class Workspace:
             one_guidance=kind.one_weight,
             rescale=kind.rescale,
         )
+
+    def _look(self, x0: Tensor) -> StepPlan:
+        kind, table = self.kind, self._table
+        operands = Operands(
+            self.state,
+            of_x0_alone(without_x0(table) if kind.corrects else table),
+            guidance=self.weights,
+            one_guidance=kind.one_weight,
+            rescale=kind.rescale,
+            out=x0,
+        )
+        return StepPlan(operands, kind.backend)
 
     def _drawing(self, backend: str) -> Callable[[int], None] | None:
         if backend != "cpu":
@@ -145,12 +162,14 @@ class Workspace:
             to, values = self._time_arrays
             to[...] = values
 
-    def correct(self, correct: CorrectX0, x0: Tensor, row: int) -> None:
-        """Replaces a row's x0 by what the caller makes of it, and adds to the state what the step has left out."""
+    def correct(self, correct: CorrectX0, x0: Tensor, entry: Tensor, row: int) -> None:
+        """Replaces a row's x0 by what the caller makes of it, and adds to state and entry what the step left out."""
         where = x0.data_ptr()
         x0.copy_(corrected(correct, x0.detach(), self.times[False][row], self._table, row))
         if x0.data_ptr() != where:
             raise ValueError("correct_x0 resized its argument x0, which is the loop's own buffer: return another")
+        if entry is not x0:
+            entry.add_(x0, alpha=float(self._table.h0[row]))
         self.state.add_(x0, alpha=float(self._table.b[row]))
 
     def check_shown(self, step: Step, x0: Tensor) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastsample.checks import checked_shape, integer, not_a_tensor, real, real_array
 from fastsample.ops.address import check_strided, check_written, start_of
 from fastsample.ops.tracing import followed, outside, transformed
+from fastsample.tables import HISTORY
 
 _ANY_FLOAT = 3e38  # float32 holds it
 
@@ -146,11 +147,11 @@ def check_rescale(rescale: float, *, guided: bool) -> None:
 
 
 def check_history(history: Sequence[Tensor]) -> None:
-    """Raises unless this is a list or tuple of at most two tensors."""
+    """Raises unless this is a list or tuple of at most three tensors."""
     if not isinstance(history, list | tuple):
         raise TypeError(f"history must be a list or tuple of tensors, got {type(history).__name__}")
-    if len(history) > 2:
-        raise ValueError(f"history holds the x0 of at most 2 earlier rows, got {len(history)}")
+    if len(history) > len(HISTORY):
+        raise ValueError(f"history holds the entries of at most {len(HISTORY)} earlier rows, got {len(history)}")
     for i, one in enumerate(history):
         if not isinstance(one, Tensor):
             raise not_a_tensor(f"history[{i}]", one)

@@ -22,7 +22,7 @@ def sampler_case(shape: tuple[int, ...], captured: bool = False, guided: bool = 
 
     Also captured as a CUDA graph, on GPUs.
 
-    A row makes x' = (folded_x + folded_m g) x + s z: its roundings, at most 6 of the largest state it can have and 3 of
+    A row makes x' = (a + b p + (b q + d) g) x + s z: its roundings, at most 6 of the largest state it can have and 3 of
     guidance, are multiplied by what the rows after it multiply x by.
     """
     sampler = DDIM(Schedule.linear(), steps=STEPS, eta=1.0)

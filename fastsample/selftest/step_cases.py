@@ -13,10 +13,10 @@ from fastsample.broadcast import per_sample
 from fastsample.ops import step
 from fastsample.ops.step.reductions import rescale_factor
 from fastsample.ops.step.reference import step_reference
-from fastsample.samplers import DDIM, DDPM, DPMSolver, DynamicThreshold, Euler
+from fastsample.samplers import DDIM, DDPM, IPNDM, DPMSolver, DynamicThreshold, Euler
 from fastsample.schedule import Schedule
 from fastsample.selftest.case import SEED, Call, Case, Shape, Wanted, normals
-from fastsample.tables import Table
+from fastsample.tables import HISTORY, Table
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Mode:
     roundings: float
     guided: bool = False
     rescale: float = 0.0
-    keeps_x0: bool = False
+    keeps_entry: bool = False
     writes_input: bool = False
     same_bits: bool = True
     rows_there: bool = False
@@ -59,7 +59,7 @@ class Mode:
 
         def prepare(backend: str, device: torch.device) -> Call:
             inputs = [tensor.to(device) for tensor in (x, m, *history)]
-            x0 = torch.empty_like(inputs[0]) if self.keeps_x0 else None
+            entry = torch.empty_like(inputs[0]) if self.keeps_entry else None
             following = inputs[1].new_empty((2 * batch, *shape[1:])) if self.writes_input else None
             options: dict[str, Any] = {
                 "seed": SEED if table.stochastic[first] else None,
@@ -67,14 +67,14 @@ class Mode:
                 "guidance_rescale": self.rescale,
                 "history": inputs[2:],
                 "out": torch.empty_like(inputs[0]),
-                "x0_out": x0,
+                "x0_out": entry,
                 "input_out": following,
                 "backend": backend,
             }
             at = row.to(device) if isinstance(row, Tensor) and self.rows_there else row
             return lambda: [
                 step(inputs[0], inputs[1], table, at, **options),
-                *(written for written in (x0, following) if written is not None),
+                *(written for written in (entry, following) if written is not None),
             ]
 
         return Case("step", self.name, dtype, shape, prepare, wanted, self.same_bits, on_gpu=self.rows_there)
@@ -86,21 +86,22 @@ class Mode:
         table, z = self.table, self._noise_of(x, row)
         wide = (x.double(), m.double(), table, row, z.double(), None)
         w = None if guidance is None else guidance.double()
-        value, x0 = step_reference(*wide, w, self.rescale, [h.double() for h in history])
-        columns = ("p", "q", "a", "b", "c1", "c2", "d", "s")
+        value, entry = step_reference(*wide, w, self.rescale, [h.double() for h in history])
+        columns = ("p", "q", "a", "b", *HISTORY, "d", "s", "hx", "h0")
         sizes = table.replace(**{name: abs(getattr(table, name)) for name in columns}, limit=float("inf"), quantile=0.0)
-        size, size_x0 = step_reference(
+        size, size_of_entry = step_reference(
             x.double().abs(), self._size_of_m(x, m, w), sizes, row, z.double().abs(), None, None, 0.0,
             [h.double().abs() for h in history],
         )  # fmt: skip
         if table.thresholded:
             # The bound is a value of the whole sample, and so is what it brings in of roundings.
-            largest = per_sample(size_x0.flatten(1).amax(1), x)
+            largest = per_sample(size_of_entry.flatten(1).amax(1), x)
             first = row if isinstance(row, int) else int(row[0])
-            size, size_x0 = size + abs(float(table.b[first])) * largest, size_x0 + largest
+            size, size_of_entry = size + abs(float(table.b[first])) * largest, size_of_entry + largest
         results = [Wanted(value, size, self.roundings)]
-        if self.keeps_x0:
-            results.append(Wanted(x0, size_x0, 3))
+        if self.keeps_entry:
+            # x0, and what is made of it: the coefficient's own, its product and the sum.
+            results.append(Wanted(entry, size_of_entry, 3 if table.remembers_x0 else 3 + 3))
         if self.writes_input:
             assert isinstance(row, int)
             scale = float(table.e[row + 1])
@@ -139,7 +140,9 @@ MODES = (
     Mode("folded", _FREE, 5, 3),
     Mode("clipped", _CLIPPED, 5, 3 + 3),
     Mode("dynamic threshold", _DYNAMIC, 5, 3 + 3 + 4),
-    Mode("history, x0 kept", DPMSolver(_LINEAR, steps=10).table, 5, 4, keeps_x0=True),
+    Mode("history, x0 kept", DPMSolver(_LINEAR, steps=10).table, 5, 4, keeps_entry=True),
+    Mode("three epsilons", IPNDM(_LINEAR, steps=10).table, 5, 1 + 5, keeps_entry=True),
+    Mode("three epsilons, clipped", IPNDM(_LINEAR, steps=10, clip=1.0).table, 5, 3 + 1 + 5, keeps_entry=True),
     Mode("noise", _NOISY, 5, 2 + 4),
     Mode("learned variance", LEARNED, 5, 3 + 2 + 6 + 4),
     Mode("guidance", _FREE, 5, 3 + 3, guided=True),

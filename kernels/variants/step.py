@@ -23,6 +23,7 @@ def variants() -> list[Variant]:
             _variant("noisy, learned variance", dtype, "P Q A B S G1 LIMITED", "keys", M_PARTS=2),
             _variant("guided", dtype, "A D", "guidance"),
             _variant("two histories", dtype, "P Q A C1 C2 D", "h1 h2 x0_out"),
+            _variant("three epsilons, clipped", dtype, "P Q A B C1 C2 C3 LIMITED ENTRY", "h1 h2 h3 x0_out"),
             _variant("next input twice", dtype, "A D", "input_out", INPUTS=2),
             _variant("guided, rescaled, dynamic threshold", dtype, "P A LIMITED Q B", "guidance factors bounds"),
             _variant("rows of samples", dtype, "A D", "row_of keys h1 x0_out", **mixed),
@@ -32,15 +33,17 @@ def variants() -> list[Variant]:
 
 def _variant(name: str, dtype: str, used: str, present: str = "", **changed: Any) -> Variant:
     """A specialisation: the coefficients that every row uses and the tensors present, other than those of any step."""
-    types = dict.fromkeys(("rows", "x", "z", "guidance", "factors", "bounds", "h1", "h2", "out", "x0_out"), "*fp32")
+    floats = ("rows", "x", "z", "guidance", "factors", "bounds", "h1", "h2", "h3", "out", "x0_out")
+    types = dict.fromkeys(floats, "*fp32")
     types |= {"row_of": "*i64", "keys": "*i64", "m": f"*{DTYPES[dtype]}", "input_out": f"*{DTYPES[dtype]}"}
     present_tensors = {"rows", "x", "m", "out", *present.split()}
-    constants: dict[str, Any] = dict.fromkeys(("P", "Q", "A", "B", "C1", "C2", "D", "S", "G1", "LIMITED"), NEVER.value)
+    names = ("P", "Q", "A", "B", "C1", "C2", "C3", "D", "S", "G1", "LIMITED", "ENTRY")
+    constants: dict[str, Any] = dict.fromkeys(names, NEVER.value)
     constants |= dict.fromkeys(used.split(), ALWAYS.value)
     constants |= {"M_PARTS": 1, "INPUTS": 0, "QUADS": QUADS, "ALIGNED": True, **changed}
     signature = {argument: types.get(argument, "i64") for argument in step_kernel.arg_names}
     constants |= {argument: None for argument in types if argument not in present_tensors}
     signature |= dict.fromkeys(constants, "constexpr")
-    streams = 4 * len(present_tensors & {"x", "z", "h1", "h2", "out", "x0_out"})
+    streams = 4 * len(present_tensors & {"x", "z", "h1", "h2", "h3", "out", "x0_out"})
     streams += BYTES[dtype] * (1 + ("guidance" in present_tensors) + bool(constants["G1"]) + constants["INPUTS"])
     return Variant("step", name, dtype, step_kernel, signature, constants, tuple(present_tensors), 4 * QUADS, streams)

@@ -21,10 +21,10 @@ pytest_plugins = ["support.cuda_on_cpu.fixtures"]
 pytestmark = pytest.mark.usefixtures("scalar")
 
 TABLE = Table(
-    [3, 2, 1, 0], p=1.25, q=-0.75, a=0.2, b=0.9, d=0.3, c1=[0, 0.4, 0.4, 0.4], c2=[0, 0, -0.3, -0.3],
-    s=0.5, g0=-0.4, g1=0.7, limit=0.8, e=[1.0, 1.0, 1.0, 0.5],
+    [4, 3, 2, 1, 0], p=1.25, q=-0.75, a=0.2, b=0.9, d=0.3, c1=[0, 0, 0, 0.4, 0], c2=[0, 0, 0, -0.3, 0],
+    c3=[0, 0, 0, 0.2, 0], s=0.5, g0=-0.4, g1=0.7, limit=0.8, hx=0.4, h0=-0.6, e=[1.0, 1.0, 1.0, 1.0, 0.5],
 )  # fmt: skip
-ROW = 2
+ROW = 3
 BOUNDARY = 2**31
 
 
@@ -34,12 +34,13 @@ class Large:
     def __init__(self, batch: int, size: int, dtype: torch.dtype) -> None:
         self.batch, self.size, self.dtype = batch, size, dtype
         shape = (batch, 1, size)
-        self.x, self.h1, self.h2, self.out, self.x0 = (calls.sparse(shape) for _ in range(5))
+        self.x, self.out, self.entry, *self.history = (calls.sparse(shape) for _ in range(3 + TABLE.history))
         self.m = calls.sparse((2 * batch, 2, size), dtype)
         self.model_input = calls.sparse((2 * batch, 1, size), torch.float16)
 
     def run(self, on_cpu: CudaOnCpu, keys: Tensor, guidance: Tensor) -> None:
         """One launch; keys and guidance lie where the sample asked for finds its own."""
+        h1, h2, h3 = (one.data_ptr() for one in self.history)
         kernel = on_cpu.module.Step(
             rows=TABLE.packed_address,
             row_count=len(TABLE),
@@ -51,9 +52,10 @@ class Large:
             guidance=guidance.data_ptr(),
             rescale=0.0,
             thresholds=False,
-            h1=self.h1.data_ptr(),
-            h2=self.h2.data_ptr(),
-            x0_out=self.x0.data_ptr(),
+            h1=h1,
+            h2=h2,
+            h3=h3,
+            x0_out=self.entry.data_ptr(),
             input_out=self.model_input.data_ptr(),
             second_input_out=self.model_input[self.batch :].data_ptr(),
             input_dtype=1,
@@ -73,7 +75,7 @@ class Large:
 
     def fill(self, samples: slice, elements: slice) -> dict[str, Any]:
         """Puts normals where they will be read, NaN where they will be written; a call of ops.step on the same."""
-        for i, operand in enumerate((self.x, self.h1, self.h2)):
+        for i, operand in enumerate((self.x, *self.history)):
             here = operand[samples, :, elements]
             here.copy_(normal(here.shape, i))
         conditional = slice(self.batch + (samples.start or 0), self.batch + (samples.stop or self.batch))
@@ -81,21 +83,21 @@ class Large:
             here = self.m[half, :, elements]
             here.copy_(normal(here.shape, 7 + i, self.dtype))
             self.model_input[half, :, elements] = float("nan")
-        for target in (self.out, self.x0):
+        for target in (self.out, self.entry):
             target[samples, :, elements] = float("nan")
         return dict(
             x=self.x[samples, :, elements],
             model_output=torch.cat([self.m[samples, :, elements], self.m[conditional, :, elements]]),
-            history=(self.h1[samples, :, elements], self.h2[samples, :, elements]),
+            history=[one[samples, :, elements] for one in self.history],
         )
 
     def check(self, samples: slice, elements: slice, call: dict[str, Any], guidance: list[float], z: Tensor) -> None:
-        x0, model_input = torch.empty_like(call["x"]), torch.empty((2 * len(z), *z.shape[1:]), dtype=torch.float16)
+        entry, model_input = torch.empty_like(call["x"]), torch.empty((2 * len(z), *z.shape[1:]), dtype=torch.float16)
         want = ops.step(
-            table=TABLE, row=ROW, guidance=guidance, noise=z, x0_out=x0, input_out=model_input, backend="cpu", **call
+            table=TABLE, row=ROW, guidance=guidance, noise=z, x0_out=entry, input_out=model_input, backend="cpu", **call
         )
         assert calls.same_bits(self.out[samples, :, elements].contiguous(), want)
-        assert calls.same_bits(self.x0[samples, :, elements].contiguous(), x0)
+        assert calls.same_bits(self.entry[samples, :, elements].contiguous(), entry)
         conditional = slice(self.batch + (samples.start or 0), self.batch + (samples.stop or self.batch))
         halves = torch.cat([self.model_input[samples, :, elements], self.model_input[conditional, :, elements]])
         assert calls.same_bits(halves, model_input)

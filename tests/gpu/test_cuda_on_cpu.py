@@ -152,7 +152,7 @@ def test_what_lies_beyond_ends_the_process(address_sanitizer: Path, name: str, c
 UNDER_ADDRESS_SANITIZER = [
     "gpu/test_cuda_noise.py::test_same_bits_as_the_cpu",
     *(f"gpu/test_cuda_step.py::test_modes[{mode}-{dtype}]" for mode in ("everything", "learned") for dtype in DTYPES),
-    "gpu/test_cuda_step.py::test_in_place_and_x0_over_its_history[everything-h1]",
+    "gpu/test_cuda_step.py::test_in_place_and_the_entry_over_a_history[everything]",
     *(f"gpu/test_cuda_reductions.py::test_thresholds[{size}]" for size in (1, 9, 8193)),
     *(f"gpu/test_cuda_reductions.py::test_rescale_factors[{size}-{dtype}]" for size in (9, 8193) for dtype in DTYPES),
     *(

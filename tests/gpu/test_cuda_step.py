@@ -17,7 +17,7 @@ from support.cuda_on_cpu import calls
 from support.cuda_on_cpu.build import ORDERS, CudaOnCpu
 from support.cuda_on_cpu.calls import Memory
 from support.formula import normal
-from support.step_modes import DTYPES, MIXED, MODES, case
+from support.step_modes import DTYPES, ENTRY, LAST, MIXED, MODES, case
 
 pytest_plugins = ["support.cuda_on_cpu.fixtures"]
 pytestmark = pytest.mark.usefixtures("scalar")
@@ -45,11 +45,11 @@ class Outcome:
     """What a step wrote."""
 
     out: Tensor
-    x0: Tensor
+    entry: Tensor
     model_input: Tensor
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
-        yield from (("x'", self.out), ("x0", self.x0), ("u'", self.model_input))
+        yield from (("x'", self.out), ("entry", self.entry), ("u'", self.model_input))
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Layout:
 
     shift: dict[str, int] = field(default_factory=dict)
     in_place: bool = False
-    x0_over: int | None = None  # which history x0 replaces
+    entry_over: int | None = None  # which history the entry replaces
     input_dtype: torch.dtype = torch.float16
     input_copies: int = 1
 
@@ -68,7 +68,13 @@ def by_cpu(table: Table, row: int | Tensor, call: dict[str, Any], layout: Layout
     x = call["x"]
     outcome = Outcome(torch.empty_like(x), torch.empty_like(x), input_of(x, layout))
     ops.step(
-        table=table, row=row, out=outcome.out, x0_out=outcome.x0, input_out=outcome.model_input, backend="cpu", **call
+        table=table,
+        row=row,
+        out=outcome.out,
+        x0_out=outcome.entry,
+        input_out=outcome.model_input,
+        backend="cpu",
+        **call,
     )
     return outcome
 
@@ -93,16 +99,22 @@ def by_cuda(
     given["noise"] = placed("z", call.get("noise"))
     x = given["x"]
     assert x is not None
-    outcome = Outcome(fresh("out", x), fresh("x0", x), fresh("input", input_of(x, layout)))
+    outcome = Outcome(fresh("out", x), fresh("entry", x), fresh("input", input_of(x, layout)))
     if layout.in_place:
         outcome.out = x
-    if layout.x0_over is not None and given["history"]:
-        outcome.x0 = given["history"][layout.x0_over]
+    if layout.entry_over is not None and given["history"]:
+        outcome.entry = given["history"][layout.entry_over]
     before = {
         name: value.clone() for name, value in given.items() if isinstance(value, Tensor) and value is not outcome.out
     }
     calls.step(
-        on_cpu.module, table=table, row=row, out=outcome.out, x0_out=outcome.x0, input_out=outcome.model_input, **given
+        on_cpu.module,
+        table=table,
+        row=row,
+        out=outcome.out,
+        x0_out=outcome.entry,
+        input_out=outcome.model_input,
+        **given,
     )
     for name, value in before.items():
         assert calls.same_bits(given[name], value), f"{name} is an input"
@@ -130,13 +142,13 @@ def check(
 def test_modes(on_cpu: CudaOnCpu, memory: Memory, name: str, dtype: torch.dtype) -> None:
     for shape in SHAPES:
         table, call = case(name, shape, dtype)
-        for row in (0, 2) if "c1" in MODES[name][0] else (2,):
+        for row in (0, LAST) if "c1" in MODES[name][0] else (LAST,):
             for noise in (dict(seed=[2**64 - 1, 5, 2**40][: shape[0]]), dict(noise=normal(shape, 6))):
                 layout = Layout(input_dtype=dtype, input_copies=1 + (shape[2] % 2))
                 check(on_cpu, memory, table, row, {**call, **noise}, layout)
 
 
-@pytest.mark.parametrize("name", ["x", "m", "z", "h1", "h2", "out", "x0", "input"])
+@pytest.mark.parametrize("name", ["x", "m", "z", "h1", "h2", "h3", "out", "entry", "input"])
 def test_any_misaligned_operand_takes_the_kernel_that_does_not_mind(
     on_cpu: CudaOnCpu, memory: Memory, name: str
 ) -> None:
@@ -147,7 +159,7 @@ def test_any_misaligned_operand_takes_the_kernel_that_does_not_mind(
         taken = []
         for shift in (0, 1, 2, 4):
             on_cpu.launches()
-            check(on_cpu, memory, table, 2, call, Layout({name: shift}, input_dtype=dtype))
+            check(on_cpu, memory, table, LAST, call, Layout({name: shift}, input_dtype=dtype))
             taken.append(step_kernel(on_cpu))
         half = name in ("m", "input") and dtype != torch.float32
         assert taken[0] != taken[1] == taken[2] and (taken[3] == taken[1] if half else taken[3] == taken[0])
@@ -159,12 +171,12 @@ def step_kernel(on_cpu: CudaOnCpu) -> str:
     return re.sub(r"\(.*?namespace\)::", "", found).split("(")[0]
 
 
-@pytest.mark.parametrize("place", [0, 1], ids=["h1", "h2"])
-@pytest.mark.parametrize("name", ["history", "history-clamped", "history-noise", "everything"])
-def test_in_place_and_x0_over_its_history(on_cpu: CudaOnCpu, memory: Memory, name: str, place: int) -> None:
+@pytest.mark.parametrize("name", [name for name, (columns, *_) in MODES.items() if "c1" in columns])
+def test_in_place_and_the_entry_over_a_history(on_cpu: CudaOnCpu, memory: Memory, name: str) -> None:
     for shape in ((2, 1, 1032), (3, 1, 5)):
         table, call = case(name, shape, torch.bfloat16)
-        check(on_cpu, memory, table, 2, {**call, "seed": 3}, Layout(in_place=True, x0_over=place))
+        for place in range(table.history):
+            check(on_cpu, memory, table, LAST, {**call, "seed": 3}, Layout(in_place=True, entry_over=place))
 
 
 @EACH_DTYPE
@@ -182,16 +194,18 @@ def test_next_inputs(on_cpu: CudaOnCpu, memory: Memory, dtype: torch.dtype, copi
 def test_rows_of_their_own(on_cpu: CudaOnCpu, memory: Memory, guided: bool, dtype: torch.dtype) -> None:
     rows = torch.tensor([3, 0, 1, -1, 2, 4, 0])
     for shape in ((7, 2, 3), (7, 2, 500)):
-        x, h1, h2 = (normal(shape, i) for i in (1, 2, 3))
+        x, *history = (normal(shape, i) for i in (1, 2, 3, 5))
         m = normal((14 if guided else 7, 2 * shape[1], shape[2]), 4, dtype)
-        call: dict[str, Any] = dict(x=x, model_output=m, history=(h1, h2))
+        call: dict[str, Any] = dict(x=x, model_output=m, history=history)
         if guided:
             call |= dict(guidance=[7.5, 1.0, 2.0, 7.5, 0.0, 3.0, 7.5], guidance_rescale=0.7)
         for noise in (dict(seed=20), dict(noise=normal(shape, 9))):
             check(on_cpu, memory, MIXED, rows, {**call, **noise})
 
 
-@pytest.mark.parametrize("columns", [{}, dict(quantile=0.9)], ids=["plain", "thresholded"])
+@pytest.mark.parametrize(
+    "columns", [{}, dict(quantile=0.9), dict(limit=0.8, **ENTRY)], ids=["plain", "thresholded", "entry"]
+)
 def test_rows_that_do_not_exist_give_nan_and_read_nothing_else(
     on_cpu: CudaOnCpu, memory: Memory, columns: dict[str, float]
 ) -> None:
@@ -213,7 +227,7 @@ def test_rows_that_do_not_exist_give_nan_and_read_nothing_else(
 
 
 def test_operands_without_a_coefficient_are_harmless(on_cpu: CudaOnCpu, memory: Memory) -> None:
-    """NaN in what a row multiplies by 0 stays out of x', x0 and the next input."""
+    """NaN in what a row multiplies by 0 stays out of x', the entry and the next input."""
     shape = (2, 1, 24)
     nan = torch.full(shape, NAN)
     one_reads = {
@@ -221,17 +235,24 @@ def test_operands_without_a_coefficient_are_harmless(on_cpu: CudaOnCpu, memory: 
         "m": (dict(d=0.5), dict(x=nan)),
         "x0 of x": (dict(p=0.5, b=1.0, limit=0.8), dict(model_output=nan)),
         "x0 of m": (dict(q=0.5, b=1.0, limit=0.8), dict(x=nan)),
-        "no h2": (dict(a=0.5, c1=[0, 0, 0.5]), dict(model_output=nan, history=(normal(shape, 3), nan))),
-        "no noise": (dict(a=0.5, s=[1, 1, 0]), dict(model_output=nan, noise=nan)),
+        "h1": (dict(a=0.5, c1=[0, 0, 0, 0.5]), dict(model_output=nan, history=(normal(shape, 3), nan, nan))),
+        "h3": (dict(a=0.5, c3=[0, 0, 0, 0.5]), dict(model_output=nan, history=(nan, nan, normal(shape, 3)))),
+        "entry of x": (dict(a=0.5, q=0.5, limit=0.8, hx=0.5, h0=0), dict(model_output=nan)),
+        "entry of x0 of m": (dict(d=0.5, q=0.5, limit=0.8, h0=0.5), dict(x=nan)),
+        "no noise": (dict(a=0.5, s=[1, 1, 1, 0]), dict(model_output=nan, noise=nan)),
     }
     for name, (columns, operands) in one_reads.items():
         call = {"x": normal(shape, 1), "model_output": normal(shape, 2), "history": (), **operands}
-        got = check(on_cpu, memory, Table([2, 1, 0], **columns), 2, call)
-        assert got.out.isfinite().all(), name
+        got = check(on_cpu, memory, Table([3, 2, 1, 0], **columns), 3, call)
+        assert got.out.isfinite().all() and got.entry.isfinite().all(), name
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("columns", [{}, dict(limit=1.5), dict(quantile=0.6)], ids=["free", "clamped", "thresholded"])
+@pytest.mark.parametrize(
+    "columns",
+    [{}, dict(limit=1.5), dict(quantile=0.6), dict(limit=1.5, **ENTRY)],
+    ids=["free", "clamped", "thresholded", "entry"],
+)
 def test_zeros_infinities_and_nan(
     on_cpu: CudaOnCpu, memory: Memory, columns: dict[str, float], dtype: torch.dtype
 ) -> None:
@@ -249,4 +270,4 @@ def test_zeros_infinities_and_nan(
 def test_any_order_of_threads_and_blocks_will_do(on_cpu: CudaOnCpu, memory: Memory, name: str, order: str) -> None:
     table, call = case(name, (3, 1, 5000), torch.float16)
     with on_cpu.order(order):
-        check(on_cpu, memory, table, 2, {**call, "seed": 1})
+        check(on_cpu, memory, table, LAST, {**call, "seed": 1})

@@ -13,6 +13,7 @@ from fastsample import Table
 from fastsample.ops.noise.reference import randn_reference
 from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.prepared import StepPlan
+from fastsample.tables import COLUMNS, HISTORY
 from support.devices import DEVICE
 from support.formula import normal, same_values
 from support.levels import needs_cpu
@@ -29,16 +30,16 @@ pytestmark = [
     pytest.mark.usefixtures("level"),
 ]
 
-KEYS = torch.tensor([3, -1, 2**62, 17, 5])
+KEYS = torch.tensor([3, -1, 2**62, 17, 5, 40])
 INF = float("inf")
+FIRST = len(HISTORY)  # the first row of a kind
 
 
 def table_of(*names: str) -> Table:
-    """Rows of these kinds, with two before them so that any of them may have a history; e differs from row to row."""
-    rows = [{}, {}, *(KINDS[name] for name in names)]
-    columns = {name: [row.get(name, INF if name == "limit" else 0.0) for row in rows]
-               for name in ("p", "q", "a", "b", "c1", "c2", "d", "s", "g0", "g1", "limit", "quantile")}  # fmt: skip
-    return Table(range(len(rows), 0, -1), e=np.linspace(0.5, 1.5, len(rows)), **columns)
+    """Rows of these kinds, with three before them so that any of them may have a history; e differs from row to row."""
+    rows = [{}] * FIRST + [KINDS[name] for name in names]
+    columns = {name: [row.get(name, default) for row in rows] for name, default in COLUMNS.items()}
+    return Table(range(len(rows), 0, -1), **{**columns, "e": np.linspace(0.5, 1.5, len(rows))})
 
 
 class Case(NamedTuple):
@@ -58,7 +59,7 @@ class Case(NamedTuple):
 def case(
     *names: str,
     shape: tuple[int, ...] = (2, 3, 5, 7),
-    row: int | Tensor = 2,
+    row: int | Tensor = FIRST,
     dtype: torch.dtype = torch.float32,
     variance: bool = False,
     guided: bool = False,
@@ -69,38 +70,38 @@ def case(
     channels = (2 if variance else 1) * shape[1]
     m = normal((shape[0] * (2 if guided else 1), channels, *shape[2:]), 1, dtype)
     weights = torch.linspace(1.0, 7.5, shape[0]) if guided else None
-    histories = normal(shape, 2), normal(shape, 3)
+    histories = normal(shape, 2), normal(shape, 3), normal(shape, 5)
     z = normal(shape, 4) if given else None
     return Case(table_of(*names), row, normal(shape, 0), m, weights, z=z, histories=histories, inputs=inputs, **more)
 
 
 def on_cpu(c: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """x', x0 and the next input, written twice, of the CPU kernel."""
-    out, x0 = torch.empty_like(c.x), torch.empty_like(c.x)
+    """x', the entry and the next input, written twice, of the CPU kernel."""
+    out, entry = torch.empty_like(c.x), torch.empty_like(c.x)
     inputs = torch.empty((2 * len(c.x), *c.x.shape[1:]), dtype=c.inputs or torch.float32)
     rows = c.row if isinstance(c.row, Tensor) else None
     keys = None if c.z is not None else KEYS[: len(c.x)]
     operands = Operands(
         c.x, c.table, keys, guidance=c.guidance, rescale=c.rescale, history=c.histories, rows=rows, out=out,
-        x0_out=x0, input_out=inputs,
+        x0_out=entry, input_out=inputs,
     )  # fmt: skip
     plan = StepPlan(operands, "cpu")
     plan(c.m, 0 if rows is not None else int(c.row), c.z)
-    return out, x0, inputs
+    return out, entry, inputs
 
 
-def on_triton(c: Case, *, keeps_x0: bool = True, in_place: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of the kernel under test; with `in_place` x' lies over x and x0 over the older history."""
+def on_triton(c: Case, *, keeps_entry: bool = True, in_place: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of the kernel under test; with `in_place` x' lies over x and the entry over the oldest history."""
 
     def moved(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(DEVICE, copy=True)
 
-    x, (h1, h2) = moved(c.x), (*map(moved, c.histories), None, None)[:2]
-    out, x0, inputs = Framed(c.x.shape), Framed(c.x.shape), None
+    x, (h1, h2, h3) = moved(c.x), (*map(moved, c.histories), None, None, None)[:3]
+    out, entry, inputs = Framed(c.x.shape), Framed(c.x.shape), None
     if in_place:
-        assert x is not None and h2 is not None
+        assert x is not None and h3 is not None
         x = out.output.copy_(x)
-        h2 = x0.output.copy_(h2)
+        h3 = entry.output.copy_(h3)
     if c.inputs is not None:
         inputs = Framed((2 * len(c.x), *c.x.shape[1:]), c.inputs)
     kernel = step.Step(
@@ -112,18 +113,19 @@ def on_triton(c: Case, *, keeps_x0: bool = True, in_place: bool = False) -> tupl
         rescale=c.rescale,
         h1=h1,
         h2=h2,
-        x0_out=x0.output,
+        h3=h3,
+        x0_out=entry.output,
         input_out=None if inputs is None else inputs.output,
         thresholds=c.table.thresholded,
     )
     stride = c.m.numel() // len(c.m)
     row = 0 if isinstance(c.row, Tensor) else c.row
-    kernel(row, moved(c.m), stride, len(c.m) > len(c.x), moved(c.z), out.output, keeps_x0, inputs is not None)
-    return out.written(), x0.written(), torch.empty(0) if inputs is None else inputs.written()
+    kernel(row, moved(c.m), stride, len(c.m) > len(c.x), moved(c.z), out.output, keeps_entry, inputs is not None)
+    return out.written(), entry.written(), torch.empty(0) if inputs is None else inputs.written()
 
 
 def check(c: Case, **options: Any) -> None:
-    for name, found, expected in zip(("x'", "x0", "input"), on_triton(c, **options), on_cpu(c), strict=True):
+    for name, found, expected in zip(("x'", "entry", "input"), on_triton(c, **options), on_cpu(c), strict=True):
         assert not expected.isnan().any()
         assert torch.equal(found, expected), f"{name}: {(found != expected).sum()} of {found.numel()} differ"
 
@@ -178,24 +180,25 @@ def test_given_noise(name: str) -> None:
 
 
 def test_drawn_noise_is_that_of_stream_1_and_the_row() -> None:
-    c = case("nothing", "folded-noise", row=3, shape=(2, 4, 9), inputs=None)
-    z = randn_reference(c.x.shape, KEYS[:2], step=3, stream=1)
+    c = case("nothing", "folded-noise", row=4, shape=(2, 4, 9), inputs=None)
+    z = randn_reference(c.x.shape, KEYS[:2], step=4, stream=1)
     torch.testing.assert_close(on_triton(c)[0], on_triton(c._replace(z=z))[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("guided", [False, True], ids=["", "guided"])
 def test_rows_of_samples(guided: bool) -> None:
-    names = ("everything", "folded", "clamped-noise", "x-only")
-    row = torch.tensor([5, 2, -3, 4, 3])
-    c = case(*names, row=row, shape=(5, 3, 7), variance=True, guided=guided, dtype=torch.float16)
-    expected = on_cpu(c._replace(row=row % 6))
+    names = ("everything", "folded", "three-epsilons-clamped", "clamped-noise", "x-only")
+    row = torch.tensor([7, 3, -4, 5, 4, 6])
+    c = case(*names, row=row, shape=(6, 3, 7), variance=True, guided=guided, dtype=torch.float16)
+    expected = on_cpu(c._replace(row=row % 8))
     for found, wanted in zip(on_triton(c), expected, strict=True):
         assert torch.equal(found, wanted)
 
 
 def test_rows_outside_the_table_are_nan_and_leave_the_others_alone() -> None:
-    c = case("folded-noise", "clamped", row=torch.tensor([4, 2, -5, 3]), shape=(4, 3, 7), inputs=torch.float32)
-    inside = on_cpu(c._replace(row=torch.tensor([0, 2, 0, 3])))
+    c = case("folded-noise", "clamped-epsilon-entry", row=torch.tensor([5, 3, -6, 4]), shape=(4, 3, 7))
+    c = c._replace(inputs=torch.float32)
+    inside = on_cpu(c._replace(row=torch.tensor([0, 3, 0, 4])))
     for found, wanted in zip(on_triton(c), inside, strict=True):
         found, wanted = found.unflatten(0, (-1, 4)), wanted.unflatten(0, (-1, 4))
         assert found[:, [0, 2]].isnan().all()
@@ -203,43 +206,69 @@ def test_rows_outside_the_table_are_nan_and_leave_the_others_alone() -> None:
 
 
 def test_rows_that_miss_an_operand_are_nan() -> None:
-    names = ("one-history", "learned", "clamped")
-    c = case(*names, row=torch.tensor([2, 3, 4]), shape=(3, 8), inputs=None)._replace(histories=())
-    found = on_triton(c)[0]
-    assert found.isnan().all(dim=1).tolist() == [True, True, False]
-    assert found[2].isfinite().all()
+    names = ("one-history", "learned", "clamped", "third-history-alone")
+    c = case(*names, row=torch.tensor([3, 4, 5, 6]), shape=(4, 8), inputs=None)
+    for histories, missed in (((), [True, True, False, True]), (c.histories[:2], [False, True, False, True])):
+        found = on_triton(c._replace(histories=histories))[0]
+        assert found.isnan().all(dim=1).tolist() == missed
+        assert found[[not one for one in missed]].isfinite().all()
 
 
 @pytest.mark.parametrize(
     ("name", "poisoned"),
     [
-        ("x-only", "m h1 h2 z"),
-        ("m-only", "x h1 h2 z"),
-        ("clamped-x0-of-x", "m h1 h2 z"),
-        ("clamped-x0-of-m", "h1 h2 z"),
-        ("one-history", "h2 z"),
-        ("folded-noise", "v h1 h2"),
-        ("nothing", "x m v h1 h2 z"),
+        ("x-only", "m h1 h2 h3 z"),
+        ("m-only", "x h1 h2 h3 z"),
+        ("clamped-x0-of-x", "m h1 h2 h3 z"),
+        ("clamped-x0-of-m", "h1 h2 h3 z"),
+        ("one-history", "h2 h3 z"),
+        ("two-histories", "h3 z"),
+        ("third-history-alone", "h1 h2 z"),
+        ("folded-noise", "v h1 h2 h3"),
+        ("nothing", "x m v h1 h2 h3 z"),
     ],
 )
 @pytest.mark.parametrize("mixed", [False, True], ids=["one row", "rows of samples"])
 def test_an_operand_whose_coefficient_is_0_may_be_nan(name: str, poisoned: str, mixed: bool) -> None:
     # The second sample has a row that reads everything, so that the launch must be able to.
-    row = torch.tensor([2, 3]) if mixed else 2
+    row = torch.tensor([3, 4]) if mixed else 3
     clean = case(name, "everything", row=row, shape=(2, 2, 9), variance=True, given=True)
-    m, (h1, h2) = clean.m.clone(), (one.clone() for one in clean.histories)
+    m, (h1, h2, h3) = clean.m.clone(), (one.clone() for one in clean.histories)
     x, z = clean.x.clone(), clean.z.clone()
-    everything = {"x": x, "m": m[:, :2], "v": m[:, 2:], "h1": h1, "h2": h2, "z": z}
+    everything = {"x": x, "m": m[:, :2], "v": m[:, 2:], "h1": h1, "h2": h2, "h3": h3, "z": z}
     for operand in poisoned.split():
         everything[operand][0] = float("nan")
-    found = on_triton(clean._replace(x=x, m=m, histories=(h1, h2), z=z), keeps_x0=False)
+    found = on_triton(clean._replace(x=x, m=m, histories=(h1, h2, h3), z=z), keeps_entry=False)
     expected = on_cpu(clean)
     assert torch.equal(found[0][0], expected[0][0]) and torch.equal(found[2][0], expected[2][0])
     if mixed:
         assert torch.equal(found[0][1], expected[0][1])
 
 
-@pytest.mark.parametrize("name", ["everything", "two-histories"])
+@pytest.mark.parametrize(
+    ("name", "poisoned"),
+    [
+        ("clamped-entry-of-x", "m"),
+        ("clamped-entry-of-x0", ""),
+        ("clamped-x0-of-m", "x"),
+        ("m-only", "x m"),
+        ("epsilon-entry", "x"),
+    ],
+)
+@pytest.mark.parametrize("mixed", [False, True], ids=["one row", "rows of samples"])
+def test_what_an_entry_does_not_hold_may_be_nan(name: str, poisoned: str, mixed: bool) -> None:
+    # As above; the second sample's entry holds both x and x0.
+    clean = case(name, "thresholded-epsilon-entry", row=torch.tensor([3, 4]) if mixed else 3, shape=(2, 2, 9))
+    operands = {"x": clean.x.clone(), "m": clean.m.clone()}
+    for operand in poisoned.split():
+        operands[operand][0] = float("nan")
+    found, expected = on_triton(clean._replace(**operands))[1], on_cpu(clean)[1]
+    assert torch.equal(found[0], expected[0])
+    if mixed:
+        assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("name", ["everything", "three-histories", "three-epsilons-clamped"])
 def test_in_place(name: str) -> None:
     check(case(name, variance=True), in_place=True)
 
@@ -254,8 +283,8 @@ def test_nan_and_infinity_go_where_the_cpu_lets_them() -> None:
 
 
 def test_what_is_not_asked_for_is_not_written() -> None:
-    out, x0, inputs = on_triton(case("clamped", inputs=None), keeps_x0=False)
-    assert out.isfinite().all() and x0.isnan().all() and inputs.numel() == 0
+    out, entry, inputs = on_triton(case("clamped", inputs=None), keeps_entry=False)
+    assert out.isfinite().all() and entry.isnan().all() and inputs.numel() == 0
 
 
 @pytest.mark.parametrize(
@@ -274,7 +303,7 @@ def test_several_tiles_and_programs(monkeypatch: pytest.MonkeyPatch, name: str, 
 
 def test_constants_tell_what_all_rows_do() -> None:
     def found(*names: str, **options: bool) -> dict[str, int]:
-        rows = table_of(*names).packed[2:]
+        rows = table_of(*names).packed[FIRST:]
         return constants_of(rows, **{"keeps_x0": False, "noise": True, "rescaled": False, **options})
 
     never, always, sometimes = NEVER.value, ALWAYS.value, SOMETIMES.value
@@ -285,3 +314,14 @@ def test_constants_tell_what_all_rows_do() -> None:
     assert found("folded-noise", "clamped")["S"] == sometimes
     assert found("clamped", rescaled=True)["Q"] == sometimes
     assert found("m-only", "clamped")["LIMITED"] == sometimes
+    assert found("three-histories")["C3"] == always and found("two-histories")["C3"] == never
+
+
+def test_constants_tell_whose_entries_are_not_x0() -> None:
+    def found(*names: str, keeps_x0: bool = True) -> int:
+        return constants_of(table_of(*names).packed[FIRST:], keeps_x0=keeps_x0, noise=True, rescaled=False)["ENTRY"]
+
+    assert found("clamped-epsilon-entry") == found("clamped-entry-of-x0") == ALWAYS.value
+    assert found("clamped") == found("epsilon-entry") == NEVER.value, "x0 itself, and folded"
+    assert found("clamped-epsilon-entry", "epsilon-entry") == SOMETIMES.value
+    assert found("clamped-epsilon-entry", keeps_x0=False) == NEVER.value, "nobody reads it"

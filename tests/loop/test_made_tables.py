@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,11 @@ TIMES = [900, 700, 500, 300, 100, 0]
 BASE = dict(p=1.1, q=-0.6, a=0.3, b=0.5, d=0.1)
 H1 = np.array([0.0, 0.3, -0.2, 0.25, 0.1, -0.3])
 H2 = np.array([0.0, 0.0, 0.2, -0.1, 0.0, 0.15])
+H3 = np.array([0.0, 0.0, 0.0, 0.1, -0.2, 0.15])
+# Entries: of m alone where x0 is not limited, as epsilon is; and what is nothing in particular.
+HX = np.array([0.5, 0.6, 0.7, 0.8, 0.6, 0.5])
+EPSILON = dict(hx=HX, h0=-HX / BASE["p"])
+OTHERS = dict(hx=[0.5, 0.0, -0.3, 0.4, 0.0, 0.2], h0=[0.5, 1.0, 0.0, -0.8, 0.25, 1.0])
 
 TABLES: dict[str, dict[str, Any]] = {
     "h1": dict(**BASE, c1=H1),
@@ -35,7 +40,17 @@ TABLES: dict[str, dict[str, Any]] = {
     "scaled-input": dict(**BASE, c1=H1, e=[0.5, 2.0, 1.0, 0.25, 1.5, 3.0]),
     "noise": dict(**BASE, c1=H1, s=[0.4, 0.0, 0.3, 0.2, 0.1, 0.0]),
     "learned": dict(**BASE, c1=H1, c2=H2, s=0.3, g0=-0.2, g1=[0.5, 0.7, 0.0, -0.4, 0.3, 0.2], e=0.7),
-}
+    "three": dict(**BASE, c1=H1, c2=H2, c3=H3),
+    "h3-alone": dict(**BASE, c3=H3, limit=0.6),
+    "epsilon": dict(**BASE, c1=H1, c2=H2, c3=H3, **EPSILON),
+    "epsilon-clamped": dict(**BASE, c1=H1, c2=H2, c3=H3, limit=0.6, **EPSILON),
+    "entries-thresholded": dict(**BASE, c1=H1, c2=H2, c3=H3, quantile=0.9, limit=2.0, **OTHERS),
+    "entries-at-times": dict(
+        **BASE, c1=[0, 0, 0.4, 0, 0, 0.3], c3=[0, 0, 0, 0, -0.3, 0], limit=[math.inf, 0.8, math.inf, 0.7, 0.5, 0.9],
+        s=[0.4, 0.0, 0.3, 0.2, 0.1, 0.0], e=[0.5, 2.0, 1.0, 0.25, 1.5, 3.0], **OTHERS,
+    ),
+    "entries-nobody-reads": dict(**BASE, limit=0.6, **OTHERS),
+}  # fmt: skip
 
 
 class Made(Sampler):
@@ -54,10 +69,10 @@ def halve(x0: Tensor, t: Tensor) -> Tensor:
 
 def by_hand(
     table: Table, guidance: float = 1.0, correct: Callable[[Tensor, Tensor], Tensor] | None = None, seed: int = 3
-) -> Tensor:
-    """The table's docstring in float64, one row after the other."""
-    x = X.double()
-    h1 = h2 = torch.zeros_like(x)
+) -> list[tuple[Tensor, Tensor]]:
+    """The table's docstring in float64, one row after the other: the x and the x0 of each."""
+    x, steps = X.double(), []
+    history = [torch.zeros_like(x)] * 3
     for k, row in enumerate(table):
         m, v = model(row["e"] * x, torch.tensor(0), 0.3 if guidance != 1 else 0.0).chunk(2, dim=1)
         if guidance != 1:
@@ -73,9 +88,12 @@ def by_hand(
             x0 = x0.clamp(-row["limit"], row["limit"])
         z = ops.randn(SHAPE, seed=seed, step=k, stream=1).double()
         noise = row["s"] * torch.exp(row["g0"] + row["g1"] * v) * z
-        x = row["a"] * x + row["b"] * x0 + row["c1"] * h1 + row["c2"] * h2 + row["d"] * m + noise
-        h1, h2 = x0, h1
-    return x
+        recalled = sum(row[c] * h for c, h in zip(("c1", "c2", "c3"), history, strict=True))
+        entry = row["hx"] * x + row["h0"] * x0
+        x = row["a"] * x + row["b"] * x0 + recalled + row["d"] * m + noise
+        history = [entry, *history[:2]]
+        steps.append((x, x0))
+    return steps
 
 
 # Six rows of at most 24 roundings of terms below 4; the coefficients of a row are below 1 in all, so errors do not grow
@@ -93,12 +111,20 @@ def test_the_loop_is_the_tables_formula(backend: str, name: str, guidance: float
         cond, uncond = torch.full((2, 1, 1, 1), 0.3), torch.zeros(2, 1, 1, 1)
         options |= dict(guidance=guidance, cond={"c": cond}, uncond={"c": uncond})
     sampler = Made(table, correct)
-    got = sampler(model, X, **options)
-    assert (got - by_hand(table, guidance, correct)).abs().max() <= TOLERANCE
+    got, want = sampler(model, X, **options), by_hand(table, guidance, correct)
+    assert (got - want[-1][0]).abs().max() <= TOLERANCE
     called = sampler(model, X, callback=lambda step: None, **options)
     states = [(step.x.clone(), step.x0.clone()) for step in sampler.iterate(model, X, **options)]
     assert torch.equal(called, got) and torch.equal(states[-1][0], got), "looking changes nothing"
+    assert_close_to(states, want)
     assert got.untyped_storage().nbytes() == 4 * got.numel()
+
+
+def assert_close_to(states: Sequence[tuple[Tensor, Tensor]], want: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """The x and x0 of every row: what callers are shown is x0, whatever the rows remember."""
+    for k, (shown, right) in enumerate(zip(states, want, strict=True)):
+        for name, one, other in zip(("x", "x0"), shown, right, strict=True):
+            assert (one - other).abs().max() <= TOLERANCE, f"{name} of row {k}"
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -106,8 +132,10 @@ def test_gradients_take_the_same_path(name: str) -> None:
     table = Table(TIMES, **TABLES[name])
     x = X.clone().requires_grad_()
     for correct in (None, halve):
-        got = Made(table, correct)(model, x, seed=3)
-        assert got.requires_grad and (got - by_hand(table, 1.0, correct)).abs().max() <= TOLERANCE
+        states: list[tuple[Tensor, Tensor]] = []
+        got = Made(table, correct)(model, x, seed=3, callback=lambda step, to=states: to.append((step.x, step.x0)))
+        assert got.requires_grad and all(x0.requires_grad for _, x0 in states)
+        assert_close_to(states, by_hand(table, 1.0, correct))
     double = X.double()[:1, :, :2, :2].contiguous().requires_grad_()
     assert torch.autograd.gradcheck(
         lambda x: Made(table)(model, x, seed=3, model_dtype=torch.float64), (double,), eps=1e-6, atol=1e-5
@@ -141,7 +169,7 @@ def test_float64_states(backend: str) -> None:
         table = Table(TIMES, **columns)
         got = Made(table)(model, X.double(), seed=3, model_dtype=torch.float64)
         assert got.dtype == torch.float64
-        assert (got - by_hand(table)).abs().max() <= TOLERANCE * 2.0**-29, name
+        assert (got - by_hand(table)[-1][0]).abs().max() <= TOLERANCE * 2.0**-29, name
         if backend == "cpu":
             with pytest.raises(ValueError, match="cpu"):
                 Made(table)(model, X.double(), backend=backend)

@@ -177,7 +177,7 @@ def test_rows_that_need_an_earlier_x0_cannot_start() -> None:
         if fits:
             assert Sampler(RECALLS)(model, CLEAN, start_step=start).shape == SHAPE
         else:
-            with pytest.raises(ValueError, match="Sampler cannot start at row 2, which needs the x0 of earlier rows"):
+            with pytest.raises(ValueError, match="Sampler cannot start at row 2, which needs entries of earlier rows"):
                 Sampler(RECALLS)(model, CLEAN, start_step=start)
     second = ONE_LEVEL.replace(c2=[0.0, 0.0, 0.5])
     with pytest.raises(ValueError, match="cannot start at row 1"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsample import DDIM, DDPM, DPMSolver, DynamicThreshold, Schedule, Table, ops
+from fastsample import DDIM, DDPM, IPNDM, DPMSolver, DynamicThreshold, Schedule, Table, ops
 from fastsample.ops.device_table import decoded, encoded
 
 SHAPE = (2, 4, 5, 3)
@@ -18,6 +18,7 @@ NOISY = DDIM(SCHEDULE, steps=10, eta=1.0).table
 PLAIN = DDPM(SCHEDULE, steps=10).table
 LEARNED = DDPM(SCHEDULE, steps=10, variance="learned_range", clip=1.0).table
 SOLVER = DPMSolver(SCHEDULE, steps=10).table
+EPSILONS = IPNDM(SCHEDULE, steps=10, clip=1.0).table
 THRESHOLDED = DDIM(SCHEDULE, steps=10, clip=DynamicThreshold()).table
 
 pytestmark = [
@@ -81,6 +82,13 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]] = {
     "guided": (
         lambda x, m, row, w: ops.step(x, m, NOISY, row, seed=3, guidance=w, guidance_rescale=0.7),
         [(X, BOTH, at(k), torch.tensor([2.0 + k, 7.5])) for k in (2, 3)],
+    ),
+    "three-entries": (
+        lambda x, m, row, h: (
+            ops.step(x, m, EPSILONS, row, history=[h, m, x], x0_out=(kept := torch.zeros_like(x))),
+            kept,
+        ),
+        [(X, M, at(k), Z) for k in (0, 3, 5)],
     ),
     "history": (
         lambda x, m, row, h: ops.step(x, m, SOLVER, row, history=[h]),
@@ -322,7 +330,7 @@ def test_posterior_is_a_sound_op(name: str) -> None:
 
 
 def test_a_tables_tensor_has_all_of_it() -> None:
-    for table in (NOISY, LEARNED, SOLVER, THRESHOLDED):
+    for table in (NOISY, LEARNED, SOLVER, EPSILONS, THRESHOLDED):
         tensor = encoded(table, torch.device("cpu"))
         assert decoded(tensor) is table
         again = decoded(tensor.clone())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fastsample
-from fastsample import DDIM, DDPM, Batcher, DPMSolver, DynamicThreshold, Schedule, Table, ops
+from fastsample import DDIM, DDPM, IPNDM, Batcher, DPMSolver, DynamicThreshold, Schedule, Table, ops
 from fastsample.ops.device_table import encoded
 from fastsample.ops.noise.keys import sample_keys
 from fastsample.ops.step.operands import Operands
@@ -46,6 +46,16 @@ LEARNED = DDPM(SCHEDULE, steps=4, variance="learned_range", clip=1.0).table
 X, M, DOUBLED = operand(*SHAPE), operand(*SHAPE, seed=2), operand(4, 6, 5, 7, seed=4)
 
 
+EPSILONS = IPNDM(SCHEDULE, steps=5, clip=1.0)
+
+
+def step_and_entry(to: Callable[[Tensor], Tensor], backend: str) -> tuple[Tensor, Tensor]:
+    """A row that reads three entries, over the oldest of which it writes its own."""
+    history = [to(operand(*SHAPE, seed=seed)) for seed in (6, 7, 8)]
+    out = ops.step(to(X), to(M), EPSILONS.table, 4, history=history, x0_out=history[2], backend=backend)
+    return out, history[2]
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "randn": lambda to, backend: ops.randn(
         (3, 5, 7), seed=[1, 2**64 - 1, 7], step=3, stream=1, device=to(X).device, backend=backend
@@ -57,6 +67,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "step-rows": lambda to, backend: ops.step(
         to(X), to(DOUBLED[:2]).half(), LEARNED, to(torch.tensor([3, -4])), seed=[5, 9], backend=backend
     ),
+    "step-entry": step_and_entry,
     "posterior": lambda to, backend: ops.posterior(to(X), to(M), DDPM(SCHEDULE, steps=4).table, 2, backend=backend),
     "posterior-rows": lambda to, backend: ops.posterior(
         to(X), to(DOUBLED[:2]), LEARNED, to(torch.tensor([1, -1])), backend=backend
@@ -77,6 +88,7 @@ def test_every_backend_gives_the_references_values(any_backend: Target, name: st
 RUNS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIM(SCHEDULE, steps=3, eta=1.0), {}),
     "threshold": (DDIM(SCHEDULE, steps=3, clip=DynamicThreshold()), {}),
+    "three-epsilons": (EPSILONS, {}),
     "guided-half": (DPMSolver(SCHEDULE, steps=4), {"guidance": 3.0, "uncond": {}, "model_dtype": torch.float16}),
 }
 
@@ -161,7 +173,7 @@ def test_what_any_row_needs_must_be_there(any_backend: Target) -> None:
     with pytest.raises(TypeError, match="noise must be a tensor"):
         StepPlan(Operands(x, PLAIN, rows=last), backend)(M.to(device), 0)
     solver = DPMSolver(SCHEDULE, steps=3).table
-    with pytest.raises(ValueError, match="needs the x0 of 1 earlier row"):
+    with pytest.raises(ValueError, match="needs the entries of 1 earlier row"):
         StepPlan(Operands(x, solver, rows=torch.zeros_like(last)), backend)(M.to(device), 0)
     with pytest.raises(ValueError, match="reads a learned variance"):
         StepPlan(Operands(x, LEARNED, keys=last, rows=last), backend)(M.to(device), 0)

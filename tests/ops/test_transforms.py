@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastsample
-from fastsample import DDIM, DDPM, DPMSolver, Schedule, Table
+from fastsample import DDIM, DDPM, IPNDM, DPMSolver, Schedule, Table
 from fastsample.ops import likelihood, posterior, randn, step
 
 SHAPE = (2, 3, 4)
@@ -74,6 +74,7 @@ SAMPLERS = {
     "ddim": DDIM(SCHEDULE, steps=3, eta=0.5),
     "ddpm": DDPM(SCHEDULE, steps=3),
     "dpm_solver": DPMSolver(SCHEDULE, steps=4, order=2),
+    "ipndm": IPNDM(SCHEDULE, steps=5, clip=5.0),
 }
 samplers = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 

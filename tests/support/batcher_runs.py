@@ -32,11 +32,12 @@ def with_variance(x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
 
 
 class HandMade(Sampler):
-    def __init__(self, table: Table) -> None:
-        self.table = table
+    def __init__(self, table: Table, correct_x0: Any = None) -> None:
+        self.table, self.correct_x0 = table, correct_x0
 
 
-# Two x0 of history, noise that depends on the row, a scaled input and fractional times, all at once.
+# Three entries of history that are not x0 itself, noise that depends on the row, a scaled input and fractional times,
+# all at once.
 EVERYTHING = HandMade(
     Table(
         [9.5, 7.25, 3.0, 2.5, 0.125],
@@ -46,11 +47,14 @@ EVERYTHING = HandMade(
         b=0.4,
         c1=[0, 0.2, -0.1, 0.3, 0.1],
         c2=[0, 0, 0.2, -0.2, 0.1],
+        c3=[0, 0, 0, 0.15, -0.1],
         d=0.1,
         s=[0.5, 0.4, 0.3, 0.2, 0.1],
         g0=-0.5,
         g1=[0.5, 0, 0.25, 0.5, 0.1],
         limit=[1.5, 1.0, 2.0, 3.0, 1.0],
+        hx=[0.4, 0.3, 0.2, 0.1, 0.0],
+        h0=[-0.5, 0.6, -0.7, 0.8, 1.0],
         e=[0.5, 0.6, 0.7, 0.8, 0.9],
         init_noise_sigma=3.0,
     )

@@ -13,7 +13,7 @@ import sys
 from types import FunctionType, ModuleType
 from typing import Any
 
-from fastsample.samplers import catalogue, sampling_function, solver, spaced
+from fastsample.samplers import catalogue, multistep, sampling_function, solver, spaced
 from support.paths import ROOT
 
 FILE = ROOT / "fastsample" / "samplers" / "catalogue.pyi"
@@ -55,7 +55,7 @@ def _annotated(function: FunctionType) -> dict[str, str]:
     """The names in a function's annotations, each with the module that it comes from."""
     names = set(re.findall(r"\w+", " ".join(function.__annotations__.values()))) - {*vars(builtins), "None"}
     known: dict[str, str] = {}
-    for module in (sampling_function, spaced, solver, sys.modules[function.__module__]):
+    for module in (sampling_function, spaced, solver, multistep, sys.modules[function.__module__]):
         known |= _imported(module)
     return {name: known[name] for name in names}
 

@@ -20,13 +20,14 @@ UNIT = 2.0**-24  # half an ulp: the relative error of one float32 rounding
 
 @dataclass
 class Expected:
-    """x', x0 and u' with the largest errors that float32 arithmetic may leave in x' and x0, all (B, ...)."""
+    """x', the row's entry and u', with the largest errors that float32 arithmetic may leave in x' and the entry; each
+    (B, ...)."""
 
     state: Array
-    x0: Array
+    entry: Array
     model_input: Array
     state_error: Array
-    x0_error: Array
+    entry_error: Array
 
 
 def expected(
@@ -86,11 +87,8 @@ def _sample(
         if phi:
             m, m_error = _rescaled(m, m_error, conditional, phi)
 
-    x0 = c["p"] * x + c["q"] * m
-    # Both coefficients, both products and the sum.
-    x0_error = abs(c["q"]) * m_error + 3 * UNIT * (abs(c["p"] * x) + abs(c["q"] * m))
+    x0, x0_error = _sum_of_two(c["p"] * x, c["q"] * m, abs(c["q"]) * m_error)
     limited = math.isfinite(c["limit"]) or c["quantile"] > 0
-    unlimited_error = x0_error
     if c["quantile"] > 0:
         r = min(max(float(np.quantile(abs(x0), c["quantile"])), 1.0), c["limit"])
         # A quantile moves no more than the value that moves most; its rank is rounded twice; it is interpolated.
@@ -102,8 +100,7 @@ def _sample(
         x0 = np.clip(x0, -c["limit"], c["limit"])
         x0_error = x0_error + UNIT * c["limit"]
 
-    h1, h2 = (*history, np.zeros_like(x), np.zeros_like(x))[:2]
-    others = [c["c1"] * h1, c["c2"] * h2]
+    others = [c[name] * earlier for name, earlier in zip(("c1", "c2", "c3"), history, strict=False)]
     noise_error = np.zeros_like(x)
     if c["s"]:
         assert z is not None
@@ -119,10 +116,22 @@ def _sample(
         of_m = c["b"] * c["q"] + c["d"]
         terms = [(c["a"] + c["b"] * c["p"]) * x, of_m * m, *others]
         carried = abs(of_m) * m_error
-    # Each term's coefficient and product, and at most six sums.
+    # Each term's coefficient and product, and the six sums of seven terms.
     state_error = carried + noise_error + 8 * UNIT * sum(abs(term) for term in terms)
     state = sum(terms)
-    return state, x0, c["next_e"] * state, state_error, x0_error if limited else unlimited_error
+    if limited:
+        entry, entry_error = _sum_of_two(c["hx"] * x, c["h0"] * x0, abs(c["h0"]) * x0_error)
+        if (c["hx"], c["h0"]) == (0.0, 1.0):
+            entry_error = x0_error  # x0 as it is
+    else:
+        of_m = c["h0"] * c["q"]
+        entry, entry_error = _sum_of_two((c["hx"] + c["h0"] * c["p"]) * x, of_m * m, abs(of_m) * m_error)
+    return state, entry, c["next_e"] * state, state_error, entry_error
+
+
+def _sum_of_two(one: Array, other: Array, carried: Array) -> tuple[Array, Array]:
+    """(the sum of two products, its error): of both coefficients, both products and the sum, and what they carry."""
+    return one + other, carried + 3 * UNIT * (abs(one) + abs(other))
 
 
 def _rescaled(m: Array, m_error: Array, conditional: Array, phi: float) -> tuple[Array, Array]:

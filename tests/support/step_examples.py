@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fastsample import Table, ops
 from fastsample.ops.noise import STEP
+from fastsample.tables import HISTORY
 from support.formula import UNIT, Expected, assert_matches, expected, normal
 from support.levels import LEVELS, at_level
 
-ROWS = 3
+ROWS = 4
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
@@ -46,7 +47,9 @@ def coefficients(zeros: int) -> st.SearchStrategy[list[float]]:
 @st.composite
 def examples(draw: st.DrawFn) -> Example:
     columns = {name: draw(coefficients(0)) for name in ("p", "q", "a", "b", "d")}
-    columns |= {name: draw(st.just([0.0] * ROWS) | coefficients(zeros)) for name, zeros in (("c1", 1), ("c2", 2))}
+    for zeros, name in enumerate(HISTORY, start=1):
+        columns[name] = draw(st.just([0.0] * ROWS) | coefficients(zeros))
+    columns |= {name: draw(st.just([usual] * ROWS) | coefficients(0)) for name, usual in (("hx", 0.0), ("h0", 1.0))}
     columns["s"] = draw(st.just([0.0] * ROWS) | coefficients(0))
     columns["g0"] = draw(st.just([0.0] * ROWS) | coefficients(0))
     doubled = draw(st.booleans())
@@ -85,7 +88,7 @@ def examples(draw: st.DrawFn) -> Example:
 def check(example: Example) -> None:
     """The step at the example's level against the formula in float64, within what float32 may lose."""
     table, shape = Table(range(ROWS), **example.columns), (example.batch, *example.rest)
-    x, h1, h2 = (normal(shape, seed) for seed in (1, 2, 3))
+    x, *history = (normal(shape, seed) for seed in (1, 2, 3, 6))
     m = normal((example.batch * (1 if example.guidance is None else 2), *shape[1:]), 4)
     if example.doubled:
         m = torch.cat([m, normal(m.shape, 5)], dim=1)
@@ -93,10 +96,10 @@ def check(example: Example) -> None:
     rows = [example.row] * example.batch if isinstance(example.row, int) else list(example.row)
     z = torch.cat([_noise(example, place, row) for place, row in enumerate(rows)])
     given: dict[str, Any] = {"guidance": _plain(example.guidance), "rescale": example.rescale}
-    want = expected(x, m.float(), table, rows, z=z, history=[h1, h2], **given)
+    want = expected(x, m.float(), table, rows, z=z, history=history, **given)
     if example.unread_is_nan:
-        _spoil(table, rows, h1, h2)
-    _compare(example, table, (x, m, h1, h2), want)
+        _spoil(table, rows, history)
+    _compare(example, table, (x, m, *history), want)
 
 
 def _noise(example: Example, place: int, row: int) -> Tensor:
@@ -105,8 +108,8 @@ def _noise(example: Example, place: int, row: int) -> Tensor:
 
 
 def _compare(example: Example, table: Table, operands: tuple[Tensor, ...], want: Expected) -> None:
-    x, m, h1, h2 = (_transposed(one) if example.transposed else one for one in operands)
-    x0, model_input = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    x, m, *history = (_transposed(one) if example.transposed else one for one in operands)
+    entry, model_input = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
     row = example.row if isinstance(example.row, int) else torch.tensor(example.row)
     with at_level(example.level):
         got = ops.step(
@@ -118,25 +121,24 @@ def _compare(example: Example, table: Table, operands: tuple[Tensor, ...], want:
             index=example.index,
             guidance=_plain(example.guidance),
             guidance_rescale=example.rescale,
-            history=[h1, h2],
+            history=history,
             out=x if example.in_place else None,
-            x0_out=x0,
+            x0_out=entry,
             input_out=model_input,
             backend="cpu",
         )
     assert_matches(got, want.state, want.state_error)
-    assert_matches(x0, want.x0, want.x0_error)
+    assert_matches(entry, want.entry, want.entry_error)
     # The scale and the product, each rounded, beside what the state has.
     assert_matches(model_input, want.model_input, 1.5 * want.state_error + 2 * UNIT * abs(want.model_input))
 
 
-def _spoil(table: Table, rows: list[int], h1: Tensor, h2: Tensor) -> None:
+def _spoil(table: Table, rows: list[int], history: list[Tensor]) -> None:
     """NaN in a history that the sample's row does not read."""
     for i, row in enumerate(rows):
-        if table.c1[row] == 0:
-            h1[i] = torch.nan
-        if table.c2[row] == 0:
-            h2[i] = torch.nan
+        for name, earlier in zip(HISTORY, history, strict=True):
+            if getattr(table, name)[row] == 0:
+                earlier[i] = torch.nan
 
 
 def _transposed(tensor: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from fastsample import (
     Schedule,
     Step,
 )
+from support.batcher_runs import EVERYTHING, HandMade
 
 SHAPE = (2, 3, 4, 5)
 SCHEDULE = Schedule.linear()
@@ -101,6 +102,8 @@ _RUNS = {
     "inpainting": Run(lambda: DDIM(SCHEDULE, steps=3, eta=1.0), PAINTED),
     "inpainting-guided-half": Run(lambda: DDIM(SCHEDULE, steps=3), {**PAINTED, **GUIDED, **HALF}),
     "correct-x0": Run(lambda: DDIM(SCHEDULE, steps=3, clip=DynamicThreshold(0.9), correct_x0=lambda x0, t: 0.9 * x0)),
+    "entries": Run(lambda: EVERYTHING, model=learned),
+    "entries-correct-x0": Run(lambda: HandMade(EVERYTHING.table, lambda x0, t: 0.9 * x0), model=learned),
     "strength": Run(lambda: DDIM(SCHEDULE, steps=5, eta=1.0), {"strength": 0.6}, x=X),
     "start-step": Run(lambda: DDIM(SCHEDULE, steps=5, eta=1.0), {"start_step": 2}, x=X),
 }

@@ -41,7 +41,7 @@ def _columns(table: Table) -> Float64Array:
     for bad, why in (
         (~np.isclose(table.a, a, rtol=1e-6, atol=1e-9), "has another mean"),
         (~np.isclose(table.b, b, rtol=1e-6, atol=1e-9), "has another mean"),
-        ((table.d != 0) | (table.c1 != 0) | (table.c2 != 0), "has another mean"),
+        ((table.d != 0) | (np.array(table.reads) > 0), "has another mean"),
         (~to_data & (table.s == 0), "adds no noise"),
         ((table.s == 0) & (table.g0 == 0) & (table.g1 == 0), "has no variance"),
     ):

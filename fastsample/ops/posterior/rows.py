@@ -41,9 +41,9 @@ def rows_of(table: Table) -> PosteriorRows:
 def _posterior_rows(table: Table) -> PosteriorRows:
     constant = 2 * (table.g0 + np.log(np.abs(table.s), out=np.zeros(len(table)), where=table.s != 0))
     none = (table.s == 0) & (table.g0 == 0) & (table.g1 == 0)
-    recalls = (table.c1 != 0) | (table.c2 != 0)
+    recalls = np.array(table.reads) > 0
     reasons = np.where(
-        none, "is deterministic: it has no variance", np.where(recalls, "reads the x0 of earlier rows", "")
+        none, "is deterministic: it has no variance", np.where(recalls, "reads entries of earlier rows", "")
     )
     slopes = 2 * table.g1
     return PosteriorRows(

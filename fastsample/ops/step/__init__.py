@@ -37,7 +37,8 @@ def step(
 
         m  = m_u + w (m_c - m_u), times phi std(m_c) / std(m) + 1 - phi      where there is guidance
         x0 = limit(p*x + q*m)
-        x' = a*x + b*x0 + c1*h1 + c2*h2 + d*m + s*exp(g0 + g1*v)*z           e^(g1 v) kept within 2^-126 and 2^127
+        h  = hx*x + h0*x0                                                    x0 itself but for tables of epsilon
+        x' = a*x + b*x0 + c1*h1 + c2*h2 + c3*h3 + d*m + s*exp(g0 + g1*v)*z   e^(g1 v) kept within 2^-126 and 2^127
         u' = e' x'                                                           e' of the next row
 
     Under torch.compile this is one registered op, which checks its arguments when it runs and has no gradients. With
@@ -63,9 +64,9 @@ def step(
             pass. Without noise and seed, the seed is a fresh one from torch's default generator.
         guidance: w, a number or one per sample; None where the model was called without.
         guidance_rescale: phi in [0, 1].
-        history: the x0 of the last row (h1) and of the one before (h2), of x's shape and dtype.
+        history: h of the last row (h1), of the one before (h2) and of that before (h3), of x's shape and dtype.
         out: receives x'; may be x. Otherwise x' is a fresh tensor.
-        x0_out: receives x0; of x's dtype. May be one of `history`.
+        x0_out: receives h, which is x0 where table.remembers_x0; of x's dtype. May be one of `history`.
         input_out: receives u', the next model input, in any floating dtype; with twice x's batch it is written twice.
         backend: see fastsample.backends(). Gradients and float64 are served by the reference alone.
 

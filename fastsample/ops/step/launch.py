@@ -84,7 +84,7 @@ def _on_triton(o: Operands) -> Launch:
     from fastsample.kernels.step import Step
 
     rows = packed_rows(o.table, o.x.device)
-    h1, h2 = _histories(o)
+    h1, h2, h3 = _histories(o)
     step = Step(
         rows=rows,
         row_of=o.rows,
@@ -94,6 +94,7 @@ def _on_triton(o: Operands) -> Launch:
         rescale=o.rescale,
         h1=h1,
         h2=h2,
+        h3=h3,
         x0_out=o.x0_out,
         input_out=o.input_out,
         thresholds=o.table.thresholded,
@@ -140,7 +141,7 @@ def _of_tensors(step: Callable[..., None], last: Callable[[], int]) -> Kernel:
 def _addresses(o: Operands) -> dict[str, Any]:
     """The arguments that Step of `_cpu` and of `_cuda` share."""
     batch, size = _shape(o.x)
-    h1, h2 = _histories(o)
+    h1, h2, h3 = _histories(o)
     input_address = address("input_out", o.input_out)
     twice = o.input_out is not None and o.input_out.shape[0] > batch
     half = 0 if o.input_out is None else o.x.numel() * o.input_out.element_size()
@@ -155,6 +156,7 @@ def _addresses(o: Operands) -> dict[str, Any]:
         "thresholds": o.table.thresholded,
         "h1": address("history[0]", h1),
         "h2": address("history[1]", h2),
+        "h3": address("history[2]", h3),
         "x0_out": address("x0_out", o.x0_out),
         "input_out": input_address,
         "second_input_out": input_address + half if twice else 0,
@@ -163,8 +165,8 @@ def _addresses(o: Operands) -> dict[str, Any]:
 
 
 def _histories(o: Operands) -> tuple[Tensor | None, ...]:
-    """(h1, h2)."""
-    return (*o.history, None, None)[:2]
+    """(h1, h2, h3)."""
+    return (*o.history, None, None, None)[:3]
 
 
 def _shape(x: Tensor) -> tuple[int, int]:

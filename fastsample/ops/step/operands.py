@@ -20,10 +20,10 @@ class Operands(NamedTuple):
         guidance: one weight per sample, (B,); None where the model is called without guidance.
         one_guidance: whether these are and stay equal; None: whether they are now.
         rescale: phi of guidance rescale.
-        history: the x0 of the last row and of the one before, each like x.
+        history: the entries of the last rows, the latest first, each like x.
         rows: int64 (B,), the row of each sample, read at every call; None where samples share one.
         out: receives x', a fresh tensor where None; may be x.
-        x0_out: receives x0; may be one of the history.
+        x0_out: receives this row's entry; may be one of the history.
         input_out: receives the next model input, once or, with twice x's batch, twice.
     """
 

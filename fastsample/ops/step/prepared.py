@@ -180,7 +180,7 @@ class StepPlan:
         reads = self._operands.table.reads
         for k in self._visited(row):
             if len(self._operands.history) < reads[k]:
-                raise ValueError(f"row {k} needs the x0 of {reads[k]} earlier row(s): give history=")
+                raise ValueError(f"row {k} needs the entries of {reads[k]} earlier row(s): give history=")
 
     def _visited(self, row: int) -> Sequence[int]:
         operands = self._operands

@@ -12,7 +12,7 @@ from fastsample.broadcast import per_sample
 from fastsample.ops.checks import check_output, check_variance, checked_noise
 from fastsample.ops.noise import STEP, normals
 from fastsample.ops.step.reductions import limited, rescale_factor
-from fastsample.tables import Table
+from fastsample.tables import HISTORY, Table, without_rounding
 
 
 def step_reference(
@@ -26,7 +26,7 @@ def step_reference(
     rescale: float = 0.0,
     history: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
-    """(x', x0) of one row in plain torch: the specification. Differentiable; computes in x's dtype."""
+    """(x', h) of one row in plain torch: the specification. Differentiable; computes in x's dtype."""
     check_output(m, x, guided=guidance is not None)
     if isinstance(row, Tensor) and row.ndim > 0:
         return _rows_reference(x, m, table, row.tolist(), z, keys, guidance, rescale, history)
@@ -52,18 +52,19 @@ def step_reference(
         z = checked_noise(z, x)
         if table.learned[row]:
             z = z * torch.exp2((v * (float(table.g1[row]) / math.log(2))).clamp(-126, 127))
-    p, q, a, b, c1, c2, d = (float(getattr(table, name)[row]) for name in ("p", "q", "a", "b", "c1", "c2", "d"))
+    p, q, a, b, d, hx, h0 = (float(getattr(table, name)[row]) for name in ("p", "q", "a", "b", "d", "hx", "h0"))
     s = float(table.s[row]) * math.exp(float(table.g0[row]))
     limit, quantile = float(table.limit[row]), float(table.quantile[row])
-    h1, h2 = (*history, None, None)[:2]
-    x0 = _sum((p, x), (q, combined))
+    earlier = [(float(getattr(table, name)[row]), h) for name, h in zip(HISTORY, history, strict=False)]
     if math.isinf(limit) and quantile == 0:
         # Folded before rounding: at high noise p is in the thousands and x0 would lose what x' still has.
-        result = _sum((b * q + d, combined), (a + b * p, x), (c1, h1), (c2, h2), (s, z))
+        result = _sum((b * q + d, combined), (a + b * p, x), *earlier, (s, z))
+        entry = _sum((float(without_rounding(hx, h0 * p)), x), (h0 * q, combined))
     else:
-        x0 = limited(x0, limit, quantile)
-        result = _sum((d, combined), (b, x0), (a, x), (c1, h1), (c2, h2), (s, z))
-    return result, x0
+        x0 = limited(_sum((p, x), (q, combined)), limit, quantile)
+        result = _sum((d, combined), (b, x0), (a, x), *earlier, (s, z))
+        entry = _sum((h0, x0), (hx, x))
+    return result, entry
 
 
 def _guided(unconditional: Tensor, conditional: Tensor, weight: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ LEARNED = DDPM(SCHEDULE, variance="learned_range").table
         pytest.param({"table": DDIM(SCHEDULE, steps=5, eta=1.0).table, "row": 4}, ValueError, "row 4 is d", id="last"),
         pytest.param({"table": LEARNED}, ValueError, "row 1 reads a learned variance", id="no-variance-half"),
         pytest.param(
-            {"table": Table([3, 2, 1], c1=[0.0, 1.0, 1.0], s=1.0)}, ValueError, "row 1 reads the x0 of", id="history"
+            {"table": Table([3, 2, 1], c1=[0.0, 1.0, 1.0], s=1.0)}, ValueError, "row 1 reads entries of", id="history"
         ),
         pytest.param({"row": 20}, ValueError, "row 20 is outside a table of 20", id="row"),
         pytest.param({"row": torch.tensor([1, 2, 3])}, ValueError, "one int or 2", id="rows-shape"),

@@ -31,12 +31,34 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[
 def test_matches_float64(backend: str, shape: tuple[int, ...], name: str, dtype: torch.dtype) -> None:
     x, m, z = inputs(shape, dtype)
     table = Table([10, 0], **KINDS[name])
-    x0 = torch.full_like(x, math.nan)
-    got = ops.step(x, m, table, 1, noise=z, x0_out=x0, backend=backend)
+    entry = torch.full_like(x, math.nan)
+    got = ops.step(x, m, table, 1, noise=z, x0_out=entry, backend=backend)
     want = expected(x, m, table, 1, z=z)
     assert_matches(got, want.state, want.state_error)
-    assert_matches(x0, want.x0, want.x0_error)
+    assert_matches(entry, want.entry, want.entry_error)
     assert torch.equal(ops.step(x, m, table, 1, noise=z, backend=backend), got), "x0_out must not change x'"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_epsilon_of_a_model_of_epsilon_is_its_output(backend: str, dtype: torch.dtype) -> None:
+    """x leaves the entry when a row is folded, however far out it lies; a limit brings it back."""
+    x, m, _ = inputs((2, 3, 700), dtype)
+    entry = torch.full_like(x, math.nan)
+    ops.step(1e6 * x, m, Table([0], **KINDS["epsilon-entry"]), 0, x0_out=entry, backend=backend)
+    assert torch.equal(entry, m.float())
+    ops.step(1e6 * x, m, Table([0], **KINDS["clamped-epsilon-entry"]), 0, x0_out=entry, backend=backend)
+    torch.testing.assert_close(entry, 1e6 * x / 0.6, rtol=1e-6, atol=2.0)  # x0 is at most 0.8
+
+
+def test_an_entry_of_half_of_x0_leaves_the_next_state_alone(backend: str) -> None:
+    """hx and h0 are the entry's alone, in rows that limit x0 and in those that do not."""
+    x, m, z = inputs((2, 3, 700))
+    for name in ("all-terms", "folded-noise"):
+        plain = Table([0], **KINDS[name])
+        want, x0, half = ops.step(x, m, plain, 0, noise=z, backend=backend), torch.empty_like(x), torch.empty_like(x)
+        ops.step(x, m, plain, 0, noise=z, x0_out=x0, backend=backend)
+        got = ops.step(x, m, plain.replace(h0=0.5), 0, noise=z, x0_out=half, backend=backend)
+        assert torch.equal(got, want) and torch.equal(half, 0.5 * x0)
 
 
 @needs_cpu
@@ -123,8 +145,9 @@ UNREAD = {
     "model_output-for-x0-alone": dict(p=0.5, q=0.5, a=0.2, limit=2.0),
     "x-for-x0-alone": dict(p=0.5, q=0.5, d=0.2, limit=2.0),
     "noise": dict(p=0.5, q=0.5, a=0.2, b=0.9),
-    "h1": dict(p=0.5, q=0.5, b=0.9, c2=[0.0, 0.0, 0.4]),
-    "h2": dict(p=0.5, q=0.5, b=0.9, c1=[0.0, 0.0, 0.4]),
+    "h1": dict(p=0.5, q=0.5, b=0.9, c2=[0.0, 0.0, 0.0, 0.4], c3=[0.0, 0.0, 0.0, 0.2]),
+    "h2": dict(p=0.5, q=0.5, b=0.9, c1=[0.0, 0.0, 0.0, 0.4], c3=[0.0, 0.0, 0.0, 0.2]),
+    "h3": dict(p=0.5, q=0.5, b=0.9, c1=[0.0, 0.0, 0.0, 0.4], c2=[0.0, 0.0, 0.0, 0.2]),
     "variance": dict(p=0.5, q=0.5, b=0.9, s=0.3, g0=0.1),
     "variance-without-noise": dict(p=0.5, q=0.5, b=0.9, g0=0.1, g1=0.5),
     "everything": dict(),
@@ -135,7 +158,7 @@ UNREAD = {
 @pytest.mark.parametrize("name", UNREAD)
 def test_operands_with_coefficient_0_are_not_read(backend: str, name: str, guidance: float | None) -> None:
     shape = (2, 3, 70)
-    table = Table([2, 1, 0], **UNREAD[name])
+    table = Table([3, 2, 1, 0], **UNREAD[name])
     batch = 2 if guidance is None else 4
     operands = {
         "x": normal(shape, 1),
@@ -144,6 +167,7 @@ def test_operands_with_coefficient_0_are_not_read(backend: str, name: str, guida
         "noise": normal(shape, 4),
         "h1": normal(shape, 5),
         "h2": normal(shape, 6),
+        "h3": normal(shape, 7),
     }
 
     def call() -> Tensor:
@@ -151,9 +175,9 @@ def test_operands_with_coefficient_0_are_not_read(backend: str, name: str, guida
             operands["x"],
             torch.cat([operands["model_output"], operands["variance"]], dim=1),
             table,
-            2,
+            3,
             noise=operands["noise"],
-            history=(operands["h1"], operands["h2"]),
+            history=(operands["h1"], operands["h2"], operands["h3"]),
             guidance=guidance,
             backend=backend,
         )
@@ -164,6 +188,35 @@ def test_operands_with_coefficient_0_are_not_read(backend: str, name: str, guida
     for one in spoilt:
         operands[one] = torch.full_like(operands[one], math.nan)
     assert torch.equal(call(), want)
+
+
+# Entries that leave something out: their columns, and what may be NaN.
+ENTRIES_WITHOUT = {
+    "x": (dict(q=0.5, h0=0.5), "x"),
+    "x-limited": (dict(q=0.5, limit=2.0, h0=0.5), "x"),
+    "x-thresholded": (dict(q=0.5, quantile=0.5, h0=0.5), "x"),
+    "x-as-it-folds-away": (dict(p=1.25, q=-0.75, hx=1 / 0.6, h0=-0.8 / 0.6), "x"),
+    "model_output": (dict(p=0.5, hx=0.25, h0=0.5), "m"),
+    "model_output-limited": (dict(p=0.5, limit=2.0, hx=0.25, h0=0.5), "m"),
+    "model_output-thresholded": (dict(p=0.5, quantile=0.5, hx=0.25, h0=0.5), "m"),
+    "x0": (dict(p=0.5, q=0.5, hx=0.25, h0=0.0), "m"),
+    "x0-limited": (dict(p=0.5, q=0.5, limit=2.0, hx=0.25, h0=0.0), "m"),
+    "x0-thresholded": (dict(p=0.5, q=0.5, quantile=0.5, limit=2.0, hx=0.25, h0=0.0), "m"),
+    "everything": (dict(p=0.5, q=0.5, limit=2.0, hx=0.0, h0=0.0), "x m"),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ENTRIES_WITHOUT)
+def test_what_an_entry_has_no_coefficient_of_does_not_enter_it(backend: str, name: str, dtype: torch.dtype) -> None:
+    columns, unread = ENTRIES_WITHOUT[name]
+    x, m, _ = inputs((2, 3, 70), dtype)
+    want, got = torch.full_like(x, math.nan), torch.full_like(x, math.nan)
+    ops.step(x, m, Table([0], **columns), 0, x0_out=want, backend=backend)
+    assert want.isfinite().all()
+    x, m = (torch.full_like(one, math.nan) if named in unread else one for one, named in ((x, "x"), (m, "m")))
+    ops.step(x, m, Table([0], **columns), 0, x0_out=got, backend=backend)
+    assert torch.equal(got, want)
 
 
 def test_nan_from_the_model_survives_the_clamp(backend: str) -> None:

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from fastsample import Table, ops
 from support.formula import normal
-from support.step_modes import BASE, KINDS
+from support.step_modes import BASE, ENTRY, EPSILON, KINDS
 
 HALVES = [torch.float16, torch.bfloat16]
 # One, around one and two vectors of 8 and of 16 lanes, around a block of 2048.
 SIZES = [1, 8, 15, 16, 17, 31, 32, 33, 47, 2048, 2049, 4099]
-SCALED = {"e": [1.0, 1.0, 1.0, 0.7]}
+SCALED = {"e": [1.0, 1.0, 1.0, 1.0, 0.7]}
 FREE = {**BASE, **SCALED}
+# Of the row that is stepped, the one before the last, alone.
+H1 = {"c1": [0.0, 0.0, 0.0, 0.4, 0.0]}
+H2 = {**H1, "c2": [0.0, 0.0, 0.0, -0.3, 0.0]}
+H3 = {**H2, "c3": [0.0, 0.0, 0.0, 0.25, 0.0]}
 ROWS: dict[str, dict[str, Any]] = {
     "free": FREE,
     "free-unscaled": BASE,
@@ -26,25 +30,27 @@ ROWS: dict[str, dict[str, Any]] = {
     "clamped-reads-m": {**KINDS["clamped-keeps-epsilon"], **SCALED},
     "clamped-reads-both": {**FREE, "limit": 0.8},
     "clamped-x0-only": dict(q=-0.75, b=0.9, limit=0.8, **SCALED),
-    "history": {**FREE, "c1": [0.0, 0.4, 0.4, 0.0]},
-    "long-history": {**FREE, "c1": [0.0, 0.4, 0.4, 0.0], "c2": [0.0, 0.0, -0.3, 0.0]},
-    "history-clamped": {**FREE, "c1": [0.0, 0.4, 0.4, 0.0], "limit": 0.8},
+    "history": {**FREE, **H1},
+    "long-history": {**FREE, **H2},
+    "history-clamped": {**FREE, **H1, "limit": 0.8},
+    "epsilons": {**FREE, **H3, **EPSILON},
+    "epsilons-clamped": {**FREE, **H3, **EPSILON, "limit": 0.8},
+    "entries-noise": {**FREE, **H3, **ENTRY, "s": 0.5},
+    "entries-thresholded": {**FREE, **H3, **ENTRY, "quantile": 0.9},
     "noise": {**FREE, "s": 0.5},
     "thresholded": {**FREE, "quantile": 0.9},
 }
 
 
 def stepped(name: str, m: Tensor, x: Tensor, target: Tensor | None, in_place: bool, **options: Any) -> list[Tensor]:
-    """x' and, where the row has a history, x0; in place both go where what they are made from was."""
-    x = x.clone()
-    reads = [column for column in ("c1", "c2") if column in ROWS[name]]
-    history = [normal(x.shape, 4 + k) for k in range(len(reads))]
-    x0 = (history[-1] if in_place else torch.full_like(x, math.nan)) if history else None
+    """x' and, where the row has a history, its entry; in place both go where what they are made from was."""
+    x, table = x.clone(), Table([4, 3, 2, 1, 0], **ROWS[name])
+    history = [normal(x.shape, 4 + k) for k in range(table.history)]
+    entry = (history[-1] if in_place else torch.full_like(x, math.nan)) if history else None
     out = x if in_place else torch.full_like(x, math.nan)
-    noise = normal(x.shape, 9) if name == "noise" else None
-    table = Table([3, 2, 1, 0], **ROWS[name])
-    ops.step(x, m, table, 2, history=history, x0_out=x0, out=out, input_out=target, noise=noise, **options)
-    return [out] if x0 is None else [out, x0]
+    noise = normal(x.shape, 9) if "s" in ROWS[name] else None
+    ops.step(x, m, table, 3, history=history, x0_out=entry, out=out, input_out=target, noise=noise, **options)
+    return [out] if entry is None else [out, entry]
 
 
 @pytest.mark.parametrize(

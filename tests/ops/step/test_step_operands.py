@@ -13,7 +13,7 @@ from torch import Tensor
 from fastsample import Table, ops
 from support.formula import assert_matches, expected, normal
 from support.levels import LEVELS, at_level, needs_cpu, on_threads
-from support.step_modes import BASE, DTYPES, MIXED, MODES, alone, case
+from support.step_modes import BASE, DTYPES, LAST, MIXED, MODES, alone, case
 
 NAN = math.nan
 SHAPES = [(1, 1), (3, 5), (2, 3, 5, 7), (1, 2, 2048), (3, 1, 4099)]
@@ -29,17 +29,17 @@ def test_matches_float64(backend: str, shape: tuple[int, ...], name: str) -> Non
             call["x"],
             call["model_output"],
             table,
-            2,
+            LAST,
             z=z,
             history=call["history"],
             guidance=call["guidance"],
             rescale=call["guidance_rescale"],
         )
-        x0 = torch.full(shape, NAN)
-        got = ops.step(table=table, row=2, noise=z, x0_out=x0, backend=backend, **call)
+        entry = torch.full(shape, NAN)
+        got = ops.step(table=table, row=LAST, noise=z, x0_out=entry, backend=backend, **call)
         assert_matches(got, want.state, want.state_error)
-        assert_matches(x0, want.x0, want.x0_error)
-        without = ops.step(table=table, row=2, noise=z, backend=backend, **call)
+        assert_matches(entry, want.entry, want.entry_error)
+        without = ops.step(table=table, row=LAST, noise=z, backend=backend, **call)
         assert torch.equal(without, got), "x0_out must not change x'"
 
 
@@ -64,47 +64,59 @@ def _run(
     table: Table,
     call: dict[str, Any],
     in_place: bool,
-    row: int | Tensor = 2,
+    row: int | Tensor = LAST,
     index: int = 0,
     copies: int = 1,
 ) -> tuple[bytes, ...]:
-    """The bytes of x', x0 and the next input, `copies` times, with noise drawn in the pass."""
+    """The bytes of x', the entry and the next input, `copies` times, with noise drawn in the pass."""
     call = {**call, "x": call["x"].clone(), "history": tuple(h.clone() for h in call["history"])}
     out = call["x"] if in_place else torch.full_like(call["x"], NAN)
-    x0 = call["history"][-1] if in_place and call["history"] else torch.full_like(call["x"], NAN)
+    entry = call["history"][-1] if in_place and call["history"] else torch.full_like(call["x"], NAN)
     half = torch.full((copies * len(out), *out.shape[1:]), NAN, dtype=torch.float16)
-    outputs = {"out": out, "x0_out": x0, "input_out": half}
+    outputs = {"out": out, "x0_out": entry, "input_out": half}
     ops.step(table=table, row=row, seed=11, index=index, backend="cpu", **call, **outputs)
-    return out.numpy().tobytes(), x0.numpy().tobytes(), half.numpy().tobytes()
+    return out.numpy().tobytes(), entry.numpy().tobytes(), half.numpy().tobytes()
 
 
-@pytest.mark.parametrize("name", [name for name in MODES if "history" in name or name == "everything"])
-@pytest.mark.parametrize("place", [0, 1], ids=["h1", "h2"])
+RECALLING = {name: "c3" in columns for name, (columns, *_) in MODES.items() if "c1" in columns}
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        pytest.param(name, place, id=f"{name}-h{place + 1}")
+        for name, three in RECALLING.items()
+        for place in range(3 if three else 2)
+    ],
+)
 @pytest.mark.parametrize("strided", [False, True], ids=["packed", "strided"])
-def test_x0_may_replace_either_history(backend: str, name: str, place: int, strided: bool) -> None:
+def test_the_entry_may_replace_any_history(backend: str, name: str, place: int, strided: bool) -> None:
     table, call = case(name, (2, 3, 5, 7))
-    x0 = torch.full((2, 3, 5, 7), NAN)
-    want = ops.step(table=table, row=2, seed=3, x0_out=x0, backend=backend, **call)
+    entry = torch.full((2, 3, 5, 7), NAN)
+    want = ops.step(table=table, row=LAST, seed=3, x0_out=entry, backend=backend, **call)
     history = [one.clone() for one in call["history"]]
     if strided:
         history = [one.to(memory_format=torch.channels_last) for one in history]
-    kept = history[1 - place].clone()
-    got = ops.step(table=table, row=2, seed=3, x0_out=history[place], backend=backend, **{**call, "history": history})
-    assert torch.equal(got, want) and torch.equal(history[place], x0)
-    assert torch.equal(history[1 - place], kept)
+    target, after = history[place], [*call["history"]]
+    after[place] = entry
+    got = ops.step(table=table, row=LAST, seed=3, x0_out=target, backend=backend, **{**call, "history": history})
+    assert torch.equal(got, want)
+    assert all(map(torch.equal, history, after)), "one is replaced, the others stay"
 
 
 def test_only_the_history_that_the_row_reads_is_needed(backend: str) -> None:
-    table, call = case("history", (2, 6))
-    h1, _ = call.pop("history")
-    x0 = torch.full((2, 6), NAN)
-    first = ops.step(table=table, row=0, x0_out=x0, backend=backend, **call)
-    assert first.isfinite().all() and x0.isfinite().all()
+    table, call = case("history-of-three", (2, 6))
+    h1, h2, _ = call.pop("history")
+    unread, entry = torch.full((2, 6), NAN), torch.full((2, 6), NAN)
+    first = ops.step(table=table, row=0, x0_out=entry, backend=backend, **call)
+    assert first.isfinite().all() and entry.isfinite().all()
     one = ops.step(table=table, row=1, history=[h1], backend=backend, **call)
-    both = ops.step(table=table, row=1, history=[h1, torch.full((2, 6), NAN)], backend=backend, **call)
-    assert torch.equal(one, both), "c2 is 0 in row 1"
-    for row, given in ((1, []), (2, [h1]), (2, [])):
-        with pytest.raises(ValueError, match=f"row {row} needs the x0 of"):
+    for more in ([h1, unread], [h1, unread, unread]):
+        assert torch.equal(ops.step(table=table, row=1, history=more, backend=backend, **call), one), "c2 is 0 in row 1"
+    two = ops.step(table=table, row=2, history=[h1, h2], backend=backend, **call)
+    assert torch.equal(ops.step(table=table, row=2, history=[h1, h2, unread], backend=backend, **call), two)
+    for row, given in ((1, []), (2, []), (2, [h1]), (3, []), (3, [h1]), (3, [h1, h2])):
+        with pytest.raises(ValueError, match=f"row {row} needs the entries of {row} earlier"):
             ops.step(table=table, row=row, history=given, backend=backend, **call)
 
 
@@ -135,17 +147,17 @@ def test_variances_beyond_float32_stay_finite_and_nan_stays_nan(backend: str) ->
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_learned_variance_from_given_and_from_drawn_noise_agree(backend: str, dtype: torch.dtype) -> None:
     table, call = case("learned", (3, 4, 1027), dtype)
-    z = ops.randn((3, 4, 1027), seed=8, step=2, stream=1, backend=backend)
-    given, kept = ops.step(table=table, row=2, noise=z, backend=backend, **call), z.clone()
-    assert torch.equal(given, ops.step(table=table, row=2, seed=8, backend=backend, **call))
+    z = ops.randn((3, 4, 1027), seed=8, step=LAST, stream=1, backend=backend)
+    given, kept = ops.step(table=table, row=LAST, noise=z, backend=backend, **call), z.clone()
+    assert torch.equal(given, ops.step(table=table, row=LAST, seed=8, backend=backend, **call))
     assert torch.equal(z, kept), "the caller's noise is only read"
 
 
 def test_guidance_takes_the_conditional_variance(backend: str) -> None:
     table, call = case("guided-learned", (2, 3, 40))
-    want = ops.step(table=table, row=2, seed=1, backend=backend, **call)
+    want = ops.step(table=table, row=LAST, seed=1, backend=backend, **call)
     call["model_output"][:2, 3:] = NAN
-    assert torch.equal(ops.step(table=table, row=2, seed=1, backend=backend, **call), want)
+    assert torch.equal(ops.step(table=table, row=LAST, seed=1, backend=backend, **call), want)
 
 
 # Guidance
@@ -172,8 +184,8 @@ def test_guidance_1_is_the_conditional_output_exactly(backend: str, dtype: torch
 )
 def test_ways_to_write_a_weight(backend: str, weights: object) -> None:
     table, call = case("guided", (2, 7))
-    want = ops.step(table=table, row=2, backend=backend, **{**call, "guidance": 3.0})
-    assert torch.equal(ops.step(table=table, row=2, backend=backend, **{**call, "guidance": weights}), want)
+    want = ops.step(table=table, row=LAST, backend=backend, **{**call, "guidance": 3.0})
+    assert torch.equal(ops.step(table=table, row=LAST, backend=backend, **{**call, "guidance": weights}), want)
 
 
 # Rows of their own
@@ -187,9 +199,9 @@ def test_samples_at_rows_of_their_own_equal_each_alone(
 ) -> None:
     rows = torch.tensor([3, 0, 1, -1, 2, 4, 0])
     batch = len(rows)
-    x, h1, h2 = (normal(shape, i) for i in (1, 2, 3))
+    x, *history = (normal(shape, i) for i in (1, 2, 3, 5))
     m = normal((2 * batch if guided else batch, 2 * shape[1], *shape[2:]), 4, dtype)
-    call: dict[str, Any] = {"x": x, "model_output": m, "history": (h1, h2), "guidance": None}
+    call: dict[str, Any] = {"x": x, "model_output": m, "history": history, "guidance": None}
     if guided:
         call |= {"guidance": [7.5, 1.0, 2.0, 7.5, 0.0, 3.0, 7.5], "guidance_rescale": 0.7}
     buffers = {"x0_out": torch.full(shape, NAN), "input_out": torch.full(shape, NAN, dtype=torch.bfloat16)}
@@ -209,9 +221,9 @@ def test_samples_at_rows_of_their_own_equal_each_alone(
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2, 12_007)], ids=str)
 def test_rows_of_their_own_have_the_same_bits_on_every_level_and_thread_count(shape: tuple[int, ...]) -> None:
     rows = torch.tensor([3, 0, 1, 4, 2])
-    x, h1, h2 = (normal(shape, i) for i in (1, 2, 3))
+    x, *history = (normal(shape, i) for i in (1, 2, 3, 5))
     m = normal((10, 4, shape[2]), 4, torch.float16)
-    call: dict[str, Any] = {"x": x, "model_output": m, "history": (h1, h2), "guidance_rescale": 0.7}
+    call: dict[str, Any] = {"x": x, "model_output": m, "history": history, "guidance_rescale": 0.7}
     call["guidance"] = [7.5, 1.0, 2.0, 0.5, 3.0]
     results = set()
     for level in LEVELS:
@@ -221,17 +233,17 @@ def test_rows_of_their_own_have_the_same_bits_on_every_level_and_thread_count(sh
     assert len(results) == 1
 
 
-@pytest.mark.parametrize("rows", [[2, 2], [0, 2], [-1, 1]], ids=str)
+@pytest.mark.parametrize("rows", [[2, 2], [0, 2], [-1, 1], [3, 4]], ids=str)
 def test_rows_match_float64(backend: str, rows: list[int]) -> None:
     shape = (2, 3, 50)
-    x, z, h1, h2, m = (normal(shape, i) for i in range(5))
+    x, z, m, *history = (normal(shape, i) for i in range(6))
     m = torch.cat([m, normal(shape, 9)], dim=1)
-    x0 = torch.full(shape, NAN)
+    entry = torch.full(shape, NAN)
     given = torch.tensor(rows + rows)[::2] if rows[0] == rows[1] else torch.tensor(rows)
-    got = ops.step(x, m, MIXED, given, noise=z, history=(h1, h2), x0_out=x0, backend=backend)
-    want = expected(x, m, MIXED, rows, z=z, history=(h1, h2))
+    got = ops.step(x, m, MIXED, given, noise=z, history=history, x0_out=entry, backend=backend)
+    want = expected(x, m, MIXED, rows, z=z, history=history)
     assert_matches(got, want.state, want.state_error)
-    assert_matches(x0, want.x0, want.x0_error)
+    assert_matches(entry, want.entry, want.entry_error)
 
 
 def test_a_limit_without_a_quantile_is_a_clamp_beside_thresholded_rows(backend: str) -> None:

@@ -21,6 +21,9 @@ PLAIN, NOISY = Table([1, 0], a=1.0), Table([1, 0], a=1.0, s=1.0)
 LEARNED, RECALLS = Table([1, 0], a=1.0, s=1.0, g1=1.0), Table([1, 0], c1=[0.0, 1.0])
 
 
+RECALLS_THREE = Table([3, 2, 1, 0], c3=[0.0, 0.0, 0.0, 1.0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -89,14 +92,31 @@ LEARNED, RECALLS = Table([1, 0], a=1.0, s=1.0, g1=1.0), Table([1, 0], c1=[0.0, 1
         pytest.param(
             {"table": LEARNED, "seed": 1, "row": torch.tensor([0, 1])}, ValueError, "6 channels", id="rows-no-variance"
         ),
-        pytest.param({"table": RECALLS, "row": 1}, ValueError, "row 1 needs the x0 of 1", id="no-history"),
-        pytest.param({"table": RECALLS, "row": torch.tensor([0, 1])}, ValueError, "needs the x0", id="rows-no-history"),
+        pytest.param({"table": RECALLS, "row": 1}, ValueError, "row 1 needs the entries of 1", id="no-history"),
+        pytest.param(
+            {"table": RECALLS, "row": torch.tensor([0, 1])}, ValueError, "row 1 needs the entries", id="rows-no-history"
+        ),
+        pytest.param(
+            {"table": RECALLS_THREE, "row": 3, "history": [X, X]},
+            ValueError,
+            "row 3 needs the entries of 3",
+            id="no-h3",
+        ),
         pytest.param({"history": [X[:1]]}, ValueError, r"history\[0\] must have x's shape", id="history-shape"),
         pytest.param(
             {"history": [X, X.double()]}, TypeError, r"history\[1\] must be torch.float32", id="history-dtype"
         ),
         pytest.param({"history": [None]}, TypeError, r"history\[0\] must be a tensor", id="history-none"),
-        pytest.param({"history": [X, X, X]}, ValueError, "at most 2 earlier rows, got 3", id="history-too-long"),
+        pytest.param(
+            {"history": [X, X, X.double()]}, TypeError, r"history\[2\] must be torch.float32", id="third-history-dtype"
+        ),
+        pytest.param({"history": [X, X, X[:1]]}, ValueError, r"history\[2\] must have x's shape", id="h3-shape"),
+        pytest.param(
+            {"history": [X, X, X, X]},
+            ValueError,
+            "holds the entries of at most 3 earlier rows, got 4",
+            id="history-too-long",
+        ),
         *[
             pytest.param(
                 {name: torch.zeros(2, 3, 1).expand(2, 3, 4)}, ValueError, f"{name} is expanded", id=f"{name}-expanded"

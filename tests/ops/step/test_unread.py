@@ -15,58 +15,63 @@ from support.levels import LEVELS, at_level
 
 B, C, SIZE = 2, 2, 40
 NAN = float("nan")
-USUAL = {"p": 0.9, "q": -0.4, "a": 0.3, "b": 0.6, "c1": 0.2, "c2": 0.1, "d": 0.25, "s": 0.5}
+USUAL = {"p": 0.9, "q": -0.4, "a": 0.3, "b": 0.6, "c1": 0.2, "c2": 0.1, "c3": -0.3, "d": 0.25, "s": 0.5}
+HISTORY = ("h1", "h2", "h3")
 LIMITS = {"free": {}, "clamped": {"limit": 1.5}, "thresholded": {"limit": 2.0, "quantile": 0.9}}
 
 
 class Unread(NamedTuple):
-    """Coefficients other than the usual ones, and the operands that x' (and x0, unless it reads them) leaves out."""
+    """Coefficients other than the usual, and the operands that x' (and the entry, unless it reads them) leaves out."""
 
     changed: dict[str, float]
     operands: str
-    x0_reads: bool = False
+    entry_reads: bool = False
 
 
 UNREAD = {
-    "x": Unread({"p": 0.0, "a": 0.0}, "x"),
-    "m": Unread({"q": 0.0, "d": 0.0}, "m u"),
-    "m but in x0": Unread({"b": 0.0, "d": 0.0}, "m u", x0_reads=True),
+    "x": Unread({"p": 0.0, "a": 0.0, "h0": -0.5}, "x"),
+    "m": Unread({"q": 0.0, "d": 0.0, "hx": 0.5}, "m u"),
+    "m but in x0": Unread({"b": 0.0, "d": 0.0}, "m u", entry_reads=True),
+    "x0": Unread({"b": 0.0, "d": 0.0, "hx": 0.5, "h0": 0.0}, "m u"),
     "h1": Unread({"c1": 0.0}, "h1"),
     "h2": Unread({"c2": 0.0}, "h2"),
+    "h3": Unread({"c3": 0.0}, "h3"),
     "noise": Unread({"s": 0.0}, "z"),
-    "all but noise": Unread({"p": 0.0, "q": 0.0, "a": 0.0, "d": 0.0, "c1": 0.0, "c2": 0.0}, "x m u h1 h2"),
+    "all but noise": Unread(dict.fromkeys(("p", "q", "a", "d", "c1", "c2", "c3"), 0.0), "x m u h1 h2 h3"),
 }
-FOLDED = Unread({"q": -0.5, "b": 0.5, "d": 0.25}, "m u", x0_reads=True)  # b q + d = 0
+FOLDED = Unread({"q": -0.5, "b": 0.5, "d": 0.25}, "m u", entry_reads=True)  # b q + d = 0
+# hx + h0 p = 0, but for its rounding
+EPSILON = Unread({"p": 1.25, "q": -0.75, "a": -1.25, "b": 1.0, "hx": 1 / 0.6, "h0": -0.8 / 0.6}, "x")
 
 
 def table_of(columns: dict[str, float]) -> Table:
-    """Three rows, the last with these coefficients; the others are idle."""
-    return Table([9, 5, 0], **{name: [1.0 if name == "limit" else 0.0] * 2 + [one] for name, one in columns.items()})
+    """Four rows, the last with these coefficients; the others are idle."""
+    return Table([9, 7, 5, 0], **{name: [float(name == "limit")] * 3 + [one] for name, one in columns.items()})
 
 
 def tensors(device: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(B, C, SIZE, generator=generator).to(device) for name in ["x", "m", "u", "h1", "h2", "z"]}
+    return {name: torch.randn(B, C, SIZE, generator=generator).to(device) for name in ("x", "m", "u", *HISTORY, "z")}
 
 
 def stepped(
     target: Target, table: Table, t: dict[str, Tensor], dtype: torch.dtype, weights: list[float] | None, rescale: float,
-    row: int | Tensor = 2,
+    row: int | Tensor = 3,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """(x', the next input, x0)"""
+    """(x', the next input, the entry)"""
     m = (t["m"] if weights is None else torch.cat([t["u"], t["m"]])).to(dtype)
-    x0, after = torch.empty_like(t["x"]), torch.empty(2 * B, C, SIZE, dtype=dtype, device=target.device)
+    entry, after = torch.empty_like(t["x"]), torch.empty(2 * B, C, SIZE, dtype=dtype, device=target.device)
     options: dict[str, Any] = {} if weights is None else {"guidance": weights, "guidance_rescale": rescale}
     x = step(
         *(t["x"], m, table, row),
         noise=t["z"],
-        history=[t["h1"], t["h2"]],
-        x0_out=x0,
+        history=[t[name] for name in HISTORY],
+        x0_out=entry,
         input_out=after,
         backend=target.backend,
         **options,
     )
-    return x, after, x0
+    return x, after, entry
 
 
 def with_nan(t: dict[str, Tensor], names: str, samples: slice = slice(None)) -> dict[str, Tensor]:
@@ -81,13 +86,13 @@ def with_nan(t: dict[str, Tensor], names: str, samples: slice = slice(None)) -> 
 @pytest.mark.parametrize("guided", ["unguided", "guided", "rescaled"])
 def test_step(any_backend: Target, guided: str, limit: str, dtype: torch.dtype) -> None:
     weights, rescale = None if guided == "unguided" else [3.0, 0.5], 0.7 if guided == "rescaled" else 0.0
-    cases = {**UNREAD, **({"m folds away": FOLDED} if limit == "free" else {})}
+    cases = {**UNREAD, **({"m folds away": FOLDED, "x folds away": EPSILON} if limit == "free" else {})}
     t = tensors(any_backend.device)
     for name, case in cases.items():
         table = table_of({**USUAL, **LIMITS[limit], **case.changed})
         want = stepped(any_backend, table, t, dtype, weights, rescale)
         got = stepped(any_backend, table, with_nan(t, case.operands), dtype, weights, rescale)
-        for one, other in list(zip(got, want, strict=True))[: 2 if case.x0_reads else 3]:
+        for one, other in list(zip(got, want, strict=True))[: 2 if case.entry_reads else 3]:
             assert torch.equal(one, other), name
 
 
@@ -114,7 +119,7 @@ def test_the_derivative_in_a_weight_of_1_or_0() -> None:
     t = {name: one.double() for name, one in tensors("cpu").items()}
     weights = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     table = table_of({"d": 0.25})
-    step(t["x"], torch.cat([t["u"], t["m"]]), table, 2, guidance=weights, backend="reference").sum().backward()
+    step(t["x"], torch.cat([t["u"], t["m"]]), table, 3, guidance=weights, backend="reference").sum().backward()
     torch.testing.assert_close(weights.grad, 0.25 * (t["m"] - t["u"]).sum(dim=(1, 2)))
 
 
@@ -122,10 +127,10 @@ def test_the_derivative_in_a_weight_of_1_or_0() -> None:
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_idle_samples_that_hold_nan(any_backend: Target, limit: str, rescale: float) -> None:
     table, t = table_of({**USUAL, **LIMITS[limit]}), tensors(any_backend.device)
-    rows = torch.tensor([2, 0])
+    rows = torch.tensor([3, 0])
     want = stepped(any_backend, table, t, torch.float32, [3.0, 0.5], rescale, rows)
     got = stepped(
-        any_backend, table, with_nan(t, "x m u h1 h2 z", slice(1, 2)), torch.float32, [3.0, 0.5], rescale, rows
+        any_backend, table, with_nan(t, "x m u h1 h2 h3 z", slice(1, 2)), torch.float32, [3.0, 0.5], rescale, rows
     )
     for one, other in zip(got, want, strict=True):
         assert torch.equal(one, other)

@@ -50,7 +50,7 @@ def step(
     m_stride = model_output.numel() // (2 * batch if guided else batch)
     weights = _weights(guidance, batch)
     keys = None if seed is None else sample_keys(seed, 0, batch, x.device)
-    h1, h2 = (*history, None, None)[:2]
+    h1, h2, h3 = (*history, None, None, None)[:3]
     rows = row if isinstance(row, Tensor) else None
     # 16-byte aligned, as torch's own allocations on a device are.
     bytes_needed = cuda.step_workspace(batch, size, guidance_rescale != 0, table.thresholded)
@@ -68,6 +68,7 @@ def step(
         thresholds=table.thresholded,
         h1=address(h1),
         h2=address(h2),
+        h3=address(h3),
         x0_out=address(x0_out),
         input_out=address(input_out),
         second_input_out=address(_second_half(input_out, batch)),

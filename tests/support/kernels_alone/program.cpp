@@ -71,12 +71,12 @@ const float* or_null(const std::vector<float>& values) { return values.empty() ?
 
 void check_step(const Case& c) {
     const Bytes rows = bytes_of_all(c.all<float>("rows"));
-    const auto x = c.all<float>("x"), h1 = c.all<float>("h1"), h2 = c.all<float>("h2"), z = c.all<float>("z"),
-               guidance = c.all<float>("guidance");
+    const auto x = c.all<float>("x"), h1 = c.all<float>("h1"), h2 = c.all<float>("h2"), h3 = c.all<float>("h3"),
+               z = c.all<float>("z"), guidance = c.all<float>("guidance");
     const auto keys = c.all<uint64_t>("keys");
     const int dtype = c.one<int>("dtype");
     const Bytes m = operand(c, "m", dtype);
-    Bytes out = unwritten(x.size(), kFloat32), x0 = out, input = unwritten(x.size(), dtype);
+    Bytes out = unwritten(x.size(), kFloat32), entry = out, input = unwritten(x.size(), dtype);
 
     StepArgs args{};
     args.rows = reinterpret_cast<const Row*>(rows.data());
@@ -92,14 +92,15 @@ void check_step(const Case& c) {
     args.m_dtype = args.input_dtype = dtype;
     args.h1 = or_null(h1);
     args.h2 = or_null(h2);
+    args.h3 = or_null(h3);
     args.z = or_null(z);
     args.keys = keys.empty() ? nullptr : keys.data();
     args.out = reinterpret_cast<float*>(out.data());
-    args.x0_out = reinterpret_cast<float*>(x0.data());
+    args.x0_out = reinterpret_cast<float*>(entry.data());
     args.input_out = input.data();
     Step(args, c.one<float>("rescale"), c.one<int>("thresholds") != 0, false).run(args, kThreads);
     near(c, "out", out, kFloat32);
-    near(c, "x0", x0, kFloat32);
+    near(c, "entry", entry, kFloat32);
     near(c, "input", input, dtype);
 }
 

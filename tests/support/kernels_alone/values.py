@@ -20,12 +20,13 @@ from fastsample.ops.lora.adapters import LowRank
 from fastsample.ops.noise import STEP
 from fastsample.ops.noise.reference import randn_reference
 from fastsample.ops.posterior.rows import rows_of
+from fastsample.tables import ROW
 from support.formula import UNIT, expected
 from support.lora_formula import Problem, exact
 from support.paths import GOLDEN
 from support.philox import KNOWN_ANSWERS
 from support.splitmix import key, signed
-from support.step_modes import MODES
+from support.step_modes import LAST, MODES, TIMES
 
 FILE = GOLDEN / "kernels.txt"
 _HEAD = "# Written by `cd tests && python -m support.kernels_alone`, from the references.\n\n"
@@ -85,19 +86,21 @@ class _Mode(NamedTuple):
 
     name: str
     dtype: torch.dtype = torch.float32
-    row: int = 2
+    row: int = LAST
     draws: bool = False
 
 
 _MODES = (
     _Mode("folded-far"),
     _Mode("history-noise", draws=True),
+    _Mode("history-of-epsilon"),
+    _Mode("history-of-epsilon-clamped", torch.bfloat16),
     _Mode("learned-clamped", torch.bfloat16),
     _Mode("guided-each", torch.float16),
     _Mode("rescaled-each-learned", draws=True),
     _Mode("thresholded-max", torch.float16),
-    _Mode("everything", torch.bfloat16, row=1),
-    _Mode("everything", torch.float16, row=1, draws=True),
+    _Mode("everything", torch.bfloat16, row=LAST - 1),
+    _Mode("everything", torch.float16, draws=True),
 )
 
 
@@ -106,7 +109,7 @@ def _steps() -> Iterator[str]:
         columns, learned, weights, rescale = MODES[mode.name]
         guidance = [7.5, -0.5] if weights == "each" else weights
         name = f"{mode.name}-{str(mode.dtype).removeprefix('torch.')}"
-        yield _step(name, Table([30, 20, 10], **columns), mode, learned, guidance, rescale)
+        yield _step(name, Table(TIMES, **columns), mode, learned, guidance, rescale)
     # A posterior's mean is the step without its noise.
     table = rows_of(DDPM(Schedule.linear(100), steps=10, variance="learned_range").table).noise_free
     yield _step("posterior-mean", table, _Mode("", row=4), True, None, 0.0)
@@ -115,18 +118,18 @@ def _steps() -> Iterator[str]:
 def _step(name: str, table: Table, mode: _Mode, learned: bool, guidance: Sequence[float] | None, rescale: float) -> str:
     batch, channels, *rest = _SHAPE
     output = (batch * (1 if guidance is None else 2), channels * (2 if learned else 1), *rest)
-    x, m, *history = _drawn(_SHAPE, 10), _drawn(output, 11, mode.dtype), _drawn(_SHAPE, 12), _drawn(_SHAPE, 13)
+    x, m, *history = _drawn(_SHAPE, 10), _drawn(output, 11, mode.dtype), *(_drawn(_SHAPE, i) for i in (12, 13, 15))
     keys = [key(3, 8), key(3, 9)] if mode.draws else []
     given = [] if mode.draws else _drawn(_SHAPE, 14)
     z = randn_reference(_SHAPE, signed(keys), mode.row, STEP) if mode.draws else given
     want = expected(x, m, table, mode.row, z=z, history=history, guidance=guidance, rescale=rescale)
-    scale = table.packed[mode.row][11]  # next_e
+    scale = table.packed[mode.row][ROW.index("next_e")]
     input_error = abs(scale) * want.state_error + (UNIT + _rounding(mode.dtype)) * abs(want.model_input)
     operands = {"rows": table.packed, "row": mode.row, "batch": batch, "dtype": DTYPE_CODES[mode.dtype], "x": x, "m": m}
     options = {"guidance": guidance or [], "rescale": rescale, "thresholds": int(table.thresholded)}
-    others = {"h1": history[0], "h2": history[1], "keys": _unsigned(keys), "z": given}
-    results = {"out": want.state, "x0": want.x0, "input": want.model_input}
-    errors = {"out_error": want.state_error, "x0_error": want.x0_error, "input_error": input_error}
+    others = {"h1": history[0], "h2": history[1], "h3": history[2], "keys": _unsigned(keys), "z": given}
+    results = {"out": want.state, "entry": want.entry, "input": want.model_input}
+    errors = {"out_error": want.state_error, "entry_error": want.entry_error, "input_error": input_error}
     return _case("step", name, **operands, **options, **others, **results, **errors)
 
 

@@ -1,0 +1,215 @@
+"""Guidance as an object: its methods against diffusers' guiders, whole runs, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastsample
+from fastsample import DDIM, Batcher, Guidance, Heun, Schedule
+from fastsample.loop.guidance_methods import Bending
+from support.chains import toy_model
+from support.formula import normal
+
+SCHEDULE = Schedule.scaled_linear()
+SHAPE = (3, 4, 5, 7)
+
+# Our arguments, diffusers' guider and its arguments.
+METHODS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "plain": ({"method": "plain"}, "ClassifierFreeGuidance", {}),
+    "plain-rescaled": ({"rescale": 0.7}, "ClassifierFreeGuidance", {"guidance_rescale": 0.7}),
+    "zero-star": ({"method": "cfg_zero_star"}, "ClassifierFreeZeroStarGuidance", {"zero_init_steps": 1}),
+    "zero-star-at-once": (
+        {"method": "cfg_zero_star", "zero_init_steps": 0},
+        "ClassifierFreeZeroStarGuidance",
+        {"zero_init_steps": 0},
+    ),
+    "zero-star-rescaled": (
+        {"method": "cfg_zero_star", "zero_init_steps": 2, "rescale": 0.5},
+        "ClassifierFreeZeroStarGuidance",
+        {"zero_init_steps": 2, "guidance_rescale": 0.5},
+    ),
+    "apg": (
+        {"method": "apg", "momentum": 0.0, "norm_threshold": 0.0},
+        "AdaptiveProjectedGuidance",
+        {"eta": 0.0, "adaptive_projected_guidance_rescale": 0.0},
+    ),
+    "apg-limited": (
+        {"method": "apg", "momentum": 0.0, "norm_threshold": 2.5, "eta": 0.5},
+        "AdaptiveProjectedGuidance",
+        {"eta": 0.5, "adaptive_projected_guidance_rescale": 2.5},
+    ),
+    "apg-with-momentum-rescaled": (
+        {"method": "apg", "momentum": -0.5, "norm_threshold": 5.0, "rescale": 0.3},
+        "AdaptiveProjectedGuidance",
+        {
+            "eta": 0.0,
+            "adaptive_projected_guidance_rescale": 5.0,
+            "adaptive_projected_guidance_momentum": -0.5,
+            "guidance_rescale": 0.3,
+        },
+    ),
+}
+
+
+def guider(name: str, **options: Any) -> Any:
+    return getattr(pytest.importorskip("diffusers.guiders"), name)(guidance_scale=4.0, **options)
+
+
+def outputs(steps: int, dtype: torch.dtype) -> list[Tensor]:
+    return [normal((2 * SHAPE[0], *SHAPE[1:]), seed, dtype) + 0.3 for seed in range(steps)]
+
+
+def by_diffusers(theirs: Any, rows: Sequence[Tensor]) -> list[Tensor]:
+    found = []
+    for step, output in enumerate(rows):
+        theirs.set_state(step=step, num_inference_steps=len(rows), timestep=torch.tensor(0))
+        theirs.prepare_inputs({"x": (output, output)})
+        unconditional, conditional = output.chunk(2)
+        # Rescaling the zeros of the first rows it divides by their deviation.
+        found.append(theirs.forward(conditional, unconditional).pred.nan_to_num(0.0))
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("plain")])
+def test_outputs_are_those_of_diffusers(name: str) -> None:
+    """Within 1e-5 of the largest value, over the rows of a run, which APG's momentum and zero rows depend on."""
+    ours, theirs, options = METHODS[name]
+    bending = Bending(Guidance(weight=4.0, **ours), torch.full((SHAPE[0],), 4.0))
+    rows = outputs(4, torch.float32)
+    for _ in range(2):  # a second run begins anew
+        bending.begin()
+        want = by_diffusers(guider(theirs, **options), rows)
+        for output, one in zip(rows, want, strict=True):
+            assert (bending(output, SHAPE[1]) - one).abs().max() <= 1e-5 * one.abs().max().clamp(min=1e-3)
+
+
+class Told:
+    """The toy model with a condition, and whatever it returned, row by row."""
+
+    def __init__(self, learned: bool = False) -> None:
+        self.outputs: list[Tensor] = []
+        self._learned = learned
+
+    def __call__(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        output = toy_model(x, t) + 0.2 * torch.cos(x * c.reshape(-1, 1, 1, 1))
+        output = torch.cat([output, torch.sin(x)], dim=1) if self._learned else output
+        self.outputs.append(output.clone())
+        return output
+
+
+KEYWORDS: dict[str, Any] = {"cond": {"c": torch.full((3,), 2.0)}, "uncond": {"c": torch.zeros(3)}}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_whole_runs(backend: str, name: str) -> None:
+    """The run steps by what diffusers' guider makes of the model's outputs."""
+    ours, theirs, options = METHODS[name]
+    model, sampler = Told(), DDIM(SCHEDULE, steps=6)
+    got = sampler(model, SHAPE, seed=1, guidance=Guidance(weight=4.0, **ours), backend=backend, **KEYWORDS)
+    combined = iter(by_diffusers(guider(theirs, **options), model.outputs))
+    x = fastsample.ops.randn(SHAPE, seed=1)
+    for k in range(6):
+        x = fastsample.ops.step(x, next(combined), sampler.table, k)
+    assert (got - x).abs().max() <= 2e-4 * x.abs().max()
+
+
+@pytest.mark.parametrize("name", ["plain-rescaled", "zero-star-rescaled", "apg-with-momentum-rescaled"])
+def test_looking_and_preparing_change_nothing(name: str) -> None:
+    guidance, sampler = Guidance(weight=4.0, **METHODS[name][0]), DDIM(SCHEDULE, steps=5, clip=3.0)
+    want = sampler(Told(), SHAPE, seed=1, guidance=guidance, **KEYWORDS)
+    *_, last = sampler.iterate(Told(), SHAPE, seed=1, guidance=guidance, **KEYWORDS)
+    assert torch.equal(last.x, want)
+    prepared = sampler.prepare(Told(), SHAPE, guidance=guidance, **KEYWORDS)
+    assert torch.equal(prepared(seed=1), want) and torch.equal(prepared(seed=1), want)
+    x = fastsample.ops.randn(SHAPE, seed=1).requires_grad_()
+    followed = sampler(Told(), x, guidance=guidance, **KEYWORDS)
+    torch.testing.assert_close(followed.detach(), want, rtol=1e-4, atol=1e-4)
+    followed.sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_a_number_and_an_object_are_the_same_guidance() -> None:
+    sampler = DDIM(SCHEDULE, steps=5)
+    options: dict[str, Any] = {"guidance_rescale": 0.5, "guidance_interval": (200, 800)}
+    want = sampler(Told(), SHAPE, seed=1, guidance=3.0, **options, **KEYWORDS)
+    guidance = Guidance(weight=3.0, rescale=0.5, interval=(200, 800))
+    assert torch.equal(sampler(Told(), SHAPE, seed=1, guidance=guidance, **KEYWORDS), want)
+
+
+@pytest.mark.parametrize("method", ["cfg_zero_star", "apg"])
+def test_an_interval_a_learned_variance_and_weights_of_samples(method: str) -> None:
+    schedule = Schedule.linear(100)
+    sampler = fastsample.DDPM(schedule, steps=8, variance="learned_range", clip=2.0)
+    guidance = Guidance(weight=[1.0, 3.0, 0.0], interval=(20, 80), method=method, zero_init_steps=0)
+    model = Told(learned=True)
+    together = sampler(model, SHAPE, seed=1, guidance=guidance, **KEYWORDS)
+    assert {len(output) for output in model.outputs} == {3, 6} and together.isfinite().all()
+    for i, weight in enumerate((1.0, 3.0, 0.0)):
+        alone = Guidance(weight=[weight, weight], interval=(20, 80), method=method, zero_init_steps=0)
+        own = {name: {"c": value["c"][:2]} for name, value in KEYWORDS.items()}
+        one = sampler(Told(learned=True), (2, *SHAPE[1:]), seed=1, index=[i, i], guidance=alone, **own)
+        torch.testing.assert_close(one[0], together[i], rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_outputs_are_combined_in_float32() -> None:
+    bending = Bending(Guidance(weight=4.0, method="apg"), torch.full((3,), 4.0))
+    output = outputs(1, torch.float16)[0]
+    found = bending(output, SHAPE[1])
+    bending.begin()
+    assert found.dtype == torch.float32 and torch.equal(found, bending(output.float(), SHAPE[1]))
+
+
+@pytest.mark.parametrize("weight", [1.0, [1.0, 1.0, 1.0]], ids=["a number", "each"])
+def test_a_weight_of_1_is_the_conditional_model(weight: Any) -> None:
+    model = Told()
+    guidance = Guidance(weight=weight, method="cfg_zero_star")
+    got = DDIM(SCHEDULE, steps=4)(model, SHAPE, seed=1, guidance=guidance, **KEYWORDS)
+    assert {len(output) for output in model.outputs} == {3}
+    assert torch.equal(got, DDIM(SCHEDULE, steps=4)(Told(), SHAPE, seed=1, model_kwargs=KEYWORDS["cond"]))
+
+
+def test_heun_is_bent_in_both_of_its_rows() -> None:
+    guidance = Guidance(weight=3.0, method="apg")
+    assert Heun(SCHEDULE, steps=4)(Told(), SHAPE, seed=1, guidance=guidance, **KEYWORDS).isfinite().all()
+
+
+APG = Guidance(weight=3.0, method="apg")
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "method": (lambda: Guidance(weight=3.0, method="cfg"), "method must be one of"),
+    "threshold": (lambda: Guidance(weight=3.0, norm_threshold=-1.0), "norm_threshold must not be negative"),
+    "momentum": (lambda: Guidance(weight=3.0, momentum=1.0), "momentum must lie between -1 and 1"),
+    "zero rows": (lambda: Guidance(weight=3.0, zero_init_steps=-1), "zero_init_steps"),
+    "rescale twice": (
+        lambda: DDIM(SCHEDULE, steps=2)(Told(), SHAPE, guidance=APG, guidance_rescale=0.5, **KEYWORDS),
+        "guidance_rescale beside a fastsample.Guidance",
+    ),
+    "interval twice": (
+        lambda: DDIM(SCHEDULE, steps=2)(Told(), SHAPE, guidance=APG, guidance_interval=(0, 9), **KEYWORDS),
+        "guidance_interval beside a fastsample.Guidance",
+    ),
+    "no uncond": (lambda: DDIM(SCHEDULE, steps=2)(Told(), SHAPE, guidance=APG), "guidance needs uncond="),
+    "weight": (
+        lambda: DDIM(SCHEDULE, steps=2)(Told(), SHAPE, guidance=Guidance(weight=[1.0, 2.0]), **KEYWORDS),
+        "guidance must be one number or 3",
+    ),
+    "rescale": (
+        lambda: DDIM(SCHEDULE, steps=2)(Told(), SHAPE, guidance=Guidance(weight=2.0, rescale=1.5), **KEYWORDS),
+        "guidance_rescale",
+    ),
+    "a Batcher": (
+        lambda: Batcher(Told(), DDIM(SCHEDULE, steps=2), batch=2, guidance=APG),  # type: ignore[arg-type]
+        "guidance",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    call, message = REFUSED[name]
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
