@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample.checks import not_a_tensor
+from fastsample.loop.cached import Cached
 from fastsample.loop.copies import copied
 from fastsample.loop.guidance import Shared
 from fastsample.loop.options import Options
@@ -86,6 +87,8 @@ class Graph:
     ) -> None:
         if not isinstance(sampler, Sampler):
             raise TypeError(f"sampler must be one of fastsample's, such as fastsample.DDIM, got {sampler!r}")
+        if isinstance(model, Cached):
+            raise ValueError("a graph cannot capture a cached model, which decides row by row what is called")
         run_options = dict(options)
         for name, reason in _NOT_CAPTURED.items():
             value = run_options.pop(name, None)
@@ -96,6 +99,8 @@ class Graph:
         with torch.inference_mode(False):
             self._options = asked._replace(**{name: copied(getattr(asked, name)) for name in _INPUTS})
             self._loop = loop = loop_of(sampler, model, example, self._options)
+        if loop.guidance.bending is not None:
+            raise ValueError("a graph cannot capture guidance of a method other than plain, which remembers rows")
         if loop.differentiable:
             raise ValueError("example requires gradients, which a graph does not compute: give example.detach()")
         if loop.state.device.type != "cuda":

@@ -20,7 +20,20 @@ from fastsample.generation.recipe import SCHEDULES, Recipe
 from fastsample.generation.slices import SlicedModel, Slices
 from fastsample.images import to_uint8
 from fastsample.model import Predictor, attribute, prediction_of, schedule_of, unwrapped
-from fastsample.samplers import DDIM, DDPM, LCM, TCD, DPMSolver, Euler, EulerAncestral, Heun, Sampler
+from fastsample.samplers import (
+    DDIM,
+    DDPM,
+    DEIS,
+    IPNDM,
+    LCM,
+    TCD,
+    DPMSolver,
+    Euler,
+    EulerAncestral,
+    Heun,
+    Sampler,
+    UniPC,
+)
 from fastsample.samplers.solver import Solver
 from fastsample.schedule import Schedule
 from fastsample.storage.digests import digest_of
@@ -30,12 +43,15 @@ from fastsample.zoo.autoencoder import Autoencoder
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddim": DDIM,
     "ddpm": DDPM,
+    "deis": DEIS,
     "dpm_solver": DPMSolver,
     "euler": Euler,
     "euler_ancestral": EulerAncestral,
     "heun": Heun,
+    "ipndm": IPNDM,
     "lcm": LCM,
     "tcd": TCD,
+    "unipc": UniPC,
 }
 OWN = "distilled"  # the sampler that a student was distilled for
 _STEPS = 50

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastsample.caller import warn
 from fastsample.checks import check_number
+from fastsample.loop.cached import Cached
 from fastsample.loop.guidance import Shared, guidance_of
 from fastsample.loop.options import RunOptions
 from fastsample.loop.places import Places
@@ -132,6 +133,8 @@ class Batcher:
         warn_of_far_noise(sampler.table)
         if sampler._low_start is not None:
             warn(sampler._low_start)
+        if isinstance(model, Cached):
+            raise ValueError("a Batcher takes no cached model: its samples are at rows of their own")
         count = _batch_size(batch)
         if guidance is not None:
             check_number("guidance", guidance)

@@ -10,13 +10,16 @@ from fastsample.model import Model
 from fastsample.samplers.consistency import Consistency
 from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.ddpm import DDPM
+from fastsample.samplers.deis import DEIS
 from fastsample.samplers.dpm_solver import DPMSolver
 from fastsample.samplers.euler import Euler, EulerAncestral
 from fastsample.samplers.heun import Heun
 from fastsample.samplers.inversion import DDIMInverse, EulerInverse
+from fastsample.samplers.ipndm import IPNDM
 from fastsample.samplers.lcm import LCM
 from fastsample.samplers.limits import Clip
 from fastsample.samplers.tcd import TCD
+from fastsample.samplers.unipc import UniPC
 from fastsample.schedule import Schedule
 from fastsample.times.solver_timesteps import Times
 from fastsample.times.timesteps import Timesteps
@@ -24,6 +27,8 @@ from fastsample.times.timesteps import Timesteps
 __all__ = [
     "DDIM",
     "DDPM",
+    "DEIS",
+    "IPNDM",
     "LCM",
     "TCD",
     "Consistency",
@@ -33,17 +38,21 @@ __all__ = [
     "EulerAncestral",
     "EulerInverse",
     "Heun",
+    "UniPC",
     "consistency",
     "ddim",
     "ddim_invert",
     "ddpm",
+    "deis",
     "dpm_solver",
     "euler",
     "euler_ancestral",
     "euler_invert",
     "heun",
+    "ipndm",
     "lcm",
     "tcd",
+    "unipc",
 ]
 
 def consistency(
@@ -152,7 +161,8 @@ def ddim(
         timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
             v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
-            has the spacings of other libraries by name; or the timesteps themselves.
+            has the spacings of other libraries by name; "ays_sd15" or "ays_sdxl": Align Your Steps; or the timesteps
+            themselves, such as those of fastsample.optimal_timesteps.
             Stable Diffusion's own are spaced_timesteps(1000, steps=steps, steps_offset=1), with
             final_alpha_cumprod=schedule.alphas_cumprod[0].
         eta: 0 is deterministic, 1 is ancestral sampling; larger values as far as 1 - a' >= s^2.
@@ -232,7 +242,8 @@ def ddim_invert(
         timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
             v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
-            has the spacings of other libraries by name; or the timesteps themselves.
+            has the spacings of other libraries by name; "ays_sd15" or "ays_sdxl": Align Your Steps; or the timesteps
+            themselves, such as those of fastsample.optimal_timesteps.
         convention: with the timesteps t_0 < t_1 < ... and their alpha bars a_0, a_1, ...
             - "mirror": from final_alpha_cumprod to a_0, a_1, ..., each with the model at the timestep that is reached:
               where `ddim` starts from, the levels it passes (diffusers' DDIMInverseScheduler);
@@ -316,7 +327,8 @@ def ddpm(
         timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
             v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
-            has the spacings of other libraries by name; or the timesteps themselves.
+            has the spacings of other libraries by name; "ays_sd15" or "ays_sdxl": Align Your Steps; or the timesteps
+            themselves, such as those of fastsample.optimal_timesteps.
             The default is improved-diffusion's own spacing of `steps`.
         variance: with log_variance
             - "fixed_small": log beta_tilde;
@@ -357,35 +369,31 @@ def ddpm(
         500
     """
 
-def dpm_solver(
+def deis(
     model: Model,
     x: Tensor | Sequence[int],
     *,
-    steps: int = 20,
+    steps: int = 10,
     schedule: Schedule | None = None,
     timesteps: Times = "auto",
     prediction: str | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
-    order: int = 2,
-    lower_order_final: bool = True,
+    order: int = 3,
     correct_x0: CorrectX0 | None = None,
+    variant: str = "tab",
+    lower_order_final: bool = True,
     **options: Unpack[Options],
 ) -> Tensor:
-    """Samples from a diffusion model with multistep DPM-Solver++ (Lu et al. 2022): good samples in 10 to 25 calls.
+    """Samples with DEIS (Zhang & Chen 2022): epsilon is extrapolated by a polynomial through the last `order` rows.
 
-    The diffusion ODE is solved exactly but for x0, which is taken as a polynomial in lambda = log(alpha / sigma)
-    through that of this row and of the `order` - 1 rows before it. From noise level (alpha, sigma) to (alpha', sigma'),
-    with w = lambda' - lambda the width of this row, w1 and w2 those of the last two:
+    With y = x / alpha, r = sigma / alpha, and L_j the polynomials that are 1 at one of these rows and 0 at the others:
 
-        order 1: x' = sigma'/sigma x + alpha' (1 - e^-w) x0
-        order 2: ... + alpha' (1 - e^-w) w/2 D1
-        order 3: ... + alpha' ((e^-w - 1 + w) (D1 + w1 D2) - (e^-w - 1 + w - w^2/2) D2)
+        y' = y + e int L_0 dr + h1 int L_1 dr + h2 int L_2 dr,  from r to r'
 
-    where D1 = (x0 - h1)/w1 and D2 = (D1 - (h1 - h2)/w2)/(w1 + w2) are divided differences of x0 over lambda, h1 and h2
-    the x0 of the last two rows. These are diffusers' DPMSolverMultistepScheduler with "dpmsolver++" and "midpoint", and
-    order 1 is DDIM.
+    They are polynomials in log r ("log_rho", diffusers' DEISMultistepScheduler) or in t ("tab", tAB-DEIS, which is the
+    better one in few steps). Order 1 is DDIM. For a flow "tab" has y = x, r = sigma and the velocity in place of e.
 
     A run that starts part-way (`strength`, `start_step`) has no history there, so its order rises from 1 again.
 
@@ -407,8 +415,102 @@ def dpm_solver(
         timesteps: "auto", see `ddim`; "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for
             Stable Diffusion instead fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing";
             other spacings and the timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise
-            levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded. For a
-            flow "linspace", which "auto" is there, "trailing" or times, see fastsample.times.flow.flow_levels.
+            levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded;
+            "ays_sd15" or "ays_sdxl": Align Your Steps. For a flow "linspace", which "auto" is there, "trailing" or
+            times, see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
+        shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
+        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+            A DynamicThreshold is diffusers' thresholding.
+        final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
+            final_sigmas_type="sigma_min").
+        order: 1, 2 or 3. The first rows are of lower order.
+        correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
+        variant: "log_rho" or "tab", what the polynomials are of. Between whole timesteps log r is linear in t.
+        lower_order_final: below 15 steps, take the last two rows with orders 1 and 2.
+        **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
+            model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
+            known, strength, start_step, callback, progress, decode, out, backend, device.
+
+    Calls with the same arguments share a fastsample.DEIS, whose table takes some 0.3 ms to make.
+    Make a schedule once, not in every call: two are told apart by identity.
+    See `DEIS.prepare` for short runs.
+
+    Returns:
+        The sample, float32 (float64 for a float64 x), without gradients unless x requires them: then the
+        differentiable reference runs.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot work, before the model is called.
+        ValueError: for an order other than 1, 2 or 3, an unknown variant, a clip that is not positive, a prediction
+            that cannot work at one of the levels, and where alpha bar is 1 at a timestep that is visited.
+
+    Example:
+        >>> from fastsample import Schedule
+        >>> deis(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=6, seed=0).shape
+        torch.Size([4, 3, 8, 8])
+        >>> DEIS(Schedule.linear(), steps=5, order=3, variant="tab").table.reads
+        (0, 1, 2, 1, 0)
+    """
+
+def dpm_solver(
+    model: Model,
+    x: Tensor | Sequence[int],
+    *,
+    steps: int = 20,
+    schedule: Schedule | None = None,
+    timesteps: Times = "auto",
+    prediction: str | None = None,
+    shift: float = 1.0,
+    clip: Clip = None,
+    final_alpha_cumprod: float = 1.0,
+    order: int = 2,
+    correct_x0: CorrectX0 | None = None,
+    lower_order_final: bool = True,
+    sde: bool = False,
+    **options: Unpack[Options],
+) -> Tensor:
+    """Samples from a diffusion model with multistep DPM-Solver++ (Lu et al. 2022): good samples in 10 to 25 calls.
+
+    The diffusion ODE is solved exactly but for x0, which is taken as a polynomial in lambda = log(alpha / sigma)
+    through that of this row and of the `order` - 1 rows before it. From noise level (alpha, sigma) to (alpha', sigma'),
+    with w = lambda' - lambda the width of this row, w1 and w2 those of the last two, and n = 1:
+
+        order 1: x' = sigma'/sigma e^-(n-1)w x + alpha' E x0,  E = 1 - e^-nw
+        order 2: ... + alpha' E w/2 D1
+        order 3: ... + alpha' ((nw - E)/n (D1 + w1 D2) + (w^2/2 - (nw - E)/n^2) D2)
+
+    where D1 = (x0 - h1)/w1 and D2 = (D1 - (h1 - h2)/w2)/(w1 + w2) are divided differences of x0 over lambda, h1 and h2
+    the x0 of the last two rows. With `sde` the diffusion's reverse SDE is solved: n = 2, and sigma' sqrt(1 - e^-2w) z
+    is added. These are diffusers' DPMSolverMultistepScheduler with "dpmsolver++" or "sde-dpmsolver++" and "midpoint",
+    and order 1 is DDIM. (In order 3 of the SDE diffusers 0.42 has another sign before w^2/2, with which its order is 1;
+    here it is k-diffusion's.)
+
+    A run that starts part-way (`strength`, `start_step`) has no history there, so its order rises from 1 again.
+
+    Args:
+        model: called as model(x, t, **model_kwargs), t int64 of shape (B,); returns a tensor, a tuple that starts with
+            one, or an object with `.sample`. Where axis 1 of the output is twice that of x, the second half (a learned
+            variance) is ignored. Its x and t are the loop's own buffers: not to be modified, which raises ValueError,
+            and overwritten afterwards. It is used as it is: call .eval() first. A module in training mode, where
+            dropout and batch norm disturb samples, is warned of once.
+            It is given t float32 where times are fractional (as by default) and for prediction "flow".
+            Here times are rounded, so that t is int64 but for a flow.
+        x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
+            float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
+        steps: model calls, where `timesteps` is a name; otherwise ignored.
+        schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
+            wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
+            None for a flow.
+        timesteps: "auto", see `ddim`; "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for
+            Stable Diffusion instead fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing";
+            other spacings and the timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise
+            levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded;
+            "ays_sd15" or "ays_sdxl": Align Your Steps. For a flow "linspace", which "auto" is there, "trailing" or
+            times, see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
@@ -419,8 +521,9 @@ def dpm_solver(
             final_sigmas_type="sigma_min").
             At 1 the last row is of order 1.
         order: 1, 2 or 3; 2 is best under guidance, 3 without. The first rows are of lower order.
-        lower_order_final: below 15 steps, take the last two rows with orders 2 and 1.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
+        lower_order_final: below 15 steps, take the last two rows with orders 2 and 1.
+        sde: whether to add noise in every row but the last: more steps, more variety.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
             known, strength, start_step, callback, progress, decode, out, backend, device.
@@ -442,7 +545,7 @@ def dpm_solver(
         >>> from fastsample import Schedule
         >>> dpm_solver(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=10, seed=0).shape
         torch.Size([4, 3, 8, 8])
-        >>> sampler = DPMSolver(Schedule.linear(), steps=20)
+        >>> sampler = DPMSolver(Schedule.linear(), steps=20, sde=True)
         >>> sampler(lambda x, t: 0.1 * x, (2, 3, 8, 8), seed=1).shape
         torch.Size([2, 3, 8, 8])
     """
@@ -485,7 +588,8 @@ def euler(
             None for a flow.
         timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
             between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
-            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; "ays_sd15" or "ays_sdxl": Align Your Steps;
+            the times themselves, whole or fractional, such as those of fastsample.optimal_timesteps;
             "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
             there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
@@ -563,7 +667,8 @@ def euler_ancestral(
             None for a flow.
         timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
             between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
-            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; "ays_sd15" or "ays_sdxl": Align Your Steps;
+            the times themselves, whole or fractional, such as those of fastsample.optimal_timesteps;
             "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
             there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
@@ -636,7 +741,8 @@ def euler_invert(
             None for a flow.
         timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
             between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
-            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; "ays_sd15" or "ays_sdxl": Align Your Steps;
+            the times themselves, whole or fractional, such as those of fastsample.optimal_timesteps;
             "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
             there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
@@ -725,7 +831,8 @@ def heun(
             None for a flow.
         timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
             between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
-            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; "ays_sd15" or "ays_sdxl": Align Your Steps;
+            the times themselves, whole or fractional, such as those of fastsample.optimal_timesteps;
             "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
             there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
@@ -761,6 +868,92 @@ def heun(
         19
         >>> sampler(lambda x, t: 0.1 * x, (2, 3, 8, 8), seed=1).shape
         torch.Size([2, 3, 8, 8])
+    """
+
+def ipndm(
+    model: Model,
+    x: Tensor | Sequence[int],
+    *,
+    steps: int = 10,
+    schedule: Schedule | None = None,
+    timesteps: Times = "auto",
+    prediction: str | None = None,
+    shift: float = 1.0,
+    clip: Clip = None,
+    final_alpha_cumprod: float = 1.0,
+    order: int = 4,
+    correct_x0: CorrectX0 | None = None,
+    **options: Unpack[Options],
+) -> Tensor:
+    """Samples with iPNDM (Zhang & Chen 2022): Adams-Bashforth on epsilon, the best solver in 4 to 10 calls.
+
+    With y = x / alpha, r = sigma / alpha and e, h1, h2, h3 the epsilon of this row and of the three before it:
+
+        order 1: y' = y + (r' - r) e
+        order 2: y' = y + (r' - r) (3 e - h1) / 2
+        order 3: y' = y + (r' - r) (23 e - 16 h1 + 5 h2) / 12
+        order 4: y' = y + (r' - r) (55 e - 59 h1 + 37 h2 - 9 h3) / 24
+
+    The coefficients are those of steps of one size, as in the papers' code (zju-pi/diff-sampler), whatever the steps
+    are; the first rows are of lower order. Order 1 is DDIM. For a flow y is x, r is sigma and e is the velocity z - x0.
+    (diffusers' IPNDMScheduler knows neither a schedule nor what the model predicts.)
+
+    A run that starts part-way (`strength`, `start_step`) has no history there, so its order rises from 1 again.
+
+    Args:
+        model: called as model(x, t, **model_kwargs), t int64 of shape (B,); returns a tensor, a tuple that starts with
+            one, or an object with `.sample`. Where axis 1 of the output is twice that of x, the second half (a learned
+            variance) is ignored. Its x and t are the loop's own buffers: not to be modified, which raises ValueError,
+            and overwritten afterwards. It is used as it is: call .eval() first. A module in training mode, where
+            dropout and batch norm disturb samples, is warned of once.
+            It is given t float32 where times are fractional (as by default) and for prediction "flow".
+            Here times are rounded, so that t is int64 but for a flow.
+        x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
+            float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
+        steps: model calls, where `timesteps` is a name; otherwise ignored.
+        schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
+            wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
+            None for a flow.
+        timesteps: "auto", see `ddim`; "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for
+            Stable Diffusion instead fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing";
+            other spacings and the timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise
+            levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded;
+            "ays_sd15" or "ays_sdxl": Align Your Steps. For a flow "linspace", which "auto" is there, "trailing" or
+            times, see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
+        shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
+        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+            A DynamicThreshold is diffusers' thresholding.
+        final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
+            final_sigmas_type="sigma_min").
+        order: 1 to 4.
+        correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
+        **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
+            model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
+            known, strength, start_step, callback, progress, decode, out, backend, device.
+
+    Calls with the same arguments share a fastsample.IPNDM, whose table takes some 0.3 ms to make.
+    Make a schedule once, not in every call: two are told apart by identity.
+    See `IPNDM.prepare` for short runs.
+
+    Returns:
+        The sample, float32 (float64 for a float64 x), without gradients unless x requires them: then the
+        differentiable reference runs.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot work, before the model is called.
+        ValueError: for an order other than 1 to 4, a clip that is not positive, a prediction that cannot work at one of
+            the levels, and where alpha bar is 1 at a timestep that is visited.
+
+    Example:
+        >>> from fastsample import Schedule
+        >>> ipndm(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=6, seed=0).shape
+        torch.Size([4, 3, 8, 8])
+        >>> IPNDM(Schedule.linear(), steps=5).table.reads
+        (0, 1, 2, 3, 3)
     """
 
 def lcm(
@@ -808,7 +1001,8 @@ def lcm(
         timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
             v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
-            has the spacings of other libraries by name; or the timesteps themselves.
+            has the spacings of other libraries by name; "ays_sd15" or "ays_sdxl": Align Your Steps; or the timesteps
+            themselves, such as those of fastsample.optimal_timesteps.
             The default takes some of the timesteps of the distillation.
         original_steps: how many timesteps the model was distilled at.
         timestep_scaling: of the boundary scalings, as in the distillation.
@@ -892,7 +1086,8 @@ def tcd(
         timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
             v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
-            has the spacings of other libraries by name; or the timesteps themselves.
+            has the spacings of other libraries by name; "ays_sd15" or "ays_sdxl": Align Your Steps; or the timesteps
+            themselves, such as those of fastsample.optimal_timesteps.
             The default takes some of the timesteps of the distillation.
         original_steps: how many timesteps the model was distilled at.
         gamma: in [0, 1]: 0 is deterministic, 1 all fresh noise. diffusers calls it eta.
@@ -925,4 +1120,97 @@ def tcd(
         >>> sampler = TCD(Schedule.scaled_linear(), steps=4, gamma=0.3)
         >>> sampler(lambda x, t: 0.1 * x, (2, 4, 8, 8), seed=1).shape
         torch.Size([2, 4, 8, 8])
+    """
+
+def unipc(
+    model: Model,
+    x: Tensor | Sequence[int],
+    *,
+    steps: int = 10,
+    schedule: Schedule | None = None,
+    timesteps: Times = "auto",
+    prediction: str | None = None,
+    shift: float = 1.0,
+    clip: Clip = None,
+    final_alpha_cumprod: float = 1.0,
+    order: int = 2,
+    correct_x0: CorrectX0 | None = None,
+    variant: str = "bh2",
+    corrector: bool = True,
+    lower_order_final: bool = True,
+    **options: Unpack[Options],
+) -> Tensor:
+    """Samples with UniPC (Zhao et al. 2023), of order 1 to 3, one more with its corrector: the best from 6 calls on.
+
+    From noise level (alpha, sigma) to (alpha', sigma'), with w the width of the row in lambda = log(alpha / sigma),
+    m_j the x0 of j rows ago, r_j = (lambda_j - lambda) / w, D_j = (m_j - m_0) / r_j, and B = -w ("bh1") or e^-w - 1
+    ("bh2"):
+
+        predictor: x' = sigma'/sigma x - alpha' (e^-w - 1) m_0 - alpha' B sum_j p_j D_j,  j = 1 .. order - 1
+        corrector: x  = the same, with c_j in place of p_j, and - alpha' B c_order (x0 - m_0) beside it
+
+    where x0 is the model's at x', and p and c solve a small system for each row. The corrector costs no model call and
+    no memory: x and the corrected x differ by a combination of x0 and of the m_j, which is added where the next row is
+    taken. These are diffusers' UniPCMultistepScheduler with predict_x0.
+
+    A run that starts part-way (`strength`, `start_step`) has no history there, so its order rises from 1 again.
+
+    Args:
+        model: called as model(x, t, **model_kwargs), t int64 of shape (B,); returns a tensor, a tuple that starts with
+            one, or an object with `.sample`. Where axis 1 of the output is twice that of x, the second half (a learned
+            variance) is ignored. Its x and t are the loop's own buffers: not to be modified, which raises ValueError,
+            and overwritten afterwards. It is used as it is: call .eval() first. A module in training mode, where
+            dropout and batch norm disturb samples, is warned of once.
+            It is given t float32 where times are fractional (as by default) and for prediction "flow".
+            Here times are rounded, so that t is int64 but for a flow.
+        x: the shape (B, ...) of the result, with x_T drawn from `seed`; or x_T itself, float16, bfloat16, float32, or
+            float64 for the reference backend. Never modified. Drawn noise that is far from the level of the first
+            timestep (sigma below 5 alpha, where the schedule has noisier ones) is warned of.
+        steps: model calls, where `timesteps` is a name; otherwise ignored.
+        schedule: the one the model was trained with; default `model.schedule`, also that of the one model which a
+            wrapper, function or lambda calls, else Schedule.linear(1000): with a warning where a model is found.
+            None for a flow.
+        timesteps: "auto", see `ddim`; "linspace" round(i (T - 1) / N), i = N .. 1; "leading" i (T // (N + 1)), for
+            Stable Diffusion instead fastsample.solver_timesteps(1000, "leading", steps, steps_offset=1); "trailing";
+            other spacings and the timesteps themselves as in fastsample.spaced_timesteps; "karras" and "log_snr": noise
+            levels from that of T - 1 to that of 0 with (sigma / alpha)^(1/7) or log SNR evenly spaced, t rounded;
+            "ays_sd15" or "ays_sdxl": Align Your Steps. For a flow "linspace", which "auto" is there, "trailing" or
+            times, see fastsample.times.flow.flow_levels.
+        prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
+            matching; default
+            `model.prediction`, found as the schedule is, else "epsilon".
+        shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
+        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+            A DynamicThreshold is diffusers' thresholding.
+        final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
+            final_sigmas_type="sigma_min").
+            At 1 the last row is of order 1.
+        order: 1, 2 or 3; 2 is best under guidance, 3 without. The first rows are of lower order.
+        correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
+        variant: "bh1", better in up to 10 calls, or "bh2".
+        corrector: whether to correct.
+        lower_order_final: take the last two rows with orders 2 and 1.
+        **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
+            model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
+            known, strength, start_step, callback, progress, decode, out, backend, device.
+
+    Calls with the same arguments share a fastsample.UniPC, whose table takes some 0.3 ms to make.
+    Make a schedule once, not in every call: two are told apart by identity.
+    See `UniPC.prepare` for short runs.
+
+    Returns:
+        The sample, float32 (float64 for a float64 x), without gradients unless x requires them: then the
+        differentiable reference runs.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot work, before the model is called.
+        ValueError: for an order other than 1, 2 or 3, an unknown variant, a clip that is not positive, a prediction
+            that cannot work at one of the levels, and where alpha bar is 1 at a timestep that is visited.
+
+    Example:
+        >>> from fastsample import Schedule
+        >>> unipc(lambda x, t: 0.1 * x, (4, 3, 8, 8), steps=8, seed=0).shape
+        torch.Size([4, 3, 8, 8])
+        >>> UniPC(Schedule.linear(), steps=6, order=3).table.reads
+        (0, 1, 2, 3, 3, 0)
     """

@@ -114,11 +114,11 @@ class Sampler:
         """The table of a run that starts at this row, of the same length.
 
         Raises:
-            ValueError: where the row, or the one after it, reads an x0 from before it.
+            ValueError: where the row, or one of the two after it, reads an entry from before it.
         """
         table = self.table
-        if table.c1[row] != 0 or table.c2[row : row + 2].any():
-            raise ValueError(f"{type(self).__name__} cannot start at row {row}, which needs the x0 of earlier rows")
+        if any(reads > k for k, reads in enumerate(table.reads[row:])):
+            raise ValueError(f"{type(self).__name__} cannot start at row {row}, which needs entries of earlier rows")
         return table
 
     def _start(self, x: Tensor | Sequence[int], strength: float | None, start_step: int) -> tuple[Table, int]:

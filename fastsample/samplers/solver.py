@@ -16,6 +16,7 @@ from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.start import steps_left_out
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.tables import Table
+from fastsample.times.align_your_steps import PUBLISHED, aligned_timesteps
 from fastsample.times.automatic import AUTO, auto_timesteps
 from fastsample.times.continuous import spaced_levels
 from fastsample.times.flow import flow_levels
@@ -37,7 +38,8 @@ class Solver(Sampler):
         schedule: ... None for a flow.
         timesteps: "auto", see `ddim`; "linspace" i (T - 1) / (N - 1), not rounded: sigma / alpha is interpolated
             between whole timesteps; "karras" or "log_snr": N levels from that of T - 1 to that of 0 with
-            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; the times themselves, whole or fractional;
+            (sigma / alpha)^(1/7) or log SNR evenly spaced, t interpolated; "ays_sd15" or "ays_sdxl": Align Your Steps;
+            the times themselves, whole or fractional, such as those of fastsample.optimal_timesteps;
             "leading", "trailing" and the others of fastsample.spaced_timesteps. For a flow "linspace", which "auto" is
             there, "trailing" or times (1000 sigma), see fastsample.times.flow.flow_levels.
         prediction: what the model predicts: "epsilon", "v", "x0", or "flow", the velocity z - x0 of flow
@@ -83,6 +85,8 @@ class Solver(Sampler):
             return spaced_levels(schedule, self.timesteps, self.steps, self.final_alpha_cumprod)
         if isinstance(self.timesteps, str) and self.timesteps == AUTO:
             t = auto_timesteps(schedule, self.steps, "epsilon" if self._amplifies_x0 else self.prediction)
+        elif isinstance(self.timesteps, str) and self.timesteps in PUBLISHED:
+            t = aligned_timesteps(schedule, self.timesteps, self.steps)
         else:
             t = self._spacing(schedule.T, self.timesteps, self.steps)
             t = one_step_from_the_noisiest(schedule.T, self.timesteps, t)

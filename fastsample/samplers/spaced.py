@@ -12,6 +12,7 @@ from fastsample.samplers.hints import low_start
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.tables import Table
+from fastsample.times.align_your_steps import PUBLISHED, aligned_timesteps
 from fastsample.times.automatic import AUTO, auto_timesteps
 from fastsample.times.levels import noise_levels
 from fastsample.times.timesteps import Timesteps, one_step_from_the_noisiest, spaced_timesteps
@@ -29,7 +30,8 @@ class Spaced(Sampler):
         timesteps: which timesteps to visit. "auto" is round((1 - k / N) (t0 + 1)) - 1, k = 0 .. N - 1. t0 is T - 1 for
             v and x0 models, and where sigma / alpha is at most 16 there, as for Stable Diffusion; else the noisiest
             timestep whose first step makes at most 6 times as much of an error in epsilon. fastsample.spaced_timesteps
-            has the spacings of other libraries by name; or the timesteps themselves.
+            has the spacings of other libraries by name; "ays_sd15" or "ays_sdxl": Align Your Steps; or the timesteps
+            themselves, such as those of fastsample.optimal_timesteps.
     """
 
     schedule: Schedule
@@ -42,6 +44,8 @@ class Spaced(Sampler):
         arguments = vars(self)  # not every subclass leaves these two to the caller
         if isinstance(self.timesteps, str) and self.timesteps == AUTO:
             t = auto_timesteps(self.schedule, self.steps, arguments.get("prediction", "epsilon"))
+        elif isinstance(self.timesteps, str) and self.timesteps in PUBLISHED:
+            t = aligned_timesteps(self.schedule, self.timesteps, self.steps)
         else:
             t = spaced_timesteps(T, self.timesteps, self.steps, original_steps=arguments.get("original_steps", 50))
             t = one_step_from_the_noisiest(T, self.timesteps, t)

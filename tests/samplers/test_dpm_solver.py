@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fastsample import Schedule
 from fastsample.samplers.ddim import DDIM
-from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver, solver_timesteps
+from fastsample.samplers.dpm_solver import DPMSolver, dpm_solver
 from fastsample.samplers.limits import DynamicThreshold
 from fastsample.times.flow import flow_levels
+from fastsample.times.solver_timesteps import solver_timesteps
 from support import diffusers_runs
 from support.chains import toy_model
 from support.diffusers_runs import start

@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsample import DDIM, Schedule, Table
+from fastsample import DDIM, Schedule, Table, ops
 from fastsample.samplers.ddpm import DDPM
+from fastsample.samplers.deis import DEIS
 from fastsample.samplers.dpm_solver import DPMSolver
 from fastsample.samplers.euler import Euler
 from fastsample.samplers.heun import Heun
+from fastsample.samplers.ipndm import IPNDM
+from fastsample.samplers.unipc import UniPC
 
 # Thousands of calls on few numbers: where cores are shared, waiting for threads would cost 20 times as much.
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -85,6 +88,18 @@ def level(t: int) -> tuple[float, float]:
         pytest.param(DPMSolver, {"order": 2, "prediction": "v"}, 2, id="dpm-solver-2-v"),
         pytest.param(Heun, {}, 2, id="heun"),
         pytest.param(Heun, {"prediction": "x0"}, 2, id="heun-x0"),
+        # The coefficients of even steps and one Euler start keep all of them at 2.
+        pytest.param(IPNDM, {"order": 2}, 2, id="ipndm-2"),
+        pytest.param(IPNDM, {"order": 3}, 2, id="ipndm-3"),
+        pytest.param(IPNDM, {"order": 4}, 2, id="ipndm-4"),
+        pytest.param(DEIS, {"order": 2, "variant": "tab", "lower_order_final": False}, 2, id="deis-2-tab"),
+        pytest.param(DEIS, {"order": 2, "variant": "log_rho", "lower_order_final": False}, 2, id="deis-2-log-rho"),
+        pytest.param(UniPC, {"order": 1, "lower_order_final": False}, 2, id="unipc-1-corrected"),
+        pytest.param(UniPC, {"order": 1, "corrector": False}, 1, id="unipc-1"),
+        pytest.param(UniPC, {"order": 2, "lower_order_final": False}, 3, id="unipc-2-corrected"),
+        pytest.param(
+            UniPC, {"order": 2, "corrector": False, "variant": "bh1", "lower_order_final": False}, 2, id="unipc-2-bh1"
+        ),
     ],
 )
 def test_order(solver: type[Any], options: dict[str, Any], order: int) -> None:
@@ -104,6 +119,41 @@ def test_order(solver: type[Any], options: dict[str, Any], order: int) -> None:
         return sampler(model, POINTS, model_dtype=torch.float64)
 
     assert abs(slope(solve, exact(POINTS, level(FINE), level(0))) - order) < 0.15
+
+
+def of_steps(solver: type[Any], steps: int, exact_rows: int, **options: Any) -> Tensor:
+    """A run whose first rows begin where the ODE itself would be, entries and all."""
+    timesteps = range(FINE // steps, FINE + 1, FINE // steps)
+    table = solver(
+        FINE_SCHEDULE, timesteps=timesteps, final_alpha_cumprod=ALPHA_BAR[0], lower_order_final=False, **options
+    ).table
+    x, history = POINTS, []
+    for k, t in enumerate(table.t.tolist()):
+        x = exact(POINTS, level(FINE), level(t)) if k < exact_rows else x
+        entry, epsilon = torch.empty_like(x), posterior(x, *level(t))[1]
+        x = ops.step(x, epsilon, table, k, history=history, x0_out=entry, backend="reference")
+        history = [entry, *history][:3]
+    return x
+
+
+@pytest.mark.parametrize(
+    ("solver", "options", "exact_rows", "order"),
+    [
+        pytest.param(DEIS, {"variant": "log_rho"}, 3, 3.0, id="deis-3"),
+        pytest.param(DEIS, {"variant": "log_rho"}, 1, 2.0, id="deis-3-from-one-euler-row"),
+        pytest.param(UniPC, {"corrector": False}, 3, 3.0, id="unipc-3"),
+        pytest.param(UniPC, {"corrector": True}, 3, 3.3, id="unipc-3-corrected"),
+    ],
+)
+def test_order_3_takes_a_start_of_that_order(
+    solver: type[Any], options: dict[str, Any], exact_rows: int, order: float
+) -> None:
+    """At the end: what one Euler row leaves falls with the square, and outweighs the rest only in fine steps."""
+    want = exact(POINTS, level(FINE), level(0))
+    coarse, fine = (
+        (of_steps(solver, steps, exact_rows, order=3, **options) - want).abs().mean().item() for steps in (640, 1280)
+    )
+    assert abs(math.log2(coarse / fine) - order) < 0.15
 
 
 @pytest.mark.parametrize(("solver", "order"), [pytest.param(Euler, 1, id="euler"), pytest.param(Heun, 2, id="heun")])
