@@ -78,6 +78,7 @@ def consistency(out: Path, short: int | None) -> distill.Student:
         load_data("mnist5k-train"),
         out,
         scales=8,
+        loss="huber",
         target_decay=0.95,
         student=fastsample.zoo.digits("progressive-1"),
         uncond=NONE,

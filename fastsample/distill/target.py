@@ -14,6 +14,7 @@ from fastsample.train.checkpoint import State
 from fastsample.train.run import follow
 
 _C = 0.001
+_BEYOND = 0.1  # of a bound: where a clipped student aims, so that its noise is cut off
 
 
 class Target:
@@ -57,9 +58,9 @@ class Target:
 
 
 def bounded(target: Tensor, mine: Tensor, clip: float | None) -> Tensor:
-    """The target as a sampler clips it; where that is a bound, all beyond it are as good, and so what they are now.
+    """The target as a sampler clips it, but a tenth beyond where that is a bound; further out is as good as there.
 
-    So a clipped student leaves no noise in what lies at a bound, such as black: it goes beyond.
+    So a clipped student leaves no noise in what lies at a bound, such as black: what is left of it is cut off.
 
     Args:
         target, mine: what is aimed at, and what the student makes, of one shape.
@@ -69,13 +70,14 @@ def bounded(target: Tensor, mine: Tensor, clip: float | None) -> Tensor:
         >>> import torch
         >>> mine = torch.tensor([-1.2, -0.9, 0.3, 0.9, 1.2])
         >>> bounded(torch.tensor([-1.1, -1.1, 0.5, 0.5, 0.5]), mine, 1.0)
-        tensor([-1.2000, -1.0000,  0.5000,  0.5000,  0.5000])
+        tensor([-1.2000, -1.1000,  0.5000,  0.5000,  0.5000])
     """
     if clip is None:
         return target
     target = target.clamp(-clip, clip)
-    beyond = torch.where(target < 0, mine < target, mine > target) & (target.abs() >= clip)
-    return torch.where(beyond, mine.detach(), target)
+    aim = torch.where(target.abs() >= clip, (1 + _BEYOND) * target, target)
+    beyond = torch.where(target < 0, mine < aim, mine > aim) & (target.abs() >= clip)
+    return torch.where(beyond, mine.detach(), aim)
 
 
 def huber(squares: Tensor) -> Tensor:
