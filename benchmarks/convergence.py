@@ -21,7 +21,7 @@ import fastsample
 from benchmarks.common.options import begin, parser
 from benchmarks.common.report import pyplot_for, write_csv
 from benchmarks.models.mixture import Mixture
-from fastsample import DDIM, DDIMInverse, DPMSolver, Heun, Sampler, Schedule, spaced_timesteps
+from fastsample import DDIM, DEIS, IPNDM, DDIMInverse, DPMSolver, Heun, Sampler, Schedule, UniPC, spaced_timesteps
 from fastsample.storage.writing import replacing
 from fastsample.times.timesteps import Timesteps
 
@@ -34,6 +34,10 @@ FAMILIES: Mapping[str, Callable[..., Sampler]] = {
     "DPM-Solver++ 2M": partial(DPMSolver, order=2, lower_order_final=False),
     "DPM-Solver++ 3M": partial(DPMSolver, order=3, lower_order_final=False),
     "Heun": Heun,
+    "UniPC-2": partial(UniPC, order=2, lower_order_final=False),
+    "UniPC-3": partial(UniPC, order=3, lower_order_final=False),
+    "DEIS-tAB3": partial(DEIS, order=3, lower_order_final=False),
+    "iPNDM-4": partial(IPNDM, order=4),
 }
 
 

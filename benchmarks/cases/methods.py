@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks.common.optional import optional
-from fastsample import DDIM, DDPM, LCM, TCD, DPMSolver, Sampler, Schedule
+from fastsample import DDIM, DDPM, DEIS, IPNDM, LCM, TCD, DPMSolver, Sampler, Schedule
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Method:
 
     Attributes:
         sampler: makes ours, as sampler(schedule, steps=...).
-        scheduler, settings: the name of the diffusers class, and what it is made with.
+        scheduler, settings: the name of the diffusers class, "" where there is none, and what it is made with.
         step_options: for its `step`.
     """
 
@@ -28,8 +28,8 @@ class Method:
     step_options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def theirs(self, schedule: Schedule, steps: int) -> Any:
-        """The diffusers scheduler, ready for `steps` steps on the same schedule; None where diffusers is absent."""
-        diffusers = optional("diffusers", "diffusers")
+        """The diffusers scheduler, ready for `steps` steps on the same schedule; None where there is none."""
+        diffusers = optional("diffusers", "diffusers") if self.scheduler else None
         if diffusers is None:
             return None
         scheduler = getattr(diffusers, self.scheduler)(
@@ -55,6 +55,13 @@ DPM_SOLVER = Method(
     "DPMSolverMultistepScheduler",
     {"solver_order": 2, "timestep_spacing": "leading"},
 )
+DEIS_LOG = Method(
+    partial(DEIS, order=3, variant="log_rho", timesteps="leading"),
+    "DEISMultistepScheduler",
+    {"solver_order": 3, "timestep_spacing": "leading"},
+)
+# diffusers' knows no schedule.
+IPNDM_FREE = Method(partial(IPNDM, order=4, timesteps="leading"), "", {})
 DDPM_SMALL = Method(
     partial(DDPM, variance="fixed_small", clip=1.0, timesteps="leading"),
     "DDPMScheduler",

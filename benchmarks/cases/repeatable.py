@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastsample import Table
 
-COEFFICIENTS = ("p", "q", "a", "b", "c1", "c2", "d")
+COEFFICIENTS = ("p", "q", "a", "b", "c1", "c2", "c3", "d", "hx")
 
 
 def repeatable(table: Table) -> Table:

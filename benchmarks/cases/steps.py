@@ -24,7 +24,7 @@ SCHEDULE = Schedule.linear(1000)
 
 
 class Operands(NamedTuple):
-    """What a step reads beside x: the model's output and the earlier x0."""
+    """What a step reads beside x: the model's output and the entries of earlier rows."""
 
     m: Tensor
     history: tuple[Tensor, ...]
@@ -65,8 +65,9 @@ class Case:
 
     @property
     def streams(self) -> int:
-        """Arrays of x's size that a step must read or write: x, m, x', the second half of m, h1 and the x0 kept."""
-        return 3 + (self.guidance is not None) + self.learned + 2 * self.table.history
+        """Arrays of x's size that a step must read or write: x, m, x', the second half of m, entries and its own."""
+        history = self.table.history
+        return 3 + (self.guidance is not None) + self.learned + history + (history > 0)
 
     def operands(self, shape: Shape, device: torch.device = CPU) -> Operands:
         """Random ones for a state of this shape."""
@@ -76,7 +77,7 @@ class Case:
         return Operands(torch.randn(whole, device=device), history)
 
     def plan(self, x: Tensor, history: tuple[Tensor, ...], table: Table, out: Tensor | None) -> StepPlan:
-        """The step as the loop sets it up: the x0 that is kept goes where the one before was."""
+        """The step as the loop sets it up: its own entry goes where the oldest one was."""
         operands = step_operands.Operands(
             x,
             table,
@@ -92,7 +93,8 @@ class Case:
         """What `plain` is called with: its parameters are named as operands and as columns of the table."""
         columns = list(self.table)[self.row]
         columns["s"] *= math.exp(columns["g0"])
-        values = {"x": x, "m": operands.m, "h": next(iter(operands.history), None), "w": self.guidance, **columns}
+        earlier = dict(zip(("h1", "h2", "h3"), operands.history, strict=False))
+        values = {"x": x, "m": operands.m, "w": self.guidance, **earlier, **columns}
         return [torch.as_tensor(values[name], device=x.device) for name in inspect.signature(self.plain).parameters]
 
 
@@ -101,6 +103,8 @@ NOISE_FREE = (
     DDIM_STEP,
     Case("ddim clip", methods.DDIM_CLIP, 50, torch_steps.clipped_ddim),
     Case("dpm_solver 2M", methods.DPM_SOLVER, 20, torch_steps.dpm_solver),
+    Case("deis 3", methods.DEIS_LOG, 20, torch_steps.deis),
+    Case("ipndm 4", methods.IPNDM_FREE, 20, torch_steps.ipndm),
     Case("guided ddim", methods.DDIM_FREE, 50, torch_steps.guided_ddim, guidance=7.5),
 )
 NOISY = (

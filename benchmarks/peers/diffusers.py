@@ -22,8 +22,8 @@ def diffusers_step(case: Case, x: Tensor, operands: Operands) -> Callable[[], Te
         return None
     t, row, m, options = scheduler.timesteps[case.row], case.row, operands.m, case.method.step_options
     if operands.history:
-        scheduler.model_outputs = [None, operands.history[-1].clone()]
-        scheduler.lower_order_nums = 2
+        scheduler.model_outputs = [None, *(one.clone() for one in reversed(operands.history))]
+        scheduler.lower_order_nums = len(scheduler.model_outputs)
 
     def step(output: Tensor = m) -> Tensor:
         scheduler._step_index = row

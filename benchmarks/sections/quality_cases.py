@@ -8,8 +8,22 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
+import torch
+
 import fastsample
-from fastsample import DDIM, DDPM, DPMSolver, Euler, EulerAncestral, Heun, Sampler, distill
+from fastsample import (
+    DDIM,
+    DDPM,
+    DEIS,
+    IPNDM,
+    DPMSolver,
+    Euler,
+    EulerAncestral,
+    Heun,
+    Sampler,
+    UniPC,
+    distill,
+)
 
 Make = Callable[..., Sampler]
 
@@ -26,7 +40,18 @@ SAMPLERS: Mapping[str, Make] = {
     "Euler ancestral": partial(EulerAncestral, clip=1.0),
     "DPM-Solver++ 2M, Karras": partial(DPMSolver, order=2, timesteps="karras", clip=1.0),
     "DDIM, not clipped": DDIM,
+    "UniPC-2": partial(UniPC, order=2, clip=1.0),
+    "UniPC-3": partial(UniPC, order=3, clip=1.0),
+    "DEIS-tAB3": partial(DEIS, order=3, clip=1.0),
+    "DEIS-3, log rho": partial(DEIS, order=3, variant="log_rho", clip=1.0),
+    "iPNDM-2": partial(IPNDM, order=2, clip=1.0),
+    "iPNDM-4": partial(IPNDM, order=4, clip=1.0),
+    "DPM-Solver++ 2M SDE": partial(DPMSolver, order=2, sde=True, clip=1.0),
+    "DDIM, GITS": partial(DDIM, clip=1.0),
+    "DPM-Solver++ 2M, GITS": partial(DPMSolver, order=2, clip=1.0),
 }
+FOUND = "GITS"  # at the end of a name: the timesteps are those of fastsample.optimal_timesteps
+SPACED = [name for name in SAMPLERS if not name.endswith(FOUND)]
 LEARNED = "DDPM, learned range"
 SOLVER = "DPM-Solver++ 2M"
 DDPMS = tuple(name for name in SAMPLERS if name.startswith("DDPM"))
@@ -57,6 +82,8 @@ class Case:
         make, schedule = SAMPLERS[self.sampler], model.schedule
         if self.latent:
             make = partial(make, clip=None)  # latents have no bounds
+        if self.sampler.endswith(FOUND):
+            make = partial(make, timesteps=found_timesteps(model, self.calls))
         steps = (self.calls + 1) // 2 if self.sampler == "Heun" else self.calls
         # Solvers visit one timestep less than there are.
         most = schedule.T if getattr(make, "func", make) in (DDIM, DDPM) else schedule.T - 1
@@ -67,7 +94,22 @@ class Case:
 
     def image_calls(self, model: fastsample.zoo.UNet) -> int:
         """Images times model calls; guidance doubles the images."""
-        return self.count * len(self.make(model).table) * (1 if self.guidance == 1 else 2)
+        return self.count * self.rows(model) * (1 if self.guidance == 1 else 2)
+
+    def rows(self, model: fastsample.zoo.UNet) -> int:
+        """Model calls of the run, which a schedule may not have as many of."""
+        return self.calls if self.sampler.endswith(FOUND) else len(self.make(model).table)
+
+
+@cache
+def found_timesteps(model: fastsample.zoo.UNet, steps: int) -> tuple[int | float, ...]:
+    """The timesteps that this model's own trajectories ask for, of 60 samples of all its classes."""
+    config = model.config
+    batch = (60, config.channels, *config.size)
+    keywords = {"y": torch.arange(60) % config.num_classes} if config.num_classes else {}
+    return fastsample.optimal_timesteps(
+        model, batch, steps, clip=1.0, samples=60, seed=0, progress=False, model_kwargs=keywords
+    )
 
 
 @dataclass(frozen=True)
@@ -129,7 +171,7 @@ def plan(model: fastsample.zoo.UNet, *, quick: bool, count: int | None = None) -
         cases = [replace(case, count=count) for case in cases]
     once: dict[object, AnyCase] = {}
     for case in cases:
-        same = (type(case), replace(case, calls=len(case.make(model).table))) if isinstance(case, Case) else case
+        same = (type(case), replace(case, calls=case.rows(model))) if isinstance(case, Case) else case
         once.setdefault(same, case)
     return list(once.values())
 
@@ -189,15 +231,16 @@ def _cases() -> Iterator[AnyCase]:
     yield RealCase(FEWER_SAMPLES)
     yield RealCase(2500)
     long = ("DDIM", SOLVER, *DDPMS)
-    yield from (Case(name, FEW[0], SAMPLES) for name in SAMPLERS)
+    yield from (Case(name, FEW[0], SAMPLES) for name in SPACED)
     yield from (Case(name, MIDDLE[0], SAMPLES) for name in long)
-    yield from (Case(name, FEW[1], SAMPLES) for name in SAMPLERS)
+    yield from (Case(name, FEW[1], SAMPLES) for name in SPACED)
     yield from (BitsCase(variance, *BITS[0]) for variance in VARIANCES)
-    guided = (("DDIM", FEW[0]), (SOLVER, FEW[0]), ("DDIM", MIDDLE[0]))
+    guided = (("DDIM", FEW[0]), (SOLVER, FEW[0]), ("UniPC-2", FEW[0]), ("UniPC-2", 5), (SOLVER, 5), ("DDIM", MIDDLE[0]))
     yield from (Case(name, calls, SAMPLES, GUIDANCE) for name, calls in guided)
     yield from (Case(name, calls, SAMPLES) for calls in MIDDLE[1:] for name in long)
     yield from (BitsCase(variance, *bits) for bits in BITS[1:-1] for variance in VARIANCES)
-    yield from (Case(name, calls, SAMPLES) for calls in FEW[2:] for name in SAMPLERS)
+    yield from (Case(name, calls, SAMPLES) for calls in FEW[2:] for name in SPACED)
+    yield from (Case(name, calls, SAMPLES) for calls in (4, 5, 6) for name in SAMPLERS if name not in SPACED)
     # The judge of many calls is the unbiased kernel distance, for which 900 samples will do.
     yield from (Case(name, calls, FEWER_SAMPLES) for calls in MANY for name in ("DDIM", *DDPMS[:2]))
     yield from (BitsCase(variance, *BITS[-1]) for variance in VARIANCES)
@@ -207,7 +250,7 @@ def _cases() -> Iterator[AnyCase]:
 
 def _quick_cases() -> Iterator[AnyCase]:
     yield RealCase(QUICK_SAMPLES)
-    yield from (Case(name, calls, QUICK_SAMPLES) for calls in (10, 4) for name in SAMPLERS)
+    yield from (Case(name, calls, QUICK_SAMPLES) for calls in (10, 4) for name in SPACED)
     yield from (Case(name, 50, QUICK_SAMPLES) for name in ("DDIM", SOLVER, *DDPMS))
     yield Case("DDIM", 10, QUICK_SAMPLES, GUIDANCE)
     yield from (BitsCase(variance, *bits) for bits in QUICK_BITS for variance in VARIANCES)

@@ -15,8 +15,18 @@ import torch
 from torch import Tensor
 
 import fastsample
-from benchmarks.sections.quality_cases import AnyCase, BitsCase, Case, RealCase, StudentCase, is_latent, load_student
+from benchmarks.sections.quality_cases import (
+    FOUND,
+    AnyCase,
+    BitsCase,
+    Case,
+    RealCase,
+    StudentCase,
+    is_latent,
+    load_student,
+)
 from fastsample.evaluate import Distances, Evaluation, Figure, Yardstick
+from fastsample.times.automatic import auto_timesteps
 from fastsample.train import ImageData, load_data
 
 BATCH = 100
@@ -188,7 +198,11 @@ def _about(case: Case | StudentCase, run: Run) -> tuple[str, str, str, str, floa
         name = LATENT.stem if is_latent(case.student) else run.name
         return (name, digest_of(case.student), case.student.stem, _distilled(case), first, case.steps)
     path = _path(case, run)
-    sampler = case.make(load(path))
+    model = load(path)
+    if case.sampler.endswith(FOUND):  # which takes a while to find, from where "auto" starts
+        first = float(auto_timesteps(model.schedule, case.calls, model.config.prediction)[0])
+        return (run.name, digest_of(path), case.sampler, FOUND, first, case.calls)
+    sampler = case.make(model)
     name = run.name if path == run.model else path.stem
     return (name, digest_of(path), case.sampler, _spacing(sampler), _first(sampler), len(sampler.table))
 

@@ -213,7 +213,7 @@ def test_out(name: str, kind: str) -> None:
         pytest.param(options_of_step(history=X), "history", id="history is a tensor"),
         pytest.param(options_of_step(history=None), "history", id="no history"),
         pytest.param(options_of_step(history=[None]), r"history\[0\]", id="history of nothing"),
-        pytest.param(options_of_step(history=[X, X, X]), "history", id="history of three"),
+        pytest.param(options_of_step(history=[X] * 4), "history", id="history of four"),
         pytest.param(options_of_step(guidance_rescale=0.5), "guidance_rescale", id="rescale without guidance"),
         pytest.param(options_of_step(guidance=True), "guidance", id="guidance is a bool"),
         pytest.param(options_of_step(guidance="2"), "guidance", id="guidance is text"),

@@ -87,7 +87,7 @@ def test_the_printed_table_is_what_is_printed(capsys: pytest.CaptureFixture[str]
 
 def test_errors_are_those_of_the_results() -> None:
     """The table of errors by model calls says what benchmarks.convergence has measured."""
-    with (ROOT / "benchmarks" / "results" / "convergence-zen4.csv").open() as file:
+    with (ROOT / "benchmarks" / "results" / "convergence-emerald-rapids.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["study"] == "order"]
     measured = {(int(row["calls"]), row["sampler"]): f"{float(row['error']):.3g}" for row in rows}
     cells = [line.strip("| ").split(" | ") for line in CHOOSING.read_text().splitlines() if line.startswith("|")]
