@@ -31,8 +31,9 @@ def cached(model: Model, threshold: float = 0.1) -> Cached:
         threshold: how much the output may have changed, relative to its size. 0 skips nothing.
 
     Returns:
-        What samplers take in the model's place. A run of fewer than 12 model calls, Heun's, a Batcher and a graph
-        refuse it: in few steps nothing can be left out. On a GPU the host waits for every row.
+        What samplers take in the model's place; `.to()` and `.eval()` of it give the model itself. A run of fewer than
+        12 model calls, Heun's, a Batcher, a graph and transforms refuse it: in few steps nothing can be left out. On a
+        GPU the host waits for every row.
 
     Raises:
         ValueError, TypeError: a threshold that is negative or no number, or a model that cannot be called.
@@ -67,7 +68,7 @@ class Cached:
         return self.model(x, t, **keywords)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "model":  # of a copy that has none yet
+        if name == "model" or name.startswith("__"):  # of a copy that has none yet; how to copy is our own
             raise AttributeError(name)
         return getattr(self.model, name)
 
@@ -80,8 +81,11 @@ class Cached:
         rows = len(table) - first_row
         if rows < LEAST_CALLS:
             raise ValueError(f"a cached model is for runs of at least {LEAST_CALLS} model calls, this one has {rows}")
-        if table.sigma is not None and (np.diff(table.sigma[1:]) == 0).any():
-            raise ValueError("a cached model cannot serve two model calls a step, as in Heun's method")
+        if table.alpha is not None and table.sigma is not None:
+            # A corrector's row stays at the level of its predictor's; the last row may do so too.
+            stays = (np.diff(table.alpha[1:-1]) == 0) & (np.diff(table.sigma[1:-1]) == 0)
+            if stays.any():
+                raise ValueError("a cached model cannot serve two model calls a step, as in Heun's method")
         return CachedRun(self.model, self.threshold, rows)
 
 
@@ -138,13 +142,14 @@ class CachedRun:
                 assert self._rate is not None
                 self._rate = torch.where(skipped, self._rate, rate)
                 output = torch.where(per_sample(skipped, output), before, output)
+        kept = output.clone()  # a model may have one buffer for all its outputs
         called = x.clone() if skipped is None else torch.where(per_sample(skipped, x), self._called, x)
         change = torch.zeros(len(x), device=x.device)
         self._change = change if skipped is None else torch.where(skipped, self._change, change)
-        self._x, self._called, self._output = x.clone(), called, output
+        self._x, self._called, self._output = x.clone(), called, kept
         return output
 
 
 def _mean(values: Tensor) -> Tensor:
     """Of each sample's absolute values."""
-    return values.abs().flatten(1).mean(1)
+    return values.abs().reshape(len(values), -1).mean(1)

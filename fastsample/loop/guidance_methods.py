@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ METHODS = ("plain", "cfg_zero_star", "apg")
 _TINY = 1e-8  # beside a squared norm, as the authors have it
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Guidance:
     """Classifier-free guidance with all that belongs to it, for `guidance=` of every sampler.
 
@@ -26,17 +27,18 @@ class Guidance:
         cfg_zero_star  m = a m_u + w (m_c - a m_u),  a = <m_c, m_u> / |m_u|^2        (Fan et al. 2025)
         apg            m = m_u + w (D - (1 - eta) <D, m_c> / |m_c|^2 m_c)            (Sadat et al. 2024)
 
-    CFG-Zero* lets the model's output be 0 in the first `zero_init_steps` rows of a run. APG has D = min(1, r / |d|) d
-    with d = m_c - m_u + momentum d', where r is `norm_threshold` and d' that of the row before. After either comes the
-    rescaling of Options' guidance_rescale. They are diffusers' ClassifierFreeGuidance, ClassifierFreeZeroStarGuidance
-    and AdaptiveProjectedGuidance.
+    CFG-Zero* lets the model's output be 0 in the guided ones of the first `zero_init_steps` rows of a run. APG has
+    D = min(1, r / |d|) d with d = m_c - m_u + momentum d', where r is `norm_threshold` and d' that of the row before.
+    After either comes the rescaling of Options' guidance_rescale. They are diffusers' ClassifierFreeGuidance,
+    ClassifierFreeZeroStarGuidance and AdaptiveProjectedGuidance.
 
     Args:
         weight: w, a number or one per sample. A sample whose w is 1 gets m_c as it is, by every method.
         rescale: phi in [0, 1]: m is scaled by phi std(m_c) / std(m) + 1 - phi, per sample.
         interval: (t_lo, t_hi), see fastsample.Options.
         method: "plain", "cfg_zero_star", or "apg".
-        zero_init_steps: of CFG-Zero*.
+        zero_init_steps: of CFG-Zero*. 1, which diffusers takes, lets a flow stay where it is for a row; a model of the
+            noise or of v is not to be told 0.
         eta: of APG, how much of the part along m_c is kept. 1 keeps all.
         norm_threshold: r of APG; 0 for no limit. The paper's 15 is for SDXL's latents, 2.5 for Stable Diffusion's.
         momentum: of APG; negative pushes away from what was done before. 0 remembers nothing.
@@ -59,16 +61,19 @@ class Guidance:
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
     method: str = "plain"
-    zero_init_steps: int = 1
+    zero_init_steps: int = 0
     eta: float = 0.0
     norm_threshold: float = 15.0
     momentum: float = -0.5
 
     def __post_init__(self) -> None:
+        if self.weight is None or isinstance(self.weight, Guidance):
+            raise TypeError(f"weight must be a number or one per sample, got {self.weight!r}")
         one_of("method", self.method, METHODS)
         integer("zero_init_steps", self.zero_init_steps, 0)
         for name in ("eta", "norm_threshold", "momentum"):
-            real(name, getattr(self, name))
+            if not math.isfinite(real(name, getattr(self, name))):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         if not self.norm_threshold >= 0:
             raise ValueError(f"norm_threshold must not be negative, got {self.norm_threshold}")
         if not abs(self.momentum) < 1:
@@ -89,15 +94,15 @@ class Bending:
 
     def begin(self) -> None:
         """Before the first row of every run."""
-        self._row, self._before = 0, torch.zeros(())
+        self._before = torch.zeros(())
 
-    def __call__(self, output: Tensor, channels: int) -> Tensor:
+    def __call__(self, output: Tensor, channels: int, row: int) -> Tensor:
         """The output of a guided row, (B, ...), where `output` has both halves, (2B, ...); a variance is the second's.
 
         Args:
             channels: of the state.
+            row: the row's place in the run.
         """
-        row, self._row = self._row, self._row + 1
         batch = len(output) // 2
         rest = None
         if output.ndim > 1 and output.shape[1] > channels:
@@ -128,7 +133,7 @@ class Bending:
         if guidance.momentum != 0:
             difference = self._before = difference + guidance.momentum * self._before.to(difference)
         if guidance.norm_threshold > 0:
-            size = _dot(difference, difference).sqrt()
+            size = _dot(difference, difference).clamp(min=_TINY**2).sqrt()  # of which 0 has no derivative
             difference = difference * per_sample((guidance.norm_threshold / size).clamp(max=1), difference)
         along = _dot(difference, conditional) / _dot(conditional, conditional).clamp(min=_TINY**2)
         return difference - (1 - guidance.eta) * per_sample(along, conditional) * conditional
@@ -136,4 +141,4 @@ class Bending:
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
     """Of each sample, added up in float64."""
-    return (one * other).flatten(1).sum(1, dtype=torch.float64).to(one.dtype)
+    return (one * other).reshape(len(one), -1).sum(1, dtype=torch.float64).to(one.dtype)

@@ -87,6 +87,8 @@ class Loop:
         self._table = table
         self._cached = model.of_run(table, first_row) if isinstance(model, Cached) else None
         if self._cached is not None:
+            if transformed() or recording():
+                raise ValueError("a cached model decides by values, which transforms and torch.compile keep hidden")
             self._predict.model = self._cached
         if options.strength is None and not isinstance(x, Tensor):
             warn_of_far_noise(table)
@@ -227,9 +229,9 @@ class Loop:
         if self._shares and isinstance(self._memory, Workspace):
             leave(self._memory)
 
-    def _bending(self) -> tuple[Bending | None, int]:
-        """What combines the halves of guided rows in place of the step, and the channels of the state."""
-        return self.guidance.bending, self._shape[1] if len(self._shape) > 1 else 0
+    def _bending(self) -> tuple[Bending | None, int, int]:
+        """What combines the halves of guided rows in place of the step, the channels of the state, the first row."""
+        return self.guidance.bending, self._shape[1] if len(self._shape) > 1 else 0, self.schedule[0][0]
 
     def _plain_rows(self, memory: Workspace) -> Iterator[None]:
         """The rows of a run in place whose state nobody looks at or changes: the step makes the next input too.
@@ -237,7 +239,7 @@ class Loop:
         A robot's whole run is ten of these, so a row is two Python frames: this one and the model's.
         """
         table, predict, source = self._table, self._predict, self._source
-        bending, channels = self._bending()
+        bending, channels, first = self._bending()
         model, keeps_entry, last = predict.model, table.keeps_entry, len(table) - 1
         memory.input.fill(float(table.e[self.schedule[0][0]]))
         memory.renew_times()
@@ -254,7 +256,7 @@ class Loop:
             if type(m) is not Tensor or x._version != version or x.requires_grad or predict.guided:
                 m = predict.checked(m, x, version)
             if bending is not None and guided:
-                m = bending(m, channels)
+                m = bending(m, channels, k - first)
             z = source(k) if source is not None and table.stochastic[k] else None
             plan = next(turns)
             plain, writes_input = plan.plain[k], k < last and needed[next_guided]
@@ -267,7 +269,7 @@ class Loop:
     def _watched_rows(self, memory: Workspace) -> Iterator[Step | None]:
         """The rows of a run in place whose x0 or state is looked at, corrected or painted over."""
         table, predict, source = self._table, self._predict, self._source
-        bending, channels = self._bending()
+        bending, channels, first = self._bending()
         correct, inpainting, observed = self._correct_x0, self.inpainting, self._observed
         model, keywords, scales = predict.model, (self.guidance.conditional, self.guidance.both), table.e.tolist()
         memory.renew_times()
@@ -284,7 +286,7 @@ class Loop:
             if type(m) is not Tensor or x._version != version or x.requires_grad or predict.guided:
                 m = predict.checked(m, x, version)
             if bending is not None and guided:
-                m = bending(m, channels)
+                m = bending(m, channels, k - first)
             z = source(k) if source is not None and table.stochastic[k] else None
             plan = next(turns)
             entry: Tensor = plan.x0_out  # type: ignore[assignment]  # there is one wherever x may change after a row
@@ -311,7 +313,7 @@ class Loop:
     def _followed_rows(self, memory: FreshTensors) -> Iterator[Step]:
         """The rows of a run that gradients go through, or that a transform or a recorder follows."""
         table, predict, source = self._table, self._predict, self._source
-        bending, channels = self._bending()
+        bending, channels, first = self._bending()
         correct, inpainting = self._correct_x0, self.inpainting
         keywords = self.guidance.conditional, self.guidance.both
         history: list[Tensor] = []
@@ -319,7 +321,7 @@ class Loop:
             x, time = memory.model_input(k, guided)
             m = predict(x, time, keywords[guided])
             if bending is not None and guided:
-                m = bending(m, channels)
+                m = bending(m, channels, k - first)
             seen = memory.look(m, k)
             entry = memory.step(m, k, source(k) if source is not None and table.stochastic[k] else None, history)
             x0 = entry if seen is None else seen

@@ -523,7 +523,7 @@ def dpm_solver(
         order: 1, 2 or 3; 2 is best under guidance, 3 without. The first rows are of lower order.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
         lower_order_final: below 15 steps, take the last two rows with orders 2 and 1.
-        sde: whether to add noise in every row but the last: more steps, more variety.
+        sde: whether to add noise in every row that does not end in clean data: more steps, more variety.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
             known, strength, start_step, callback, progress, decode, out, backend, device.

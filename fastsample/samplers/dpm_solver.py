@@ -37,7 +37,7 @@ class DPMSolver(Multistep):
         order: 1, 2 or 3; 2 is best under guidance, 3 without. The first rows are of lower order.
         final_alpha_cumprod: ... At 1 the last row is of order 1.
         lower_order_final: below 15 steps, take the last two rows with orders 2 and 1.
-        sde: whether to add noise in every row but the last: more steps, more variety.
+        sde: whether to add noise in every row that does not end in clean data: more steps, more variety.
 
     Raises:
         ValueError: for an order other than 1, 2 or 3, a clip that is not positive, a prediction that cannot work at one

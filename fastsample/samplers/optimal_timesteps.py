@@ -22,6 +22,7 @@ from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
 from fastsample.times.automatic import auto_timesteps
 
+_MISPLACED = {"strength", "start_step", "mask", "known", "callback", "decode", "out", "noise"}
 LATER = 1.15  # what an error of a later jump counts, next to one of the jump before it
 
 
@@ -61,11 +62,12 @@ def optimal_timesteps(
         **options: see fastsample.Options: guidance, cond, uncond, model_kwargs, device and so on.
 
     Returns:
-        N timesteps, descending, for `timesteps=` of any sampler.
+        N timesteps, descending, for `timesteps=` of samplers: whole ones, unless `sampler` visits others.
 
     Raises:
-        ValueError, TypeError: for arguments that cannot work: a sampler that adds noise or has no levels, or more steps
-            than it has.
+        ValueError, TypeError: for arguments that cannot work: a sampler that adds noise, has no levels or begins at
+            alpha 0 (zero terminal SNR), more steps than it has, and options of which parts of runs are made or states
+            changed. ValueError: the model returns what is not finite.
 
     Example:
         >>> from fastsample import Schedule
@@ -82,14 +84,18 @@ def optimal_timesteps(
     if sampler is None:
         sampler = _fine_sampler(model, schedule, clip, count, integer("fine_steps", fine_steps, 1))
     table = _checked(sampler, count)
+    if misplaced := sorted(_MISPLACED & options.keys()):
+        raise TypeError(f"optimal_timesteps takes no {', '.join(misplaced)}: whole runs are drawn, from noise")
     seed = fresh_seed() if seed is None else seed
-    index = options.pop("index", 0)
+    index = integer("index", options.pop("index", 0), 0)
     costs = np.zeros((len(table), len(table) + 1))
     with tqdm(total=batches * len(table), desc="trajectories", unit=" calls", disable=not progress) as bar:
         for batch in range(batches):
             place = index + batch * shape[0]
             states, slopes = _trajectory(sampler, model, shape, bar, {**options, "seed": seed, "index": place})
             costs += _costs(states, slopes, _ratios(table)) / batches
+    if not np.isfinite(costs).all():
+        raise ValueError("the model returns NaN or infinity along its trajectories")
     return tuple(table.times[k] for k in cheapest_path(costs, count))
 
 
@@ -120,9 +126,12 @@ def cheapest_path(costs: Float64Array, jumps: int) -> list[int]:
 def _fine_sampler(model: Model, schedule: Schedule | None, clip: Clip, steps: int, fine_steps: int) -> Sampler:
     prediction = prediction_of(model, None)
     if prediction == "flow":
+        if schedule is not None:
+            raise ValueError("schedule is given, and the model is a flow, which has none")
         return Euler(steps=fine_steps, timesteps="trailing", prediction="flow", clip=clip)
     schedule = schedule_of(model, schedule)
     start = auto_timesteps(schedule, steps, prediction)[0]
+    fine_steps = min(fine_steps, int(start) + 1)
     even = np.rint((1 - np.arange(fine_steps) / fine_steps) * (start + 1)) - 1
     return DDIM(schedule, timesteps=np.unique(even.astype(np.int64)), prediction=prediction, clip=clip)
 
@@ -134,6 +143,8 @@ def _checked(sampler: Sampler, steps: int) -> Table:
     table = sampler.table
     if any(table.stochastic) or table.alpha is None or len(set(table.times)) < len(table):
         raise ValueError("sampler must have noise levels, one row a step and no noise, such as fastsample.DDIM")
+    if _scale(table)[0] == 0:
+        raise ValueError("sampler begins at pure noise, alpha 0, from where a path has no scale: give it a lower start")
     if steps > len(table):
         raise ValueError(f"steps must be at most {len(table)}, the timesteps that they are chosen from; got {steps}")
     return table
@@ -165,7 +176,7 @@ def _costs(states: list[Tensor], slopes: list[Tensor], ratios: Float64Array) -> 
     for i, slope in enumerate(slopes):
         steps = torch.from_numpy(ratios[i + 1 :] - ratios[i]).to(slope).reshape(-1, *(1,) * slope.ndim)
         missed = states[i] + steps * slope - after[i + 1 :]
-        costs[i, i + 1 :] = missed.flatten(2).norm(dim=2).mean(dim=1).double().cpu().numpy()
+        costs[i, i + 1 :] = missed.reshape(*missed.shape[:2], -1).norm(dim=2).mean(dim=1).double().cpu().numpy()
     return costs
 
 

@@ -76,11 +76,11 @@ class UniPC(Multistep):
         shares = np.zeros((len(w), 1 + len(HISTORY)))
         shares[:, 0] = of_x0
         for k, order in enumerate(orders):
-            if order > 1:
+            if order > 1 and w[k] != 0:
                 r = np.array([-w[k - j : k].sum() / w[k] for j in range(1, order)])
                 predicted = np.array([0.5]) if order == 2 else _solved(r, w[k], b_of_w[k])
                 shares[k, :order] -= alpha[k + 1] * b_of_w[k] * _of_differences(predicted / r)
-            if self.corrector and k > start and not (self.variant == "bh1" and np.isinf(w[k - 1])):
+            if self.corrector and k > start and w[k - 1] != 0 and not (self.variant == "bh1" and np.isinf(w[k - 1])):
                 shares[k] += a[k] * self._correction(k - 1, orders[k - 1], alpha, w, b_of_w)
         return {"a": a, "b": shares[:, 0], **dict(zip(HISTORY, shares[:, 1:].T, strict=True))}
 

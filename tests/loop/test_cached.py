@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 import fastsample
 from fastsample import DDIM, Batcher, Heun, Schedule, cached
+from fastsample.loop.cached import Cached
 from support.chains import toy_model
 
 SHAPE = (4, 2, 6, 6)
@@ -117,6 +119,24 @@ def test_what_samplers_ask_of_the_model_is_the_models_own() -> None:
         model.config  # noqa: B018
 
 
+def test_a_model_may_write_all_its_outputs_into_one_buffer() -> None:
+    buffer = torch.empty(SHAPE)
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        return buffer.copy_(toy_model(x, t))
+
+    sampler = DDIM(SCHEDULE, steps=40)
+    assert torch.equal(sampler(cached(model, 0.2), SHAPE, seed=1), sampler(cached(toy_model, 0.2), SHAPE, seed=1))
+
+
+def test_samples_of_one_axis_a_last_row_that_stays_and_copies() -> None:
+    final = float(SCHEDULE.alphas_cumprod[0])
+    sampler = DDIM(SCHEDULE, steps=50, timesteps="leading", final_alpha_cumprod=final)
+    assert sampler(cached(toy_model, 0.1), (3,), seed=1).isfinite().all()
+    copied = copy.deepcopy(cached(fastsample.zoo.digits(), 0.1))
+    assert type(copied) is Cached and copied.threshold == 0.1
+
+
 REFUSED: dict[str, Any] = {
     "few calls": (
         lambda: DDIM(SCHEDULE, steps=11)(cached(toy_model), SHAPE),
@@ -129,6 +149,10 @@ REFUSED: dict[str, Any] = {
     "Heun": (lambda: Heun(SCHEDULE, steps=20)(cached(toy_model), SHAPE), "two model calls a step"),
     "a Batcher": (lambda: Batcher(cached(toy_model), DDIM(SCHEDULE, steps=20), batch=2), "takes no cached model"),
     "a graph": (lambda: fastsample.graph(DDIM(SCHEDULE, steps=20), cached(toy_model), SHAPE), "cannot capture"),
+    "a transform": (
+        lambda: torch.func.vmap(lambda x: DDIM(SCHEDULE, steps=20)(cached(toy_model), x))(torch.zeros(2, *SHAPE)),
+        "decides by values",
+    ),
     "a negative threshold": (lambda: cached(toy_model, -0.1), "threshold must not be negative"),
     "no number": (lambda: cached(toy_model, "much"), "threshold"),  # type: ignore[arg-type]
     "no model": (lambda: cached(3), "model must be callable"),  # type: ignore[arg-type]

@@ -22,7 +22,11 @@ SHAPE = (3, 4, 5, 7)
 METHODS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "plain": ({"method": "plain"}, "ClassifierFreeGuidance", {}),
     "plain-rescaled": ({"rescale": 0.7}, "ClassifierFreeGuidance", {"guidance_rescale": 0.7}),
-    "zero-star": ({"method": "cfg_zero_star"}, "ClassifierFreeZeroStarGuidance", {"zero_init_steps": 1}),
+    "zero-star": (
+        {"method": "cfg_zero_star", "zero_init_steps": 1},
+        "ClassifierFreeZeroStarGuidance",
+        {"zero_init_steps": 1},
+    ),
     "zero-star-at-once": (
         {"method": "cfg_zero_star", "zero_init_steps": 0},
         "ClassifierFreeZeroStarGuidance",
@@ -84,8 +88,8 @@ def test_outputs_are_those_of_diffusers(name: str) -> None:
     for _ in range(2):  # a second run begins anew
         bending.begin()
         want = by_diffusers(guider(theirs, **options), rows)
-        for output, one in zip(rows, want, strict=True):
-            assert (bending(output, SHAPE[1]) - one).abs().max() <= 1e-5 * one.abs().max().clamp(min=1e-3)
+        for row, (output, one) in enumerate(zip(rows, want, strict=True)):
+            assert (bending(output, SHAPE[1], row) - one).abs().max() <= 1e-5 * one.abs().max().clamp(min=1e-3)
 
 
 class Told:
@@ -159,9 +163,9 @@ def test_an_interval_a_learned_variance_and_weights_of_samples(method: str) -> N
 def test_half_precision_outputs_are_combined_in_float32() -> None:
     bending = Bending(Guidance(weight=4.0, method="apg"), torch.full((3,), 4.0))
     output = outputs(1, torch.float16)[0]
-    found = bending(output, SHAPE[1])
+    found = bending(output, SHAPE[1], 0)
     bending.begin()
-    assert found.dtype == torch.float32 and torch.equal(found, bending(output.float(), SHAPE[1]))
+    assert found.dtype == torch.float32 and torch.equal(found, bending(output.float(), SHAPE[1], 0))
 
 
 @pytest.mark.parametrize("weight", [1.0, [1.0, 1.0, 1.0]], ids=["a number", "each"])
@@ -173,6 +177,27 @@ def test_a_weight_of_1_is_the_conditional_model(weight: Any) -> None:
     assert torch.equal(got, DDIM(SCHEDULE, steps=4)(Told(), SHAPE, seed=1, model_kwargs=KEYWORDS["cond"]))
 
 
+def test_zero_rows_are_the_first_of_the_run_and_not_the_first_guided_ones() -> None:
+    def run(zero_init_steps: int) -> Tensor:
+        guidance = Guidance(weight=3.0, interval=(0, 500), method="cfg_zero_star", zero_init_steps=zero_init_steps)
+        x: Tensor = DDIM(SCHEDULE, steps=6)(Told(), SHAPE, seed=1, guidance=guidance, **KEYWORDS)
+        return x
+
+    assert torch.equal(run(0), run(2)) and not torch.equal(run(0), run(5))
+
+
+@pytest.mark.parametrize("method", ["cfg_zero_star", "apg"])
+def test_gradients_where_both_halves_agree_and_samples_of_one_axis(method: str) -> None:
+    def model(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        return toy_model(x, t) + 0.2 * c
+
+    x = torch.linspace(-1, 1, 3).requires_grad_()
+    same: dict[str, Any] = {"cond": {"c": torch.ones(3)}, "uncond": {"c": torch.ones(3)}}
+    guidance = Guidance(weight=[1.0, 3.0, 0.0], method=method)
+    DDIM(SCHEDULE, steps=4)(model, x, guidance=guidance, **same).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
 def test_heun_is_bent_in_both_of_its_rows() -> None:
     guidance = Guidance(weight=3.0, method="apg")
     assert Heun(SCHEDULE, steps=4)(Told(), SHAPE, seed=1, guidance=guidance, **KEYWORDS).isfinite().all()
@@ -182,6 +207,8 @@ APG = Guidance(weight=3.0, method="apg")
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "method": (lambda: Guidance(weight=3.0, method="cfg"), "method must be one of"),
     "threshold": (lambda: Guidance(weight=3.0, norm_threshold=-1.0), "norm_threshold must not be negative"),
+    "eta": (lambda: Guidance(weight=3.0, eta=float("nan")), "eta must be finite"),
+    "no weight": (lambda: Guidance(weight=None), "weight must be a number"),  # type: ignore[arg-type]
     "momentum": (lambda: Guidance(weight=3.0, momentum=1.0), "momentum must lie between -1 and 1"),
     "zero rows": (lambda: Guidance(weight=3.0, zero_init_steps=-1), "zero_init_steps"),
     "rescale twice": (

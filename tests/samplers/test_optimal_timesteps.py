@@ -17,6 +17,7 @@ from support.chains import toy_model
 
 SCHEDULE = Schedule.linear()
 SHAPE = (8, 1, 4, 4)
+V = "v"
 QUIET: dict[str, Any] = {"progress": False, "seed": 3}
 
 
@@ -91,13 +92,32 @@ def test_a_flow() -> None:
         pytest.param({"sampler": Heun(SCHEDULE, steps=20)}, ValueError, "sampler must have", id="two-rows-a-step"),
         pytest.param({"sampler": "ddim"}, TypeError, "sampler must be a sampler object", id="a-name"),
         pytest.param({"shape": (0, 3)}, ValueError, "shape", id="empty"),
+        pytest.param({"strength": 0.5}, TypeError, "takes no strength", id="a-part-of-a-run"),
+        pytest.param({"index": [0, 1]}, TypeError, "index", id="places"),
+        pytest.param(
+            {"schedule": SCHEDULE.rescale_zero_terminal_snr(), "sampler": None, "model": V},
+            ValueError,
+            "begins at pure noise",
+            id="zero-terminal-snr",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     given: dict[str, Any] = {"shape": SHAPE, "steps": 5, "schedule": SCHEDULE, **arguments}
+    given.pop("model", None)
 
     def model(x: Tensor, t: Tensor) -> Tensor:
         raise AssertionError("nothing is computed before")
 
+    model.prediction = arguments.get("model", "epsilon")  # type: ignore[attr-defined]
     with pytest.raises(error, match=message):
         optimal_timesteps(model, **given, **QUIET)
+
+
+def test_a_model_of_nan_is_told() -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        optimal_timesteps(lambda x, t: x * float("nan"), SHAPE, 4, schedule=SCHEDULE, samples=8, **QUIET)
+
+
+def test_a_schedule_of_few_timesteps() -> None:
+    assert len(optimal_timesteps(toy_model, (8,), 4, schedule=Schedule.linear(10), samples=8, **QUIET)) == 4

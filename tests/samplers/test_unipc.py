@@ -113,6 +113,14 @@ def test_from_pure_noise(prediction: str, order: int, variant: str) -> None:
     assert sampler(toy_model, start()).isfinite().all()
 
 
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+def test_a_last_row_that_stays_where_it_is(variant: str) -> None:
+    options: dict[str, Any] = {"final_alpha_cumprod": FINAL, "lower_order_final": False, "timesteps": "karras"}
+    sampler = UniPC(SCHEDULE, steps=6, order=3, variant=variant, **options)
+    steps = [step.x.clone() for step in sampler.iterate(toy_model, start())]
+    assert steps[-1].isfinite().all()
+
+
 def test_order_1_without_a_corrector_is_ddim() -> None:
     one = UniPC(SCHEDULE, steps=8, order=1, corrector=False, timesteps="trailing")(toy_model, start())
     other = DDIM(SCHEDULE, steps=8, timesteps="trailing")(toy_model, start())
