@@ -39,7 +39,7 @@ class AdamsBashforth(Multistep):
         self, t: NDArray[Any], alpha: Float64Array, sigma: Float64Array, orders: NDArray[np.int64], start: int
     ) -> dict[str, Any]:
         scale = np.ones_like(alpha) if self._extrapolates_velocity else alpha
-        earlier = scale[1:, None] * self._weights(t, alpha, sigma, orders)[:, 1:]
+        earlier = scale[1:, None] * self._weights(t, alpha, sigma, orders)[:, 1:] + 0.0  # which has no -0
         kept = sigma[1:] / sigma[:-1]
         hx, h0 = 1 / sigma[:-1], -scale[:-1] / sigma[:-1]
         # Euler's row, which has a limit at pure noise, and what the others make of epsilon beyond it.
