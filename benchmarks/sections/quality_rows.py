@@ -139,8 +139,8 @@ def key(case: AnyCase, run: Run) -> tuple[str, ...]:
         )
     if isinstance(case, RealCase):
         return (digest, "real images", "", "0", "0", str(case.count), "1", str(run.seed))
-    sampler = case.make(model)
-    visited = (_spacing(sampler), f"{_first(sampler):g}", str(len(sampler.table)))
+    spacing, first_time, calls = _visited(case, model)
+    visited = (spacing, f"{first_time:g}", str(calls))
     return (digest, case.sampler, *visited, str(case.count), f"{case.guidance:g}", str(run.seed))
 
 
@@ -198,13 +198,8 @@ def _about(case: Case | StudentCase, run: Run) -> tuple[str, str, str, str, floa
         name = LATENT.stem if is_latent(case.student) else run.name
         return (name, digest_of(case.student), case.student.stem, _distilled(case), first, case.steps)
     path = _path(case, run)
-    model = load(path)
-    if case.sampler.endswith(FOUND):  # which takes a while to find, from where "auto" starts
-        first = float(auto_timesteps(model.schedule, case.calls, model.config.prediction)[0])
-        return (run.name, digest_of(path), case.sampler, FOUND, first, case.calls)
-    sampler = case.make(model)
     name = run.name if path == run.model else path.stem
-    return (name, digest_of(path), case.sampler, _spacing(sampler), _first(sampler), len(sampler.table))
+    return (name, digest_of(path), case.sampler, *_visited(case, load(path)))
 
 
 def samples(case: Case | StudentCase, run: Run) -> ImageData:
@@ -312,13 +307,14 @@ def _names(run: Run) -> tuple[str, str]:
     return run.name, digest_of(run.model)
 
 
-def _spacing(sampler: fastsample.Sampler) -> str:
+def _visited(case: Case, model: fastsample.zoo.UNet) -> tuple[str, float, int]:
+    """Timesteps, first and calls of a row."""
+    if case.sampler.endswith(FOUND):  # which takes a while to find, from where "auto" starts
+        return FOUND, float(auto_timesteps(model.schedule, case.calls, model.config.prediction)[0]), case.calls
+    sampler = case.make(model)
     spacing = vars(sampler)["timesteps"]
-    return spacing if isinstance(spacing, str) else "given"
-
-
-def _first(sampler: fastsample.Sampler) -> float:
-    return round(float(sampler.table.t[0]), 2)
+    first = round(float(sampler.table.t[0]), 2)
+    return spacing if isinstance(spacing, str) else "given", first, len(sampler.table)
 
 
 def _figures(distances: Distances, evaluation: Evaluation | None) -> Iterator[float]:
