@@ -96,8 +96,8 @@ def candidates(case: Case, x: Tensor, *, with_compile: bool) -> list[Candidate]:
             Candidate("randn", partial(ops.randn, z.shape, seed=0, out=z), bytes=4 * n),
         ]
     if x.is_cpu:
-        # The x0 that is written over the last one is a stream of its own, though not another array.
-        spare = [torch.randn_like(x0) for x0 in operands.history]
+        # The entry that is written over the oldest one is a stream of its own, though not another array.
+        spare = [torch.randn_like(entry) for entry in operands.history[-1:]]
         streams = [*m.split(len(x)), *operands.history, *spare]
         timed.append(Candidate("triad", triad(x, streams), bytes=traffic))
     return [*timed, Candidate("copy", copy(x, m), bytes=8 * n)]

@@ -40,7 +40,7 @@ void copy(float* out, const float* in, int64_t count, int threads) {
 }
 
 void triad(float* y, const std::vector<const float*>& x, float a, float s, int64_t count, int threads) {
-    if (x.empty() || x.size() > 3) throw std::invalid_argument("triad adds 1 to 3 streams");
+    if (x.empty() || x.size() > 5) throw std::invalid_argument("triad adds 1 to 5 streams");
     stream<triad_part>(StreamJob{y, x, a, s, count}, threads);
 }
 

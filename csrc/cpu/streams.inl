@@ -21,6 +21,8 @@ static void triad(float* y, const float* const* x, int streams, float a, float s
     switch (streams) {
         case 1: add_streams<1>(y, x, a, s, first, count); break;
         case 2: add_streams<2>(y, x, a, s, first, count); break;
-        default: add_streams<3>(y, x, a, s, first, count); break;
+        case 3: add_streams<3>(y, x, a, s, first, count); break;
+        case 4: add_streams<4>(y, x, a, s, first, count); break;
+        default: add_streams<5>(y, x, a, s, first, count); break;
     }
 }
