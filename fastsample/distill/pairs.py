@@ -13,6 +13,7 @@ from fastsample.distill.grid import nearest
 from fastsample.distill.method import Batch
 from fastsample.schedule import Float64Array
 from fastsample.times.continuous import karras_sigmas
+from fastsample.times.timesteps import apart
 
 
 def levels_between(sigmas: Float64Array, count: int, scales: int) -> tuple[int, ...]:
@@ -26,11 +27,7 @@ def levels_between(sigmas: Float64Array, count: int, scales: int) -> tuple[int, 
     """
     wanted = karras_sigmas(sigmas[-1], sigmas[0], scales)
     timesteps = np.abs(np.log(sigmas)[None] - np.log(wanted)[:, None]).argmin(axis=1)
-    # From the clean end up, each at least one above the one before, and below what those above it need.
-    rising = np.maximum.accumulate(timesteps[::-1] - np.arange(scales)) + np.arange(scales)
-    rising = np.minimum(rising, len(sigmas) - scales + np.arange(scales))
-    falling = rising[::-1]
-    chosen = falling[np.floor(np.arange(count) * scales / count).astype(int)]
+    chosen = apart(timesteps, len(sigmas))[np.floor(np.arange(count) * scales / count).astype(int)]
     return tuple(int(t) for t in chosen)
 
 

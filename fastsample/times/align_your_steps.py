@@ -6,7 +6,7 @@ import numpy as np
 
 from fastsample.schedule import Schedule
 from fastsample.times.levels import sigma_over_alpha
-from fastsample.times.timesteps import Int64Array, check_steps, check_steps_of_schedule
+from fastsample.times.timesteps import Int64Array, apart, check_steps, check_steps_of_schedule
 
 # Of ten steps on Stable Diffusion's schedule, found by the authors; diffusers' AysSchedules holds the same.
 PUBLISHED = {
@@ -44,8 +44,4 @@ def aligned_timesteps(schedule: Schedule, name: str, steps: int | None = None) -
     alpha_bar = schedule.alphas_cumprod
     with np.errstate(divide="ignore"):  # at timesteps of pure noise and of none
         own = (np.log1p(-alpha_bar) - np.log(alpha_bar)) / 2
-    nearest = np.abs(own[None] - wanted[:, None]).argmin(axis=1)
-    # From the clean end up, each at least one above the one before, and below what those above it need.
-    rising = np.maximum.accumulate(nearest[::-1] - np.arange(count)) + np.arange(count)
-    timesteps: Int64Array = np.minimum(rising, schedule.T - count + np.arange(count))[::-1]
-    return timesteps
+    return apart(np.abs(own[None] - wanted[:, None]).argmin(axis=1), schedule.T)

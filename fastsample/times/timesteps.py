@@ -214,3 +214,17 @@ def _sections(T: int, counts: list[int]) -> Int64Array:
             position += stride
         start += length
     return np.array(timesteps, dtype=np.int64)
+
+
+def apart(timesteps: Int64Array, T: int) -> Int64Array:
+    """Timesteps in descending order as distinct ones: where some are equal, they move apart.
+
+    Example:
+        >>> apart(np.array([9, 9, 3, 0, 0]), 10).tolist()
+        [9, 8, 3, 1, 0]
+    """
+    # From the clean end up, each at least one above the one before, and below what those above it need.
+    place = np.arange(len(timesteps))
+    rising = np.maximum.accumulate(timesteps[::-1] - place) + place
+    falling: Int64Array = np.minimum(rising, T - len(timesteps) + place)[::-1]
+    return falling
