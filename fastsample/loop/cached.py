@@ -113,20 +113,20 @@ class CachedRun:
     def __call__(self, x: Tensor, t: Tensor, **keywords: Any) -> Tensor:
         """The model's output, or the last one."""
         row, self._row = self._row, self._row + 1
-        skipped = self._skipped(x) if row in self._skippable else None
+        seen = x.detach().to(torch.float32, copy=True)  # the loop steps over x
+        skipped = self._skipped(seen) if row in self._skippable else None
         if skipped is not None and bool(skipped.all()):
             assert self._output is not None
             return self._output
         output = unwrapped(self._model(x, t, **keywords))
-        return self._remember(x.detach().float(), output, skipped)
+        return self._remember(seen, output, skipped)
 
     def _skipped(self, x: Tensor) -> Tensor | None:
         """Of which samples the output may be used again."""
         if self._rate is None or self._x.shape != x.shape:
             return None
-        x = x.detach().float()
         self._change = self._change + self._rate * _mean(x - self._x)
-        self._x = x.clone()
+        self._x = x
         return self._change < self._threshold
 
     def _remember(self, x: Tensor, output: Tensor, skipped: Tensor | None) -> Tensor:
@@ -143,10 +143,10 @@ class CachedRun:
                 self._rate = torch.where(skipped, self._rate, rate)
                 output = torch.where(per_sample(skipped, output), before, output)
         kept = output.clone()  # a model may have one buffer for all its outputs
-        called = x.clone() if skipped is None else torch.where(per_sample(skipped, x), self._called, x)
+        called = x if skipped is None else torch.where(per_sample(skipped, x), self._called, x)
         change = torch.zeros(len(x), device=x.device)
         self._change = change if skipped is None else torch.where(skipped, self._change, change)
-        self._x, self._called, self._output = x.clone(), called, kept
+        self._x, self._called, self._output = x, called, kept
         return output
 
 

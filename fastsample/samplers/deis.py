@@ -67,27 +67,22 @@ class DEIS(AdamsBashforth):
     def _weights(
         self, t: NDArray[Any], alpha: Float64Array, sigma: Float64Array, orders: NDArray[np.int64]
     ) -> Float64Array:
+        with np.errstate(divide="ignore"):  # at pure noise and at clean data, which are no nodes
+            r = sigma / alpha
+            places = np.log(r) if self.variant == "log_rho" else self._times(r, sigma)
         weights = np.zeros((len(t), 4))
-        if self.variant == "log_rho":
-            r = sigma[alpha > 0] / alpha[alpha > 0]
-            left_out = len(sigma) - len(r)
-            for k in np.flatnonzero(orders > 1) - left_out:
-                nodes = np.log(r[k - orders[k + left_out] + 1 : k + 1][::-1] / r[k])
-                weights[k + left_out, : len(nodes)] = _through(nodes, _moments_of_log(r[k], r[k + 1]))
-            return weights
-        times = self._times(alpha, sigma)
-        for k in np.flatnonzero(orders > 1):
-            nodes = times[k - orders[k] + 1 : k + 1][::-1] - times[k]
-            weights[k, : len(nodes)] = _through(nodes, self._moments_of_t(int(k), times, alpha, sigma))
+        for k in map(int, np.flatnonzero(orders > 1)):
+            nodes = places[k - orders[k] + 1 : k + 1][::-1] - places[k]
+            log = self.variant == "log_rho"
+            moments = _moments_of_log(r[k], r[k + 1]) if log else self._moments_of_t(k, places, r)
+            weights[k, : len(nodes)] = _through(nodes, moments)
         return weights
 
-    def _times(self, alpha: Float64Array, sigma: Float64Array) -> Float64Array:
+    def _times(self, r: Float64Array, sigma: Float64Array) -> Float64Array:
         """t of each level, between whole timesteps too, and -1 of clean data; of a flow sigma."""
         if self.prediction == "flow":
             return sigma
-        known = self._ratios()
-        with np.errstate(divide="ignore"):
-            r = np.clip(sigma / alpha, 0, _MOST)
+        known, r = self._ratios(), np.minimum(r, _MOST)
         found = np.interp(np.log(np.maximum(r, known[0])), np.log(known), np.arange(len(known), dtype=np.float64))
         found = np.where(r < known[0], r / known[0] - 1, found)
         whole: Float64Array = np.rint(found)
@@ -99,14 +94,14 @@ class DEIS(AdamsBashforth):
         with np.errstate(divide="ignore"):
             return np.clip(np.sqrt((1 - alpha_bar) / alpha_bar), 1 / _MOST, _MOST)
 
-    def _moments_of_t(self, k: int, times: Float64Array, alpha: Float64Array, sigma: Float64Array) -> Float64Array:
+    def _moments_of_t(self, k: int, times: Float64Array, r: Float64Array) -> Float64Array:
         """int (t - t_k)^i dr over row k, i = 0, 1 and 2."""
         if self.prediction == "flow":  # r is t
             return np.array([(times[k + 1] - times[k]) ** (i + 1) / (i + 1) for i in range(3)])
         between = np.arange(np.ceil(times[k]) - 1, times[k + 1], -1.0)
         between = between[between > times[k + 1]]
         t = np.array([times[k], *between, times[k + 1]])
-        r = np.array([sigma[k] / alpha[k], *self._ratios()[between.astype(int)], sigma[k + 1] / alpha[k + 1]])
+        r = np.array([r[k], *self._ratios()[between.astype(int)], r[k + 1]])
         moments = np.zeros(3)
         for (begin, end), (before, after) in zip(pairwise(t), pairwise(r), strict=True):
             moments += _moments_between(begin - times[k], end - times[k], before, after)

@@ -84,11 +84,10 @@ def lower_at_the_end(orders: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.minimum(orders, len(orders) - np.arange(len(orders)))
 
 
-def of_finite_levels(orders: NDArray[np.int64], alpha: Float64Array, start: int = 0) -> NDArray[np.int64]:
+def of_finite_levels(orders: NDArray[np.int64], alpha: Float64Array) -> NDArray[np.int64]:
     """These orders where entries of pure noise, at an infinite sigma / alpha, count for nothing."""
-    k = np.arange(len(orders))
-    infinite = int((alpha[start:-1] == 0).sum())
-    return np.where(k > start, np.minimum(orders, np.maximum(k - start + 1 - infinite, 1)), orders)
+    infinite = int((alpha[:-1] == 0).sum())
+    return np.minimum(orders, np.maximum(np.arange(len(orders)) + 1 - infinite, 1))
 
 
 def widths(alpha: Float64Array, sigma: Float64Array) -> Float64Array:

@@ -155,15 +155,13 @@ def _trajectory(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """y at every level and dy/dr at every one but the last."""
     table = sampler.table
-    assert table.alpha is not None and table.sigma is not None
+    assert table.sigma is not None
     device = options.get("device") or Predictor(model).device
     x = ops.randn(shape, seed=options.pop("seed"), index=options.pop("index"), device=device) * table.init_noise_sigma
     scale = _scale(table)
     states, slopes = [x / scale[0]], []
     for k, step in enumerate(sampler.iterate(model, x, **options)):
-        alpha, sigma = table.alpha[k], table.sigma[k]
-        of_x0 = 1.0 if _is_flow(table) else alpha
-        slopes.append((states[-1] * scale[k] - of_x0 * step.x0) / sigma)
+        slopes.append((states[-1] - step.x0) * float(scale[k] / table.sigma[k]))
         states.append(step.x / scale[k + 1])
         bar.update()
     return states, slopes
@@ -180,16 +178,10 @@ def _costs(states: list[Tensor], slopes: list[Tensor], ratios: Float64Array) -> 
     return costs
 
 
-def _is_flow(table: Table) -> bool:
-    """Whether alpha is 1 - sigma at every level."""
-    assert table.alpha is not None and table.sigma is not None
-    return bool(np.allclose(table.alpha, 1 - table.sigma))
-
-
 def _scale(table: Table) -> Float64Array:
-    """What x is y times at each level."""
-    assert table.alpha is not None
-    return np.ones_like(table.alpha) if _is_flow(table) else table.alpha
+    """What x is y times at each level: alpha, but 1 for a flow, whose alpha is 1 - sigma."""
+    assert table.alpha is not None and table.sigma is not None
+    return np.ones_like(table.alpha) if np.allclose(table.alpha, 1 - table.sigma) else table.alpha
 
 
 def _ratios(table: Table) -> Float64Array:

@@ -77,8 +77,7 @@ class UniPC(Multistep):
         shares[:, 0] = of_x0
         for k, order in enumerate(orders):
             if order > 1 and w[k] != 0:
-                r = np.array([-w[k - j : k].sum() / w[k] for j in range(1, order)])
-                predicted = np.array([0.5]) if order == 2 else _solved(r, w[k], b_of_w[k])
+                r, predicted = _predictor(k, order, w, b_of_w)
                 shares[k, :order] -= alpha[k + 1] * b_of_w[k] * _of_differences(predicted / r)
             if self.corrector and k > start and w[k - 1] != 0 and not (self.variant == "bh1" and np.isinf(w[k - 1])):
                 shares[k] += a[k] * self._correction(k - 1, orders[k - 1], alpha, w, b_of_w)
@@ -88,13 +87,18 @@ class UniPC(Multistep):
         self, k: int, order: int, alpha: Float64Array, w: Float64Array, b_of_w: Float64Array
     ) -> Float64Array:
         """What the state after row k is to be moved by, of the next row's x0 and of the entries before that, (4,)."""
-        r = np.array([-w[k - j : k].sum() / w[k] for j in range(1, order)])
+        r, predicted = _predictor(k, order, w, b_of_w)
         corrected = np.array([0.5]) if order == 1 else _solved(np.append(r, 1.0), w[k], b_of_w[k])
-        predicted = np.array([0.5]) if order == 2 else _solved(r, w[k], b_of_w[k])
         moved = np.zeros(1 + len(HISTORY))
         moved[0], moved[1] = -corrected[-1], corrected[-1]
         moved[1 : 1 + order] += _of_differences((predicted - corrected[:-1]) / r)
         return alpha[k + 1] * b_of_w[k] * moved
+
+
+def _predictor(k: int, order: int, w: Float64Array, b_of_w: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """(r_j, p_j) of row k, j = 1 .. order - 1."""
+    r = np.array([-w[k - j : k].sum() / w[k] for j in range(1, order)])
+    return r, np.array([0.5]) if order == 2 else _solved(r, w[k], b_of_w[k])
 
 
 def _of_differences(weights: Float64Array) -> Float64Array:
