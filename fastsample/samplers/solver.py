@@ -16,11 +16,11 @@ from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.start import steps_left_out
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.tables import Table
-from fastsample.times.align_your_steps import PUBLISHED, aligned_timesteps
-from fastsample.times.automatic import AUTO, auto_timesteps
+from fastsample.times.automatic import AUTO
 from fastsample.times.continuous import spaced_levels
 from fastsample.times.flow import flow_levels
 from fastsample.times.levels import noise_levels
+from fastsample.times.of_schedule import timesteps_of_schedule
 from fastsample.times.solver_timesteps import Times, fractional_timesteps
 from fastsample.times.timesteps import one_step_from_the_noisiest
 
@@ -83,11 +83,9 @@ class Solver(Sampler):
             raise ValueError(f"shift is for prediction='flow' only, got {self.shift}")
         if isinstance(self.timesteps, str) and self.timesteps in ("karras", "log_snr"):
             return spaced_levels(schedule, self.timesteps, self.steps, self.final_alpha_cumprod)
-        if isinstance(self.timesteps, str) and self.timesteps == AUTO:
-            t = auto_timesteps(schedule, self.steps, "epsilon" if self._amplifies_x0 else self.prediction)
-        elif isinstance(self.timesteps, str) and self.timesteps in PUBLISHED:
-            t = aligned_timesteps(schedule, self.timesteps, self.steps)
-        else:
+        prediction = "epsilon" if self._amplifies_x0 else self.prediction
+        t = timesteps_of_schedule(schedule, self.timesteps, self.steps, prediction)
+        if t is None:
             t = self._spacing(schedule.T, self.timesteps, self.steps)
             t = one_step_from_the_noisiest(schedule.T, self.timesteps, t)
         return t, *noise_levels(schedule, t, self.final_alpha_cumprod)

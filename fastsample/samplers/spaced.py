@@ -12,9 +12,9 @@ from fastsample.samplers.hints import low_start
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
 from fastsample.tables import Table
-from fastsample.times.align_your_steps import PUBLISHED, aligned_timesteps
-from fastsample.times.automatic import AUTO, auto_timesteps
+from fastsample.times.automatic import AUTO
 from fastsample.times.levels import noise_levels
+from fastsample.times.of_schedule import timesteps_of_schedule
 from fastsample.times.timesteps import Timesteps, one_step_from_the_noisiest, spaced_timesteps
 
 
@@ -42,11 +42,9 @@ class Spaced(Sampler):
     def __post_init__(self) -> None:
         T = checked_schedule(self.schedule).T
         arguments = vars(self)  # not every subclass leaves these two to the caller
-        if isinstance(self.timesteps, str) and self.timesteps == AUTO:
-            t = auto_timesteps(self.schedule, self.steps, arguments.get("prediction", "epsilon"))
-        elif isinstance(self.timesteps, str) and self.timesteps in PUBLISHED:
-            t = aligned_timesteps(self.schedule, self.timesteps, self.steps)
-        else:
+        prediction = arguments.get("prediction", "epsilon")
+        t = timesteps_of_schedule(self.schedule, self.timesteps, self.steps, prediction)
+        if t is None:
             t = spaced_timesteps(T, self.timesteps, self.steps, original_steps=arguments.get("original_steps", 50))
             t = one_step_from_the_noisiest(T, self.timesteps, t)
         self._set(steps=len(t), timesteps=self.timesteps if isinstance(self.timesteps, str) else tuple(t.tolist()))
