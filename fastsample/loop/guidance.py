@@ -54,6 +54,7 @@ class GuidedRows:
         conditional: the model's keywords where only the conditional half is evaluated.
         both: those of a batch [unconditional, conditional].
         bending: what combines both halves, where the step does not.
+        one_weight: whether w was given as a number, the same for all samples.
     """
 
     weights: Tensor | None
@@ -62,6 +63,7 @@ class GuidedRows:
     conditional: Mapping[str, Any]
     both: Mapping[str, Any]
     bending: Bending | None = None
+    one_weight: bool = False
 
     def at(self, t: float) -> bool:
         """Whether a row whose model time is t is guided."""
@@ -113,9 +115,10 @@ def guidance_of(
     if uncond is None:
         raise ValueError("guidance needs uncond=: the model's keywords for the unconditional half")
     both = _batched({**common, **uncond}, cond, len(like), "")
-    if method is None:
-        return GuidedRows(weights, rescale, interval, conditional, _mapped(both, dtype))
-    return GuidedRows(weights, 0.0, interval, conditional, _mapped(both, dtype), Bending(method, weights))
+    one_weight = isinstance(options.guidance, int | float)
+    bending = None if method is None else Bending(method, weights)
+    rescale = rescale if bending is None else 0.0  # which the method does itself
+    return GuidedRows(weights, rescale, interval, conditional, _mapped(both, dtype), bending, one_weight)
 
 
 def _spelt_out(options: RunOptions, bends: bool) -> tuple[RunOptions, Guidance | None]:

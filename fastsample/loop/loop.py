@@ -131,7 +131,7 @@ class Loop:
             self._device,
             self._predict.dtype,
             weights is not None,
-            isinstance(getattr(options.guidance, "weight", options.guidance), int | float),
+            guidance.one_weight,
             guidance.rescale,
             options.noise is None,
             self._changes,
