@@ -60,6 +60,7 @@ from fastsample.samplers import (
     tcd,
     unipc,
 )
+from fastsample.samplers.diffusers.door import from_diffusers
 from fastsample.schedule import Schedule
 from fastsample.tables import Table
 from fastsample.times.continuous import karras_sigmas
@@ -128,6 +129,7 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "euler_invert",
+    "from_diffusers",
     "generate",
     "graph",
     "guidance_scale_embedding",

@@ -79,9 +79,14 @@ class UniPC(Multistep):
             if order > 1 and w[k] != 0:
                 r, predicted = _predictor(k, order, w, b_of_w)
                 shares[k, :order] -= alpha[k + 1] * b_of_w[k] * _of_differences(predicted / r)
-            if self.corrector and k > start and w[k - 1] != 0 and not (self.variant == "bh1" and np.isinf(w[k - 1])):
+            infinite = self.variant == "bh1" and np.isinf(w[k - 1])
+            if k > start and self._corrects(k - 1) and w[k - 1] != 0 and not infinite:
                 shares[k] += a[k] * self._correction(k - 1, orders[k - 1], alpha, w, b_of_w)
         return {"a": a, "b": shares[:, 0], **dict(zip(HISTORY, shares[:, 1:].T, strict=True))}
+
+    def _corrects(self, k: int) -> bool:
+        """Whether the state after row k is corrected."""
+        return self.corrector
 
     def _correction(
         self, k: int, order: int, alpha: Float64Array, w: Float64Array, b_of_w: Float64Array

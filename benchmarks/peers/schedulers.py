@@ -1,0 +1,58 @@
+"""A live scheduler's own chain with noise that is brought, in float32 as it computes or in float64."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from fastsample import ops
+
+
+class _Doubled:
+    """torch, but that float32 names float64: for a scheduler that casts its state to float32 in every step."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def chain(
+    scheduler: Any, model: Callable[..., Tensor], x: Tensor, *, seed: int, double: bool = False, **arguments: Any
+) -> Tensor:
+    """The scheduler's steps from x, with fastsample's own noise of the seed in place of torch's.
+
+    Args:
+        scheduler: with its timesteps set.
+        x: in the dtype that the chain is to have; with `double` float64, and the scheduler's levels are turned into it.
+        **arguments: of its `step`.
+    """
+    module = sys.modules[type(scheduler).__module__]
+    with ExitStack() as stack:
+        if double:
+            stack.enter_context(patch.object(module, "torch", _Doubled()))
+            _double(scheduler)
+        scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)  # which flows do not have
+        for k, t in enumerate(scheduler.timesteps):
+            m = model(scaled(x, t), t.expand(len(x)))
+            noise = partial(_noise, seed, k)
+            with patch.object(module, "randn_tensor", noise, create=True):
+                x = scheduler.step(m, t, x, **arguments).prev_sample
+    return x
+
+
+def _noise(seed: int, k: int, shape: torch.Size, *_: Any, dtype: torch.dtype, **__: Any) -> Tensor:
+    return ops.randn(shape, seed=seed, step=k, stream=1).to(dtype)
+
+
+def _double(scheduler: Any) -> None:
+    for name, value in list(vars(scheduler).items()):
+        if name != "timesteps" and isinstance(value, Tensor) and value.is_floating_point():
+            setattr(scheduler, name, value.double())
