@@ -61,10 +61,16 @@ def rounded(v, dtype: tl.constexpr):
 
 
 @triton.jit
+def bounded_exponent(x):
+    """x in [-126, 127]; NaN stays NaN."""
+    bounded = tl.maximum(x, -126.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(bounded, 127.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def exp2_of(x):
     """2^x for x in [-126, 127], beyond which it stays at the ends' values; NaN stays NaN."""
-    bounded = tl.maximum(x, -126.0, propagate_nan=tl.PropagateNan.ALL)
-    bounded = tl.minimum(bounded, 127.0, propagate_nan=tl.PropagateNan.ALL)
+    bounded = bounded_exponent(x)
     # 1.5 * 2^23 + 127: adding it rounds to an integer n, and leaves n + 127, the exponent's code of 2^n, in the low
     # bits.
     shifted = bounded + 12583039.0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsample.kernels import reductions
-from fastsample.kernels.arithmetic import exp2_of, fma, guide, rounded, tl, triton
+from fastsample.kernels.arithmetic import bounded_exponent, exp2_of, fma, guide, rounded, tl, triton
 from fastsample.kernels.blocks import blocks_of, on, own_part, sample_size, tile_offsets
 from fastsample.kernels.coefficients import NEVER, SOMETIMES, add, column, constants_of, read
 from fastsample.kernels.noise import normals
@@ -115,6 +115,23 @@ def with_variance(noise, m, offset, at, left, g1, G1: tl.constexpr, M_PARTS: tl.
 
 
 @triton.jit
+def exponents(m, offset, at, left, g1, G1: tl.constexpr, M_PARTS: tl.constexpr):
+    """The powers of 2 that `with_variance` scales noise by."""
+    if G1 == NEVER:
+        return tl.zeros(at.shape, tl.float32)
+    elif M_PARTS == 2:
+        return bounded_exponent(read(m, offset, at, left, g1, G1) * g1)
+    else:
+        return tl.zeros(at.shape, tl.float32) + tl.where(g1 != 0, float("nan"), 0.0)
+
+
+@triton.jit
+def sum_of_part(values, inside):
+    """The float64 sum of a tile's elements that are there."""
+    return tl.sum(tl.where(inside, values, 0.0).to(tl.float64))
+
+
+@triton.jit
 def store_input(input_out, offset, twice, at, value, inside, INPUTS: tl.constexpr):
     """The next model input, once or, `twice` elements behind, once more."""
     value = rounded(value, input_out.dtype.element_ty)
@@ -131,6 +148,7 @@ def step_kernel(
     guidance, factors, bounds,  # float32 [batch] each, or None
     h1, h2, h3, out, x0_out,  # float32 [batch, size]
     input_out,  # [batch, size] INPUTS times
+    log_prob_sums,  # float64 [batch, programs of a sample, 2], or None
     batch: tl.int64, size: tl.int64, parts: tl.int64,
     P: tl.constexpr, Q: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
     C3: tl.constexpr, D: tl.constexpr, S: tl.constexpr, G1: tl.constexpr, LIMITED: tl.constexpr, ENTRY: tl.constexpr,
@@ -156,6 +174,7 @@ def step_kernel(
     if S != NEVER and z is None:
         key = tl.load(keys + sample)
 
+    squares, powers = tl.cast(0.0, tl.float64), tl.cast(0.0, tl.float64)
     at = tile_offsets(QUADS)
     for begin in range(first, end, QUADS * 4):
         left = size - begin
@@ -179,6 +198,9 @@ def step_kernel(
         total = add(total, c3, read(h3, offset, at, left, c3, C3), C3)
         if S != NEVER:
             noise = normals(begin, key, row, 1, QUADS) if z is None else read(z, offset, at, left, s, S)
+            if log_prob_sums is not None:
+                squares += sum_of_part(noise * noise, inside)
+                powers += sum_of_part(exponents(m, of_sample + size, at, left, g1, G1, M_PARTS), inside)
             total = add(total, s, with_variance(noise, m, of_sample + size, at, left, g1, G1, M_PARTS), S)
 
         # Every operand has been read: outputs may lie in the same memory.
@@ -192,6 +214,15 @@ def step_kernel(
         tl.store(out + offset + at, total, mask=inside)
         if INPUTS > 0:
             store_input(input_out, offset, batch * size, at, total * next_e, inside, INPUTS)
+    if log_prob_sums is not None and first < end:
+        own_sums = log_prob_sums + (sample * tl.num_programs(0) + tl.program_id(0)) * 2
+        tl.store(own_sums, squares)
+        tl.store(own_sums + 1, powers)
+
+
+def log_prob_parts(batch: int, size: int) -> int:
+    """How many parts of a sample the kernel leaves sums of."""
+    return blocks_of(batch, size).grid[0]
 
 
 class Step:
@@ -207,6 +238,7 @@ class Step:
         h1, h2, h3: the entries of the last three rows, like x.
         x0_out: of this row's entry, like x; may be one of these.
         input_out: like x or with twice its batch; float32, float16 or bfloat16.
+        log_prob_sums: float64 (B, log_prob_parts, 2), receives for each part the sums of z^2 and of g1 v / ln 2.
         thresholds: whether a row has a quantile.
         host_rows: `rows` on the host; read from the device where not given.
     """
@@ -225,11 +257,13 @@ class Step:
         h3: Tensor | None,
         x0_out: Tensor | None,
         input_out: Tensor | None,
+        log_prob_sums: Tensor | None,
         thresholds: bool,
         host_rows: NDArray[np.float32] | None = None,
     ) -> None:
         self._rows, self._row_of, self._x, self._keys, self._guidance = rows, row_of, x, keys, guidance
         self._rescale, self._history, self._x0_out, self._input_out = rescale, (h1, h2, h3), x0_out, input_out
+        self._log_prob_sums = log_prob_sums
         batch, self._size = x.shape[0], x.numel() // x.shape[0]
         self._own, self._together = blocks_of(batch, self._size), blocks_of(1, x.numel())
         self._inputs = 0 if input_out is None else len(input_out) // batch
@@ -271,6 +305,7 @@ class Step:
             constants = self._constants_of(row, x0_out is not None, z is not None, factors is not None)
             draws = constants["S"] and z is None
             alike = not (draws or guided) and self._row_of is None and self._bounds is None and m_stride == self._size
+            alike = alike and self._log_prob_sums is None
             # Where nothing tells the samples apart they are one long one: fewer partial tiles.
             blocks = self._together if alike else self._own
             step_kernel[blocks.grid](
@@ -280,6 +315,7 @@ class Step:
                 *(guidance, factors, self._bounds if constants["LIMITED"] else None),
                 *(*self._history, out, x0_out),
                 self._input_out if writes_input else None,
+                self._log_prob_sums,
                 *(blocks.batch, blocks.size, blocks.parts),
                 **constants,
                 M_PARTS=m_stride // self._size,

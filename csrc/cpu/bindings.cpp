@@ -85,6 +85,7 @@ PYBIND11_MODULE(_cpu, module) {
     bind_step<Step, bool>(module, "one_guidance").def("__call__", &run_step).def("plain", &run_plain_step);
     py::class_<PlainOutputs>(module, "PlainOutputs")
         .def(py::init<py::object, std::vector<std::tuple<py::object, int64_t, bool>>, std::array<py::object, 3>>());
+    module.def("log_prob_parts", [](int64_t, int64_t size) { return log_prob_parts(size); });
     bind_noise(module);
     bind_streams(module);
     bind_lora(module);

@@ -14,6 +14,8 @@ namespace fastsample {
 // Blocks of one sample stay in L1: 2048 floats are 8 KiB a stream.
 constexpr int64_t kBlock = 2048;
 
+inline int64_t log_prob_parts(int64_t size) { return (size + kBlock - 1) / kBlock; }
+
 struct Kernels {
     // Work on blocks [begin, end), numbered through all samples; a sample has ceil(size / kBlock) of them.
     void (*step)(const StepArgs* args, int64_t begin, int64_t end);

@@ -43,6 +43,7 @@ FS_INLINE void store(float* p, F v, int64_t count) { count == W ? store(p, v) : 
 
 #include "convert.inl"
 #include "noise.inl"
+#include "log_prob.inl"
 #include "step.inl"
 #include "reductions.inl"
 #include "streams.inl"

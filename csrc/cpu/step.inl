@@ -216,9 +216,11 @@ static void step_block(const StepArgs* args, int64_t sample, int64_t first, int6
         const bool learned = row.g1 != 0.0f;
         const float* z = args->z ? args->z + at : z_block;
         if (!args->z) draw(z_block, args, sample, first, n);
+        const void* const v = learned ? element(args->m, dtype, m_at + args->size) : nullptr;
+        if (args->log_prob_sums) add_to_log_prob(args, sample, first, z, row.g1, v, n);
         if (learned) {
             if (args->z) memcpy(z_block, z, (size_t)n * sizeof(float));
-            scale_noise(z_block, row.g1, element(args->m, dtype, m_at + args->size), dtype, n);
+            scale_noise(z_block, row.g1, v, dtype, n);
             z = z_block;
         }
         add(row.s, z);
@@ -241,7 +243,7 @@ static void step_block(const StepArgs* args, int64_t sample, int64_t first, int6
 
 // How many blocks to take as one: many, where nothing is staged in L1 between memory and registers.
 FS_INLINE int64_t blocks_at_once(const StepArgs* args) {
-    if (args->row_of) return 1;
+    if (args->row_of || args->log_prob_sums) return 1;
     const Row& row = args->rows[args->row];
     const bool floats = args->m_dtype == kFloat32 && !args->input_out && !stages_noise(args, row);
     return floats || may_convert_in_registers(args, row) ? 64 : 1;

@@ -144,6 +144,9 @@ PYBIND11_MODULE(_cuda, module) {
     bind_step<Step, int64_t, Address, int>(module, "row_count", "workspace", "device")
         .def("__call__", &Step::operator());
     module.def("step_workspace", &step_workspace);
+    module.def("log_prob_parts", [](int64_t, int64_t size) {
+        return (size + cuda::kLogProbPart - 1) / cuda::kLogProbPart;
+    });
     module.def("randn", &randn);
     module.def("posterior", &posterior);
     module.def("copy", &copy);

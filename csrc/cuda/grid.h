@@ -3,7 +3,7 @@
 // from round to round would cost the registers that the elements need. Inside namespace fastsample::cuda.
 
 // Half of a multiprocessor's threads can be there: 1024 of 2048 with 64 registers each, 768 of 1536 with 80.
-constexpr int kBlockThreads = 128;
+constexpr int kBlockThreads = 128, kWarp = 32;
 #if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
 constexpr int kBlocksResident = 6;
 #else

@@ -17,6 +17,9 @@ struct DeviceStepArgs : StepArgs {
 
 void step(const DeviceStepArgs& args, Stream stream);
 
+// The step leaves sums of parts of a sample: of the elements that a warp has.
+constexpr int64_t kLogProbPart = 128;
+
 // The step without noise into args.out, and constant + slope v, of each sample, into log_variance where that is wanted.
 struct PosteriorArgs : DeviceStepArgs {
     const float *constant, *slope;

@@ -38,10 +38,16 @@ FS_INLINE void add(F* sum, float c, const float* operand, int count) {
     for (int i = 0; i < kCount; ++i) sum[i] = fma(splat(c), v[i], sum[i]);
 }
 
+// Of a thread's elements: sums of z^2 and of g1 v / ln 2.
+struct Drawn {
+    float squares, exponents;
+};
+
 // kDraws: the noise may have to be drawn. kLearned: the row may scale it by the variance half of m. kBounds: there may
-// be bounds.
+// be bounds. drawn: where the row draws it is written; null, known when it is compiled, where nobody asks.
 template <class T, int kCount, bool kDraws, bool kLearned, bool kBounds>
-FS_INLINE void step_elements(const DeviceStepArgs& args, int64_t sample, int64_t first, int count) {
+FS_INLINE void step_elements(const DeviceStepArgs& args, int64_t sample, int64_t first, int count,
+                             Drawn* drawn = nullptr) {
     const int64_t number = row_number(args, sample), at = sample * args.size + first;
     Row row = load_row(args, number);
     F x[kCount], m[kCount], z[kCount];
@@ -55,8 +61,18 @@ FS_INLINE void step_elements(const DeviceStepArgs& args, int64_t sample, int64_t
         const bool learned = kLearned && g1 != 0.0f && args.m_stride != args.size;
         F v[kCount];
         if (learned) load<kCount>((const T*)args.m + sample * args.m_stride + args.size + first, count, v);
+        if (drawn && learned) {
+            F exponents = 0;
+            for (int i = 0; i < kCount; ++i) exponents += i < count ? bounded_exponent(v[i] * g1) : 0;
+            drawn->exponents = exponents;
+        }
         if (draws) draw<kCount>(z, first, args.keys[sample], (uint32_t)number, 1);
         else load<kCount>(args.z + at, count, z);
+        if (drawn) {
+            F squares = 0;
+            for (int i = 0; i < kCount; ++i) squares = i < count ? fma(z[i], z[i], squares) : squares;
+            drawn->squares = squares;
+        }
         if (learned)
             for (int i = 0; i < kCount; ++i) z[i] = scale_by_variance(z[i], g1, v[i]);
         // Read again, from cache: drawing needs the registers.

@@ -1,7 +1,7 @@
 // What rescale.cu and threshold.cu share. A block takes one chunk of one sample: x of the grid runs through chunks, y
 // and z through samples. Inside namespace fastsample::cuda.
 
-constexpr int kReduceThreads = 256, kReduceBlocks = 4, kWarp = 32;
+constexpr int kReduceThreads = 256, kReduceBlocks = 4;
 
 inline Shape chunk_shape(int64_t batch, int64_t size) {
     const int64_t deep = (batch + 65534) / 65535;

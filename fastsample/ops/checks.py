@@ -52,6 +52,19 @@ def check_like(name: str, tensor: Tensor | None, x: Tensor, *, dtype: torch.dtyp
         raise TypeError(f"{name} must be {dtype} as x is, got {tensor.dtype}")
 
 
+def check_log_prob(log_prob: Tensor, x: Tensor) -> None:
+    """Raises unless one number per sample can be written there."""
+    if not isinstance(log_prob, Tensor):
+        raise not_a_tensor("log_prob_out", log_prob)
+    check_strided("log_prob_out", log_prob)
+    if log_prob.shape != x.shape[:1]:
+        raise ValueError(f"log_prob_out must have shape ({len(x)},), one per sample, got {tuple(log_prob.shape)}")
+    if log_prob.device != x.device:
+        raise ValueError(f"log_prob_out lies on {log_prob.device}, x on {x.device}")
+    if log_prob.dtype != x.dtype:
+        raise TypeError(f"log_prob_out must be {x.dtype} as x is, got {log_prob.dtype}")
+
+
 def checked_noise(noise: Tensor | None, x: Tensor) -> Tensor:
     """The noise, once it is known to fit the state."""
     check_like("noise", noise, x, dtype=x.dtype)

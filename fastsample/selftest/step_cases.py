@@ -86,10 +86,10 @@ class Mode:
         table, z = self.table, self._noise_of(x, row)
         wide = (x.double(), m.double(), table, row, z.double(), None)
         w = None if guidance is None else guidance.double()
-        value, entry = step_reference(*wide, w, self.rescale, [h.double() for h in history])
+        value, entry, _ = step_reference(*wide, w, self.rescale, [h.double() for h in history])
         columns = ("p", "q", "a", "b", *HISTORY, "d", "s", "hx", "h0")
         sizes = table.replace(**{name: abs(getattr(table, name)) for name in columns}, limit=float("inf"), quantile=0.0)
-        size, size_of_entry = step_reference(
+        size, size_of_entry, _ = step_reference(
             x.double().abs(), self._size_of_m(x, m, w), sizes, row, z.double().abs(), None, None, 0.0,
             [h.double().abs() for h in history],
         )  # fmt: skip

@@ -21,6 +21,8 @@ def variants() -> list[Variant]:
             _variant("noisy", dtype, "A D S", "keys"),
             _variant("noisy, clipped", dtype, "P Q A B S LIMITED", "keys"),
             _variant("noisy, learned variance", dtype, "P Q A B S G1 LIMITED", "keys", M_PARTS=2),
+            _variant("noisy, log density", dtype, "A D S", "keys log_prob_sums"),
+            _variant("learned variance, log density", dtype, "P Q A B S G1 LIMITED", "keys log_prob_sums", M_PARTS=2),
             _variant("guided", dtype, "A D", "guidance"),
             _variant("two histories", dtype, "P Q A C1 C2 D", "h1 h2 x0_out"),
             _variant("three epsilons, clipped", dtype, "P Q A B C1 C2 C3 LIMITED ENTRY", "h1 h2 h3 x0_out"),
@@ -36,6 +38,7 @@ def _variant(name: str, dtype: str, used: str, present: str = "", **changed: Any
     floats = ("rows", "x", "z", "guidance", "factors", "bounds", "h1", "h2", "h3", "out", "x0_out")
     types = dict.fromkeys(floats, "*fp32")
     types |= {"row_of": "*i64", "keys": "*i64", "m": f"*{DTYPES[dtype]}", "input_out": f"*{DTYPES[dtype]}"}
+    types["log_prob_sums"] = "*fp64"
     present_tensors = {"rows", "x", "m", "out", *present.split()}
     names = ("P", "Q", "A", "B", "C1", "C2", "C3", "D", "S", "G1", "LIMITED", "ENTRY")
     constants: dict[str, Any] = dict.fromkeys(names, NEVER.value)

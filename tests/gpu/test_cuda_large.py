@@ -59,6 +59,7 @@ class Large:
             input_out=self.model_input.data_ptr(),
             second_input_out=self.model_input[self.batch :].data_ptr(),
             input_dtype=1,
+            log_prob_sums=0,
             workspace=0,
             device=0,
         )

@@ -161,7 +161,7 @@ def test_rows_that_do_not_exist_make_nan_of_their_samples(any_backend: Target) -
     for wrong in (4, -5, 2**40):
         rows[0] = wrong
         references = step_reference(x, M.to(device), PLAIN, rows, noise)
-        for one in (plan(M.to(device), 0, noise), x0, model_input, *references):
+        for one in (plan(M.to(device), 0, noise), x0, model_input, *references[:2]):
             assert one[0].isnan().all() and one[1].isfinite().all()
 
 

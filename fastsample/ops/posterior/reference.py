@@ -18,7 +18,7 @@ def posterior_reference(x: Tensor, m: Tensor, table: Table, row: int | Tensor) -
     visited (in any of the table, where `row` lies on a GPU), else one number for all or per sample.
     """
     posterior_rows = rows_of(table)
-    mean, _ = step_reference(x, m, posterior_rows.noise_free, row)
+    mean = step_reference(x, m, posterior_rows.noise_free, row).state
     if isinstance(row, Tensor):
         learned = any(posterior_rows.slopes[k] != 0 for k in row.tolist()) if row.is_cpu else posterior_rows.any_learned
     else:

@@ -31,6 +31,7 @@ def step(
     out: Tensor | None = None,
     x0_out: Tensor | None = None,
     input_out: Tensor | None = None,
+    log_prob_out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """One row of a table applied to a batch; the columns are those of fastsample.Table.
@@ -40,6 +41,7 @@ def step(
         h  = hx*x + h0*x0                                                    x0 itself but for tables of epsilon
         x' = a*x + b*x0 + c1*h1 + c2*h2 + c3*h3 + d*m + s*exp(g0 + g1*v)*z   e^(g1 v) kept within 2^-126 and 2^127
         u' = e' x'                                                           e' of the next row
+        log p(x') = sum of -z^2 / 2 - log(s*exp(g0 + g1*v)) - log(2 pi) / 2  per sample, of what was drawn
 
     Under torch.compile this is one registered op, which checks its arguments when it runs and has no gradients. With
     `row` as an int64 tensor, () or (B,), all rows share one graph; with an int the second row compiles a second one.
@@ -68,20 +70,28 @@ def step(
         out: receives x'; may be x. Otherwise x' is a fresh tensor.
         x0_out: receives h, which is x0 where table.remembers_x0; of x's dtype. May be one of `history`.
         input_out: receives u', the next model input, in any floating dtype; with twice x's batch it is written twice.
+        log_prob_out: (B,) of x's dtype, receives log p(x') of each sample, which policy gradients on samplers need
+            (Black et al. 2023, "Training Diffusion Models with Reinforcement Learning"). It is added up in float64 in
+            the same pass. Its derivatives, which the reference has, are those of the density at the x' that was drawn:
+            x' itself is held fixed. NaN in rows on a GPU that draw nothing.
         backend: see fastsample.backends(). Gradients and float64 are served by the reference alone.
 
     Returns:
         x' (`out` where given).
 
     Raises:
-        ValueError: for a wrong shape, device or row, for history or a variance half that is needed and absent, and
-            where s > 0 and both noise and seed are given. TypeError: for a dtype that does not fit. Nothing
-            is written before.
+        ValueError: for a wrong shape, device or row, for history or a variance half that is needed and absent, where
+            s > 0 and both noise and seed are given, and where s = 0 and log_prob_out is given. TypeError: for a dtype
+            that does not fit. Nothing is written before.
 
     Example:
         >>> table = Table([500], p=1.0, q=-1.0, b=0.5, limit=1.0)
         >>> step(torch.full((1, 3), 4.0), torch.zeros(1, 3), table, 0)
         tensor([[0.5000, 0.5000, 0.5000]])
+        >>> noisy, log_prob = Table([500], a=1.0, s=0.1), torch.empty(1)
+        >>> drawn = step(torch.zeros(1, 3), torch.zeros(1, 3), noisy, 0, seed=0, log_prob_out=log_prob)
+        >>> bool(log_prob.isclose(torch.distributions.Normal(0.0, 0.1).log_prob(drawn).sum()))
+        True
     """
     for name, tensor in (("x", x), ("model_output", model_output)):
         if not isinstance(tensor, Tensor):
@@ -92,10 +102,17 @@ def step(
     if not isinstance(noise, Tensor | None):
         raise not_a_tensor("noise", noise)
     operands = Operands(
-        x, table, rescale=guidance_rescale, history=history, out=out, x0_out=x0_out, input_out=input_out
+        *(x, table),
+        rescale=guidance_rescale,
+        history=history,
+        out=out,
+        x0_out=x0_out,
+        input_out=input_out,
+        log_prob_out=log_prob_out,
     )
     if traced(x, model_output):
-        if not differentiable(x, model_output, noise, guidance, seed, index, row, *history, out, x0_out, input_out):
+        given = noise, guidance, seed, index, row, *history, out, x0_out, input_out, log_prob_out
+        if not differentiable(x, model_output, *given):
             return traced_step(operands, model_output, row, noise, backend, seed, index, guidance)
         no_compiled_gradients("step")
     return step_once(operands, model_output, row, noise, backend, seed, index, guidance)

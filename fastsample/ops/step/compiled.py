@@ -21,7 +21,9 @@ from fastsample.ops.step.reference import step_reference
 _ROW = "Tensor x, Tensor model_output, Tensor table, SymInt row"
 _REST = "Tensor? noise, Tensor? keys, Tensor? guidance, float guidance_rescale, Tensor[] history, str? backend"
 _GIVEN = f"{_ROW}, Tensor? rows, {_REST}"
-_WRITTEN = "Tensor(a11!) out, Tensor(a12!)? x0_out, Tensor(a13!)? input_out"
+_WRITTEN = (
+    "Tensor(a11!) out, Tensor(a12!)? x0_out, Tensor(a13!)? input_out, Tensor(a14!)? log_prob_out=None"  # came later
+)
 
 
 def _arguments(o: Operands, m: Tensor, row: int | Tensor, noise: Tensor | None, backend: str | None) -> tuple[Any, ...]:
@@ -44,9 +46,15 @@ def _step_out(
     backend: str | None,
     *outputs: Tensor | None,
 ) -> None:
-    out, x0_out, input_out = outputs
+    out, x0_out, input_out, log_prob_out = (*outputs, None)[:4]
     given = Operands(
-        x, decoded(table), keys, rescale=rescale, history=history, out=out, x0_out=x0_out, input_out=input_out
+        *(x, decoded(table), keys),
+        rescale=rescale,
+        history=history,
+        out=out,
+        x0_out=x0_out,
+        input_out=input_out,
+        log_prob_out=log_prob_out,
     )
     step_once(given, m, row if rows is None else rows, noise, backend, guidance=guidance)
 
@@ -74,7 +82,7 @@ def _both_like_x(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 torch.library.custom_op(
     "fastsample::step_out",
     _step_out,
-    mutates_args=("out", "x0_out", "input_out"),
+    mutates_args=("out", "x0_out", "input_out", "log_prob_out"),
     schema=f"({_GIVEN}, {_WRITTEN}) -> ()",
 )
 # An op of its own: inductor stumbles over one that could write arguments and is given none of them.
@@ -108,19 +116,19 @@ def traced_step(
     draws = seed is not None or (noise is None and any(table.stochastic))
     keys = sample_keys(seed, index, x.shape[0], x.device) if draws else None
     arguments = _arguments(given._replace(keys=keys, guidance=weights), m, row, noise, backend)
-    out, x0_out, input_out = given.out, given.x0_out, given.input_out
-    if out is None and x0_out is None and input_out is None:
+    out, *others = given.out, given.x0_out, given.input_out, given.log_prob_out
+    if out is None and others == [None] * 3:
         result: Tensor = torch.ops.fastsample.step(*arguments)
         return result
     out = x.new_empty(x.shape) if out is None else out
-    torch.ops.fastsample.step_out(*arguments, out, x0_out, input_out)
+    torch.ops.fastsample.step_out(*arguments, out, *others)
     return out
 
 
 def functional_step(o: Operands, m: Tensor, row: int, noise: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     """(x', x0) in fresh tensors, for a loop that others follow: by torch's own ops, or one registered op."""
     if backend == "reference":
-        return step_reference(o.x, m, o.table, row, noise, o.keys, o.guidance, o.rescale, o.history)
+        return step_reference(o.x, m, o.table, row, noise, o.keys, o.guidance, o.rescale, o.history)[:2]
     guided = m.shape[0] > o.x.shape[0]
     if not o.table.stochastic[row]:
         noise = None

@@ -32,11 +32,13 @@ class Launch(NamedTuple):
         kernel: see Kernel.
         short_cuts: makes the short cuts for outputs of these layouts in these rows; None on a backend without.
         kept: what the kernel reads or writes beside the operands.
+        log_prob_sums: what the kernel leaves of the log density, see `log_prob_of_sums`; None where it is not wanted.
     """
 
     kernel: Kernel
     short_cuts: Callable[[Layouts, list[int]], dict[int, ShortCut]] | None = None
     kept: tuple[Tensor, ...] = ()
+    log_prob_sums: Tensor | None = None
 
 
 def launch(backend: str, operands: Operands) -> Launch:
@@ -54,14 +56,15 @@ def _on_cpu(o: Operands) -> Launch:
     if one is None:
         one = o.guidance is not None and len(set(o.guidance.tolist())) == 1
     module, out = cpu_module(), address("out", o.out)
-    step = module.Step(rows=o.table.packed_address, one_guidance=one, **_addresses(o))
+    sums = _log_prob_sums(o, module.log_prob_parts)
+    step = module.Step(rows=o.table.packed_address, one_guidance=one, **_addresses(o, sums))
 
     def short_cuts(layouts: Layouts, rows: list[int]) -> dict[int, ShortCut]:
         outputs = module.PlainOutputs(Tensor, [(shape, *layout) for shape, layout in layouts.items()], [*DTYPE_CODES])
         plain = functools.partial(step.plain, outputs, out)
         return {row: functools.partial(plain, row) for row in rows}
 
-    return Launch(_of_tensors(step, torch.get_num_threads), short_cuts)
+    return Launch(_of_tensors(step, torch.get_num_threads), short_cuts, log_prob_sums=sums)
 
 
 def _on_cuda(o: Operands) -> Launch:
@@ -70,21 +73,23 @@ def _on_cuda(o: Operands) -> Launch:
     batch, size = _shape(o.x)
     count = cuda.step_workspace(batch, size, o.rescale != 0, o.table.thresholded)
     workspace = torch.empty(count, dtype=torch.uint8, device=device)
+    sums = _log_prob_sums(o, cuda.log_prob_parts)
     step = cuda.Step(
         rows=address("table", rows),
         row_count=len(o.table),
         workspace=address("workspace", workspace),
         device=place(device)[0],
-        **_addresses(o),
+        **_addresses(o, sums),
     )
-    return Launch(_of_tensors(step, _stream_of(device)), kept=(rows, workspace))
+    return Launch(_of_tensors(step, _stream_of(device)), kept=(rows, workspace), log_prob_sums=sums)
 
 
 def _on_triton(o: Operands) -> Launch:
-    from fastsample.kernels.step import Step
+    from fastsample.kernels.step import Step, log_prob_parts
 
     rows = packed_rows(o.table, o.x.device)
     h1, h2, h3 = _histories(o)
+    sums = _log_prob_sums(o, log_prob_parts)
     step = Step(
         rows=rows,
         row_of=o.rows,
@@ -97,6 +102,7 @@ def _on_triton(o: Operands) -> Launch:
         h3=h3,
         x0_out=o.x0_out,
         input_out=o.input_out,
+        log_prob_sums=sums,
         thresholds=o.table.thresholded,
         host_rows=o.table.packed,
     )
@@ -108,7 +114,7 @@ def _on_triton(o: Operands) -> Launch:
             address(name, tensor)
         step(row, m, m_stride, guided, noise, out, *writes)
 
-    return Launch(kernel)
+    return Launch(kernel, log_prob_sums=sums)
 
 
 def _of_tensors(step: Callable[..., None], last: Callable[[], int]) -> Kernel:
@@ -138,7 +144,7 @@ def _of_tensors(step: Callable[..., None], last: Callable[[], int]) -> Kernel:
     return kernel
 
 
-def _addresses(o: Operands) -> dict[str, Any]:
+def _addresses(o: Operands, log_prob_sums: Tensor | None) -> dict[str, Any]:
     """The arguments that Step of `_cpu` and of `_cuda` share."""
     batch, size = _shape(o.x)
     h1, h2, h3 = _histories(o)
@@ -161,7 +167,15 @@ def _addresses(o: Operands) -> dict[str, Any]:
         "input_out": input_address,
         "second_input_out": input_address + half if twice else 0,
         "input_dtype": 0 if o.input_out is None else DTYPE_CODES[o.input_out.dtype],
+        "log_prob_sums": address("log_prob_out", log_prob_sums),
     }
+
+
+def _log_prob_sums(o: Operands, parts: Callable[[int, int], int]) -> Tensor | None:
+    if o.log_prob_out is None:
+        return None
+    batch, size = _shape(o.x)
+    return torch.empty(batch, parts(batch, size), 2, dtype=torch.float64, device=o.x.device)
 
 
 def _histories(o: Operands) -> tuple[Tensor | None, ...]:

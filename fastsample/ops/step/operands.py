@@ -25,6 +25,7 @@ class Operands(NamedTuple):
         out: receives x', a fresh tensor where None; may be x.
         x0_out: receives this row's entry; may be one of the history.
         input_out: receives the next model input, once or, with twice x's batch, twice.
+        log_prob_out: (B,), receives the log density of what each sample's row draws.
     """
 
     x: Tensor
@@ -38,3 +39,4 @@ class Operands(NamedTuple):
     out: Tensor | None = None
     x0_out: Tensor | None = None
     input_out: Tensor | None = None
+    log_prob_out: Tensor | None = None

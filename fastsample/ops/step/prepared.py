@@ -12,6 +12,7 @@ from fastsample.ops.backend import choose
 from fastsample.ops.checks import (
     check_history,
     check_like,
+    check_log_prob,
     check_memory,
     check_output,
     check_rescale,
@@ -25,6 +26,7 @@ from fastsample.ops.dtypes import DTYPE_CODES
 from fastsample.ops.memory import fresh_like, mark_written, ordinary_tensors
 from fastsample.ops.noise.keys import Index, Seed, sample_keys
 from fastsample.ops.step.launch import Layouts, ShortCut, launch
+from fastsample.ops.step.log_prob import log_prob_of_sums
 from fastsample.ops.step.operands import Operands
 from fastsample.ops.step.reference import next_scale, step_reference
 from fastsample.ops.tracing import differentiable
@@ -64,7 +66,8 @@ class StepPlan:
         self.plain: Sequence[ShortCut | None] = (None,) * len(table)
         if self._native:
             self._prepare(backend)
-            if short_cuts and rows is None and self._target is not None and self._target is self._out:
+            in_place = self._target is not None and self._target is self._out
+            if short_cuts and rows is None and in_place and operands.log_prob_out is None:
                 self._make_short_cuts()
 
     def _prepare(self, backend: str) -> None:
@@ -94,10 +97,12 @@ class StepPlan:
         # Kept here, since kernels know addresses alone. Spelt out: _replace would take four times as long.
         self._read = Operands(
             *(x, given.table, keys, given.guidance, given.one_guidance, given.rescale),
-            *(history, rows, self._target, x0, input_out),
+            *(history, rows, self._target, x0, input_out, given.log_prob_out),
         )
         self._launch = launch(backend, self._read)
         self._kernel = self._launch.kernel
+        if given.log_prob_out is not None and self._launch.log_prob_sums is None:
+            raise ValueError(f"backend {backend!r} leaves nothing for log_prob_out: use backend='reference'")
 
     def _make_short_cuts(self) -> None:
         if (make := self._launch.short_cuts) is None or self._stand_ins:
@@ -162,6 +167,10 @@ class StepPlan:
             rows, source, at_once = self._upload
             rows.copy_(source, non_blocking=at_once)
         self._kernel(row, m, *layout, noise, out if self._target is None else self._target, keep_x0, write_input)
+        if (sums := self._launch.log_prob_sums) is not None:
+            size = self._read.x[0].numel()
+            log_prob = log_prob_of_sums(sums, size, operands.table, row, self._read.rows)
+            operands.log_prob_out.copy_(log_prob)  # type: ignore[union-attr]  # there are sums where it is wanted
         if self._stand_ins:
             written = {"out": True, "x0": keep_x0, "input": write_input}
             for name, (target, stand_in) in self._stand_ins.items():
@@ -203,7 +212,10 @@ class StepPlan:
         check_readable("model_output", m)
         o = self._operands
         rows = row if o.rows is None else o.rows
-        result, x0 = step_reference(o.x, m, o.table, rows, noise, o.keys, o.guidance, o.rescale, o.history)
+        given = o.x, m, o.table, rows, noise, o.keys, o.guidance, o.rescale, o.history
+        result, x0, log_prob = step_reference(*given, with_log_prob=o.log_prob_out is not None)
+        if o.log_prob_out is not None:
+            o.log_prob_out.copy_(log_prob)  # type: ignore[arg-type]  # made where it is wanted
         if o.x0_out is not None and keep_x0:
             o.x0_out.copy_(x0)
         if o.input_out is not None and write_input:
@@ -220,6 +232,8 @@ def _check(o: Operands) -> None:
             check_like(name, tensor, o.x, dtype=o.x.dtype)
     for i, one in enumerate(o.history):
         check_like(f"history[{i}]", one, o.x, dtype=o.x.dtype)
+    if o.log_prob_out is not None:
+        check_log_prob(o.log_prob_out, o.x)
     if o.input_out is not None:
         check_like("input_out", o.input_out, o.x, dtype=None, copies=2)
         if not o.input_out.is_floating_point():
@@ -266,9 +280,12 @@ def step_once(
     noisy = [k for k in visited if table.stochastic[k]]
     if noisy and noise is not None and not (seed is None and keys is None):
         raise ValueError(f"row {noisy[0]} adds noise once: give noise= or seed=, not both")
+    silent = [k for k in visited if not table.stochastic[k]]
+    if given.log_prob_out is not None and silent and (rows is None or rows.is_cpu):
+        raise ValueError(f"row {silent[0]} draws nothing, so that it has no density: leave log_prob_out out there")
     check_history(history)
-    outputs = {"out": given.out, "x0_out": given.x0_out, "input_out": given.input_out}
-    if any(output is not None for output in given[-3:]):
+    outputs = {name: getattr(given, name) for name in ("out", "x0_out", "input_out", "log_prob_out")}
+    if any(output is not None for output in outputs.values()):
         inputs = {"x": x, "model_output": model_output, "noise": noise}
         check_memory({**inputs, **{f"history[{i}]": one for i, one in enumerate(history)}}, outputs)
     weights = None if guidance is None else guidance_weights(guidance, x)
@@ -286,7 +303,7 @@ def step_once(
     if keys is None and (draws or seed is not None or type(index) is not int or index != 0):
         # Also where no row reads them, so that what is no seed or place is refused; but nothing is drawn for that.
         keys = sample_keys(seed if draws or seed is not None else 0, index, x.shape[0], x.device)
-    operands = Operands(x, table, keys, weights, None, given.rescale, history, rows, *given[-3:])
+    operands = Operands(x, table, keys, weights, None, given.rescale, history, rows, **outputs)
     result = StepPlan(operands, chosen, short_cuts=False)(model_output, row, noise)
     for written in outputs.values():
         if written is not None:

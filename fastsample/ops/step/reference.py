@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +12,17 @@ from torch import Tensor
 from fastsample.broadcast import per_sample
 from fastsample.ops.checks import check_output, check_variance, checked_noise
 from fastsample.ops.noise import STEP, normals
+from fastsample.ops.step.log_prob import LN_2, log_prob_reference
 from fastsample.ops.step.reductions import limited, rescale_factor
 from fastsample.tables import HISTORY, Table, without_rounding
+
+
+class Stepped(NamedTuple):
+    """What a step makes: x', the entry h, and where that was asked for the log density of what was drawn, (B,)."""
+
+    state: Tensor
+    entry: Tensor
+    log_prob: Tensor | None = None
 
 
 def step_reference(
@@ -25,11 +35,13 @@ def step_reference(
     guidance: Tensor | None = None,
     rescale: float = 0.0,
     history: Sequence[Tensor] = (),
-) -> tuple[Tensor, Tensor]:
-    """(x', h) of one row in plain torch: the specification. Differentiable; computes in x's dtype."""
+    *,
+    with_log_prob: bool = False,
+) -> Stepped:
+    """One row in plain torch: the specification. Differentiable; computes in x's dtype, log densities in float64."""
     check_output(m, x, guided=guidance is not None)
     if isinstance(row, Tensor) and row.ndim > 0:
-        return _rows_reference(x, m, table, row.tolist(), z, keys, guidance, rescale, history)
+        return _rows_reference(x, m, table, row.tolist(), z, keys, guidance, rescale, history, with_log_prob)
     row = int(row)
     conditional = m[-len(x) :].to(x.dtype)
     if table.learned[row]:
@@ -46,25 +58,33 @@ def step_reference(
         combined = _guided(unconditional, conditional, weight)
         if rescale != 0:
             combined = combined * rescale_factor(combined, conditional, rescale)
+    exponent: Tensor | float = 0.0  # of the noise's scale, in powers of 2
+    scaled = None
     if table.stochastic[row]:
         if z is None and keys is not None:
             z = normals(x.shape, keys, row, STEP, x.device).to(x.dtype)
-        z = checked_noise(z, x)
+        scaled = z = checked_noise(z, x)
         if table.learned[row]:
-            z = z * torch.exp2((v * (float(table.g1[row]) / math.log(2))).clamp(-126, 127))
+            exponent = (v * (float(table.g1[row]) / LN_2)).clamp(-126, 127)
+            scaled = z * torch.exp2(exponent)
     p, q, a, b, d, hx, h0 = (float(getattr(table, name)[row]) for name in ("p", "q", "a", "b", "d", "hx", "h0"))
     s = float(table.s[row]) * math.exp(float(table.g0[row]))
     limit, quantile = float(table.limit[row]), float(table.quantile[row])
     earlier = [(float(getattr(table, name)[row]), h) for name, h in zip(HISTORY, history, strict=False)]
     if math.isinf(limit) and quantile == 0:
         # Folded before rounding: at high noise p is in the thousands and x0 would lose what x' still has.
-        result = _sum((b * q + d, combined), (a + b * p, x), *earlier, (s, z))
+        mean = _sum((b * q + d, combined), (a + b * p, x), *earlier)
         entry = _sum((float(without_rounding(hx, h0 * p)), x), (h0 * q, combined))
     else:
         x0 = limited(_sum((p, x), (q, combined)), limit, quantile)
-        result = _sum((d, combined), (b, x0), (a, x), *earlier, (s, z))
+        mean = _sum((d, combined), (b, x0), (a, x), *earlier)
         entry = _sum((h0, x0), (hx, x))
-    return result, entry
+    state = _sum((1.0, mean), (s, scaled))
+    if not with_log_prob:
+        return Stepped(state, entry)
+    if z is None:
+        return Stepped(state, entry, torch.full((len(x),), math.nan, dtype=torch.float64, device=x.device))
+    return Stepped(state, entry, log_prob_reference(mean, z, math.log(s) + LN_2 * exponent))
 
 
 def _guided(unconditional: Tensor, conditional: Tensor, weight: Tensor) -> Tensor:
@@ -85,12 +105,13 @@ def _rows_reference(
     guidance: Tensor | None,
     rescale: float,
     history: Sequence[Tensor],
-) -> tuple[Tensor, Tensor]:
-    def alone(i: int) -> tuple[Tensor, Tensor]:
+    with_log_prob: bool,
+) -> Stepped:
+    def alone(i: int) -> Stepped:
         own = slice(i, i + 1)
         if not -len(table) <= rows[i] < len(table):  # as kernels have it, which cannot raise
             nothing = torch.full_like(x[own], math.nan)
-            return nothing, nothing
+            return Stepped(nothing, nothing, nothing.new_full((1,), math.nan) if with_log_prob else None)
         return step_reference(
             x[own],
             m[i :: len(x)],
@@ -101,10 +122,11 @@ def _rows_reference(
             None if guidance is None else guidance[own],
             rescale,
             [one[own] for one in history],
+            with_log_prob=with_log_prob,
         )
 
-    results, x0s = zip(*(alone(i) for i in range(len(x))), strict=True)
-    return torch.cat(results), torch.cat(x0s)
+    states, entries, log_probs = zip(*(alone(i) for i in range(len(x))), strict=True)
+    return Stepped(torch.cat(states), torch.cat(entries), torch.cat(log_probs) if with_log_prob else None)
 
 
 def next_scale(table: Table, row: int | Tensor, x: Tensor) -> float | Tensor:

@@ -9,7 +9,7 @@ import fastsample.ops.step.compiled  # noqa: F401 - registers them
 
 ROW = "Tensor x, Tensor model_output, Tensor table, SymInt row"
 REST = "Tensor? noise, Tensor? keys, Tensor? guidance, float guidance_rescale, Tensor[] history, str? backend"
-WRITTEN = "Tensor(a11!) out, Tensor(a12!)? x0_out, Tensor(a13!)? input_out"
+WRITTEN = "Tensor(a11!) out, Tensor(a12!)? x0_out, Tensor(a13!)? input_out, Tensor(a14!)? log_prob_out=None"
 
 
 @pytest.mark.parametrize(
