@@ -170,7 +170,10 @@ def cuda_extensions():
 cpu = Pybind11Extension(
     "fastsample._cpu",
     [
-        *(f"csrc/cpu/{name}.cpp" for name in ("bindings", "lora_bindings", "noise", "step", "streams", "lora_linear")),
+        *(
+            f"csrc/cpu/{name}.cpp"
+            for name in ("bindings", "lora_bindings", "bend", "noise", "step", "streams", "lora_linear")
+        ),
         *(f"csrc/cpu/{name}.cpp" for name in ("amx", "dispatch", "memory", "threads")),
     ],
     depends=SOURCES,

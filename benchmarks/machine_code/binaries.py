@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.machine_code import peaks, sass
 
-MODULES = ("noise", "step", "posterior", "reductions", "likelihood", "lora")
+MODULES = ("noise", "step", "posterior", "reductions", "bend", "likelihood", "lora")
 TRITON_ARCHS = (80, 89, 90, 100, 120)
 GFX942 = "gfx942"
 SOURCES = Path(__file__).parents[2] / "csrc" / "cuda"

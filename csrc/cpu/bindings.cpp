@@ -10,6 +10,7 @@
 #include "../common/address.h"
 #include "../common/step_operands.h"
 #include "amx.h"
+#include "bend.h"
 #include "dispatch.h"
 #include "lora_bindings.h"
 #include "memory.h"
@@ -51,6 +52,23 @@ std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint3
     return words;
 }
 
+void bend_halves(Address m, int64_t m_stride, int m_dtype, int64_t batch, int64_t size, Address weights, Address moved,
+                 float momentum, Address out, int method, double rescale, double eta, double norm_threshold, int threads) {
+    BendArgs args{};
+    args.batch = batch;
+    args.size = size;
+    args.uncond = at<const void>(m);
+    args.cond = at<const void>(m + batch * m_stride * (m_dtype == kFloat32 ? 4 : 2));
+    args.m_stride = m_stride;
+    args.m_dtype = m_dtype;
+    args.weights = at<const float>(weights);
+    args.moved = at<float>(moved);
+    args.momentum = momentum;
+    args.out = at<float>(out);
+    const py::gil_scoped_release released;
+    bend(args, {method, rescale, eta, norm_threshold}, threads);
+}
+
 void bind_noise(py::module_& module) {
     module.def("randn", [](Address out, int64_t batch, int64_t size, Address keys, uint32_t step, uint32_t stream, int threads) {
         py::gil_scoped_release released;
@@ -86,6 +104,7 @@ PYBIND11_MODULE(_cpu, module) {
     py::class_<PlainOutputs>(module, "PlainOutputs")
         .def(py::init<py::object, std::vector<std::tuple<py::object, int64_t, bool>>, std::array<py::object, 3>>());
     module.def("log_prob_parts", [](int64_t, int64_t size) { return log_prob_parts(size); });
+    module.def("bend", &bend_halves);
     bind_noise(module);
     bind_streams(module);
     bind_lora(module);

@@ -43,12 +43,14 @@ FS_INLINE void store(float* p, F v, int64_t count) { count == W ? store(p, v) : 
 
 #include "convert.inl"
 #include "noise.inl"
+#include "sums.inl"
 #include "log_prob.inl"
 #include "step.inl"
 #include "reductions.inl"
+#include "bend.inl"
 #include "streams.inl"
 
-const Kernels kernels = {step, rescale_factor, threshold, normals, philox_words, copy, triad};
+const Kernels kernels = {step, rescale_factor, threshold, bend_sums, bend, normals, philox_words, copy, triad};
 
 }  // namespace FASTSAMPLE_ISA
 }  // namespace fastsample

@@ -1,19 +1,4 @@
-// What a block adds to the log density of what its sample's step draws: sums of z^2 and of the exponents g1 v / ln 2, in
-// 16 partial sums of doubles, the same order at every instruction set.
-
-static double sum_in_lanes(const float* v, int64_t n, bool squared) {
-    double lanes[16] = {0};
-    for (int64_t i = 0; i < n; i += 16) {
-        const int64_t count = n - i < 16 ? n - i : 16;
-        for (int64_t lane = 0; lane < count; ++lane) {
-            const double one = v[i + lane];
-            lanes[lane] += squared ? one * one : one;
-        }
-    }
-    double sum = 0;
-    for (double lane : lanes) sum += lane;
-    return sum;
-}
+// What a block adds to the log density of what its sample's step draws: sums of z^2 and of the exponents g1 v / ln 2.
 
 // As exp2_of bounds them.
 static double sum_of_exponents(float g1, const void* v, int dtype, int64_t n) {
@@ -23,13 +8,13 @@ static double sum_of_exponents(float g1, const void* v, int dtype, int64_t n) {
             store(block + i, bounded_exponent(type.load(v, i, count) * g1), count);
         });
     });
-    return sum_in_lanes(block, n, false);
+    return sum_of(block, n);
 }
 
 // z: of a block that begins at `first`, before the variance scales it. v: its variance half, null where none is read.
 static void add_to_log_prob(const StepArgs* args, int64_t sample, int64_t first, const float* z, float g1, const void* v,
                             int64_t n) {
     double* const sums = args->log_prob_sums + (sample * log_prob_parts(args->size) + first / kBlock) * 2;
-    sums[0] = sum_in_lanes(z, n, true);
+    sums[0] = sum_of_products(z, z, n);
     sums[1] = v ? sum_of_exponents(g1, v, args->m_dtype, n) : 0.0;
 }

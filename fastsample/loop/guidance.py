@@ -76,7 +76,7 @@ UNGUIDED = GuidedRows(None, 0.0, None, {}, {})
 
 
 def guidance_of(
-    like: Tensor, options: RunOptions, known_dtype: torch.dtype | None, *, bends: bool = False
+    like: Tensor, options: RunOptions, known_dtype: torch.dtype | None, *, backend: str | None = None
 ) -> GuidedRows:
     """The guidance that these options of a run ask for.
 
@@ -85,14 +85,14 @@ def guidance_of(
         options: those of the run, of which this reads the model's keywords and all that begins with `guidance`.
         known_dtype: what the model is known to want, which floating-point tensors among the keywords are cast to; None
             leaves them as they are, and so does `cast_kwargs=False`.
-        bends: whether methods other than the plain one can be served.
+        backend: what runs methods other than the plain one; None where they cannot be served.
 
     Raises:
         ValueError, TypeError: for a weight that is not finite, an interval the wrong way round, a missing `uncond`,
             what means nothing without guidance, and keywords that cannot be batched.
     """
     dtype = known_dtype if options.cast_kwargs else None
-    options, method = _spelt_out(options, bends)
+    options, method = _spelt_out(options, bends=backend is not None)
     uncond, rescale, interval = options.uncond, options.guidance_rescale, options.guidance_interval
     for name in ("model_kwargs", "cond", "uncond"):
         keywords = getattr(options, name)
@@ -116,12 +116,12 @@ def guidance_of(
         raise ValueError("guidance needs uncond=: the model's keywords for the unconditional half")
     both = _batched({**common, **uncond}, cond, len(like), "")
     one_weight = isinstance(options.guidance, int | float)
-    bending = None if method is None else Bending(method, weights)
+    bending = None if method is None or backend is None else Bending(method, weights, backend)
     rescale = rescale if bending is None else 0.0  # which the method does itself
     return GuidedRows(weights, rescale, interval, conditional, _mapped(both, dtype), bending, one_weight)
 
 
-def _spelt_out(options: RunOptions, bends: bool) -> tuple[RunOptions, Guidance | None]:
+def _spelt_out(options: RunOptions, *, bends: bool) -> tuple[RunOptions, Guidance | None]:
     """The options with a Guidance in terms of the others, and itself where its method is not the plain one."""
     guidance = options.guidance
     if not isinstance(guidance, Guidance):

@@ -11,10 +11,7 @@ from torch import Tensor
 
 from fastsample.broadcast import per_sample
 from fastsample.checks import integer, one_of, real
-from fastsample.ops.step.reductions import rescale_factor
-
-METHODS = ("plain", "cfg_zero_star", "apg")
-_TINY = 1e-8  # beside a squared norm, as the authors have it
+from fastsample.ops.bend import METHODS, Bend, Settings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,15 +83,16 @@ class Bending:
     Args:
         guidance: the method and what it takes.
         weights: w, one per sample.
+        backend: see fastsample.backends().
     """
 
-    def __init__(self, guidance: Guidance, weights: Tensor) -> None:
-        self._guidance, self._weights = guidance, weights
-        self.begin()
+    def __init__(self, guidance: Guidance, weights: Tensor, backend: str) -> None:
+        self._zero_rows = guidance.zero_init_steps if guidance.method == "cfg_zero_star" else 0
+        self._weights, self._bend = weights, Bend(_settings_of(guidance), weights, backend)
 
     def begin(self) -> None:
         """Before the first row of every run."""
-        self._before = torch.zeros(())
+        self._bend.begin()
 
     def __call__(self, output: Tensor, channels: int, row: int) -> Tensor:
         """The output of a guided row, (B, ...), where `output` has both halves, (2B, ...); a variance is the second's.
@@ -103,42 +101,16 @@ class Bending:
             channels: of the state.
             row: the row's place in the run.
         """
-        batch = len(output) // 2
-        rest = None
-        if output.ndim > 1 and output.shape[1] > channels:
-            output, rest = output[:, :channels], output[batch:, channels:]
-        unconditional, conditional = (
-            half.to(torch.promote_types(half.dtype, torch.float32)) for half in output.split(batch)
-        )
-        combined = self._combined(unconditional, conditional, row)
-        return combined if rest is None else torch.cat([combined, rest.to(combined.dtype)], dim=1)
-
-    def _combined(self, unconditional: Tensor, conditional: Tensor, row: int) -> Tensor:
-        guidance, weight = self._guidance, per_sample(self._weights, conditional)
-        alone = weight == 1
-        if guidance.method == "cfg_zero_star":
-            if row < guidance.zero_init_steps:
-                return torch.where(alone, conditional, 0.0)
-            size = _dot(unconditional, unconditional) + _TINY
-            unconditional = unconditional * per_sample(_dot(conditional, unconditional) / size, unconditional)
-            combined = unconditional + weight * (conditional - unconditional)
-        else:
-            combined = unconditional + weight * self._projected(conditional - unconditional, conditional)
-        if guidance.rescale != 0:
-            combined = combined * rescale_factor(combined, conditional, guidance.rescale)
-        return torch.where(alone, conditional, combined)
-
-    def _projected(self, difference: Tensor, conditional: Tensor) -> Tensor:
-        guidance = self._guidance
-        if guidance.momentum != 0:
-            difference = self._before = difference + guidance.momentum * self._before.to(difference)
-        if guidance.norm_threshold > 0:
-            size = _dot(difference, difference).clamp(min=_TINY**2).sqrt()  # of which 0 has no derivative
-            difference = difference * per_sample((guidance.norm_threshold / size).clamp(max=1), difference)
-        along = _dot(difference, conditional) / _dot(conditional, conditional).clamp(min=_TINY**2)
-        return difference - (1 - guidance.eta) * per_sample(along, conditional) * conditional
+        m = self._bend(output, channels)
+        if row >= self._zero_rows:
+            return m
+        of_state = m[:, :channels] if m.ndim > 1 else m
+        zeros = torch.where(per_sample(self._weights, of_state) == 1, of_state, 0.0)
+        return torch.cat([zeros, m[:, channels:]], dim=1) if m.ndim > 1 else zeros
 
 
-def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """Of each sample, added up in float64."""
-    return (one * other).reshape(len(one), -1).sum(1, dtype=torch.float64).to(one.dtype)
+def _settings_of(guidance: Guidance) -> Settings:
+    if guidance.method != "apg":
+        return Settings(guidance.method, float(guidance.rescale))
+    numbers = guidance.rescale, guidance.eta, guidance.norm_threshold, guidance.momentum
+    return Settings(guidance.method, *map(float, numbers))

@@ -80,10 +80,10 @@ def by_diffusers(theirs: Any, rows: Sequence[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("plain")])
-def test_outputs_are_those_of_diffusers(name: str) -> None:
+def test_outputs_are_those_of_diffusers(backend: str, name: str) -> None:
     """Within 1e-5 of the largest value, over the rows of a run, which APG's momentum and zero rows depend on."""
     ours, theirs, options = METHODS[name]
-    bending = Bending(Guidance(weight=4.0, **ours), torch.full((SHAPE[0],), 4.0))
+    bending = Bending(Guidance(weight=4.0, **ours), torch.full((SHAPE[0],), 4.0), backend)
     rows = outputs(4, torch.float32)
     for _ in range(2):  # a second run begins anew
         bending.begin()
@@ -161,7 +161,7 @@ def test_an_interval_a_learned_variance_and_weights_of_samples(method: str) -> N
 
 
 def test_half_precision_outputs_are_combined_in_float32() -> None:
-    bending = Bending(Guidance(weight=4.0, method="apg"), torch.full((3,), 4.0))
+    bending = Bending(Guidance(weight=4.0, method="apg"), torch.full((3,), 4.0), "reference")
     output = outputs(1, torch.float16)[0]
     found = bending(output, SHAPE[1], 0)
     bending.begin()
