@@ -47,11 +47,14 @@ SAMPLERS: Mapping[str, Make] = {
     "iPNDM-2": partial(IPNDM, order=2, clip=1.0),
     "iPNDM-4": partial(IPNDM, order=4, clip=1.0),
     "DPM-Solver++ 2M SDE": partial(DPMSolver, order=2, sde=True, clip=1.0),
+    # What DDIMScheduler does by default, of whose own spacing benchmarks.few_calls has the time.
+    "DDIM, as diffusers": partial(DDIM, timesteps="leading", clip=1.0, rederive_epsilon=False),
     "DDIM, GITS": partial(DDIM, clip=1.0),
     "DPM-Solver++ 2M, GITS": partial(DPMSolver, order=2, clip=1.0),
 }
 FOUND = "GITS"  # at the end of a name: the timesteps are those of fastsample.optimal_timesteps
-SPACED = [name for name in SAMPLERS if not name.endswith(FOUND)]
+AS_DIFFUSERS = "DDIM, as diffusers"
+SPACED = [name for name in SAMPLERS if not name.endswith(FOUND) and name != AS_DIFFUSERS]
 LEARNED = "DDPM, learned range"
 SOLVER = "DPM-Solver++ 2M"
 DDPMS = tuple(name for name in SAMPLERS if name.startswith("DDPM"))
@@ -237,10 +240,11 @@ def _cases() -> Iterator[AnyCase]:
     yield from (BitsCase(variance, *BITS[0]) for variance in VARIANCES)
     guided = (("DDIM", FEW[0]), (SOLVER, FEW[0]), ("UniPC-2", FEW[0]), ("UniPC-2", 5), (SOLVER, 5), ("DDIM", MIDDLE[0]))
     yield from (Case(name, calls, SAMPLES, GUIDANCE) for name, calls in guided)
+    yield from (Case(AS_DIFFUSERS, MIDDLE[0], SAMPLES, weight) for weight in (1.0, GUIDANCE))
     yield from (Case(name, calls, SAMPLES) for calls in MIDDLE[1:] for name in long)
     yield from (BitsCase(variance, *bits) for bits in BITS[1:-1] for variance in VARIANCES)
     yield from (Case(name, calls, SAMPLES) for calls in FEW[2:] for name in SPACED)
-    yield from (Case(name, calls, SAMPLES) for calls in (4, 5, 6) for name in SAMPLERS if name not in SPACED)
+    yield from (Case(name, calls, SAMPLES) for calls in (4, 5, 6) for name in SAMPLERS if name.endswith(FOUND))
     # The judge of many calls is the unbiased kernel distance, for which 900 samples will do.
     yield from (Case(name, calls, FEWER_SAMPLES) for calls in MANY for name in ("DDIM", *DDPMS[:2]))
     yield from (BitsCase(variance, *BITS[-1]) for variance in VARIANCES)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import cached, times
+from benchmarks import cached, few_calls, times
 from benchmarks.common import cpu
 from support.results import read
 
@@ -34,3 +34,17 @@ def test_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         name, listed = line[:28], [float(t) for t in line[28:].split(", ")]
         assert len(listed) == int(name.split(":")[0]) and listed == sorted(listed, reverse=True)
     assert (tmp_path / "timesteps.png").stat().st_size > 1000
+
+
+def test_few_calls(quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("diffusers")
+    assert few_calls.main([*quick, "--rounds", "1"]) == 0
+    rows = read(tmp_path / f"few-calls-{cpu.slug(cpu.family())}-quick.csv")
+    assert [row["provider"] for row in rows[:3]] == ["diffusers' DDIM, 8 calls", "DDIM, 8 calls", "UniPC-2, 2 calls"]
+    printed = capsys.readouterr().out
+    assert "| UniPC-2, 2 calls | 1.25 |" in printed
+    assert float(rows[0]["p50_us"]) > 2 * float(rows[2]["p50_us"]), "a quarter of the model calls"
+
+
+def test_few_calls_have_their_place_in_the_readme() -> None:
+    assert few_calls.page([]) and few_calls.BEGIN in few_calls.README.read_text()
