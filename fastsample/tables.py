@@ -89,11 +89,13 @@ class Table:
         alpha, sigma: the noise levels that the rows lead through, both or neither, shape (N + 1,): the state before row
             k is alpha[k]*x0 + sigma[k]*z, after the last row alpha[N]*x0 + sigma[N]*z.
         init_noise_sigma: the state before row 0 is drawn as init_noise_sigma * z.
+        box: (low, high) of x0 in rows that limit it, in place of -limit and limit: numbers or arrays that broadcast to
+            a sample, without its batch axis; float32.
         **columns: any of p, q, a, b, c1, c2, c3, d, s, g0, g1, limit, quantile, hx, h0, e as numbers or arrays of shape
             (N,); those left out are 0, but limit is infinite (no clamp), and h0 and e are 1.
 
     Attributes:
-        t, alpha, sigma, init_noise_sigma: as given, arrays read-only.
+        t, alpha, sigma, init_noise_sigma, box: as given, arrays read-only.
         p, q, a, b, c1, c2, c3, d, s, g0, g1, limit, quantile, hx, h0, e: read-only float64 arrays of shape (N,).
         packed: what kernels read, float32 of shape (N, 16), laid out as `ROW` (folded in float64, every number rounded
             once).
@@ -110,7 +112,8 @@ class Table:
 
     Raises:
         ValueError: for no rows, an unknown column, a wrong shape, NaN, an infinite coefficient, a limit that is not
-            positive, a quantile outside [0, 1], e = 0 and history that is read before there is any.
+            positive, a quantile outside [0, 1], e = 0, history that is read before there is any, and a box that is not
+            finite, has a low above its high, or comes with a quantile.
 
     Example:
         >>> Table([999, 0], p=1.0, q=-1.0, b=1.0)
@@ -140,6 +143,7 @@ class Table:
     alpha: Float64Array | None
     sigma: Float64Array | None
     init_noise_sigma: float
+    box: tuple[NDArray[np.float32], NDArray[np.float32]] | None
     packed: NDArray[np.float32]
     packed_address: int
     stochastic: tuple[bool, ...]
@@ -161,6 +165,7 @@ class Table:
         alpha: ArrayLike | None = None,
         sigma: ArrayLike | None = None,
         init_noise_sigma: float = 1.0,
+        box: tuple[ArrayLike, ArrayLike] | None = None,
         **columns: ArrayLike,
     ) -> None:
         times = real_array("t", t)
@@ -195,6 +200,7 @@ class Table:
         reads = tuple((read * [[1], [2], [3]]).max(axis=0).tolist())
         self.__dict__.update(
             init_noise_sigma=_checked_scale(init_noise_sigma),
+            box=None if box is None else _checked_box(box, full["quantile"]),
             packed_address=full["packed"].ctypes.data,
             stochastic=tuple((full["s"] != 0).tolist()),
             learned=tuple((full["g1"] != 0).tolist()),
@@ -216,10 +222,10 @@ class Table:
         return _rebuild, (self._given(),)
 
     def _given(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("t", *_LEVELS, "init_noise_sigma", *COLUMNS)}
+        return {name: getattr(self, name) for name in ("t", *_LEVELS, "init_noise_sigma", "box", *COLUMNS)}
 
     def replace(self, **columns: ArrayLike) -> Table:
-        """A new table with these columns in place of the old ones (`t`, `alpha`, `sigma`, `init_noise_sigma` too)."""
+        """A new table with these columns in place of the old ones; `t`, `alpha`, `sigma` and so on too."""
         return _rebuild({**self._given(), **columns})
 
     def derived(self, key: Hashable, make: Callable[[Table], _T]) -> _T:
@@ -243,7 +249,12 @@ class Table:
         if not isinstance(other, Table):
             return NotImplemented
         mine, theirs = self._given(), other._given()
-        return self.t.dtype == other.t.dtype and all(np.array_equal(mine[name], theirs[name]) for name in mine)
+        if (self.box is None) != (other.box is None):
+            return False
+        boxes = zip(mine.pop("box") or (), theirs.pop("box") or (), strict=True)
+        same_box = all(np.array_equal(one, another) for one, another in boxes)
+        same = all(np.array_equal(mine[name], theirs[name]) for name in mine)
+        return self.t.dtype == other.t.dtype and same_box and same
 
     def __hash__(self) -> int:
         return hash(((self.t + 0).tobytes(), (self.packed + 0.0).tobytes()))  # -0.0 equals 0.0
@@ -252,7 +263,10 @@ class Table:
         shown = [name for name, default in COLUMNS.items() if (getattr(self, name) != default).any()]
         width = max(len(str(value)) for value in self.t.tolist())
         names = "".join(f"{name:>12}" for name in shown)
-        lines = [f"Table of {len(self)} rows: {_formula(shown)}", f"  k {'t':>{width + 1}}{names}"]
+        lines = [
+            f"Table of {len(self)} rows: {_formula(shown, boxed=self.box is not None)}",
+            f"  k {'t':>{width + 1}}{names}",
+        ]
         head = len(self) if len(self) <= 60 else 10
         for k in (*range(head), *range(max(head, len(self) - 10), len(self))):
             if k == len(self) - 10 and k > head:
@@ -262,14 +276,15 @@ class Table:
         return "\n".join(lines)
 
 
-def _formula(shown: list[str]) -> str:
+def _formula(shown: list[str], *, boxed: bool) -> str:
     """The rows' formula without the terms that no row has."""
 
     def terms(names: dict[str, str]) -> str:
         return " + ".join(f"{name} {operand}".rstrip() for name, operand in names.items() if name in shown) or "0"
 
     variance = f" exp({terms({'g0': '', 'g1': 'v'})})" if {"g0", "g1"} & {*shown} else ""
-    limited = ", thresholded" if "quantile" in shown else ", clamped to limit" if "limit" in shown else ""
+    to = "its box" if boxed else "limit"
+    limited = ", thresholded" if "quantile" in shown else f", clamped to {to}" if "limit" in shown else ""
     model_input = "; the model is given e x" if "e" in shown else ""
     of_x0 = terms({"p": "x", "q": "m"})
     state = terms({"a": "x", "b": "x0", "c1": "h1", "c2": "h2", "c3": "h3", "d": "m", "s": f"{variance} z".lstrip()})
@@ -310,6 +325,24 @@ def _checked_scale(init_noise_sigma: float) -> float:
     if not 0 < init_noise_sigma < np.inf:
         raise ValueError(f"init_noise_sigma must be positive and finite, got {init_noise_sigma}")
     return float(init_noise_sigma)
+
+
+def _checked_box(
+    box: tuple[ArrayLike, ArrayLike], quantile: Float64Array
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    low, high = (real_array("box", one).astype(np.float32) for one in box)
+    try:
+        low, high = np.broadcast_arrays(low, high)
+    except ValueError:
+        raise ValueError(f"box must be (low, high) of one shape, got shapes {low.shape} and {high.shape}") from None
+    if not (np.isfinite(low) & np.isfinite(high) & (low <= high)).all():
+        raise ValueError(f"box must be finite with low <= high, got {box}")
+    if quantile.any():
+        raise ValueError("box and quantile limit x0 each in its own way: give one of them")
+    copies = low.copy(), high.copy()
+    for one in copies:
+        one.setflags(write=False)
+    return copies
 
 
 def _levels(alpha: ArrayLike | None, sigma: ArrayLike | None, rows: int) -> dict[str, Float64Array | None]:

@@ -43,15 +43,15 @@ class Blocks:
     num_warps: int
 
 
-def blocks_of(batch: int, size: int) -> Blocks:
-    """The division of `batch` samples of `size` elements.
+def blocks_of(batch: int, size: int, largest: int = QUADS) -> Blocks:
+    """The division of `batch` samples of `size` elements, in tiles of at most `largest` quads.
 
     Small tensors have one quad a thread, as many threads as there can be. Of large ones a program takes up to eight
     tiles, which share what is done once a program, as long as there are programs for about two full loads of the
     largest GPUs. Autotuning has nothing to find: the kernels do nothing but pass over memory.
     """
     # The interpreter takes about a millisecond a program, whatever its size.
-    most = 16384 if INTERPRETED else QUADS if batch * size >= 1 << 20 else QUADS // 2
+    most = 16384 if INTERPRETED else largest if batch * size >= 1 << 20 else min(largest, QUADS // 2)
     quads = max(32, min(most, triton.next_power_of_2(triton.cdiv(size, 4))))
     parts = max(1, min(8, batch * size // (4096 * 4 * quads)))
     grid = triton.cdiv(size, 4 * quads * parts), min(batch, _GRID_LIMIT), triton.cdiv(batch, _GRID_LIMIT)

@@ -71,7 +71,7 @@ def posterior(
         step_kernel[blocks.grid](
             *(rows, row_of, len(rows), row, x, m),
             *(None, None, None, None, None, None, None, None),  # keys, z, guidance, factors, bounds, h1, h2, h3
-            *(mean, None, None, None),  # x0_out, input_out, log_prob_sums
+            *(mean, None, None, None, None, None),  # x0_out, input_out, low, high, log_prob_sums
             *(blocks.batch, blocks.size, blocks.parts),
             **_MEAN,
             LIMITED=SOMETIMES.value,

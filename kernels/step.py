@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastsample.kernels import reductions
 from fastsample.kernels.arithmetic import bounded_exponent, exp2_of, fma, guide, rounded, tl, triton
-from fastsample.kernels.blocks import blocks_of, on, own_part, sample_size, tile_offsets
+from fastsample.kernels.blocks import QUADS, blocks_of, on, own_part, sample_size, tile_offsets
 from fastsample.kernels.coefficients import NEVER, SOMETIMES, add, column, constants_of, read
 from fastsample.kernels.noise import normals
 from fastsample.kernels.row import (
@@ -36,6 +36,8 @@ from fastsample.kernels.row import (
     FLOATS,
     row_of_sample,
 )
+
+SUMMED_QUADS = QUADS // 2  # of a tile whose noise is summed too: twice as many would be spilled
 
 
 @triton.jit
@@ -81,10 +83,16 @@ def rescaled(coefficient, factor, USE: tl.constexpr):
 
 
 @triton.jit
-def clamped(x0, bound, divisor, THRESHOLDED: tl.constexpr):
-    """x0 in [-bound, bound], then divided."""
-    x0 = tl.minimum(x0, bound, propagate_nan=tl.PropagateNan.ALL)
-    x0 = tl.maximum(x0, -bound, propagate_nan=tl.PropagateNan.ALL)
+def clamped(x0, bound, divisor, low, high, begin, at, inside, THRESHOLDED: tl.constexpr):
+    """x0 in [-bound, bound], or between each element's low and high, then divided."""
+    if low is not None:
+        boxed = bound < float("inf")
+        highest = tl.where(boxed, tl.load(high + begin + at, mask=inside, other=0.0), bound)  # [QUADS, 4]
+        lowest = tl.where(boxed, tl.load(low + begin + at, mask=inside, other=0.0), -bound)  # [QUADS, 4]
+    else:
+        highest, lowest = bound, -bound
+    x0 = tl.minimum(x0, highest, propagate_nan=tl.PropagateNan.ALL)
+    x0 = tl.maximum(x0, lowest, propagate_nan=tl.PropagateNan.ALL)
     if THRESHOLDED:
         return tl.div_rn(x0, divisor)
     else:
@@ -148,6 +156,7 @@ def step_kernel(
     guidance, factors, bounds,  # float32 [batch] each, or None
     h1, h2, h3, out, x0_out,  # float32 [batch, size]
     input_out,  # [batch, size] INPUTS times
+    low, high,  # float32 [size] each, or None
     log_prob_sums,  # float64 [batch, programs of a sample, 2], or None
     batch: tl.int64, size: tl.int64, parts: tl.int64,
     P: tl.constexpr, Q: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
@@ -190,7 +199,7 @@ def step_kernel(
         if LIMITED != NEVER or x0_out is not None:
             x0 = add(add(zero, p, state, P), q, output, Q)
             if LIMITED != NEVER:
-                x0 = clamped(x0, bound, divisor, bounds is not None)
+                x0 = clamped(x0, bound, divisor, low, high, begin, at, inside, bounds is not None)
                 total = add(total, b, x0, B)
         total = add(total, a, state, A)
         total = add(total, c1, read(h1, offset, at, left, c1, C1), C1)
@@ -222,7 +231,7 @@ def step_kernel(
 
 def log_prob_parts(batch: int, size: int) -> int:
     """How many parts of a sample the kernel leaves sums of."""
-    return blocks_of(batch, size).grid[0]
+    return blocks_of(batch, size, SUMMED_QUADS).grid[0]
 
 
 class Step:
@@ -238,6 +247,7 @@ class Step:
         h1, h2, h3: the entries of the last three rows, like x.
         x0_out: of this row's entry, like x; may be one of these.
         input_out: like x or with twice its batch; float32, float16 or bfloat16.
+        low, high: float32, like a sample, what x0 is clamped to in rows that limit it; or None.
         log_prob_sums: float64 (B, log_prob_parts, 2), receives for each part the sums of z^2 and of g1 v / ln 2.
         thresholds: whether a row has a quantile.
         host_rows: `rows` on the host; read from the device where not given.
@@ -257,15 +267,18 @@ class Step:
         h3: Tensor | None,
         x0_out: Tensor | None,
         input_out: Tensor | None,
+        low: Tensor | None,
+        high: Tensor | None,
         log_prob_sums: Tensor | None,
         thresholds: bool,
         host_rows: NDArray[np.float32] | None = None,
     ) -> None:
         self._rows, self._row_of, self._x, self._keys, self._guidance = rows, row_of, x, keys, guidance
         self._rescale, self._history, self._x0_out, self._input_out = rescale, (h1, h2, h3), x0_out, input_out
-        self._log_prob_sums = log_prob_sums
+        self._box, self._log_prob_sums = (low, high), log_prob_sums
         batch, self._size = x.shape[0], x.numel() // x.shape[0]
-        self._own, self._together = blocks_of(batch, self._size), blocks_of(1, x.numel())
+        largest = QUADS if log_prob_sums is None else SUMMED_QUADS
+        self._own, self._together = blocks_of(batch, self._size, largest), blocks_of(1, x.numel())
         self._inputs = 0 if input_out is None else len(input_out) // batch
         self._host_rows = rows.cpu().numpy() if host_rows is None else host_rows
         self._constants: dict[tuple[int, bool, bool, bool], dict[str, int]] = {}
@@ -305,7 +318,7 @@ class Step:
             constants = self._constants_of(row, x0_out is not None, z is not None, factors is not None)
             draws = constants["S"] and z is None
             alike = not (draws or guided) and self._row_of is None and self._bounds is None and m_stride == self._size
-            alike = alike and self._log_prob_sums is None
+            alike = alike and self._log_prob_sums is None and self._box[0] is None
             # Where nothing tells the samples apart they are one long one: fewer partial tiles.
             blocks = self._together if alike else self._own
             step_kernel[blocks.grid](
@@ -315,7 +328,7 @@ class Step:
                 *(guidance, factors, self._bounds if constants["LIMITED"] else None),
                 *(*self._history, out, x0_out),
                 self._input_out if writes_input else None,
-                self._log_prob_sums,
+                *(*self._box, self._log_prob_sums),
                 *(blocks.batch, blocks.size, blocks.parts),
                 **constants,
                 M_PARTS=m_stride // self._size,

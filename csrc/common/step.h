@@ -55,15 +55,15 @@ FS_INLINE F entry(float hx, float h0, F x, F x0) {
 // for.
 enum Reads { kSome, kX, kM, kXAndM };
 
-// x' but for its history and its noise. x0 is set where it is limited or kept.
+// x' but for its history and its noise. x0 is set where it is limited, to [low, high], or kept.
 template <int kReads, bool kLimited, bool kKeepsX0>
-FS_INLINE F combine(const Coefficients& k, F x, F m, F& x0) {
+FS_INLINE F combine(const Coefficients& k, F low, F high, F x, F m, F& x0) {
     F sum = splat(0.0f);
     if (kReads & kM || (kReads == kSome && k.d != 0.0f)) sum = fma(splat(k.d), m, sum);
     if (kLimited || kKeepsX0) {
         x0 = kReads == kSome ? estimate(k.p, k.q, x, m) : fma(splat(k.q), m, fma(splat(k.p), x, splat(0.0f)));
         if (kLimited) {
-            x0 = max_of(splat(-k.bound), min_of(splat(k.bound), x0));
+            x0 = max_of(low, min_of(high, x0));
             if (kReads == kSome && k.divisor != 1.0f) x0 = divide(x0, k.divisor);
             if (kReads != kSome || k.b != 0.0f) sum = fma(splat(k.b), x0, sum);
         }

@@ -28,6 +28,7 @@ struct StepArgs {
     float* x0_out;  // of the entry
     void *input_out, *second_input_out;
     int input_dtype;
+    const float *low, *high;  // of one sample: what x0 is clamped to in rows that limit it, in place of their limit; or null
     double* log_prob_sums;  // [batch, log_prob_parts(size), 2]: of a part of a sample, sums of z^2 and of g1 v / ln 2; or null
 };
 

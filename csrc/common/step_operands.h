@@ -16,7 +16,7 @@ pybind11::class_<Step> bind_step(pybind11::module_& module, Names... names) {
     const auto make = [](Address rows, Address row_of, int64_t batch, int64_t size, Address x, Address keys,
                          Address guidance, float rescale, bool thresholds, Address h1, Address h2, Address h3,
                          Address x0_out, Address input_out, Address second_input_out, int input_dtype,
-                         Address log_prob_sums, Own... own) {
+                         Address low, Address high, Address log_prob_sums, Own... own) {
         StepArgs args{};
         args.rows = at<const Row>(rows);
         args.row_of = at<const int64_t>(row_of);
@@ -32,13 +32,15 @@ pybind11::class_<Step> bind_step(pybind11::module_& module, Names... names) {
         args.input_out = at<void>(input_out);
         args.second_input_out = at<void>(second_input_out);
         args.input_dtype = input_dtype;
+        args.low = at<const float>(low);
+        args.high = at<const float>(high);
         args.log_prob_sums = at<double>(log_prob_sums);
         return new Step(args, rescale, thresholds, own...);
     };
     return pybind11::class_<Step>(module, "Step")
         .def(pybind11::init(make), pybind11::kw_only(), arg("rows"), arg("row_of"), arg("batch"), arg("size"), arg("x"),
              arg("keys"), arg("guidance"), arg("rescale"), arg("thresholds"), arg("h1"), arg("h2"), arg("h3"),
-             arg("x0_out"), arg("input_out"), arg("second_input_out"), arg("input_dtype"), arg("log_prob_sums"),
+             arg("x0_out"), arg("input_out"), arg("second_input_out"), arg("input_dtype"), arg("low"), arg("high"), arg("log_prob_sums"),
              arg(names)...);
 }
 

@@ -37,7 +37,7 @@ void Step::run(StepArgs args, int threads) {
         args.bounds = bounds_.data();
     }
     const bool draws = !args.z && args.keys && (args.row_of || args.rows[args.row].s != 0.0f);
-    const bool alike = !draws && !args.row_of && !args.log_prob_sums && !rescales && !thresholds_ && (!guided || one_guidance_);
+    const bool alike = !draws && !args.row_of && !args.low && !args.log_prob_sums && !rescales && !thresholds_ && (!guided || one_guidance_);
     if (alike && args.m_stride == args.size) {
         // Nothing tells the samples apart: one long sample has fewer partial vectors.
         args.size = args.m_stride = elements();

@@ -14,8 +14,14 @@ struct Block {
     int extras;
     float *out, *x0_out;
     void* inputs[2];
-    float scale;  // of the inputs
+    float scale;               // of the inputs
+    const float *low, *high;  // what limits each element of x0; null where all have the same bound
 };
+
+template <int kReads, bool kLimited, bool kKeepsX0>
+FS_INLINE F combine_alike(const Coefficients& k, F x, F m, F& x0) {
+    return combine<kReads, kLimited, kKeepsX0>(k, splat(-k.bound), splat(k.bound), x, m, x0);
+}
 
 template <class M, bool kGuided>
 FS_INLINE F output(const Block& block, int64_t i, int64_t count) {
@@ -32,10 +38,24 @@ static void combine_block(const Block* from, int64_t n) {
         F extra[kExtra + 1];
         for (int e = 0; e < kExtra; ++e) extra[e] = load(block.extra[e] + i, count);
         F x0;
-        F sum = combine<kReads, kLimited, kKeepsX0>(block.k, x, m, x0);
+        F sum = combine_alike<kReads, kLimited, kKeepsX0>(block.k, x, m, x0);
         // A history may lie in the same place: it has been read.
         if (kKeepsX0) store(block.x0_out + i, entry(block.k.hx, block.k.h0, x, x0), count);
         for (int e = 0; e < kExtra; ++e) sum = fma(splat(block.c[e]), extra[e], sum);
+        store(block.out + i, sum, count);
+    });
+}
+
+// The same where each element has a low and a high of its own: floats, and everything is asked for.
+static void combine_boxed(const Block* from, int64_t n) {
+    const Block block = *from;
+    each_vector(n, [=](int64_t i, int64_t count) FS_ALWAYS {
+        const F x = load(block.x + i, count);
+        const F m = block.uncond ? output<Float, true>(block, i, count) : output<Float, false>(block, i, count);
+        F x0;
+        F sum = combine<kSome, true, true>(block.k, load(block.low + i, count), load(block.high + i, count), x, m, x0);
+        for (int e = 0; e < block.extras; ++e) sum = fma(splat(block.c[e]), load(block.extra[e] + i, count), sum);
+        if (block.x0_out) store(block.x0_out + i, entry(block.k.hx, block.k.h0, x, x0), count);
         store(block.out + i, sum, count);
     });
 }
@@ -82,7 +102,7 @@ static void combine_16_bits(const Block* from, int64_t n) {
     const auto next = [=](int64_t i, int64_t count) FS_ALWAYS {
         const F x = load(block.x + i, count), m = output<M, kGuided>(block, i, count);
         F x0;
-        F sum = combine<kReads, kLimited, !kUsual>(block.k, x, m, x0);
+        F sum = combine_alike<kReads, kLimited, !kUsual>(block.k, x, m, x0);
         if (!kUsual) {
             for (int e = 0; e < block.extras; ++e) sum = fma(splat(block.c[e]), load(block.extra[e] + i, count), sum);
             if (block.x0_out) store(block.x0_out + i, entry(block.k.hx, block.k.h0, x, x0), count);
@@ -174,7 +194,7 @@ FS_INLINE bool stages_noise(const StepArgs* args, const Row& row) {
 // takes longer than m's way through L1, and loops of one lane are better left to the compiler, in stages.
 FS_INLINE bool may_convert_in_registers(const StepArgs* args, const Row& row) {
     if (W == 1 || args->m_dtype == kFloat32 || (args->input_out && args->input_dtype != args->m_dtype)) return false;
-    return !args->factors && !args->bounds && !stages_noise(args, row);
+    return !args->factors && !args->bounds && !args->low && !stages_noise(args, row);
 }
 
 // False where the pass has to go through L1.
@@ -192,7 +212,8 @@ static void combine_staged(const StepArgs* args, const Row& row, Block* block, i
     alignas(64) float m_block[kBlock], uncond_block[kBlock];
     block->m = as_floats(block->m, args->m_dtype, m_block, n);
     if (block->uncond) block->uncond = as_floats(block->uncond, args->m_dtype, uncond_block, n);
-    combine_flags(block, n, block->uncond != nullptr, limits(row), block->x0_out != nullptr);
+    if (block->low) combine_boxed(block, n);
+    else combine_flags(block, n, block->uncond != nullptr, limits(row), block->x0_out != nullptr);
     for (void* input : block->inputs)
         if (input) write_scaled(input, args->input_dtype, block->out, block->scale, n);
 }
@@ -235,6 +256,10 @@ static void step_block(const StepArgs* args, int64_t sample, int64_t first, int6
     if (args->input_out) block.inputs[0] = element(args->input_out, args->input_dtype, at);
     if (args->second_input_out) block.inputs[1] = element(args->second_input_out, args->input_dtype, at);
     block.scale = row.next_e;
+    if (args->low && limits(row)) {
+        block.low = args->low + first;
+        block.high = args->high + first;
+    }
     if (combine_in_registers(args, row, &block, n)) return;
     if (dtype == kFloat32 || n <= kBlock) return combine_staged(args, row, &block, n);
     for (int64_t done = 0; done < n; done += kBlock)

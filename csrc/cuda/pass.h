@@ -48,6 +48,8 @@ struct Drawn {
 template <class T, int kCount, bool kDraws, bool kLearned, bool kBounds>
 FS_INLINE void step_elements(const DeviceStepArgs& args, int64_t sample, int64_t first, int count,
                              Drawn* drawn = nullptr) {
+    // With eight elements a thread bounds of their own would be spilled.
+    constexpr bool kBoxed = kCount == kPart;
     const int64_t number = row_number(args, sample), at = sample * args.size + first;
     Row row = load_row(args, number);
     F x[kCount], m[kCount], z[kCount];
@@ -84,10 +86,16 @@ FS_INLINE void step_elements(const DeviceStepArgs& args, int64_t sample, int64_t
                                         kBounds && args.bounds ? args.bounds + sample : nullptr);
     F sum[kCount], x0[kCount];
     const bool limited = limits(row);
-    if (limited) {
-        for (int i = 0; i < kCount; ++i) sum[i] = combine<kSome, true, true>(k, x[i], m[i], x0[i]);
+    if (kBoxed && limited && args.low) {
+        F low[kCount], high[kCount];
+        load<kCount>(args.low + first, count, low);
+        load<kCount>(args.high + first, count, high);
+        for (int i = 0; i < kCount; ++i) sum[i] = combine<kSome, true, true>(k, low[i], high[i], x[i], m[i], x0[i]);
+    } else if (limited) {
+        const F low = splat(-k.bound), high = splat(k.bound);
+        for (int i = 0; i < kCount; ++i) sum[i] = combine<kSome, true, true>(k, low, high, x[i], m[i], x0[i]);
     } else {
-        for (int i = 0; i < kCount; ++i) sum[i] = combine<kSome, false, true>(k, x[i], m[i], x0[i]);
+        for (int i = 0; i < kCount; ++i) sum[i] = combine<kSome, false, true>(k, 0, 0, x[i], m[i], x0[i]);
     }
     if (args.h1 && row.c1 != 0.0f) add<kCount>(sum, row.c1, args.h1 + at, count);
     if (args.h2 && row.c2 != 0.0f) add<kCount>(sum, row.c2, args.h2 + at, count);

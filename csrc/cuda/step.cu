@@ -43,7 +43,7 @@ void launch_step(const DeviceStepArgs& args, cudaStream_t stream) {
     int per_thread = kPart;
     if (args.log_prob_sums) {
         kernel = log_prob_kernel<T>;
-    } else if (all_whole(args)) {
+    } else if (!args.low && all_whole(args)) {
         per_thread = kWhole;
         if (args.bounds) kernel = step_kernel<T, kWhole, true, true, true>;
         else if (draws && learned) kernel = step_kernel<T, kWhole, true, true, false>;
@@ -59,7 +59,7 @@ void launch_step(const DeviceStepArgs& args, cudaStream_t stream) {
 
 void step(const DeviceStepArgs& given, Stream to) {
     DeviceStepArgs args = given;
-    const bool alike = !args.log_prob_sums && !args.row_of && !args.keys && !args.uncond && !args.factors && !args.bounds;
+    const bool alike = !args.log_prob_sums && !args.low && !args.row_of && !args.keys && !args.uncond && !args.factors && !args.bounds;
     if (alike && args.m_stride == args.size) {
         // Nothing tells the samples apart: one long sample has fewer partial vectors.
         args.size = args.m_stride = args.batch * args.size;

@@ -16,7 +16,7 @@ def corrected(correct: CorrectX0, x0: Tensor, t: Tensor, table: Table, row: int)
     if not isinstance(result, Tensor) or result.shape != x0.shape:
         got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ValueError(f"correct_x0 must return a tensor of shape {tuple(x0.shape)}, got {got}")
-    return limited(result.to(x0.dtype), float(table.limit[row]), float(table.quantile[row]))
+    return limited(result.to(x0.dtype), table, row)
 
 
 def of_x0_alone(table: Table) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,5 +170,5 @@ def _with_idle_row(table: Table) -> Table:
     """The table with one more row for places that nobody has: it reads nothing and writes zeros."""
     rows = list(table)
     rows.append({**dict.fromkeys(rows[0], 0.0), "t": rows[-1]["t"], "limit": np.inf, "e": 1.0})
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return Table(**columns, init_noise_sigma=table.init_noise_sigma)
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+    return Table(**columns, init_noise_sigma=table.init_noise_sigma, box=table.box)

@@ -39,7 +39,13 @@ def encoded(table: Table, device: torch.device) -> Tensor:
 
 
 def as_argument(table: Table, device: torch.device) -> Tensor:
-    """`encoded` for a registered op, fake where other arguments are."""
+    """`encoded` for a registered op, fake where other arguments are.
+
+    Raises:
+        ValueError: for a table with a box, which has no place in it.
+    """
+    if table.box is not None:
+        raise ValueError("clip=(low, high) cannot be compiled or recorded: give one number for both")
     tensor = encoded(table, device)
     if torch.compiler.is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None:
         return tensor

@@ -23,7 +23,8 @@ Args:
     schedule: the one the model was trained with{of_function}.
     original_steps: how many timesteps the model was distilled at.
     prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"{of_the_model}.
-    clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+    clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as those of
+        each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
     correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
     final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` as in Stable Diffusion.
     **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,

@@ -1,12 +1,18 @@
-"""What keeps x0 in range: nothing, a clamp, or dynamic thresholding."""
+"""What keeps x0 in range: nothing, a clamp, bounds for each of its elements, or dynamic thresholding."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastsample.checks import check_number
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastsample.checks import check_number, real_array
+from fastsample.schedule import Float64Array
 
 
 @dataclass(frozen=True)
@@ -37,22 +43,57 @@ class DynamicThreshold:
             raise ValueError(f"max must be at least 1, got {self.max}")
 
 
-Clip = float | DynamicThreshold | None
+Bounds = float | Sequence[Any] | NDArray[Any] | Tensor
+Clip = float | DynamicThreshold | tuple[Bounds, Bounds] | None
 
 
 def limit_columns(clip: Clip) -> dict[str, Any]:
     """The columns `limit` and `quantile` of a table for this clip.
 
     Raises:
-        TypeError: where it is neither a number, a DynamicThreshold nor None. ValueError: for a number not above 0.
+        TypeError: where it is neither a number, a DynamicThreshold, a pair nor None. ValueError: for a number not above
+            0, and a pair that is not finite or has a low above its high.
     """
     if clip is None:
         return {}
     if isinstance(clip, DynamicThreshold):
         return {"limit": clip.max, "quantile": clip.quantile}
+    if isinstance(clip, tuple | list):
+        return _box_columns(clip)
     if isinstance(clip, bool):
-        raise TypeError(f"clip must be a number, a DynamicThreshold, or None for no clipping; got {clip}")
+        raise TypeError(f"clip must be a number, a DynamicThreshold, (low, high), or None for no clipping; got {clip}")
     check_number("clip", clip)
     if not clip > 0:
         raise ValueError(f"clip must be positive or None, got {clip}")
     return {"limit": clip}
+
+
+def hashable(clip: Clip) -> Clip:
+    """The clip without arrays, which samplers are compared and hashed by."""
+    if not isinstance(clip, tuple | list):
+        return clip
+    low, high = _pair(clip)
+    return _nested(low.tolist()), _nested(high.tolist())
+
+
+def _box_columns(clip: Sequence[Any]) -> dict[str, Any]:
+    low, high = _pair(clip)
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and np.all(low <= high)):
+        raise ValueError(f"clip=(low, high) must be finite with low <= high, got {clip}")
+    # Rows with a limit are those that are limited.
+    return {"limit": max(float(abs(low).max()), float(abs(high).max()), 1.0), "box": (low, high)}
+
+
+def _pair(clip: Sequence[Any]) -> tuple[Float64Array, Float64Array]:
+    if len(clip) != 2:
+        raise ValueError(f"clip must be (low, high), got {len(clip)} entries")
+    low, high = (real_array("clip", one).astype(np.float64) for one in clip)
+    try:
+        np.broadcast_shapes(low.shape, high.shape)
+    except ValueError:
+        raise ValueError(f"clip=(low, high) must be of one shape, got shapes {low.shape} and {high.shape}") from None
+    return low, high
+
+
+def _nested(value: Any) -> Any:
+    return tuple(map(_nested, value)) if isinstance(value, list) else value

@@ -21,6 +21,7 @@ from fastsample.loop.options import CorrectX0, Options, RunOptions, Step
 from fastsample.loop.prepared import COPIED, Prepared
 from fastsample.model import Model
 from fastsample.samplers.hints import no_argument, warn_of_amplified_errors
+from fastsample.samplers.limits import hashable
 from fastsample.samplers.start import checked_start_step, checked_strength, steps_left_out
 from fastsample.tables import Table
 
@@ -152,6 +153,8 @@ class Sampler:
             raise TypeError(f"correct_x0 must be callable, got {self.correct_x0!r}")
         # Samplers are frozen dataclasses: what __post_init__ works out goes past the lock.
         self.__dict__.update(attributes)
+        if "clip" in self.__dict__:
+            self.__dict__["clip"] = hashable(self.__dict__["clip"])
         if "table" in attributes:
             self.__dict__["_warns"] = warn_of_amplified_errors(self.table)
 

@@ -59,6 +59,8 @@ class Large:
             input_out=self.model_input.data_ptr(),
             second_input_out=self.model_input[self.batch :].data_ptr(),
             input_dtype=1,
+            low=0,
+            high=0,
             log_prob_sums=0,
             workspace=0,
             device=0,

@@ -116,6 +116,8 @@ def on_triton(c: Case, *, keeps_entry: bool = True, in_place: bool = False) -> t
         h3=h3,
         x0_out=entry.output,
         input_out=None if inputs is None else inputs.output,
+        low=None,
+        high=None,
         log_prob_sums=None,
         thresholds=c.table.thresholded,
     )

@@ -32,7 +32,7 @@ class Framed:
 def small_launches(monkeypatch: pytest.MonkeyPatch, *modules: object) -> None:
     """Tiles of 128 elements, two a program, and a grid whose second axis has 2 programs at most."""
 
-    def division(batch: int, size: int) -> blocks.Blocks:
+    def division(batch: int, size: int, largest: int = 0) -> blocks.Blocks:
         grid = -(-size // 256), min(batch, 2), -(-batch // 2)
         return blocks.Blocks(batch, size, grid, parts=2, quads=32, aligned=size % 4 == 0, num_warps=1)
 

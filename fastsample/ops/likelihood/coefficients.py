@@ -27,8 +27,9 @@ def coefficients_of(table: Table, dtype: torch.dtype, device: torch.device) -> T
 
 def _columns(table: Table) -> Float64Array:
     alpha, sigma = levels_of(table)
-    if table.thresholded:
-        raise ValueError("table thresholds x0 dynamically: a likelihood needs clip=None or a number")
+    if table.thresholded or table.box is not None:
+        how = "thresholds x0 dynamically" if table.thresholded else "limits each element of x0 by bounds of its own"
+        raise ValueError(f"table {how}: a likelihood needs clip=None or a number")
     with np.errstate(divide="ignore", invalid="ignore"):
         shrink = alpha[:-1] / alpha[1:]
         added = sigma[:-1] ** 2 - (shrink * sigma[1:]) ** 2  # the variance of x given x'

@@ -33,7 +33,8 @@ def posterior_once(x: Tensor, m: Tensor, table: Table, row: int | Tensor, backen
     backend = choose(backend, x.device, native=x.dtype is torch.float32 and not differentiable(x, m))
     if backend == "reference":
         return posterior_reference(x, m, table, row if rows is None else rows)
-    if backend == "cpu" or table.thresholded:  # dynamic thresholds are a reduction of the step
+    # Dynamic thresholds are a reduction of the step, and the bounds of a box are operands of it.
+    if backend == "cpu" or table.thresholded or table.box is not None:
         mean = StepPlan(Operands(x, rows_of(table).noise_free, rows=rows), backend, short_cuts=False)(m, row)
         return mean, log_variance(x, m, table, row if rows is None else rows, learned=learned)
     return _in_one_pass(x, m, table, rows, row, learned, backend)

@@ -127,7 +127,7 @@ def traced_step(
 
 def functional_step(o: Operands, m: Tensor, row: int, noise: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     """(x', x0) in fresh tensors, for a loop that others follow: by torch's own ops, or one registered op."""
-    if backend == "reference":
+    if backend == "reference" or o.table.box is not None:
         return step_reference(o.x, m, o.table, row, noise, o.keys, o.guidance, o.rescale, o.history)[:2]
     guided = m.shape[0] > o.x.shape[0]
     if not o.table.stochastic[row]:

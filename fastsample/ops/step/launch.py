@@ -13,6 +13,7 @@ from fastsample.ops.address import address, check_dense
 from fastsample.ops.backend import cpu_module, cuda_module, place
 from fastsample.ops.device_table import packed_rows
 from fastsample.ops.dtypes import DTYPE_CODES
+from fastsample.ops.step.box import box_of
 from fastsample.ops.step.operands import Operands
 
 # kernel(row, m, m_stride, guided, noise, out, keeps_x0, writes_input): one row of the step into `out`. m has m_stride
@@ -89,6 +90,7 @@ def _on_triton(o: Operands) -> Launch:
 
     rows = packed_rows(o.table, o.x.device)
     h1, h2, h3 = _histories(o)
+    low, high = box_of(o.table, o.x)
     sums = _log_prob_sums(o, log_prob_parts)
     step = Step(
         rows=rows,
@@ -102,6 +104,8 @@ def _on_triton(o: Operands) -> Launch:
         h3=h3,
         x0_out=o.x0_out,
         input_out=o.input_out,
+        low=low,
+        high=high,
         log_prob_sums=sums,
         thresholds=o.table.thresholded,
         host_rows=o.table.packed,
@@ -148,6 +152,7 @@ def _addresses(o: Operands, log_prob_sums: Tensor | None) -> dict[str, Any]:
     """The arguments that Step of `_cpu` and of `_cuda` share."""
     batch, size = _shape(o.x)
     h1, h2, h3 = _histories(o)
+    low, high = box_of(o.table, o.x)
     input_address = address("input_out", o.input_out)
     twice = o.input_out is not None and o.input_out.shape[0] > batch
     half = 0 if o.input_out is None else o.x.numel() * o.input_out.element_size()
@@ -167,6 +172,8 @@ def _addresses(o: Operands, log_prob_sums: Tensor | None) -> dict[str, Any]:
         "input_out": input_address,
         "second_input_out": input_address + half if twice else 0,
         "input_dtype": 0 if o.input_out is None else DTYPE_CODES[o.input_out.dtype],
+        "low": address("clip", low),
+        "high": address("clip", high),
         "log_prob_sums": address("log_prob_out", log_prob_sums),
     }
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from fastsample.broadcast import per_sample
+from fastsample.ops.step.box import box_of
+from fastsample.tables import Table
 
 
 def rescale_factor(m: Tensor, conditional: Tensor, phi: float) -> Tensor:
@@ -35,8 +37,12 @@ def threshold(x0: Tensor, quantile: float, limit: float) -> Tensor:
     return per_sample(found, x0)
 
 
-def limited(x0: Tensor, limit: float, quantile: float) -> Tensor:
-    """x0 as a row limits it: clamped to [-limit, limit], or by a dynamic threshold where quantile > 0."""
+def limited(x0: Tensor, table: Table, row: int) -> Tensor:
+    """x0 as a row limits it: clamped to [-limit, limit] or to the table's box, or by a dynamic threshold."""
+    limit, quantile = float(table.limit[row]), float(table.quantile[row])
+    low, high = box_of(table, x0)
+    if low is not None and high is not None and not math.isinf(limit):
+        return torch.minimum(torch.maximum(x0, low), high)
     if quantile > 0:
         r = threshold(x0, quantile, limit)
         return torch.minimum(torch.maximum(x0, -r), r) / r

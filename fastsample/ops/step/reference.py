@@ -76,7 +76,7 @@ def step_reference(
         mean = _sum((b * q + d, combined), (a + b * p, x), *earlier)
         entry = _sum((float(without_rounding(hx, h0 * p)), x), (h0 * q, combined))
     else:
-        x0 = limited(_sum((p, x), (q, combined)), limit, quantile)
+        x0 = limited(_sum((p, x), (q, combined)), table, row)
         mean = _sum((d, combined), (b, x0), (a, x), *earlier)
         entry = _sum((h0, x0), (hx, x))
     state = _sum((1.0, mean), (s, scaled))

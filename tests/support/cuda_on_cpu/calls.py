@@ -73,6 +73,8 @@ def step(
         input_out=address(input_out),
         second_input_out=address(_second_half(input_out, batch)),
         input_dtype=0 if input_out is None else CODES[input_out.dtype],
+        low=0,
+        high=0,
         log_prob_sums=0,
         workspace=address(workspace) if bytes_needed else 0,
         device=0,
