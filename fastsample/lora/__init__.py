@@ -10,14 +10,17 @@ Layers that read one input have an `AdapterSet` in common. `FrozenLayers` are su
 their adapters.
 """
 
-from fastsample.lora.attach import Report, attach, detach, set_adapter_index, set_adapters, state_dict, swap
-from fastsample.lora.layers.conv import LoRAConv2d
+from fastsample.lora.attach import attach, detach, set_adapter_index, set_adapters, state_dict, swap
+from fastsample.lora.layers.conv import LoRAConv1d, LoRAConv2d, LoRAConv3d
 from fastsample.lora.layers.linear import LoRALinear, QKVProjection
+from fastsample.lora.report import Report
 from fastsample.lora.saving import save
 from fastsample.lora.trainable import Trainable
 
 __all__ = [
+    "LoRAConv1d",
     "LoRAConv2d",
+    "LoRAConv3d",
     "LoRALinear",
     "QKVProjection",
     "Report",

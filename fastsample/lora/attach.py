@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,39 +11,29 @@ from torch import Tensor, nn
 from fastsample.lora.checks import check_capacity, check_names, check_weights, finite
 from fastsample.lora.files.formats import Entry, read
 from fastsample.lora.files.names import Resolution, resolve
+from fastsample.lora.files.prefixes import unwrapped
 from fastsample.lora.files.refused import first_few
 from fastsample.lora.layers import attention
-from fastsample.lora.layers.adapted import AdaptedLayer
+from fastsample.lora.layers.adapted import AdaptedLayer, why_not
+from fastsample.lora.layers.conv import kind_of
 from fastsample.lora.layers.frozen import FrozenLayers, release
 from fastsample.lora.layers.slots import Pair
+from fastsample.lora.report import Report, refuse, report_of
+from fastsample.lora.saving import folded
 from fastsample.lora.tree import (
     active_of,
     all_or_nothing,
     frozen_of,
     layers_of,
     modules_to_replace,
+    moving_in,
     names_of,
     put,
     replacements,
     slot_of,
 )
 
-Source = str | os.PathLike[str] | Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Report:
-    """Which parts of a file attach used.
-
-    Attributes:
-        matched: names of the submodules that got an adapter.
-        unmatched: keys of the file that name no submodule.
-        elsewhere: keys of the file for other components, such as a text encoder's where the module is a UNet.
-    """
-
-    matched: tuple[str, ...]
-    unmatched: tuple[str, ...]
-    elsewhere: tuple[str, ...]
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
 
 def attach(
@@ -53,6 +42,7 @@ def attach(
     name: str = "default",
     scale: float = 1.0,
     *,
+    alpha: float | None = None,
     strict: bool = True,
     capacity: int | None = None,
     keep_weight: bool = True,
@@ -60,18 +50,21 @@ def attach(
 ) -> Report:
     """Adds a LoRA to every layer of a model that it names, active at once with weight 1.
 
-    Linears become LoRALinears, convolutions LoRAConv2ds, in place; the model's state_dict() keeps its keys and values.
-    Each weight acts as W + scale * alpha / r * B A, alpha = r where the file gives none, A and B rounded to W's dtype.
-    W is frozen: gradients reach x, A and B alone.
+    Linears become LoRALinears, convolutions LoRAConv2ds (or 1ds, 3ds), in place. Each is an instance of what it
+    replaces, with the same attributes. The model's state_dict() keeps its keys and values.
+    Each weight acts as W + scale * alpha / r * B A, A and B rounded to W's dtype. W is frozen: gradients reach x, A and
+    B alone. alpha is r where nothing states it: not the argument, a key X.alpha, the header of a safetensors file,
+    adapter_config.json beside it, nor PEFT's layers; the report says what did.
 
     Args:
         module: a diffusers UNet or transformer, a text encoder, or any other torch module.
         source: a .safetensors file, a folder with one, a pickle that loads with weights_only=True, or a state dict; by
-            PEFT, diffusers or kohya.
+            PEFT, diffusers, kohya or the model's authors. Or a model with PEFT's adapters, of which one is active.
         name: of the adapter, for set_adapters, swap and detach.
         scale: multiplies what the LoRA adds.
-        strict: raise where the file has keys that name no submodule. Keys for another component are no error
-            unless there are no others.
+        alpha: of every layer, whatever the source states.
+        strict: raise where anything in the file cannot be attached. False attaches the pairs that fit; the report lists
+            the rest. Keys for another component are no error unless there are no others.
         capacity: the rank that the adapter has room for in every layer, so that swap can bring others; None: its own.
         keep_weight: see LoRALinear.from_linear; for layers that are not attached yet.
         fuse: give diffusers' attention blocks a processor that runs q, k and v (in cross-attention k and v) as one.
@@ -84,7 +77,7 @@ def attach(
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3))
         >>> attach(net, {"0.lora_A.weight": torch.ones(1, 2), "0.lora_B.weight": torch.ones(3, 1)}, scale=0.5)
-        Report(matched=('0',), unmatched=(), elsewhere=())
+        Report(matched=('0',), unmatched=(), elsewhere=(), reasons={}, scales={'no alpha stated': ('0',)})
         >>> detach(net)
         >>> net
         Sequential(
@@ -94,16 +87,17 @@ def attach(
     check_capacity(capacity)
     finite("scale", scale)
     before = frozen_of(layers_of(module).values())
-    resolution = _resolve(module, source, strict)
-    entries = resolution.entries
-    report = Report(tuple(entries), tuple(resolution.unmatched), tuple(resolution.elsewhere))
+    resolution = _resolve(module, source, strict, alpha)
+    entries, report = resolution.entries, report_of(resolution)
     if not entries:
         return report
     _check_new(name, entries, before, capacity)
     touched = {path: module.get_submodule(path) for path in entries}
-    blocks = attention.fusible(module, touched.values()) if fuse else {}
+    attention.check_called(module, touched.values())
+    moving = moving_in(module)
+    blocks = attention.fusible(module, touched.values(), moving) if fuse else {}
     new = modules_to_replace(module, touched, blocks, keep_weight)
-    with all_or_nothing(before), replacements(new, blocks, keep_weight) as adapted:
+    with all_or_nothing(before), replacements(new, blocks, keep_weight, moving) as adapted:
         after = [*before, *frozen_of(adapted.layers.values())]
         layers = {path: adapted.layers.get(old, old) for path, old in touched.items()}
         active, added = {**active_of(before), name: 1.0}, _pairs_of(layers, entries, scale)
@@ -164,14 +158,17 @@ def set_adapter_index(module: nn.Module, index: Tensor | None) -> None:
             raise ValueError(f"index must hold -1 or one of {places}; got {index.tolist()}")
         index = index.clone()
     for frozen in all_frozen:
-        frozen.index = None if index is None else index.to(frozen.layers[0].weight.device)
+        frozen.index = index if index is None or frozen.weights_move else index.to(frozen.layers[0].weight.device)
 
 
-def swap(module: nn.Module, source: Source, name: str = "default", scale: float = 1.0) -> None:
+def swap(
+    module: nn.Module, source: Source, name: str = "default", scale: float = 1.0, *, alpha: float | None = None
+) -> None:
     """Puts another LoRA in an attached one's place, in the same memory: a compiled model goes on without compiling.
 
     Ranks may be lower than the capacity of attach; attached layers that the source does not name add nothing. No call
-    of the module may run meanwhile: some of its layers would use the old adapter and some the new.
+    of the module may run meanwhile: some of its layers would use the old adapter and some the new. source, scale and
+    alpha are attach's.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: as attach, for a name that is not attached, a rank above the capacity,
@@ -182,7 +179,7 @@ def swap(module: nn.Module, source: Source, name: str = "default", scale: float 
     attached = layers_of(module)
     all_frozen = frozen_of(attached.values())
     check_names([name], names_of(all_frozen))
-    entries = _resolve(module, source, strict=True).entries
+    entries = _resolve(module, source, strict=True, alpha=alpha).entries
     had = {path for path, layer in attached.items() if slot_of(layer, name)}
     if foreign := [path for path in entries if path not in had]:
         raise ValueError(f"{len(foreign)} layers have no adapter {name!r} to swap: {first_few(foreign)}")
@@ -227,9 +224,11 @@ def detach(module: nn.Module, name: str | None = None) -> None:
 
 
 def state_dict(module: nn.Module, name: str | None = None) -> dict[str, Tensor]:
-    """An attached adapter as X.lora_A.weight, X.lora_B.weight and X.alpha of each layer X; attach takes it again.
+    """An attached adapter as X.lora_A.weight and X.lora_B.weight of each layer X; attach takes it again.
 
-    scale of attach is part of alpha, the weight of set_adapters is not.
+    B is multiplied by scale * alpha / r, so that PEFT, diffusers and kohya's readers, who take alpha = r where none is
+    stated, give it the same effect. It is float32 where that would round it in half precision. The weight of
+    set_adapters is no part of it.
 
     Args:
         module: with attached adapters.
@@ -249,13 +248,9 @@ def state_dict(module: nn.Module, name: str | None = None) -> dict[str, Tensor]:
         slot = slot_of(layer, name)
         if slot is None or not len(slot.down):
             continue
-        stem, rank = path.replace("_orig_mod.", ""), len(slot.down)
-        # Files give an alpha of 0 the meaning of none.
-        silent = slot.factor == 0
+        stem = unwrapped(path)
         state[f"{stem}.lora_A.weight"] = slot.down.detach()
-        state[f"{stem}.lora_B.weight"] = torch.zeros_like(slot.up) if silent else slot.up.detach()
-        alpha = float(rank) if silent else slot.factor * rank
-        state[f"{stem}.alpha"] = torch.tensor(alpha, dtype=torch.float64, device="cpu")
+        state[f"{stem}.lora_B.weight"] = folded(slot.up.detach(), slot.factor)
     return state
 
 
@@ -275,13 +270,17 @@ def _forgotten(frozen: FrozenLayers, name: str | None) -> set[str]:
     return frozen.names_by_attach | {other for other in active if other not in slots}
 
 
-def _resolve(module: nn.Module, source: Source, strict: bool) -> Resolution:
-    resolution = resolve(module, read(source))
-    if strict and resolution.unmatched:
-        raise ValueError(
-            f"{len(resolution.unmatched)} keys name no submodule of this {type(module).__name__}; strict=False leaves "
-            f"them out: {', '.join(resolution.unmatched)}"
-        )
+def _resolve(module: nn.Module, source: Source, strict: bool, alpha: float | None) -> Resolution:
+    file = read(source, None if alpha is None else finite("alpha", alpha))
+    resolution = resolve(module, file.entries, file.left)
+    if strict:
+        refuse(resolution, file.name, type(module).__name__)
+        return resolution
+    for path, entry in list(resolution.entries.items()):
+        layer = module.get_submodule(path)
+        if not isinstance(layer, AdaptedLayer) and (reason := why_not(layer, kind_of(layer), hooked=True)) is not None:
+            del resolution.entries[path]
+            resolution.unmatched[entry.key] = f"{path} cannot have adapters: {reason}"
     return resolution
 
 

@@ -60,7 +60,7 @@ def save(
     for stem, (down, up) in pairs.items():
         alpha = lora.get(f"{stem}.alpha")
         factor = 1.0 if alpha is None else float(alpha) / len(down)
-        for end, tensor in ((_DOWN, down), (_UP, up if factor == 1 else up * factor)):
+        for end, tensor in ((_DOWN, down), (_UP, folded(up, factor))):
             tensors[prefix + stem + end] = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous().clone()
     path, config = Path(path), None
     if format == "peft":
@@ -72,6 +72,15 @@ def save(
         file.write(safetensors.torch.save(tensors, metadata=dict(metadata or {"format": "pt"})))
     if config is not None:
         replace_text(config, json.dumps(_config(pairs), indent=1) + "\n")
+
+
+def folded(up: Tensor, factor: float) -> Tensor:
+    """factor * B, in its own dtype where that is exact, else in float32 at least."""
+    if factor == 1:
+        return up
+    wide = up.to(torch.float64 if up.dtype == torch.float64 else torch.float32) * factor
+    narrow = wide.to(up.dtype)
+    return narrow if torch.equal(narrow.to(wide.dtype), wide) else wide
 
 
 def _up(key: str, lora: Mapping[str, Tensor]) -> str:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from fastsample.checks import integer
 from fastsample.lora.attach import attach, state_dict
 from fastsample.lora.layers.adapted import Adaptable, why_not
+from fastsample.lora.layers.conv import kind_of
 from fastsample.lora.layers.frozen import FrozenLayers
-from fastsample.lora.layers.slots import Pair
+from fastsample.lora.layers.slots import Layer, Pair, groups_of, inputs_of
 from fastsample.lora.tree import layers_of
 
 _KEPT = ("config", "schedule", "prediction", "variance")  # what samplers and training ask a model for
@@ -35,8 +36,9 @@ class Trainable(nn.Module):
     Args:
         model: any torch module; it stays as it is, unless copy is False.
         rank: r, at least 1. A layer of n to m numbers gets (n + m) r trained ones.
-        targets: endings of the names of linears and 2-D convolutions, such as ("to_q", "to_v"), as PEFT's
-            target_modules. None takes all that lie deeper than the model's first and last layers and its embeddings.
+        targets: endings of the names of linears and convolutions, such as ("to_q", "to_v"), as PEFT's target_modules.
+            None takes all that lie deeper than the model's first and last layers and its embeddings. Where a
+            convolution has groups, their number must divide the rank.
         seed: of A.
         lora: A and B of layers X to begin with, X.lora_A.weight and X.lora_B.weight, as `lora` returns them; all the
             others do not count then.
@@ -90,8 +92,7 @@ class Trainable(nn.Module):
 
     def lora(self) -> dict[str, Tensor]:
         """The LoRA as `attach` takes it, with alpha = rank and no key for it; see lora.save."""
-        state = state_dict(self.model, _ADAPTER)
-        return {key: value.clone() for key, value in state.items() if not key.endswith(".alpha")}
+        return {key: value.clone() for key, value in state_dict(self.model, _ADAPTER).items()}
 
     def _take_factors(self, paths: Sequence[str]) -> None:
         """Puts the parameters into the layers in the place of the values that they were attached with."""
@@ -105,9 +106,9 @@ class Trainable(nn.Module):
             frozen.replace(_ADAPTER, of_layer)
 
 
-def _chosen(model: nn.Module, targets: Sequence[str] | None) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+def _chosen(model: nn.Module, rank: int, targets: Sequence[str] | None) -> Iterator[tuple[str, Layer]]:
     for path, module in model.named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv2d):
+        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             continue
         parts = path.split(".")
         if targets is None:
@@ -116,12 +117,12 @@ def _chosen(model: nn.Module, targets: Sequence[str] | None) -> Iterator[tuple[s
             wanted = any(path == name or path.endswith(f".{name}") for name in targets)
         if not wanted:
             continue
-        kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
-        reason = why_not(module, kind)
-        if reason is None and isinstance(module, nn.Conv2d) and module.groups != 1:
-            reason = "it has groups"
+        layer: Any = module
+        reason = why_not(layer, kind_of(layer))
+        if reason is None and rank % groups_of(layer):
+            reason = f"it has {groups_of(layer)} groups, which do not divide the rank {rank}"
         if reason is None:
-            yield path, module
+            yield path, layer
         elif targets is not None:
             raise ValueError(f"targets: {path} cannot have a LoRA: {reason}")
 
@@ -148,11 +149,11 @@ def check_fit(adapted: Trainable, model: nn.Module) -> None:
 
 def _new(model: nn.Module, rank: int, targets: Sequence[str] | None, seed: int) -> dict[str, Factors]:
     """A and B of every layer that is meant, as they begin."""
-    chosen = dict(_chosen(model, targets))
+    chosen = dict(_chosen(model, rank, targets))
     if not chosen:
         wanted = "it has none" if targets is None else f"none is named {', '.join(map(repr, targets))}"
-        raise ValueError(f"targets must name linears or 2-D convolutions of the model: {wanted}")
-    return {path: _first(layer.weight, rank, seed, place) for place, (path, layer) in enumerate(chosen.items())}
+        raise ValueError(f"targets must name linears or convolutions of the model: {wanted}")
+    return {path: _first(layer, rank, seed, place) for place, (path, layer) in enumerate(chosen.items())}
 
 
 def _given(lora: Mapping[str, Tensor]) -> dict[str, Factors]:
@@ -167,14 +168,14 @@ def _given(lora: Mapping[str, Tensor]) -> dict[str, Factors]:
     }
 
 
-def _first(weight: Tensor, rank: int, seed: int, place: int) -> Factors:
-    """A and B of a layer as they begin, float32."""
-    out, into = weight.shape[0], tuple(weight.shape[1:])
+def _first(layer: Layer, rank: int, seed: int, place: int) -> Factors:
+    """A and B of a layer as they begin, float32; in a convolution with groups B of each group alone, as PEFT's."""
+    weight, into = layer.weight, inputs_of(layer)
     words = np.random.SeedSequence((seed, place)).generate_state(1, np.uint64)
     generator = torch.Generator("cpu").manual_seed(int(words[0]))
     bound = 1 / math.sqrt(math.prod(into))
     down = (2 * torch.rand(rank, *into, generator=generator, dtype=torch.float32, device="cpu") - 1) * bound
-    up = torch.zeros(out, rank, *(1 for _ in into[1:]), dtype=torch.float32)
+    up = torch.zeros(len(weight), rank // groups_of(layer), *(1 for _ in into[1:]), dtype=torch.float32)
     return nn.Parameter(down.to(weight.device)), nn.Parameter(up.to(weight.device))
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import nn
 
+# Earlier pickles name the private ones here.
+from fastsample.lora.called import _calls_its_linears, _refuse_to_fuse, keep_called  # noqa: F401
 from fastsample.lora.layers.adapted import AdaptedLayer, check_replaceable
-from fastsample.lora.layers.conv import LoRAConv2d
+from fastsample.lora.layers.conv import conv_layer, kind_of
 from fastsample.lora.layers.frozen import FrozenLayers, release
-from fastsample.lora.layers.linear import LoRALinear, QKVProjection
+from fastsample.lora.layers.hooks import hand_over, hand_over_groups, moved_together, moves
+from fastsample.lora.layers.linear import QKVProjection, linear_layers
 from fastsample.lora.layers.slots import Slot
 
 
@@ -56,7 +59,15 @@ def put(module: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
         for name, child in list(parent._modules.items()):
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
-    _keep_called(module)
+    for old, new in replacements.items():
+        hand_over(old, new)
+    hand_over_groups(module, replacements)
+    keep_called(module)
+
+
+def moving_in(module: nn.Module) -> set[nn.Module]:
+    """The modules of a tree whose weights hooks of accelerate or diffusers move or cast."""
+    return {part for part in module.modules() if moves(part)} | moved_together(module)
 
 
 def modules_to_replace(
@@ -73,7 +84,7 @@ def modules_to_replace(
     for path, old in touched.items():
         if not isinstance(old, AdaptedLayer):
             try:
-                check_replaceable(old, nn.Conv2d if isinstance(old, nn.Conv2d) else nn.Linear)
+                check_replaceable(old, kind_of(old), hooked=True)
             except TypeError as error:
                 raise TypeError(f"{path}: {error}") from None
     new = [old for old in touched.values() if not isinstance(old, AdaptedLayer)]
@@ -100,9 +111,15 @@ class Replacements(NamedTuple):
 
 @contextmanager
 def replacements(
-    modules: Iterable[nn.Module], blocks: Mapping[nn.Module, list[nn.Linear]], keep_weight: bool
+    modules: Iterable[nn.Module],
+    blocks: Mapping[nn.Module, list[nn.Linear]],
+    keep_weight: bool,
+    moving: Container[nn.Module],
 ) -> Iterator[Replacements]:
-    """Adapted layers for linears, convolutions and attention blocks, released again if the block raises."""
+    """Adapted layers for linears, convolutions and attention blocks, released again if the block raises.
+
+    `moving` are the modules whose weights hooks move.
+    """
     layers: dict[nn.Module, AdaptedLayer] = {}
     projections: dict[nn.Module, QKVProjection] = {}
     try:
@@ -110,10 +127,10 @@ def replacements(
             projections[block] = QKVProjection.from_linears(linears, keep_weight=keep_weight)
             layers.update((linear, projections[block].linear(i)) for i, linear in enumerate(linears))
         for module in modules:
-            if isinstance(module, nn.Conv2d):
-                layers[module] = LoRAConv2d.from_conv(module)
-            elif isinstance(module, nn.Linear) and module not in layers:
-                layers[module] = LoRALinear.from_linear(module, keep_weight=keep_weight)
+            if kind_of(module) is not nn.Linear:
+                layers[module] = conv_layer(module, weights_move=module in moving)
+            elif module not in layers:
+                [layers[module]] = linear_layers([module], keep_weight, None, weights_move=module in moving)
         yield Replacements(layers, projections)
     except BaseException:
         release(frozen_of(layers.values()))
@@ -132,41 +149,3 @@ def all_or_nothing(all_frozen: Iterable[FrozenLayers]) -> Iterator[None]:
         for frozen, adapters in before:
             frozen.change(adapters)
         raise
-
-
-def _keep_called(module: nn.Module) -> None:
-    """Keeps torch and diffusers from reading the weights of adapted linears instead of calling them."""
-    for part in module.modules():
-        attributes = vars(part)
-        if isinstance(part, nn.TransformerEncoderLayer):
-            # torch calls the linears of an encoder layer that has a hook, instead of a kernel on their weights.
-            hooks = part._forward_pre_hooks
-            mine = [key for key, hook in hooks.items() if hook is _calls_its_linears]
-            if _adapted(part) and not mine:
-                part.register_forward_pre_hook(_calls_its_linears)
-            for key in () if _adapted(part) else mine:
-                del hooks[key]
-        elif isinstance(part, nn.TransformerEncoder):
-            # Only the kernel on the weights takes the nested tensors that an encoder makes of padded sequences.
-            if _adapted(part):
-                attributes.setdefault("_nested_when_detached", part.use_nested_tensor)
-                part.use_nested_tensor = False
-            elif "_nested_when_detached" in attributes:
-                part.use_nested_tensor = attributes.pop("_nested_when_detached")
-        elif callable(getattr(type(part), "fuse_projections", None)):
-            if any(isinstance(child, AdaptedLayer) for child in part.children()):
-                attributes["fuse_projections"] = _refuse_to_fuse
-            elif attributes.get("fuse_projections") is _refuse_to_fuse:
-                del attributes["fuse_projections"]
-
-
-def _adapted(module: nn.Module) -> bool:
-    return any(isinstance(part, AdaptedLayer) for part in module.modules())
-
-
-def _calls_its_linears(*_: object) -> None:
-    """The hook of _keep_called."""
-
-
-def _refuse_to_fuse(*_: object, **__: object) -> None:
-    raise RuntimeError("fuse_projections would leave the adapters out: detach() them first")

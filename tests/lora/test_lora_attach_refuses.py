@@ -34,7 +34,7 @@ def odd() -> State:
 
 BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "nan": (lambda _: corrupt(first__lora_A=torch.full((2, 6), torch.nan)), ValueError, "first"),
-    "shape": (lambda _: corrupt(first__lora_A=torch.ones(2, 7)), ValueError, "another model.*first"),
+    "shape": (lambda _: corrupt(first__lora_A=torch.ones(2, 7)), ValueError, "first: .*do not fit"),
     "rank": (lambda _: corrupt(first__lora_A=torch.ones(3, 6)), ValueError, "first"),
     "half": (lambda _: {"first.lora_A.weight": torch.ones(2, 6)}, ValueError, "first"),
     "unmatched": (lambda _: corrupt(gone__lora_A=torch.ones(1, 1), gone__lora_B=torch.ones(1, 1)), ValueError, "gone"),

@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastsample.lora.files.formats import read
-from support.lora_files import DOWN, PEFT, UP
+from support.lora_files import DOWN, PEFT, UP, read
 
 
 def peft_folder(folder: Path, text: str) -> Path:

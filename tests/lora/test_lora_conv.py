@@ -109,7 +109,5 @@ def test_conv_trains_compiles_and_refuses(compiler: Any) -> None:
     for bad_index in (torch.tensor([0]), torch.tensor([0.0, 1.0])):
         with pytest.raises(ValueError, match="one int64 per sample"):
             layer(x, bad_index)
-    with pytest.raises(ValueError, match="without groups, got 3"):
-        LoRAConv2d.from_conv(nn.Conv2d(3, 6, 3, groups=3))
     with pytest.raises(ValueError, match=r"A \(r, 3, 3, 3\) and B \(5, r, 1, 1\)"):
         layer.add_adapter("b", [pair(2)])

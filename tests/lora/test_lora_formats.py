@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastsample.lora.files.formats import read
-from support.lora_files import DOWN, PEFT, UP, assert_equal, layers, peft_model
+from support.lora_files import DOWN, PEFT, UP, assert_equal, layers, peft_model, read
 
 PATTERNS = {"rank_pattern": {"q": 3, "block.conv": 5}, "alpha_pattern": {"block.q": 7, "k": 2}}
 

@@ -111,4 +111,6 @@ def test_lcm_lora_by_the_keys_of_its_file(tmp_path: Path) -> None:
     assert {f"lora_unet_{name.replace('.', '_')}" for name in report.matched} == {key.split(".")[0] for key in state}
     assert all(layer.adapters == ("default",) for layer in map(unet.get_submodule, report.matched))
     kept = lora.state_dict(unet)
-    assert {float(kept[f"{name}.alpha"]) for name in report.matched} == {1.0}
+    for name in report.matched:
+        up = state[f"lora_unet_{name.replace('.', '_')}.lora_up.weight"]
+        assert torch.equal(kept[f"{name}.lora_B.weight"], up / 2), "alpha / r is in B"

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from fastsample.lora.files.formats import Entry
-from fastsample.lora.files.names import resolve
-from support.lora_files import SMALL, Tree, assert_resolves, clip, entries_of, entry, flat, sd, sdxl
+from support.lora_files import SMALL, Tree, assert_resolves, clip, entries_of, entry, flat, resolve, sd, sdxl
 
 # Names
 
@@ -86,14 +85,14 @@ def test_a_compiled_modules_wrapper_is_no_part_of_a_name() -> None:
 
 def test_ambiguous_names_are_refused() -> None:
     tree = Tree(a=Tree(b_c=nn.Linear(5, 7)), a_b=Tree(c=nn.Linear(5, 7)))
-    with pytest.raises(ValueError, match=r"lora_unet_a_b_c may mean a\.b_c or a_b\.c"):
+    with pytest.raises(ValueError, match=r"lora_unet_a_b_c: may mean a\.b_c or a_b\.c"):
         resolve(tree, [entry("a_b_c", component="unet", flat=True, key="lora_unet_a_b_c")])
     assert list(resolve(tree, [entry("a.b_c")]).entries) == ["a.b_c"]
 
 
 def test_two_keys_for_one_module_are_refused() -> None:
     tree = Tree(unet=Tree(a=nn.Linear(5, 7)))
-    with pytest.raises(ValueError, match=r"first and second both name unet\.a"):
+    with pytest.raises(ValueError, match=r"first, second: first, second all name unet\.a"):
         resolve(tree, [entry("a", component="unet", key="first"), entry("unet.a", key="second")])
 
 
@@ -149,15 +148,14 @@ def test_modules_with_a_layers_attributes_count_as_it(layer: nn.Module, shape: t
 @pytest.mark.parametrize(
     ("layer", "shape", "message"),
     [
-        pytest.param(nn.Linear(5, 8), (7, 5), r"factors \(2, 5\) and \(7, 2\) for the Linear a, .* \(8, 5\)", id="out"),
+        pytest.param(nn.Linear(5, 8), (7, 5), r"factors \(2, 5\) and \(7, 2\) .* the Linear a, .* \(8, 5\)", id="out"),
         pytest.param(nn.Linear(4, 7), (7, 5), r"\(7, 4\)", id="in"),
         pytest.param(nn.Linear(5, 7), (7, 5, 3, 3), r"\(2, 5, 3, 3\)", id="kernel-on-linear"),
         pytest.param(nn.Conv2d(5, 7, 3), (7, 5), r"Conv2d a, .* \(7, 5, 3, 3\)", id="linear-on-kernel"),
         pytest.param(nn.Conv2d(5, 7, 3), (7, 5, 1, 1), r"\(7, 5, 3, 3\)", id="point-on-kernel"),
-        pytest.param(nn.Conv2d(4, 8, 1, groups=2), (8, 4, 1, 1), "2 groups", id="groups"),
         pytest.param(nn.LayerNorm(5), (7, 5), "a LayerNorm, neither", id="norm"),
         pytest.param(nn.Embedding(5, 7), (7, 5), "a Embedding, neither", id="embedding"),
-        pytest.param(nn.Conv1d(5, 7, 1), (7, 5), "a Conv1d, neither", id="conv1d"),
+        pytest.param(nn.Conv1d(5, 7, 3), (7, 5), r"Conv1d a, .* \(7, 5, 3\)", id="linear-on-conv1d"),
         pytest.param(nn.ConvTranspose2d(5, 7, 1), (7, 5, 1, 1), "a ConvTranspose2d, neither", id="transposed"),
         pytest.param(nn.MultiheadAttention(6, 2).out_proj, (6, 6), "MultiheadAttention, which does not", id="mha"),
     ],
@@ -165,7 +163,7 @@ def test_modules_with_a_layers_attributes_count_as_it(layer: nn.Module, shape: t
 def test_modules_that_an_entry_does_not_fit(
     layer: nn.Module, shape: tuple[int, ...], message: str, is_flat: bool
 ) -> None:
-    with pytest.raises(ValueError, match=f"1 of 2 entries do not fit.* another model.* the_key: .*{message}"):
+    with pytest.raises(ValueError, match=f"1 of its parts .* another model.* the_key: .*{message}"):
         resolve(Tree(a=layer, b=nn.Linear(5, 7)), [entry("b"), entry("a", shape, flat=is_flat, key="the_key")])
 
 
@@ -174,7 +172,7 @@ def test_a_file_for_another_model_names_the_first_mismatches() -> None:
     with torch.device("meta"):
         wider = diffusers.UNet2DConditionModel(block_out_channels=(6, 6, 12, 12), **SMALL)
     with pytest.raises(
-        ValueError, match=r"for another model\? conv_in: .*, time_embedding.*, .* and \d+ more"
+        ValueError, match=r"for another model\?: conv_in: .*; time_embedding.*; .* and \d+ more reasons"
     ) as caught:
         resolve(sd(), entries_of(wider, component="unet").values())
     assert len(str(caught.value)) < 1000
@@ -191,13 +189,13 @@ def test_entries_of_other_components_are_elsewhere() -> None:
     text = [entry(name, component="text_encoder", key=f"te.{name}") for name in ("text_model.q", "text_model.k")]
     found = resolve(sd(), [*unet, *text, entry("loose")])
     assert list(found.entries) == ["down_blocks.0.attentions.0.proj_in"]
-    assert found.elsewhere == ["te.text_model.q", "te.text_model.k"]
-    assert found.unmatched == ["down_blocks.9.proj", "loose"], "an entry of no component may be the module's"
+    assert list(found.elsewhere) == ["te.text_model.q", "te.text_model.k"]
+    assert list(found.unmatched) == ["down_blocks.9.proj", "loose"], "an entry of no component may be the module's"
 
 
 def test_where_nothing_resolves_nothing_is_elsewhere() -> None:
     found = resolve(Tree(a=nn.Linear(5, 7)), [entry("b", component="unet"), entry("c", component="text_encoder")])
-    assert (found.entries, found.unmatched, found.elsewhere) == ({}, ["b", "c"], [])
+    assert (found.entries, list(found.unmatched), found.elsewhere) == ({}, ["b", "c"], {})
     assert resolve(Tree(a=nn.Linear(5, 7)), []).entries == {}
 
 
@@ -218,7 +216,7 @@ def test_of_two_text_encoders_the_one_that_fits_is_meant(which: int) -> None:
     assert set(found.entries) == set(parts[which])
     assert all(found.entries[name].down is one.down for name, one in parts[which].items())
     assert not found.unmatched
-    assert found.elsewhere == [one.key for one in parts[1 - which].values()]
+    assert list(found.elsewhere) == [one.key for one in parts[1 - which].values()]
 
 
 def test_two_text_encoders_that_fit_alike_are_refused() -> None:

@@ -10,10 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastsample.lora.files.formats import read
-from fastsample.lora.files.names import resolve
 from fastsample.lora.files.sgm import sgm_names
-from support.lora_files import entry, flat, sd, sdxl
+from support.lora_files import entry, flat, read, resolve, sd, sdxl
 
 # From the original configurations: which of their numbered blocks is which of diffusers' modules.
 SD = {
@@ -73,7 +71,7 @@ def test_names_of_the_original_unet(make: Callable[[], Any], table: dict[str, st
     for original, own in table.items():
         if own:
             assert found.entries[own].down is entries[original].down, original
-    assert found.unmatched == [entries[original].key for original, own in table.items() if own is None]
+    assert list(found.unmatched) == [entries[original].key for original, own in table.items() if own is None]
 
 
 def test_every_layer_of_sdxl_has_an_original_name_that_diffusers_reads_the_same() -> None:

@@ -165,7 +165,7 @@ REFUSED: dict[str, tuple[Mapping[str, Any], str]] = {
     "a lora of other keys": ({"lora": {"a": torch.ones(1)}}, "lora must hold X.lora_A.weight"),
     "a lora of other layers": (
         {"lora": {"x.lora_A.weight": torch.ones(1, 2), "x.lora_B.weight": torch.ones(2, 1)}},
-        "name no submodule",
+        "names no submodule",
     ),
 }
 

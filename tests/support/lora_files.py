@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -10,11 +10,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastsample.lora.files import formats, names
 from fastsample.lora.files.formats import Entry
-from fastsample.lora.files.names import resolve
+from fastsample.lora.files.names import Resolution
+from fastsample.lora.report import refuse
 
 DOWN, UP = torch.arange(6.0).reshape(2, 3) + 0.5, torch.arange(10.0).reshape(5, 2) - 4
 PEFT = {"base_model.model.a.lora_A.weight": DOWN, "base_model.model.a.lora_B.weight": UP}
+
+
+def read(source: Any, alpha: float | None = None) -> list[Entry]:
+    """A file's pairs; ValueError where it holds anything else."""
+    file = formats.read(source, alpha)
+    refuse(Resolution({}, {left.key: left.reason for left in file.left}, {}), file.name, "module")
+    return file.entries
+
+
+def resolve(module: nn.Module, entries: Iterable[Entry]) -> Resolution:
+    """The modules of all entries; ValueError where one that names a module does not fit it."""
+    found = names.resolve(module, entries)
+    bad = {key: reason for key, reason in found.unmatched.items() if reason != names._NO_MODULE}
+    refuse(Resolution({}, bad, {}), "the entries", type(module).__name__)
+    return found
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ from reprlib import repr as short
 from typing import Any
 
 from fastsample.lora.files.patterns import Patterns
-from fastsample.lora.files.refused import refuse_config
+from fastsample.lora.files.refused import BESIDE, refuse_config
 
 # A pattern for every module of a large model takes some hundred KB.
 LARGEST = 4 << 20
@@ -23,17 +23,21 @@ class PeftConfig:
 
     Attributes:
         name: what messages call the file.
+        origin: where in the file or beside it the configuration stands.
         rank, alpha: those of modules that no pattern names; None where the configuration states none.
         ranks, alphas: by pattern.
         stabilised: whether the factor is alpha / sqrt(r) instead of alpha / r.
+        beside: what it asks for beside the low-rank pairs, which stay what they are without it.
     """
 
     name: str
+    origin: str
     rank: int | None
     alpha: float | None
     ranks: Patterns
     alphas: Patterns
     stabilised: bool
+    beside: tuple[str, ...]
 
     def rank_of(self, path: str) -> int | None:
         """The rank stated for the module at this path."""
@@ -44,6 +48,10 @@ class PeftConfig:
         """The alpha stated for the module at this path."""
         alpha = _named(f"{self.name}: alpha_pattern", self.alphas, path)
         return self.alpha if alpha is None else float(alpha)
+
+
+# Configurations by component; the one at "" serves every component that has none itself.
+Configs = Mapping[str, PeftConfig]
 
 
 def parse(text: str | bytes, name: str) -> dict[str, Any]:
@@ -73,7 +81,7 @@ def parse(text: str | bytes, name: str) -> dict[str, Any]:
     return config
 
 
-def checked(config: Mapping[str, Any], name: str) -> PeftConfig:
+def checked(config: Mapping[str, Any], name: str, origin: str = "the configuration") -> PeftConfig:
     """A configuration's parts.
 
     Raises:
@@ -87,6 +95,7 @@ def checked(config: Mapping[str, Any], name: str) -> PeftConfig:
     ranks, alphas = (_mapping(config, key, name) for key in ("rank_pattern", "alpha_pattern"))
     return PeftConfig(
         name,
+        origin,
         None if rank is None else _rank(rank, f"{name}: r of its configuration"),
         None if alpha is None else _alpha(alpha, f"{name}: lora_alpha of its configuration"),
         _patterns({key: _rank(rank, f"{name}: rank_pattern of {short(key)}") for key, rank in ranks.items()},
@@ -94,6 +103,7 @@ def checked(config: Mapping[str, Any], name: str) -> PeftConfig:
         _patterns({key: _alpha(alpha, f"{name}: alpha_pattern of {short(key)}") for key, alpha in alphas.items()},
                   f"{name}: alpha_pattern"),
         bool(stabilised),
+        tuple(what for field, what in BESIDE.items() if config.get(field)),
     )  # fmt: skip
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import nn
 
-from fastsample.lora.files.formats import Entry
-from fastsample.lora.files.refused import first_few
-from fastsample.lora.files.sgm import sgm_names
+from fastsample.lora.files.aliases import Aliases
+from fastsample.lora.files.formats import Entry, Left
+from fastsample.lora.files.original.family import Part
+from fastsample.lora.files.pieces import Piece, joined, overlapping, pieces_of, product
+from fastsample.lora.files.refused import UnfitError, first_few
+from fastsample.lora.files.shapes import size_of
 
 __all__ = ["Resolution", "resolve"]
+
+_NO_MODULE = "names no submodule"
+# Two ways to write one product in half precision differ by less.
+_SAME = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,82 +27,135 @@ class Resolution:
 
     Attributes:
         entries: by the name of the submodule, down and up in the shapes that fit it.
-        unmatched: keys of the entries that name no submodule.
-        elsewhere: keys of the entries for other components, say a text encoder's where the module is a UNet.
+        unmatched: what cannot be attached, by its key in the file: why.
+        elsewhere: what this module does not need, by its key: entries for other components, say a text encoder's where
+            the module is a UNet, and those that only repeat others.
     """
 
     entries: dict[str, Entry]
-    unmatched: list[str]
-    elsewhere: list[str]
+    unmatched: dict[str, str]
+    elsewhere: dict[str, str]
 
 
-def resolve(module: nn.Module, entries: Iterable[Entry]) -> Resolution:
-    """Finds the submodule that each entry means, by the module's own names.
+@dataclass(eq=False)
+class _Hit:
+    """An entry and the layers that it names.
+
+    Attributes:
+        key, component: the entry's.
+        entry: see above.
+        parts: of the layers, none where it names nothing.
+        pieces: by the name of the layer, none where the entry does not fit.
+        reason: why it does not.
+    """
+
+    entry: Entry
+    parts: tuple[Part, ...]
+    pieces: dict[str, list[Piece]] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.entry.key
+
+    @property
+    def component(self) -> str:
+        return self.entry.component
+
+
+def resolve(module: nn.Module, entries: Iterable[Entry], left: Iterable[Left] = ()) -> Resolution:
+    """Finds the submodule that each entry means, by the module's own names and its authors'.
 
     A path with dots names a submodule exactly, one by kohya by the submodule's name with "_" for ".". Tried in order:
     the file's key as it is, the path below its component, the path alone; with and without the level "text_model" of
-    CLIP; and, in a diffusers UNet, the names of the original UNet's blocks ("input_blocks.4.1...").
+    CLIP. `Aliases` has the names.
 
     Components of which nothing resolves are elsewhere if another component does. Two text encoders name the same
     modules: the one of which more entries fit the module is meant.
 
+    Args:
+        module: any torch module.
+        entries: a file's pairs.
+        left: what else it holds.
+
     Raises:
         TypeError: module is no torch module.
-        ValueError: entries that do not fit their module ("for another model?"), that name something other than a linear
-            or 2-D convolution, of which two name the same submodule, or of which one may mean two.
+        ValueError: two components fit the module equally well.
 
     Example:
         >>> from fastsample.lora.files.formats import read
-        >>> net = nn.Sequential(nn.Linear(3, 5))
-        >>> found = resolve(net, read({"0.lora_A.weight": torch.ones(2, 3), "0.lora_B.weight": torch.ones(5, 2)}))
+        >>> file = read({"0.lora_A.weight": torch.ones(2, 3), "0.lora_B.weight": torch.ones(5, 2)})
+        >>> found = resolve(nn.Sequential(nn.Linear(3, 5)), file.entries)
         >>> list(found.entries), found.unmatched
-        (['0'], [])
+        (['0'], {})
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch module, got {type(module).__name__}")
-    tree = _Tree(module)
-    named: dict[str, list[tuple[Entry, str | None]]] = {}
-    for entry in entries:
-        named.setdefault(entry.component, []).append((entry, tree.find(entry)))
-    hits = {
-        component: [(entry, name) for entry, name in pairs if name is not None] for component, pairs in named.items()
-    }
-    meant = _meant({component: own_hits for component, own_hits in hits.items() if own_hits}, tree)
-    unmatched, elsewhere = [], []
-    for component, pairs in named.items():
-        if meant and component and component not in meant:
-            elsewhere += [entry.key for entry, _ in pairs]
+    aliases = Aliases(module)
+    found = [_hit(entry, aliases) for entry in entries]
+    hits: dict[str, list[_Hit]] = {}
+    for hit in found:
+        if hit.parts:
+            hits.setdefault(hit.component, []).append(hit)
+    meant = _meant(hits)
+    unmatched: dict[str, str] = {}
+    elsewhere: dict[str, str] = {}
+    fitting = []
+    is_encoder = any(hit.parts and _of_an_encoder(hit) for hit in found)
+    rest: list[_Hit | Left] = [*found, *left]
+    for one in rest:
+        component = one.component or ("text_encoder" if _of_an_encoder(one) else "")
+        if _foreign(component, [*meant, "text_encoder"] if is_encoder else meant):
+            elsewhere[one.key] = f"belongs to {component}"
+        elif isinstance(one, _Hit) and one.pieces:
+            fitting.append(one)
         else:
-            unmatched += [entry.key for entry, name in pairs if name is None]
-    return Resolution(_fitted([hit for component in meant for hit in hits[component]], tree), unmatched, elsewhere)
+            unmatched[one.key] = one.reason
+    return Resolution(_joined(fitting, aliases, unmatched, elsewhere), unmatched, elsewhere)
 
 
-class _Tree:
-    """A module's names, as files may write them."""
+def _of_an_encoder(one: _Hit | Left) -> bool:
+    """Whether a name without component is one that all of CLIP's layers have."""
+    path = one.entry.path if isinstance(one, _Hit) else one.key
+    return not one.component and path.startswith(("text_model.", "text_model_"))
 
-    def __init__(self, module: nn.Module) -> None:
-        self.modules = dict(module.named_modules())
-        # torch.compile's wrapper is not part of a name.
-        self._names = {name.replace("_orig_mod.", ""): name for name in self.modules if name}
-        for alias, name in sgm_names(module):
-            self._names.setdefault(alias, name)
-        self._flat: dict[str, list[str]] = {}
-        for alias, name in self._names.items():
-            self._flat.setdefault(alias.replace(".", "_"), []).append(name)
 
-    def find(self, entry: Entry) -> str | None:
-        """The submodule's name: the first linear or convolution among the candidates, else the first of any type."""
-        hits = [name for candidate in _candidates(entry) for name in self._named(candidate, entry)]
-        return next((name for name in hits if _size(self.modules[name])), hits[0] if hits else None)
+def _foreign(component: str, meant: list[str]) -> bool:
+    """Whether a component is another than the module's."""
+    if not meant or not component or component in meant:
+        return False
+    # A file that does not say so of all its keys may mean one denoiser.
+    return not (meant == [""] and component in ("unet", "transformer"))
 
-    def _named(self, candidate: str, entry: Entry) -> list[str]:
-        if not entry.flat:
-            return [self._names[candidate]] if candidate in self._names else []
-        names = self._flat.get(candidate.replace(".", "_"), [])
-        sized = [name for name in names if _size(self.modules[name])]
-        if len(sized) > 1:
-            raise ValueError(f"{entry.key} may mean {' or '.join(sized)}")
-        return sized or names[:1]
+
+def _hit(entry: Entry, aliases: Aliases) -> _Hit:
+    parts: tuple[Part, ...] = ()
+    try:
+        parts = _find(entry, aliases)
+        return _Hit(entry, parts, pieces_of(entry, parts, aliases.modules))
+    except UnfitError as error:
+        return _Hit(entry, parts, reason=str(error))
+
+
+def _find(entry: Entry, aliases: Aliases) -> tuple[Part, ...]:
+    """The layers that an entry names: the first linears or convolutions among the candidates, else the first of any
+    type.
+
+    Raises:
+        UnfitError: the name has several meanings, or none.
+    """
+    first: tuple[Part, ...] = ()
+    for candidate in _candidates(entry):
+        found = aliases.find_flat(candidate) if entry.flat else aliases.find(candidate)
+        if len(found) > 1:
+            raise UnfitError(f"may mean {' or '.join(parts[0].module for parts in found)}")
+        if found and aliases.sized(found[0]):
+            return found[0]
+        if found and not first:
+            first = found[0]
+    if not first:
+        raise UnfitError(_NO_MODULE)
+    return first
 
 
 def _candidates(entry: Entry) -> Iterator[str]:
@@ -114,77 +173,62 @@ def _candidates(entry: Entry) -> Iterator[str]:
         yield f"{path}.0"
 
 
-def _meant(hits: dict[str, list[tuple[Entry, str]]], tree: _Tree) -> list[str]:
+def _meant(hits: dict[str, list[_Hit]]) -> list[str]:
     """The components that the module has; where several name the same submodules, the one that fits best."""
-    fitting = {c: sum(not isinstance(_fit(tree, *hit), str) for hit in own_hits) for c, own_hits in hits.items()}
+    fitting = {component: sum(bool(hit.pieces) for hit in own) for component, own in hits.items()}
+    layers = {component: {part.module for hit in own for part in hit.parts} for component, own in hits.items()}
     meant: list[str] = []
     for component in sorted(hits, key=lambda c: -fitting[c]):
-        names = {name for _, name in hits[component]}
-        rivals = [c for c in meant if c and component and names & {name for _, name in hits[c]}]
+        rivals = [c for c in meant if c and component and layers[component] & layers[c]]
         if not rivals:
             meant.append(component)
         elif fitting[component] == fitting[rivals[0]]:
             raise ValueError(
                 f"entries of {rivals[0]} and {component} fit the module equally well: "
-                f"{hits[rivals[0]][0][0].key}, {hits[component][0][0].key}; pass a state dict of one's entries"
+                f"{hits[rivals[0]][0].key}, {hits[component][0].key}; pass a state dict of one's entries"
             )
     return meant
 
 
-def _fitted(hits: list[tuple[Entry, str]], tree: _Tree) -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
-    keys: dict[str, str] = {}
-    problems = []
-    for entry, name in hits:
-        if name in keys:
-            raise ValueError(f"{keys[name]} and {entry.key} both name {name}")
-        keys[name] = entry.key
-        fitted = _fit(tree, entry, name)
-        if isinstance(fitted, str):
-            problems.append(f"{entry.key}: {fitted}")
-        else:
-            entries[name] = fitted
-    if problems:
-        raise ValueError(
-            f"{len(problems)} of {len(hits)} entries do not fit the module, is the file for another model? "
-            f"{first_few(problems)}"
-        )
-    return entries
+def _joined(
+    hits: list[_Hit], aliases: Aliases, unmatched: dict[str, str], elsewhere: dict[str, str]
+) -> dict[str, Entry]:
+    """One entry for each layer; entries that clash with others or repeat them are sorted out."""
+    hits_of: dict[str, list[_Hit]] = {}
+    for hit in hits:
+        for name in hit.pieces:
+            hits_of.setdefault(name, []).append(hit)
+    outputs = {name: (size_of(aliases.modules[name]) or (0,))[0] for name in hits_of}
+    out = {hit for hit in hits if _repeats(hit, hits_of, outputs, unmatched, elsewhere)}
+    clashing: set[_Hit] = set()
+    for name, own in hits_of.items():
+        own[:] = [hit for hit in own if hit not in out]
+        if overlapping([piece for hit in own for piece in hit.pieces[name]], outputs[name]):
+            unmatched |= {hit.key: f"{first_few(h.key for h in own)} all name {name}" for hit in own}
+            clashing |= {*own}
+    return {
+        name: joined(pieces, outputs[name])
+        for name, own in hits_of.items()
+        if (pieces := [piece for hit in own if hit not in clashing for piece in hit.pieces[name]])
+    }
 
 
-def _size(module: Any) -> tuple[int, ...] | None:
-    """(out, in) of a linear, (out, in, kh, kw) of a 2-D convolution, None of anything else.
-
-    Attributes tell, not types: a module that replaced a linear or a convolution has the attributes of that one.
-    """
-    if isinstance(module, nn.Linear) or (hasattr(module, "in_features") and hasattr(module, "out_features")):
-        return int(module.out_features), int(module.in_features)
-    if isinstance(module, nn.modules.conv._ConvNd) and not isinstance(module, nn.Conv2d):
-        return None
-    if hasattr(module, "in_channels") and hasattr(module, "out_channels") and hasattr(module, "kernel_size"):
-        return int(module.out_channels), int(module.in_channels), *module.kernel_size
-    return None
-
-
-def _fit(tree: _Tree, entry: Entry, name: str) -> Entry | str:
-    """The entry with its factors in the module's shapes, or why they do not fit."""
-    module = tree.modules[name]
-    size = _size(module)
-    if size is None:
-        return f"{name} is a {type(module).__name__}, neither a linear nor a 2-D convolution"
-    # MultiheadAttention reads the weight of this linear itself: an adapted layer in its place would never be called.
-    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return f"{name} belongs to a MultiheadAttention, which does not call it"
-    if isinstance(module, nn.Conv2d) and module.groups != 1:
-        return f"{name} is a convolution of {module.groups} groups"
-    down, up = entry.down, entry.up
-    if len(size) == 2 and down.ndim == 4 and down.shape[2:] == (1, 1):
-        down, up = down[:, :, 0, 0], up[:, :, 0, 0]
-    elif len(size) == 4 and size[2:] == (1, 1) and down.ndim == 2:
-        down, up = down[:, :, None, None], up[:, :, None, None]
-    if tuple(down.shape[1:]) != size[1:] or up.shape[0] != size[0]:
-        return (
-            f"factors {tuple(entry.down.shape)} and {tuple(entry.up.shape)} for the {type(module).__name__} {name}, "
-            f"whose weight is {size}"
-        )
-    return entry if down is entry.down else replace(entry, down=down, up=up)
+def _repeats(
+    hit: _Hit,
+    hits_of: dict[str, list[_Hit]],
+    outputs: dict[str, int],
+    unmatched: dict[str, str],
+    elsewhere: dict[str, str],
+) -> bool:
+    """Whether an entry is of several layers that each have one of their own, and says so where it is put."""
+    single = {name: [one for one in hits_of[name] if len(one.pieces) == 1] for name in hit.pieces}
+    if len(hit.pieces) < 2 or not all(len(own) == 1 for own in single.values()):
+        return False
+    keys = first_few(own[0].key for own in single.values())
+    for name, [one] in single.items():
+        mine, theirs = (product(which.pieces[name], outputs[name]) for which in (hit, one))
+        if (mine - theirs).abs().max() > _SAME * theirs.abs().max():
+            unmatched[hit.key] = f"says another thing than {keys} of the same layers"
+            return True
+    elsewhere[hit.key] = f"repeats {keys}"
+    return True

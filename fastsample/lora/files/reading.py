@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
-from fastsample.lora.files.config import LARGEST, PeftConfig, checked, parse
+from fastsample.lora.files.config import LARGEST, Configs, checked, parse
+from fastsample.lora.files.header import objects_of, values_of
+from fastsample.lora.files.live import adapter_of
 from fastsample.storage.pickles import load_pickle, state_dict_of
 from fastsample.storage.reading import open_regular, regular_size
 
@@ -20,7 +23,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _NAMES = tuple(
     stem + suffix for suffix in (".safetensors", ".bin") for stem in ("pytorch_lora_weights", "adapter_model")
 )
-_METADATA = "lora_adapter_metadata"
+_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -30,45 +33,71 @@ class Contents:
     Attributes:
         name: what messages call the source.
         tensors: its values by key.
-        configs: PEFT's configurations by component; the one at "" serves every component that has none itself.
+        configs: PEFT's configurations; the first in the order that states an alpha counts.
+        later: makes further ones, which are asked for where those state nothing.
+        factors: by stem, where the source is a model that has them in its layers.
     """
 
     name: str
     tensors: Mapping[Any, Any]
-    configs: dict[str, PeftConfig]
+    configs: list[Configs] = field(default_factory=list)
+    later: Callable[[], list[Configs]] = list
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def beside(self) -> list[str]:
+        """What the configurations ask for beside low-rank pairs."""
+        return list(dict.fromkeys(what for configs in self.configs for one in configs.values() for what in one.beside))
 
 
-def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Contents:
+def load(source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module) -> Contents:
     """Opens a .safetensors file, a pickle of tensors (weights_only), a folder with one of them, or takes a state dict.
 
     Raises:
         FileNotFoundError: there is no such path.
-        TypeError: source is none of these.
-        ValueError: a file that cannot be read, or a folder that does not say which file is meant.
+        TypeError: source is none of these, nor a model with PEFT's adapters.
+        ValueError: a file that cannot be read, a folder that does not say which file is meant, or a model with several
+            adapters of which not one is active.
     """
+    if isinstance(source, nn.Module):
+        return _live(source)
     if isinstance(source, Mapping):
-        return Contents("the state dict", source, {})
+        return Contents("the state dict", source)
     if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"source must be a path or a state dict, got {type(source).__name__}")
+        raise TypeError(f"source must be a path, a state dict or a PEFT model, got {type(source).__name__}")
     path = Path(source)
     if path.is_dir():
         path = _sole_file(path)
     regular_size(path, "LoRA file")
-    configs: dict[str, dict[str, Any]] = {}
+    header: Mapping[str, str] = {}
     tensors: Mapping[Any, Any]
     if path.suffix == ".safetensors":
-        tensors, configs = _safetensors(path)
+        tensors, header = _safetensors(path)
     elif path.suffix in PICKLES:
         tensors = state_dict_of(load_pickle(path), path)
     else:
         raise ValueError(f"{path}: a LoRA file ends in .safetensors or one of {', '.join(PICKLES)}")
-    beside = path.with_name("adapter_config.json")
-    if path.stem == "adapter_model" and os.path.lexists(beside):
-        with open_regular(beside) as file:
-            configs = {"": parse(file.read(LARGEST + 1), str(beside))}
-    return Contents(
-        str(path), tensors, {component: checked(config, str(path)) for component, config in configs.items()}
-    )
+    name, own = str(path), objects_of(header, str(path))
+    if path.stem == "adapter_model":  # PEFT writes both files at once
+        return Contents(name, tensors, [*_beside(path), *own], lambda: values_of(header, name))
+    return Contents(name, tensors, own, lambda: [*values_of(header, name), *_beside(path)])
+
+
+def _live(model: nn.Module) -> Contents:
+    adapter = adapter_of(model)
+    name = f"the {type(model).__name__}"
+    config = {"": checked(adapter.config, name, f"the configuration of {name}")}
+    return Contents(name, adapter.tensors, [config], factors=adapter.factors)
+
+
+def _beside(path: Path) -> list[Configs]:
+    """PEFT's configuration that stands beside a file."""
+    beside = path.with_name(_CONFIG)
+    if not os.path.lexists(beside):
+        return []
+    with open_regular(beside) as file:
+        config = parse(file.read(LARGEST + 1), str(beside))
+    return [{"": checked(config, f"{path}, {_CONFIG}", _CONFIG)}]
 
 
 def _sole_file(folder: Path) -> Path:
@@ -84,23 +113,11 @@ def _sole_file(folder: Path) -> Path:
     raise ValueError(f"{folder} holds {len(paths)} safetensors files: {names}; name the one that is meant")
 
 
-def _safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
+def _safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
             # get_tensor gives a view of the mapped file, and a later write to the file would change it.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118, it is no mapping
+            return tensors, file.metadata() or {}
     except Exception as error:  # a dtype that torch does not have raises what its reader trips over
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    if _METADATA not in metadata:
-        return tensors, {}
-    return tensors, _by_component(parse(metadata[_METADATA], f"{path}, {_METADATA}"))
-
-
-def _by_component(metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Configurations by component: a pipeline's saver writes "unet.r", "text_encoder.r", a single model's "r"."""
-    configs: dict[str, dict[str, Any]] = {}
-    for key, value in metadata.items():
-        component, _, field = key.rpartition(".")
-        configs.setdefault(component, {})[field] = value
-    return configs

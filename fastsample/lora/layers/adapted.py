@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from copy import deepcopy
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from fastsample.lora.checks import check_names, check_weights
 from fastsample.lora.layers.frozen import DETACHED, FrozenLayers
+from fastsample.lora.layers.hooks import HOOK_NAMES, is_hooked
 from fastsample.lora.layers.slots import Pair
+
+_Adapted = TypeVar("_Adapted", bound="AdaptedLayer")
+# What _class_of has made: one class for all layers of a kind.
+_classes: dict[tuple[type, type], type[Any]] = {}
 
 
 class Adaptable(nn.Module):
@@ -103,25 +109,66 @@ class Adaptable(nn.Module):
 
 
 class AdaptedLayer(Adaptable):
-    """Stands in the place of a module, with its parameters, attributes and hooks."""
+    """Stands in the place of a module and is what that is: an instance of its class, with all its attributes.
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    Layer and module have one dict of attributes. What is set or registered on either is seen on both, and stays after
+    detach.
+    """
+
+    # Beside the dict of attributes, which is the module's.
+    __slots__ = ("_frozen", "_i", "_replaced")
+
+    # An nn.Parameter, of the bias perhaps None; the replaced class says so too, in other words.
+    weight: Any
+    bias: Any
+    _i: int
     _replaced: nn.Module
+    # Of a class that `_class_of` made: the adapted class and the replaced one.
+    _made_of: ClassVar[tuple[type[AdaptedLayer], type[nn.Module]] | None] = None
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        # The dicts of parameters and hooks are the module's own: what is set or registered here stays after detach.
-        self.__dict__.update(module.__dict__)
-        # Set in __dict__, since the replaced module must not become a submodule.
-        self.__dict__["_replaced"] = module
+        self._share(module)
         self._i = 0
+
+    @classmethod
+    def _in_place_of(cls: type[_Adapted], module: nn.Module) -> _Adapted:
+        """A layer of the module's class too; it still needs its `_frozen`.
+
+        Raises:
+            TypeError: for a module of whose class none can be derived.
+        """
+        layer: _Adapted = _class_of(cls, type(module))(module)
+        return layer
 
     def give_back(self) -> nn.Module:
         """The replaced module as it was, but for changes made to this layer meanwhile, such as .to() and .eval()."""
-        module = self._replaced
-        module.training, module._is_full_backward_hook = self.training, self._is_full_backward_hook
-        return module
+        return self._replaced
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("weight", "bias"):
+            if name in HOOK_NAMES:
+                self._frozen.expect_moves()
+            super().__setattr__(name, value)
+            return
+        self._frozen.check_attached()
+        self._frozen.check_not_merged()
+        self._check_parameter(name, value)
+        self._frozen.restore()
+        super().__setattr__(name, value)
+        self._frozen.changed(self._i)
+
+    def _check_parameter(self, name: str, value: Any) -> None:
+        weight = self.weight
+        shape = weight.shape if name == "weight" else weight.shape[:1]
+        if isinstance(value, Tensor) and value.shape != shape:
+            raise ValueError(f"{name} must keep its shape {tuple(shape)} beside adapters, got {tuple(value.shape)}")
+        if value is None and name == "weight":
+            raise ValueError("weight must be a Parameter beside adapters, got None")
+
+    def _share(self, module: nn.Module) -> None:
+        # Past nn.Module's own __setattr__, which would make the replaced module a submodule.
+        object.__setattr__(self, "__dict__", module.__dict__)
+        object.__setattr__(self, "_replaced", module)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedLayer:
         frozen = self._frozen
@@ -154,34 +201,82 @@ class AdaptedLayer(Adaptable):
     def __getstate__(self) -> dict[str, Any]:
         # A copy holds the weights whole and packs them itself; this layer, which may be in use, stays as it is.
         parameters = self._frozen.parameters(self._i)
-        replaced = object.__new__(type(self._replaced))
-        replaced.__dict__.update(self._replaced.__dict__, _parameters=parameters)
-        return {**self.__dict__, "_parameters": parameters, "_replaced": replaced}
+        state = {"_frozen": self._frozen, "_i": self._i, "_replaced": self._replaced}
+        return state if parameters is self._parameters else {**state, "_parameters": parameters}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        frozen = state.pop("_bank", None)  # the name that earlier pickles have
+        self._share(state.pop("_replaced"))
+        self._frozen, self._i = state.pop("_frozen", frozen), state.pop("_i")
+        # Of earlier pickles the layer's attributes, which were its own then.
+        nn.Module.__setstate__(self, state)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # pickle finds no made class by its name.
+        return (
+            super().__reduce_ex__(protocol) if self._made_of is None else (_blank, self._made_of, self.__getstate__())
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedLayer:
+        # Before that of a replaced class, which would copy the layer without its adapters.
+        twin = memo[id(self)] = object.__new__(type(self))
+        twin.__setstate__(deepcopy(self.__getstate__(), memo))
+        return twin
 
     def extra_repr(self) -> str:
         return f"{self._replaced.extra_repr()}, adapters={', '.join(self.adapters) or 'none'}"
 
 
-def check_replaceable(module: object, kind: type[nn.Module]) -> None:
-    """Raises unless the module's forward is `kind`'s, on a plain Parameter: quantised and wrapped ones compute more."""
-    if (reason := why_not(module, kind)) is not None:
+def _class_of(adapted: type[AdaptedLayer], replaced: type[nn.Module]) -> type[Any]:
+    """The adapted class, or a class that is also the replaced one, where that is a user's."""
+    if issubclass(adapted, replaced):
+        return adapted
+    if (adapted, replaced) in _classes:
+        return _classes[adapted, replaced]
+    attributes = {"__module__": adapted.__module__, "__doc__": adapted.__doc__, "_made_of": (adapted, replaced)}
+    try:
+        made = type(f"LoRA{replaced.__name__}", (adapted, replaced), attributes)
+    except TypeError as error:
+        what = f"{replaced.__module__}.{replaced.__qualname__}"
+        raise TypeError(f"adapters need a class that others can be derived from, {what} is none: {error}") from error
+    return _classes.setdefault((adapted, replaced), made)
+
+
+def _blank(adapted: type[AdaptedLayer], replaced: type[nn.Module]) -> AdaptedLayer:
+    """What pickle fills."""
+    layer: AdaptedLayer = object.__new__(_class_of(adapted, replaced))
+    return layer
+
+
+def check_replaceable(module: object, kind: type[nn.Module], hooked: bool = False) -> None:
+    """Raises unless the module's forward is `kind`'s, on a plain Parameter: quantised and wrapped ones compute more.
+
+    With `hooked`, hooks of accelerate and diffusers around that forward are allowed, and weights that they offload.
+    """
+    if (reason := why_not(module, kind, hooked)) is not None:
         what = f"{type(module).__module__}.{type(module).__qualname__}"
         raise TypeError(f"adapters need a plain {kind.__name__} with its weights loaded, got {what}: {reason}")
 
 
-def why_not(module: object, kind: type[nn.Module]) -> str | None:
+def why_not(module: object, kind: type[nn.Module], hooked: bool = False) -> str | None:
     """Why an adapted layer cannot take the module's place."""
     if not isinstance(module, kind):
         return f"it is no {kind.__name__}"
-    if type(module).forward is not kind.forward or "forward" in vars(module):
+    if isinstance(module, AdaptedLayer):
+        return "it has adapters already"
+    hooked = hooked and is_hooked(module, kind)
+    if type(module).forward is not kind.forward or ("forward" in vars(module) and not hooked):
         return f"its forward is not {kind.__name__}'s own"
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return "its compile() was called: call it after attach"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "MultiheadAttention does not call it"
     weight = module._parameters.get("weight")
     if type(weight) is not nn.Parameter:
         return f"its weight is no nn.Parameter but a {type(module.weight).__name__}"
     if weight.is_meta:
-        return "its weight is on the meta device"
+        return None if hooked else "its weight is on the meta device"
     if not any(weight.stride()) and weight.isnan().any():
         return "its weight was released by keep_weight=False; load it again"
     return None

@@ -13,6 +13,14 @@ from fastsample.lora.layers.adapted import check_replaceable
 from fastsample.lora.layers.frozen import FrozenLayers
 from fastsample.lora.layers.linear import QKVProjection
 
+# What diffusers' fuse_projections() adds to a block, and the layers whose weights it copies.
+FUSED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "to_added_kv": ("add_k_proj", "add_v_proj"),
+}
+
 
 class FusedAttnProcessor:
     """Does what diffusers' AttnProcessor2_0 does, with q, k and v (in cross-attention k and v) computed together.
@@ -83,8 +91,13 @@ class FusedAttnProcessor:
         return attn.to_q(x), attn.to_k(context), attn.to_v(context)
 
 
-def fusible(module: nn.Module, touched: Iterable[nn.Module]) -> dict[nn.Module, list[nn.Linear]]:
-    """The attention blocks with a touched projection, and for each block the linears that can run as one."""
+def fusible(
+    module: nn.Module, touched: Iterable[nn.Module], moving: Container[nn.Module] = ()
+) -> dict[nn.Module, list[nn.Linear]]:
+    """The attention blocks with a touched projection, and for each block the linears that can run as one.
+
+    Linears that are `moving`, whose weights hooks move, stay single.
+    """
     # A tree can only hold diffusers' blocks where diffusers is imported.
     diffusers: Any = sys.modules.get("diffusers.models.attention_processor")
     if diffusers is None:
@@ -97,9 +110,52 @@ def fusible(module: nn.Module, touched: Iterable[nn.Module]) -> dict[nn.Module, 
         linears = [block.to_k, block.to_v] if block.is_cross_attention else [block.to_q, block.to_k, block.to_v]
         if wanted.isdisjoint(linears) or not taken.isdisjoint(linears) or not _alike(linears):
             continue
+        if any(linear in moving for linear in linears):
+            continue
         taken.update(linears)
         blocks[block] = linears
     return blocks
+
+
+def check_called(module: nn.Module, touched: Iterable[nn.Module]) -> None:
+    """Raises ValueError for touched layers that their block does not call, since diffusers has fused or unfused it."""
+    wanted = set(touched)
+    for path, block in module.named_modules():
+        for name, parts in fused_parts(block).items():
+            fused = runs_fused(block)
+            if wanted.isdisjoint(parts if fused else [block._modules[name]]):
+                continue
+            where = path or "the module"
+            if fused:
+                raise ValueError(
+                    f"{where} runs {name}, which fuse_qkv_projections() made of the layers that the adapter is for: "
+                    "call unfuse_qkv_projections() before attach"
+                )
+            raise ValueError(f"{where} does not run {name}: call fuse_qkv_projections() before attach")
+
+
+def runs_fused(block: nn.Module) -> bool:
+    """Whether a block calls what diffusers' fuse_qkv_projections() made, not the layers of which it was made.
+
+    After unfuse_qkv_projections() the blocks of a UNet still have both.
+    """
+    diffusers: Any = sys.modules.get("diffusers.models.attention_processor")
+    if diffusers is not None and isinstance(block, diffusers.Attention):
+        processor = block.processor
+        return type(processor).__name__.startswith("Fused") and not isinstance(processor, FusedAttnProcessor)
+    return bool(getattr(block, "fused_projections", False))
+
+
+def fused_parts(block: nn.Module) -> dict[str, list[nn.Module]]:
+    """The layers that diffusers made by fusing others, by name, and for each the others that are there."""
+    if not callable(getattr(type(block), "fuse_projections", None)):
+        return {}
+    children = block._modules
+    return {
+        name: [part for part in map(children.get, parts) if part is not None]
+        for name, parts in FUSED.items()
+        if children.get(name) is not None
+    }
 
 
 def install(projections: Mapping[nn.Module, QKVProjection]) -> None:
@@ -128,7 +184,7 @@ def _known(block: Any, diffusers: Any) -> bool:
     # The older processor has options of its own, and no norms of q and k.
     odd = block.upcast_attention or block.upcast_softmax or not block.scale_qk or block.norm_q or block.norm_k
     whole = None not in (block.to_q, block.to_k, block.to_v, block.to_out)
-    return whole and block.add_k_proj is None and not block.fused_projections and not (plain and odd)
+    return whole and block.add_k_proj is None and not (plain and odd)
 
 
 def _alike(linears: list[Any]) -> bool:
@@ -142,5 +198,9 @@ def _alike(linears: list[Any]) -> bool:
 
 def _hooked(linear: nn.Module) -> bool:
     return bool(
-        linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
+        linear._forward_hooks
+        or linear._forward_pre_hooks
+        or linear._backward_hooks
+        or linear._backward_pre_hooks
+        or "forward" in vars(linear)
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastsample.lora.checks import check_names
 from fastsample.lora.layers.adapter_set import AdapterSet
-from fastsample.lora.layers.slots import Layer, Pair, merged
+from fastsample.lora.layers.slots import Layer, Pair, groups_of, merged
 from fastsample.ops.lora.checks import check_range
 from fastsample.ops.memory import ordinary_tensors
 from fastsample.versions import version_of
@@ -35,6 +35,8 @@ class FrozenLayers:
         adapters: the adapters beside the weights.
         index: the adapter of each sample, where forward is given none; None for the sum of all.
         unmerged: the weights as they were before merge(); None where adapters are not merged.
+        weights_move: whether hooks of accelerate or diffusers bring the weights to other devices and dtypes, so that
+            forward reads the parameters as they are at the call.
         made_by_attach: whether attach put the layers in their places, so that detach takes them away.
         names_by_attach: the adapters that attach added, for detach to take from layers that stay.
         detached: whether the layers gave their weights away; every later use of them raises RuntimeError.
@@ -45,6 +47,7 @@ class FrozenLayers:
         self.adapters = AdapterSet(self.layers)
         self.index: Tensor | None = None
         self.unmerged: list[Tensor] | None = None
+        self.weights_move = False
         self.made_by_attach = False
         self.names_by_attach: set[str] = set()
         self.detached = False
@@ -110,9 +113,20 @@ class FrozenLayers:
         """Adds the active adapters to the weights."""
         self.check_attached()
         self.check_not_merged()
+        if self.weights_move:
+            raise RuntimeError(
+                "merge: hooks of accelerate or diffusers move or cast the weights: remove the hooks first"
+            )
         with ordinary_tensors():
             weights = self.weights()
             [group] = self.adapters.groups(per_sample=False)
+            if any(
+                low_rank is not None and groups_of(layer) > 1
+                for low_rank, layer in zip(group, self.layers, strict=True)
+            ):
+                raise RuntimeError(
+                    "merge: adapters of a convolution with groups read channels that its weight does not"
+                )
             sums = [merged(weight, low_rank) for weight, low_rank in zip(weights, group, strict=True)]
             self.unmerged = weights
             self._set_weights(sums)
@@ -154,6 +168,13 @@ class FrozenLayers:
         if self.detached:
             raise RuntimeError(DETACHED)
 
+    def expect_moves(self) -> None:
+        """Takes note that hooks will move or cast the weights between calls and in them."""
+        self.check_attached()
+        self.check_not_merged()
+        self.restore()
+        self.weights_move = True
+
     def restore(self) -> None:
         """Brings the layers' parameters back where they are kept in another form."""
 
@@ -182,6 +203,7 @@ class FrozenLayers:
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "parts" in state:  # pickled before there was an AdapterSet
             state["adapters"] = AdapterSet(state["layers"], state.pop("parts"), state.pop("active"))
+        state.setdefault("weights_move", False)  # pickled before hooks were allowed
         self.__dict__.update(state)
 
     def _live(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsample.lora.layers.frozen import LOCK, FrozenLayers, mark
+from fastsample.lora.layers.hooks import moves
 from fastsample.lora.layers.slots import Layer
 from fastsample.ops.lora import lora_linear
 from fastsample.ops.lora.adapters import LowRank, PackedAdapters, pack_adapters
@@ -46,8 +47,11 @@ class FrozenLinears(FrozenLayers):
     whose bits are packed keeps its shape, dtype and device over the memory of a single NaN.
     """
 
-    def __init__(self, layers: Sequence[Layer], keep_weight: bool, capacity: int | None) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], keep_weight: bool, capacity: int | None, weights_move: bool = False
+    ) -> None:
         super().__init__(layers, capacity)
+        self.weights_move = weights_move
         self._keep_weight = keep_weight
         self._packed: PackedLinear | None = None
         self._forms: _Forms = {}
@@ -61,7 +65,7 @@ class FrozenLinears(FrozenLayers):
         device = x.device.type
         if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
             with torch.autocast(device, enabled=False):
-                outputs = self(x.to(self.layers[0].weight.dtype), index, i)
+                outputs = self(x.to(self.layers[i or 0].weight.dtype), index, i)
             dtype = torch.get_autocast_dtype(device)
             return tuple(y.to(dtype) for y in outputs)
         index = self.index if index is None else index
@@ -71,6 +75,8 @@ class FrozenLinears(FrozenLayers):
         if self._packed is not None and not torch.compiler.is_compiling():
             self._check_unchanged()
             self._refresh_if_trained()
+        if self.weights_move:
+            return self._from_parameters(x, index, i)
         forms = self._forms
         packed, adapters = forms[key] if key in forms else self._prepare(key)
         if adapters is None:
@@ -85,11 +91,36 @@ class FrozenLinears(FrozenLayers):
             return lora_linear_reference(x, weights, packed.bias, groups, index)
         return lora_linear(x, packed, adapters, adapter_index=index)
 
+    def _from_parameters(self, x: Tensor, index: Tensor | None, i: int | None) -> tuple[Tensor, ...]:
+        """The outputs by the weights that hooks have brought to where x is."""
+        index = None if index is None else index.to(x.device)
+        if index is not None:
+            self.check_index(x, index)
+        groups = [] if self.unmerged else self.adapters.groups(per_sample=index is not None)
+        outputs: list[Tensor] = []
+        for place in range(len(self.layers)) if i is None else [i]:
+            weight, bias = self.layers[place].weight.detach(), self.layers[place].bias
+            own = [[group[place]] for group in groups]
+            outputs += lora_linear_reference(x, [weight], None if bias is None else bias.detach(), own, index)
+        return tuple(outputs)
+
+    def repack(self) -> None:
+        """Takes the parameters as they are now, packed unless hooks still move them."""
+        self.weights_move = self.weights_move and any(moves(layer) for layer in self.layers)
+        self.pack()
+
+    def expect_moves(self) -> None:
+        with LOCK:
+            super().expect_moves()
+            self._packed, self._forms = None, {}
+
     def pack(self) -> None:
         """Takes the parameters as they are now."""
         with LOCK:
             self.check_attached()
             self.restore()
+            if self.weights_move:
+                return
             weights = [layer.weight for layer in self.layers]
             biases = [layer.bias for layer in self.layers]
             # Packed memory outlives the call that makes it, which may be in inference mode.
@@ -215,13 +246,18 @@ class FrozenLinears(FrozenLayers):
         return not self._keep_weight and self._packed is not None
 
     def _marks(self) -> list[tuple[int, int, int]]:
-        parameters = [layer._parameters["weight"] for layer in self.layers]
-        parameters += [layer._parameters["bias"] for layer in self.layers]
+        # Absent where torch's parametrizations have taken a parameter away.
+        parameters = [layer._parameters.get("weight") for layer in self.layers]
+        parameters += [layer._parameters.get("bias") for layer in self.layers]
         return [mark(parameter) for parameter in parameters if parameter is not None]
 
     def _check_unchanged(self) -> None:
         if self._marks() != self._weight_marks:
             self.check_attached()
+            packed = self._packed
+            if self._keep_weight and packed and any(layer.weight.device != packed.device for layer in self.layers):
+                self.expect_moves()
+                return
             shapes = ", ".join(str(tuple(layer.weight.shape)) for layer in self.layers)
             raise RuntimeError(
                 f"the weight or bias of a linear {shapes} has changed since it was packed: call repack() on the layer "

@@ -12,14 +12,14 @@ from fastsample.lora.layers.adapted import Adaptable, AdaptedLayer, check_replac
 from fastsample.lora.layers.frozen_linears import FrozenLinears
 
 
-class LoRALinear(AdaptedLayer):
+class LoRALinear(AdaptedLayer, nn.Linear):
     """An nn.Linear with adapters, one pass for both.
 
         y = x W^T + b + sum_a weight_a * factor_a * (x A_a^T) B_a^T
 
-    weight and bias are the original's Parameters under the original's names. They are frozen: they get no gradients,
-    and where one has been changed after packing, forward raises RuntimeError. It cannot see a write through
-    `weight.data`, nor any change under torch.compile: call repack() after it.
+    weight and bias are the original's Parameters under the original's names, and others can be assigned to the layer.
+    They are frozen: they get no gradients, and where one has been written after packing, forward raises RuntimeError.
+    It cannot see a write through `weight.data`, nor any change under torch.compile: call repack() after it.
 
     Calls may run in several threads; what changes the layer may not run beside one. Under autocast the product is
     still computed in the weights' dtype, and its result has autocast's.
@@ -64,7 +64,7 @@ class LoRALinear(AdaptedLayer):
 
     def repack(self) -> None:
         """Takes weight and bias as they are now."""
-        self._frozen.pack()
+        self._frozen.repack()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # Before the parameters are read: a detach in another thread gives them their weights back.
@@ -117,16 +117,21 @@ class QKVProjection(Adaptable):
 
     def repack(self) -> None:
         """Takes weights and biases as they are now."""
-        self._frozen.pack()
+        self._frozen.repack()
 
 
-def linear_layers(linears: Sequence[nn.Module], keep_weight: bool, capacity: int | None) -> list[LoRALinear]:
-    """LoRALinears with packed memory and adapters in common."""
+def linear_layers(
+    linears: Sequence[nn.Module], keep_weight: bool, capacity: int | None, weights_move: bool | None = None
+) -> list[LoRALinear]:
+    """LoRALinears with packed memory and adapters in common.
+
+    Hooks may stand around a linear where `weights_move` is given: whether they, or others, move the weights.
+    """
     for linear in linears:
-        check_replaceable(linear, nn.Linear)
+        check_replaceable(linear, nn.Linear, hooked=weights_move is not None)
     check_capacity(capacity)
-    layers = [LoRALinear(linear) for linear in linears]
-    frozen = FrozenLinears(layers, keep_weight, capacity)
+    layers = [LoRALinear._in_place_of(linear) for linear in linears]
+    frozen = FrozenLinears(layers, keep_weight, capacity, bool(weights_move))
     for i, layer in enumerate(layers):
         layer._frozen, layer._i = frozen, i
     return layers

@@ -24,11 +24,24 @@ class Layer(Protocol):
     _parameters: dict[str, nn.Parameter | None]
 
 
+def groups_of(layer: Layer) -> int:
+    """The groups of a convolution, 1 of a linear."""
+    groups: int = getattr(layer, "groups", 1)
+    return groups
+
+
+def inputs_of(layer: Layer) -> tuple[int, ...]:
+    """A's shape after the rank: all inputs of the layer, of a convolution the kernel too."""
+    channels, *kernel = layer.weight.shape[1:]
+    return (channels * groups_of(layer), *kernel)
+
+
 class Slot(NamedTuple):
     """An adapter's factors in one layer, to whose weight they add factor * up @ down.
 
     Attributes:
-        down, up: A and B as they were given, of any dtype.
+        down, up: A and B as they were given, of any dtype; in a convolution with groups B may hold each group's part
+            alone, as PEFT's does.
         factor: scale * alpha / r.
         capacity: the rank that there is room for; zeros fill it up.
     """
@@ -40,7 +53,7 @@ class Slot(NamedTuple):
 
     def low_rank(self, weight: float, layer: Layer) -> LowRank:
         """The factors in the layer's dtype, filled up to the capacity: a swap then changes no shape and no dtype."""
-        down, up = self.down.to(layer.weight), self.up.to(layer.weight)
+        down, up = self.down.to(layer.weight), _whole(self.up, len(self.down)).to(layer.weight)
         if missing := self.capacity - len(down):
             down = torch.cat([down, down.new_zeros(missing, *down.shape[1:])])
             up = torch.cat([up, up.new_zeros(up.shape[0], missing, *up.shape[2:])], 1)
@@ -80,16 +93,28 @@ def _slot(name: str, pair: Pair, layer: Layer, scale: float, alpha: float | None
     if len(pair) != 2 or not all(isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in pair):
         raise TypeError(f"{name} must be two floating-point tensors, A and B")
     down, up = pair
-    out, into = layer.weight.shape[0], tuple(layer.weight.shape[1:])
+    out, into, groups = layer.weight.shape[0], inputs_of(layer), groups_of(layer)
     rank = down.shape[0] if down.ndim else 0
-    want_down, want_up = (rank, *into), (out, rank, *(1 for _ in into[1:]))
-    if not rank or tuple(down.shape) != want_down or tuple(up.shape) != want_up:
-        want = f"A (r, {', '.join(map(str, into))}) and B ({', '.join(map(str, (out, 'r', *want_up[2:])))})"
-        raise ValueError(f"{name} must be {want}, got {tuple(down.shape)} and {tuple(up.shape)}")
+    ones = (1,) * len(into[1:])
+    ups = [(out, rank, *ones)] + ([(out, rank // groups, *ones)] if rank % groups == 0 else [])
+    if not rank or tuple(down.shape) != (rank, *into) or tuple(up.shape) not in ups:
+        want = f"A (r, {', '.join(map(str, into))}) and B ({', '.join(map(str, (out, 'r', *ones)))})"
+        apart = f", or of each group alone with r / {groups} for r" if groups > 1 else ""
+        raise ValueError(f"{name} must be {want}{apart}, got {tuple(down.shape)} and {tuple(up.shape)}")
     factor = scale * (1.0 if alpha is None else alpha / rank)
     if abs(factor) > _LARGEST:
         raise ValueError(f"scale * alpha / r of {name} is {factor:g}, more than float32 holds")
     return Slot(down, up, factor, rank)
+
+
+def _whole(up: Tensor, rank: int) -> Tensor:
+    """B of all outputs from all of the rank; the groups of PEFT's B read a part of the rank each."""
+    own = up.shape[1]
+    if own == rank:
+        return up
+    groups = rank // own
+    parts = up.reshape(groups, -1, 1, own) * torch.eye(groups, dtype=up.dtype, device=up.device)[:, None, :, None]
+    return parts.reshape(len(up), rank, *up.shape[2:])
 
 
 def check_ranks(slots: Sequence[Slot | None]) -> None:
