@@ -25,7 +25,12 @@ SETTINGS = {
 }
 # A block or chunk of a sample and several, whole and not.
 SHAPES = [(1, 1), (2, 3), (3, 5, 7), (2, 3, 33, 31), (2, 1, 2048), (1, 2, 2051)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+OUTPUTS = [
+    *((name, torch.float32) for name in SETTINGS),
+    *(("apg-with-momentum-rescaled", dtype) for dtype in (torch.float16, torch.bfloat16)),
+]
+# `cuda` has no kernel of its own.
+EVERY_BACKEND = pytest.mark.parametrize("any_backend", ["reference", "cpu", "triton"], indirect=True)
 
 
 def outputs(shape: tuple[int, ...], dtype: torch.dtype, *, learned: bool = False, rows: int = 3) -> list[Tensor]:
@@ -47,9 +52,9 @@ def in_float64(rows: list[Tensor], channels: int, weights: Tensor, settings: Set
     return found
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@EVERY_BACKEND
+@pytest.mark.parametrize(("name", "dtype"), OUTPUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", SETTINGS)
 def test_matches_float64(any_backend: Target, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     weights = torch.linspace(1.0, 7.5, shape[0])
     bend = Bend(SETTINGS[name], weights.to(any_backend.device), any_backend.backend)
@@ -63,6 +68,7 @@ def test_matches_float64(any_backend: Target, name: str, shape: tuple[int, ...],
             assert (got.double() - one).abs().max() <= 4e-6 * one.abs().max()
 
 
+@EVERY_BACKEND
 @pytest.mark.parametrize("name", SETTINGS)
 def test_weight_1_is_the_conditional_half_alone(any_backend: Target, name: str) -> None:
     (output,) = outputs((2, 3, 5), torch.float32, rows=1)
@@ -73,6 +79,7 @@ def test_weight_1_is_the_conditional_half_alone(any_backend: Target, name: str) 
     assert torch.equal(got[0], conditional[0]) and got[1].isfinite().all()
 
 
+@EVERY_BACKEND
 @pytest.mark.parametrize("name", SETTINGS)
 def test_constant_and_empty_halves(any_backend: Target, name: str) -> None:
     """Nothing is divided by 0: the halves of the first sample are constant, those of the others are 0 in part."""
@@ -86,6 +93,7 @@ def test_constant_and_empty_halves(any_backend: Target, name: str) -> None:
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
+@EVERY_BACKEND
 @pytest.mark.parametrize("name", ["zero-star", "apg-with-momentum"])
 def test_nan_stays_in_its_sample(any_backend: Target, name: str) -> None:
     (output,) = outputs((2, 3, 5), torch.float32, rows=1)
@@ -111,6 +119,7 @@ def test_same_bits_on_every_level_and_thread_count_and_in_any_batch(name: str) -
     assert len(results) == 1
 
 
+@EVERY_BACKEND
 def test_model_outputs_of_any_strides_and_dtypes(any_backend: Target) -> None:
     (output,) = outputs((2, 3, 4, 6), torch.float32, rows=1)
     weights = torch.full((2,), 4.0)
@@ -122,6 +131,7 @@ def test_model_outputs_of_any_strides_and_dtypes(any_backend: Target) -> None:
         assert (got.double() - want).abs().max() <= 4e-6 * want.abs().max()
 
 
+@EVERY_BACKEND
 def test_the_models_output_is_left_alone(any_backend: Target) -> None:
     (output,) = outputs((2, 3, 5), torch.float32, rows=1)
     given = output.to(any_backend.device)

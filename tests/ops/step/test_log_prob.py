@@ -21,6 +21,7 @@ from support.step_modes import DTYPES, KINDS
 # One part of a sample and several on every backend, whole and not.
 SHAPES = [(1, 1), (3, 5), (2, 3, 5, 7), (3, 1, 128), (2, 4, 33, 31), (1, 2, 2048)]
 NOISY = [name for name, row in KINDS.items() if row.get("s")]
+OUTPUTS = [*((kind, torch.float32) for kind in NOISY), *(("learned", dtype) for dtype in DTYPES[1:])]
 EPSILON = 2.0**-24
 
 
@@ -50,9 +51,8 @@ def operands(shape: tuple[int, ...], kind: str, dtype: torch.dtype = torch.float
     return normal(shape, 1), normal((shape[0], channels, *shape[2:]), 2, dtype), normal(shape, 3)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kind", "dtype"), OUTPUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", NOISY)
 def test_density_of_given_noise(backend: str, kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, m, z = operands(shape, kind, dtype)
     history = [normal(shape, 4 + i) for i in range(3)]
