@@ -7,7 +7,13 @@ from collections.abc import Iterator
 import torch
 
 from fastsample.selftest.case import DTYPES, LATENTS, ODD, TAIL, TINY, Case
-from fastsample.selftest.op_cases import likelihood_case, lora_case, noise_case, posterior_case
+from fastsample.selftest.op_cases import (
+    likelihood_case,
+    log_prob_case,
+    lora_case,
+    noise_case,
+    posterior_case,
+)
 from fastsample.selftest.sampler_cases import sampler_case
 from fastsample.selftest.step_cases import MODES
 
@@ -22,6 +28,8 @@ def cases(quick: bool = False) -> Iterator[Case]:
         for dtype in DTYPES:
             for shape in shapes if dtype == torch.float32 else shapes[1:3]:
                 yield mode.case(dtype, shape)
+    for dtype in DTYPES:
+        yield from (log_prob_case(dtype, shape) for shape in shapes[1:3])
     for dtype in DTYPES:
         yield from (posterior_case(dtype, shape) for shape in shapes[1:3])
     for dtype in DTYPES:

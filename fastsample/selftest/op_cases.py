@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastsample.ops import LowRank, lora_linear, pack_adapters, pack_linear, posterior, randn
+from fastsample.ops import LowRank, lora_linear, pack_adapters, pack_linear, posterior, randn, step
 from fastsample.ops.likelihood import likelihood
 from fastsample.ops.lora import lora_linear_reference
 from fastsample.ops.noise import STEP
+from fastsample.ops.step.reference import step_reference
 from fastsample.selftest.case import ELEMENT_WISE, SEED, SINGLE, Call, Case, Shape, Wanted, normals
 from fastsample.selftest.step_cases import LEARNED, Mode
 
@@ -49,6 +50,30 @@ def posterior_case(dtype: torch.dtype, shape: Shape) -> Case:
     size_of_log = (log_variance - slope_v).abs() + slope_v.abs()
     wanted = [Wanted(mean, size, mode.roundings), Wanted(log_variance, size_of_log, 3)]
     return Case("posterior", mode.name, dtype, shape, prepare, wanted)
+
+
+def log_prob_case(dtype: torch.dtype, shape: Shape) -> Case:
+    """The log density of what `step` draws, with a learned variance."""
+    row, draw = 5, torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=draw)
+    m = torch.randn((shape[0], 2 * shape[1], *shape[2:]), generator=draw).to(dtype)
+
+    def prepare(backend: str, device: torch.device) -> Call:
+        there, log_prob = (x.to(device), m.to(device)), torch.empty(shape[0], device=device)
+
+        def call() -> list[Tensor]:
+            step(*there, LEARNED, row, seed=SEED, log_prob_out=log_prob, backend=backend)
+            return [log_prob]
+
+        return call
+
+    z = normals(shape, SEED, 0, row).double()
+    value = step_reference(x.double(), m.double(), LEARNED, row, z, with_log_prob=True).log_prob
+    assert value is not None
+    # Of each element: s 1 and its product 1, g1 v 2, and z 2, which is squared; the sum itself once.
+    exponents = float(LEARNED.g1[row]) * m[:, shape[1] :].double()
+    size = (2 + 2 * exponents.abs() + 4 * z * z).reshape(shape[0], -1).sum(1) + value.abs()
+    return Case("step", "log density", dtype, shape, prepare, [Wanted(value, size, 1)], False)
 
 
 def likelihood_case(dtype: torch.dtype, shape: Shape, row: int) -> Case:

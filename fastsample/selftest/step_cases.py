@@ -133,12 +133,14 @@ _LINEAR = Schedule.linear()
 _FREE = DDIM(_LINEAR, steps=10).table
 _NOISY = DDIM(_LINEAR, steps=10, eta=1.0).table
 _CLIPPED = DDIM(_LINEAR, steps=10, clip=1.0).table
+_BOXED = DDIM(_LINEAR, steps=10, clip=(-0.6, 0.9)).table
 LEARNED = DDPM(_LINEAR, steps=10, variance="learned_range", clip=1.0).table
 # A quantile and sizes that are dyadic: the rank is exact, so that only values are rounded.
 _DYNAMIC = DDIM(_LINEAR, steps=10, clip=DynamicThreshold(quantile=0.9375)).table
 MODES = (
     Mode("folded", _FREE, 5, 3),
     Mode("clipped", _CLIPPED, 5, 3 + 3),
+    Mode("clipped to low and high", _BOXED, 5, 3 + 3),
     Mode("dynamic threshold", _DYNAMIC, 5, 3 + 3 + 4),
     Mode("history, x0 kept", DPMSolver(_LINEAR, steps=10).table, 5, 4, keeps_entry=True),
     Mode("three epsilons", IPNDM(_LINEAR, steps=10).table, 5, 1 + 5, keeps_entry=True),
