@@ -22,6 +22,7 @@ from benchmarks.common.harness import Candidate, Spread, measure, ratio, spread
 from benchmarks.common.markers import replace_between
 from benchmarks.common.options import Run, begin, parser, refuse
 from benchmarks.common.report import Row, against, rows_of, table, write_csv
+from benchmarks.common.sentences import closing
 from benchmarks.peers.diffusers import diffusers_loop
 from benchmarks.sections import quality_page
 from benchmarks.sections.quality_cases import AS_DIFFUSERS, GUIDANCE, SAMPLES, Case
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows += timed
             found += of_guidance
             print(table(timed))
-    print(page(found))
+    print(f"{closing(rows)}\n\n{page(found)}")
     write_csv(run.path("few-calls", ".csv"), rows)
     if arguments.write:
         replace_text(README, replace_between(README.read_text(), BEGIN, END, page(found)))

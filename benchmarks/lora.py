@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.common import precision
+from benchmarks.common import precision, progress
 from benchmarks.common.options import Run, Shape, begin, parser, refuse
 from benchmarks.common.report import Row, plot, write_csv
+from benchmarks.common.sentences import closing
 from benchmarks.machine_code.fma import PEAK
 from benchmarks.sections import adapters, projections, unets
 from benchmarks.sections.projections import name_of
@@ -61,13 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, section in sections.items():
             shapes = arguments.shapes or (section.quick_shapes if run.quick else section.shapes)
             for dtype in (torch.float32,) if variant else arguments.dtypes or section.dtypes:
-                rows = section.measured(replace(run, shapes=shapes), dtype)
+                file = f"lora-{name}-{name_of(dtype)}{variant}"
+                with progress.section(file, run.rounds, run.quick):
+                    rows = section.measured(replace(run, shapes=shapes), dtype)
                 if rows:
-                    file = f"lora-{name}-{name_of(dtype)}{variant}"
                     write_csv(run.path(file, ".csv"), rows, run.device)
                     timed = [row for row in rows if row.provider != PEAK]
                     title = f"benchmarks.lora, {name}, {name_of(dtype)}{variant.replace('-', ' ')}"
                     plot(run.path(file, ".png"), timed, title, run.device)
+                    print(f"\n{closing(timed)}", flush=True)
     return 0
 
 

@@ -7,9 +7,11 @@ from functools import partial
 
 import torch
 
+from benchmarks.common import progress
 from benchmarks.common.harness import Candidate, measure
 from benchmarks.common.options import Run, Shape, begin, label, parser
 from benchmarks.common.report import OURS, Row, against, plot, rows_of, table, write_csv
+from benchmarks.common.sentences import closing
 from benchmarks.sections import noise_quality
 from fastsample import ops
 
@@ -25,9 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(noise_quality.table(findings))
         write_csv(run.path("noise-quality", ".csv"), findings)
         return 0
-    rows = speed(run)
+    with progress.section("noise", run.rounds, run.quick):
+        rows = speed(run)
     write_csv(run.path("noise", ".csv"), rows, run.device)
     plot(run.path("noise", ".png"), rows, "benchmarks.noise", run.device)
+    print(f"\n{closing(rows)}")
     return 0
 
 

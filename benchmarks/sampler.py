@@ -19,9 +19,11 @@ from torch import Tensor
 import fastsample
 from benchmarks.cases import methods
 from benchmarks.cases.steps import SCHEDULE
+from benchmarks.common import progress
 from benchmarks.common.harness import Candidate, Timing, measure, ratio, spread
 from benchmarks.common.options import Run, begin, parser
 from benchmarks.common.report import OURS, Row, percent, plot, rows_of, table, write_csv
+from benchmarks.common.sentences import closing
 from benchmarks.models.policy import OBSERVATION, ActionUNet
 from benchmarks.peers.diffusers import diffusers_loop
 from benchmarks.peers.plain_torch import plain_loop
@@ -50,9 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with torch.no_grad():
         for name, section in sections.items():
             if arguments.only in (None, name):
-                rows = section(run)
+                with progress.section(f"sampler-{name}", run.rounds, run.quick):
+                    rows = section(run)
                 write_csv(run.path(f"sampler-{name}", ".csv"), rows, run.device)
                 plot(run.path(f"sampler-{name}", ".png"), rows, f"benchmarks.sampler, {name}", run.device)
+                print(f"\n{closing(rows)}", flush=True)
     return 0
 
 

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from benchmarks.cases.repeatable import repeatable
 from benchmarks.cases.steps import NOISE_FREE, NOISY, Case
+from benchmarks.common import progress
 from benchmarks.common.harness import Candidate, Timing, measure, ratio
 from benchmarks.common.memory import copy, triad
 from benchmarks.common.options import CPU, Run, begin, label, parser, refuse
 from benchmarks.common.report import OURS, Row, against, percent, plot, rows_of, table, write_csv
+from benchmarks.common.sentences import closing
 from benchmarks.peers.diffusers import diffusers_step
 from benchmarks.peers.plain_torch import compiled
 from benchmarks.sections import contention, dtypes
@@ -50,9 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if name == "matmul" and run.device.type != "cpu":
                     print("matmul is left out: it is about the threads and caches of a CPU")
                     continue
-                rows = measured(run)
+                with progress.section(f"step-{name}", run.rounds, run.quick):
+                    rows = measured(run)
                 write_csv(run.path(f"step-{name}", ".csv"), rows, run.device)
                 plot(run.path(f"step-{name}", ".png"), rows, f"benchmarks.step, {name}", run.device)
+                print(f"\n{closing(rows)}", flush=True)
     return 0
 
 

@@ -12,7 +12,7 @@ from fastsample import ops, zoo
 from fastsample.forward import add_noise, velocity
 from fastsample.generation import generate
 from fastsample.graph import Graph, graph
-from fastsample.images import to_uint8
+from fastsample.images import save_grid, to_uint8
 from fastsample.interpolation import interpolate, slerp
 from fastsample.likelihood import BitsPerDimension, nll
 from fastsample.moved import find_by_earlier_names
@@ -40,6 +40,7 @@ from fastsample.samplers import (
     Sampler,
     Shared,
     Step,
+    Stop,
     UniPC,
     cached,
     consistency,
@@ -114,6 +115,7 @@ __all__ = [
     "Schedule",
     "Shared",
     "Step",
+    "Stop",
     "Table",
     "UniPC",
     "add_noise",
@@ -142,6 +144,7 @@ __all__ = [
     "nll",
     "ops",
     "optimal_timesteps",
+    "save_grid",
     "slerp",
     "solver_timesteps",
     "spaced_timesteps",

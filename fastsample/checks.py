@@ -6,12 +6,16 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fastsample.hints import meant_value
+
+Name = TypeVar("Name", bound=str)
 
 
 def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
@@ -51,11 +55,21 @@ def check_number(name: str, value: Any) -> None:
     _number(name, value)
 
 
-def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+def one_of(name: str, value: Any, choices: Sequence[Name]) -> Name:
     """The same value. Raises ValueError for what is none of the choices."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return value
+        raise no_such_name(name, value, choices)
+    return value  # type: ignore[return-value]  # it is one of them
+
+
+def no_such_name(name: str, value: object, choices: Sequence[str]) -> ValueError:
+    """The error to raise for a value that is none of the choices; it says which one another library's word stands for.
+
+    Example:
+        >>> str(no_such_name("prediction", "v_prediction", ("epsilon", "v")))
+        "prediction must be one of epsilon, v, got 'v_prediction'; did you mean 'v'?"
+    """
+    return ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{meant_value(name, value, choices)}")
 
 
 def usable_device(device: str | torch.device) -> torch.device:
@@ -84,10 +98,7 @@ def real_array(name: str, values: Any) -> NDArray[Any]:
         TypeError: for what is no array of real numbers: bool, complex numbers, text, other objects.
         ValueError: for lists of unequal lengths.
     """
-    if hasattr(values, "detach"):  # NumPy knows neither gradients nor bfloat16 nor GPUs
-        values = values.detach().cpu().resolve_neg()
-        narrow = values.is_floating_point() and values.element_size() < 4
-        values = (values.float() if narrow else values).numpy()
+    values = _without_tensors(name, values)
     try:
         array = np.array(values)
     except ValueError:
@@ -98,6 +109,20 @@ def real_array(name: str, values: Any) -> NDArray[Any]:
         kind = "an empty or mixed list" if array.dtype == object else array.dtype
         raise TypeError(f"{name} must hold real numbers, got {kind}")
     return array
+
+
+def _without_tensors(name: str, values: Any) -> Any:
+    """The values where NumPy can read them: it knows neither gradients nor bfloat16 nor GPUs."""
+    if isinstance(values, list | tuple):
+        return [_without_tensors(name, value) for value in values]
+    if not hasattr(values, "detach"):
+        return values
+    try:
+        tensor = values.detach().cpu().resolve_neg()
+        narrow = tensor.is_floating_point() and tensor.element_size() < 4
+        return (tensor.float() if narrow else tensor).numpy()
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise TypeError(f"{name} must hold real numbers, and this tensor cannot be read: {error}") from None
 
 
 def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastsample.broadcast import per_sample
-from fastsample.checks import check_floating, check_number, checked_shape, integer
+from fastsample.checks import check_floating, check_number, checked_shape, integer, one_of
 from fastsample.ops.noise import randn
 from fastsample.ops.noise.keys import Index, Seed, sample_keys
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
-from fastsample.times.predictions import PREDICTIONS
+from fastsample.times.predictions import PREDICTIONS, Prediction
+
+Velocity = Literal["v", "flow"]  # what models predict that learn one
 
 
 def add_noise(
@@ -19,7 +23,7 @@ def add_noise(
     t: int | float | Tensor,
     *,
     schedule: Schedule | None = None,
-    prediction: str = "epsilon",
+    prediction: Prediction = "epsilon",
     seed: Seed | None = None,
     index: Index = 0,
     noise: Tensor | None = None,
@@ -79,7 +83,7 @@ def velocity(
     t: int | float | Tensor,
     *,
     schedule: Schedule | None = None,
-    prediction: str = "v",
+    prediction: Velocity = "v",
 ) -> Tensor:
     """sqrt(abar_t) noise - sqrt(1 - abar_t) x0: what a model of prediction "v" learns (Salimans & Ho 2022).
 
@@ -94,8 +98,7 @@ def velocity(
         >>> velocity(x0, noise, t, prediction="flow")[0]
         tensor([-1., -1., -1.])
     """
-    if prediction not in ("v", "flow"):
-        raise ValueError(f"prediction must be v or flow, the models that learn a velocity, got {prediction!r}")
+    one_of("prediction", prediction, get_args(Velocity))
     alpha, sigma = _coefficients(x0, t, schedule, prediction)
     if prediction == "flow":
         alpha, sigma = torch.ones_like(alpha), torch.ones_like(sigma)
@@ -105,11 +108,10 @@ def velocity(
 
 
 def _coefficients(
-    x0: Tensor, t: int | float | Tensor, schedule: Schedule | None, prediction: str
+    x0: Tensor, t: int | float | Tensor, schedule: Schedule | None, prediction: Prediction
 ) -> tuple[Tensor, Tensor]:
     """alpha and sigma at t per sample, in the dtype that is computed in; they broadcast with x0."""
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+    one_of("prediction", prediction, PREDICTIONS)
     if prediction != "flow":
         checked_schedule(schedule)
     elif schedule is not None:

@@ -19,6 +19,7 @@ from fastsample.loop.start import checked_start
 from fastsample.model import Model
 from fastsample.ops.memory import ordinary_tensors
 from fastsample.ops.noise.keys import Index, Seed
+from fastsample.samplers.hints import not_a_sampler
 from fastsample.samplers.sampler import Sampler, loop_of, options_of
 
 _NOT_CAPTURED = {
@@ -86,7 +87,7 @@ class Graph:
         self, sampler: Sampler, model: Model, example: Tensor | Sequence[int], options: Mapping[str, Any]
     ) -> None:
         if not isinstance(sampler, Sampler):
-            raise TypeError(f"sampler must be one of fastsample's, such as fastsample.DDIM, got {sampler!r}")
+            raise not_a_sampler(sampler)
         if isinstance(model, Cached):
             raise ValueError("a graph cannot capture a cached model, which decides row by row what is called")
         run_options = dict(options)

@@ -10,9 +10,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample.broadcast import per_sample
-from fastsample.loop.options import Options
+from fastsample.loop.options import Decode, Decoded, Undecoded
 from fastsample.model import Model, prediction_of, schedule_of
 from fastsample.samplers.ddim import DDIM
+from fastsample.samplers.hints import not_a_sampler
 from fastsample.samplers.sampler import Sampler
 
 
@@ -67,8 +68,15 @@ def slerp(a: Tensor, b: Tensor, weight: float | Sequence[float] | Tensor) -> Ten
 
 
 def interpolate(
-    model: Model, a: Tensor, b: Tensor, n: int, *, sampler: Sampler | None = None, **options: Unpack[Options]
-) -> Tensor:
+    model: Model,
+    a: Tensor,
+    b: Tensor,
+    n: int,
+    *,
+    sampler: Sampler | None = None,
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """n samples on the way from the one that comes from noise a to the one from noise b (Song, Meng & Ermon 2020).
 
     The noise is interpolated by `slerp` at the weights 0, 1 / (n - 1), ..., 1. `ddim_invert` finds a sample's noise.
@@ -80,10 +88,10 @@ def interpolate(
         sampler: any; default DDIM of 50 steps for `model.schedule` and `model.prediction`. A flow takes
             Euler(prediction="flow"), and its samples' noise comes from `euler_invert`. Only where it adds no noise do
             samples change smoothly: give the rest `seed=[s] * n`, the same noise for all.
-        **options: the arguments of every sampler, documented in fastsample.Options.
+        decode, **options: the arguments of every sampler, documented in fastsample.Options.
 
     Returns:
-        (n, C, H, W).
+        (n, C, H, W), or what `decode` made of it.
 
     Raises:
         ValueError, TypeError: for arguments that cannot work, before the model is called.
@@ -102,9 +110,9 @@ def interpolate(
                 "for one without that axis, an interpolate call of its own for each of several"
             )
     if not isinstance(sampler, Sampler | None):
-        raise TypeError(f"sampler must be one of fastsample's, such as fastsample.DDIM, got {sampler!r}")
+        raise not_a_sampler(sampler)
     weights = torch.linspace(0, 1, int(n), dtype=torch.float64, device="cpu")
     between = slerp(a, b, weights)
     if sampler is None:
         sampler = DDIM(schedule_of(model, None), steps=50, prediction=prediction_of(model, None))
-    return sampler(model, between, **options)
+    return sampler(model, between, decode=decode, **options)

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from fastsample.checks import check_floating
+from fastsample.hints import hinting
 from fastsample.loop.guidance import guidance_of
 from fastsample.loop.noise_source import noise_source
 from fastsample.loop.options import RunOptions
@@ -58,6 +59,7 @@ class BitsPerDimension:
     timesteps: Tensor
 
 
+@hinting()
 def nll(
     model: Model,
     x0: Tensor,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsample.checks import integer, real, real_array
+from fastsample.hints import hinting, of_diffusers
 
 Float64Array = NDArray[np.float64]
 
@@ -35,6 +36,7 @@ class Schedule:
         (1000, 0.0001)
     """
 
+    @hinting()
     def __init__(self, alphas_cumprod: ArrayLike) -> None:
         values = _read_only(alphas_cumprod, "alphas_cumprod")
         if values.ndim != 1 or values.size == 0:
@@ -62,15 +64,19 @@ class Schedule:
         raise AttributeError(f"a Schedule is immutable: cannot set {name!r}")
 
     @classmethod
+    @hinting()
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
         """Betas evenly spaced from beta_start to beta_end (Ho et al. 2020; diffusers "linear").
 
         improved-diffusion scales both ends by 1000 / T; pass scaled ends to follow it.
         """
         first, last = real("beta_start", beta_start), real("beta_end", beta_end)
-        return cls.from_betas(np.linspace(first, last, _length(T)))
+        with np.errstate(invalid="ignore"):  # an infinite end, which is refused as no beta
+            betas = np.linspace(first, last, _length(T))
+        return cls.from_betas(betas)
 
     @classmethod
+    @hinting()
     def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
         """Betas whose square roots are evenly spaced (latent diffusion; diffusers "scaled_linear")."""
         first, last = real("beta_start", beta_start), real("beta_end", beta_end)
@@ -79,6 +85,7 @@ class Schedule:
         return cls.from_betas(np.linspace(first**0.5, last**0.5, _length(T)) ** 2)
 
     @classmethod
+    @hinting()
     def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
         """abar(u) = cos^2((u + s) / (1 + s) * pi / 2), beta_i = min(1 - abar((i+1)/T) / abar(i/T), max_beta).
 
@@ -89,11 +96,13 @@ class Schedule:
             raise ValueError(f"s must be at least 0 and finite, got {s}")
         if not 0 < max_beta <= 1:
             raise ValueError(f"max_beta must lie in (0, 1], got {max_beta}")
-        u = np.arange(_length(T) + 1) / T
+        T = _length(T)
+        u = np.arange(T + 1) / T
         alpha_bar = np.cos((u + s) / (1 + s) * math.pi / 2) ** 2
         return cls.from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta))
 
     @classmethod
+    @hinting()
     def from_betas(cls, betas: Sequence[float] | ArrayLike) -> Schedule:
         """abar_t = prod_{i <= t} (1 - beta_i). Betas must lie in (0, 1]; only the last may be 1."""
         values = _read_only(betas, "betas")
@@ -110,6 +119,7 @@ class Schedule:
         return schedule
 
     @classmethod
+    @hinting()
     def from_alphas_cumprod(cls, alphas_cumprod: Sequence[float] | ArrayLike) -> Schedule:
         """The process with these alpha bars, descending from (at most) 1 to (at least) 0."""
         return cls(alphas_cumprod)
@@ -159,7 +169,8 @@ class Schedule:
 def checked_schedule(schedule: object) -> Schedule:
     """The same schedule. Raises TypeError for anything else."""
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a fastsample.Schedule, got {type(schedule).__name__}")
+        got = f"{type(schedule).__name__}{of_diffusers(schedule)}"
+        raise TypeError(f"schedule must be a fastsample.Schedule, got {got}")
     return schedule
 
 

@@ -332,11 +332,11 @@ def wrote(x: Tensor, t: Tensor) -> Tensor:
 
 
 MODELS: dict[str, tuple[type[Exception], str, Callable[[Tensor, Tensor], Any], str]] = {
-    "shape": (ValueError, "model_out must have x's shape", lambda x, t: x[:, :, :1], "fixed_small"),
+    "shape": (ValueError, "model_output must have x's shape", lambda x, t: x[:, :, :1], "fixed_small"),
     "no-variance": (ValueError, "the table reads a learned variance", toy_model, "learned_range"),
     "no-tensor": (TypeError, "the model must return a tensor", lambda x, t: None, "fixed_small"),
-    "integers": (TypeError, "model_out must be floating point", lambda x, t: x.long(), "fixed_small"),
-    "device": (ValueError, "model_out lies on meta", lambda x, t: x.to("meta"), "fixed_small"),
+    "integers": (TypeError, "model_output must be floating point", lambda x, t: x.long(), "fixed_small"),
+    "device": (ValueError, "model_output lies on meta", lambda x, t: x.to("meta"), "fixed_small"),
     "writes": (ValueError, "wrote to its argument x", wrote, "fixed_small"),
 }
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common.progress import shown_rounds
+
 ROUND_SECONDS = 0.004  # short against the drift of a shared machine, long against the clock
 
 
@@ -75,14 +77,17 @@ def measure(
         round_seconds: how long one candidate's turn shall take; a slow one still gets one call.
         clock: what times so many calls of a candidate; default the host's.
 
+    Before, a line on stderr tells how long it will take, where that is long; meanwhile a terminal shows a bar.
+
     Returns:
         A Timing for each provider, in the order given.
     """
     clock = clock or wall
     with _no_garbage_collection():
-        calls = [_calls_in(candidate, round_seconds, clock) for candidate in candidates]
+        turns = [_turn(candidate, round_seconds, clock) for candidate in candidates]
+        calls = [turn.calls for turn in turns]
         seconds = np.empty((len(candidates), rounds))
-        for k in range(rounds):
+        for k in shown_rounds(rounds, sum(turn.seconds for turn in turns), [c.provider for c in candidates]):
             for turn in range(len(candidates)):
                 # The first candidate of a round finds the caches in another state than the last one.
                 i = (k + turn) % len(candidates)
@@ -117,7 +122,14 @@ def wall(candidate: Candidate, calls: int) -> float:
     return total
 
 
-def _calls_in(candidate: Candidate, round_seconds: float, clock: Clock) -> int:
+class _Turn(NamedTuple):
+    """Calls of a candidate in a round, and the seconds that they will take."""
+
+    calls: int
+    seconds: float
+
+
+def _turn(candidate: Candidate, round_seconds: float, clock: Clock) -> _Turn:
     # The first calls compile, page memory in and wake threads; the whole turn counts here, `before` included.
     clock(candidate, 2)
     calls = 1
@@ -126,7 +138,8 @@ def _calls_in(candidate: Candidate, round_seconds: float, clock: Clock) -> int:
         clock(candidate, calls)
         elapsed = perf_counter() - start
         if elapsed >= round_seconds / 4:
-            return max(1, round(calls * round_seconds / elapsed))
+            wanted = max(1, round(calls * round_seconds / elapsed))
+            return _Turn(wanted, wanted * elapsed / calls)
         calls *= 2
 
 

@@ -16,6 +16,7 @@ import torch
 import fastsample
 from benchmarks.common import cpu, gpu
 from benchmarks.common.harness import Clock, wall
+from benchmarks.common.progress import warn_of_load
 from fastsample.ops.backend import cpu_module
 
 _cpu = cpu_module()
@@ -83,6 +84,7 @@ def begin(arguments: Namespace, backend: str = "cpu") -> Run:
         require_backend(backend)
     else:
         require_gpu(device)
+    warn_of_load()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     if arguments.isa is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shlex
@@ -12,13 +11,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fastsample.commands import sampling
 from fastsample.commands.console import in_one_line
-from fastsample.generation import FORMS, Recipe, generate
+from fastsample.generation import Recipe, generate
 from fastsample.generation.folder import Folder
 from fastsample.generation.formats import FORMATS
-from fastsample.generation.recipe import SCHEDULES
 from fastsample.generation.run import ENGINES, check_engine
-from fastsample.generation.source import OWN, SAMPLERS
 from fastsample.generation.work import Place, source_of
 from fastsample.zoo import load_autoencoder
 
@@ -34,23 +32,8 @@ _NUMBERS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `fastsample generate`."""
-    parser.add_argument("--model", default="zoo:digits", help=f"{FORMS} (%(default)s)")
     parser.add_argument("--out", required=True, type=Path, help="the folder")
-    parser.add_argument("--sampler", choices=(*SAMPLERS, OWN), help=f"(ddim; of a student {OWN})")
-    parser.add_argument("--steps", type=int, help="of the sampler (50; of a student the most that it has)")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance (none)")
-    parser.add_argument("--classes", type=int, nargs="+", help="that the samples have in turn (all of the model's)")
-    parser.add_argument("--null-class", type=int, help="that stands for none, under guidance (the model's own)")
-    parser.add_argument("--shape", type=int, nargs="+", help="of a sample: channels, height, width (the model's own)")
-    parser.add_argument("--schedule", choices=tuple(SCHEDULES), help="of a model that says none")
-    parser.add_argument("--autoencoder", type=Path, help="a file of fastsample autoencoder, of a model of latents")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a further argument of the sampler, such as eta=1.0 or clip=null; may be repeated",
-    )
+    sampling.add_arguments(parser)
     defaults = {field.name: field.default for field in fields(Recipe)}
     for name, text in _NUMBERS.items():
         option = "--" + name.replace("_", "-")
@@ -69,9 +52,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0 on success; 2 on bad input and 130 on Ctrl-C, with a word on stderr.
     """
-    names = ("sampler", "steps", "guidance", "classes", "null_class", "shape", "schedule", "format", *_NUMBERS)
-    choices = {name: getattr(args, name) for name in names}
-    choices["arguments"] = _arguments(args.option)
+    choices = sampling.choices_of(args) | {name: getattr(args, name) for name in ("format", *_NUMBERS)}
     autoencoder = None if args.autoencoder is None else load_autoencoder(args.autoencoder)
     if args.dry_run:
         check_engine(args.engine, args.workers)
@@ -101,16 +82,3 @@ def plan(model: str, place: Place, choices: Mapping[str, Any]) -> str:
             f"{recipe.chunks:,} chunks of {recipe.batch} samples, {recipe.format}, {there:,} of them there by name",
         )
     )
-
-
-def _arguments(options: list[str]) -> dict[str, Any]:
-    arguments = {}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not name or not equals:
-            raise ValueError(f"--option must be NAME=VALUE, got {option!r}")
-        try:
-            arguments[name] = json.loads(value)
-        except ValueError:  # a text, such as timesteps=karras
-            arguments[name] = value
-    return arguments

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from fastsample.checks import usable_device
 from fastsample.commands.console import in_one_line
+from fastsample.commands.outputs import check_out
 from fastsample.commands.threads import use_threads
 from fastsample.likelihood import BitsPerDimension, nll
 from fastsample.samplers.ddpm import DDPM, VARIANCES
-from fastsample.storage.writing import check_replaceable, check_writable, replace_text
+from fastsample.storage.writing import replace_text
 from fastsample.train.data import ImageData, load_data
 from fastsample.zoo import UNet, digits, load
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     use_threads(args.threads)
     device = usable_device(args.device)
     if args.out is not None:
-        _check_out(args.out)
+        check_out(args.out, (".csv",))
     model = (digits() if args.model is None else load(args.model)).to(device)
     process = _process(model, args)
     data = load_data(args.data)
@@ -76,16 +77,6 @@ def run(args: argparse.Namespace) -> int:
         replace_text(args.out, _csv(bits, places, data.labels))
         print(f"{args.out}: a row for each image")
     return 0
-
-
-def _check_out(path: Path) -> None:
-    if path.suffix.lower() != ".csv":
-        raise ValueError(f"--out must end in .csv, got {str(path)!r}")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ValueError(f"--out: no such folder: {folder}")
-    check_replaceable(path)
-    check_writable(folder)
 
 
 def _process(model: UNet, args: argparse.Namespace) -> DDPM:

@@ -40,8 +40,8 @@ def network_for(
     Raises:
         ValueError: the teacher is no module to copy, or the network does not fit the teacher's samples.
     """
-    if output is not None and output not in OUTPUTS:
-        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+    if output is not None:
+        one_of("output", output, OUTPUTS)
     if isinstance(student, Student):
         output = output or student.output
         student = student.network

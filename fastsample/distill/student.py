@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from fastsample.checks import checked_shape, integer
+from fastsample.checks import checked_shape, integer, one_of
 from fastsample.distill.stochastic import Stochastic
 from fastsample.model import unwrapped
 from fastsample.ops.noise.keys import Index, Seed
@@ -17,11 +17,13 @@ from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.guidance_embedding import guidance_scale_embedding
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Schedule
+from fastsample.times.predictions import Prediction
 from fastsample.zoo.autoencoder import Autoencoder
 
 # "both" are two halves [epsilon, x0], of which v = alpha epsilon - sigma x0 (Salimans & Ho 2022): so a model of epsilon
 # and a variance becomes one that is exact next to pure noise, without a further weight.
-OUTPUTS = ("epsilon", "v", "x0", "both")
+Output = Literal["epsilon", "v", "x0", "both"]
+OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,9 @@ class Student(nn.Module):
 
     def __init__(self, network: nn.Module, output: str, schedule: Schedule, facts: Facts) -> None:
         super().__init__()
-        if output not in OUTPUTS:
-            raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
-        self.network, self.output, self.schedule, self.facts = network, output, schedule, facts
-        self.prediction = "v" if output == "both" else output
+        given = one_of("output", output, OUTPUTS)
+        self.network, self.output, self.schedule, self.facts = network, given, schedule, facts
+        self.prediction: Prediction = "v" if given == "both" else given
         abar = torch.tensor(schedule.alphas_cumprod)
         # No part of the weights: they follow from the schedule, and a change of dtype must not round them.
         self._levels = torch.stack((abar.sqrt(), (1 - abar).sqrt())).float()

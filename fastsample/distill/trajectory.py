@@ -34,6 +34,7 @@ from fastsample.ops.noise import randn
 from fastsample.ops.step import step
 from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.dpm_solver import DPMSolver
+from fastsample.times.predictions import Prediction
 from fastsample.train.processes import Processes
 
 # The streams 0 to 2 are those of samplers: noise that a student is judged by should not be what it was trained on.
@@ -115,7 +116,7 @@ class Trajectory(Method):
     def __init__(
         self,
         teacher: Teacher,
-        prediction: str,
+        prediction: Prediction,
         counts: Sequence[int],
         substeps: int,
         paths: int,

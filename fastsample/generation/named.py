@@ -20,7 +20,7 @@ FORMS = (
     "is a model, zoo:FILE of fastsample distill, or diffusers:PATH, a folder of a UNet2DModel or of its pipeline"
 )
 
-_BUNDLED = ("digits", "latent-digits", *zoo.STUDENTS)
+_BUNDLED = tuple(zoo.FILES)
 
 
 def named_model(text: str) -> tuple[Any, Autoencoder | None]:

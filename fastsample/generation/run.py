@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from typing_extensions import Unpack
 
@@ -16,14 +16,15 @@ from fastsample.generation.with_torch import with_torch
 from fastsample.generation.work import Place, threads
 from fastsample.zoo.autoencoder import Autoencoder
 
-ENGINES = ("torch", "ray")
+Engine = Literal["torch", "ray"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 def generate(
     model: Any,
     out: str | os.PathLike[str],
     *,
-    engine: str = "torch",
+    engine: Engine = "torch",
     workers: int | None = None,
     device: str | None = None,
     autoencoder: Autoencoder | None = None,

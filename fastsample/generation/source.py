@@ -32,6 +32,7 @@ from fastsample.samplers import (
     EulerAncestral,
     Heun,
     Sampler,
+    Step,
     UniPC,
 )
 from fastsample.samplers.solver import Solver
@@ -68,7 +69,9 @@ class Source:
 
     Attributes:
         shape: of one image, (C, H, W).
-        calls: model calls a sample, of which guidance makes two in a step.
+        name: of the sampler, as in the recipe.
+        rows: rows of its table, each a call of the model.
+        calls: model calls a sample, of which guidance makes two in a row.
 
     Raises:
         ValueError, TypeError: what the recipe asks for and the model do not go together.
@@ -81,7 +84,7 @@ class Source:
         student = model if _is_student(model) else None
         self._autoencoder = autoencoder or getattr(student, "autoencoder", None)
         self._device = _moved(device, model, self._autoencoder)
-        self._known, self._keyword, self._null = _classes_of(model)
+        self._known, self._keyword, self._null = classes_of(model)
         self._labels = self._check_classes()
         self._drawn = self._latent_shape(student)
         self.shape = self._drawn if self._autoencoder is None else self._autoencoder.config.shape
@@ -89,17 +92,18 @@ class Source:
             raise ValueError(f"shape must be (C, H, W), the shape of an image, got {self.shape}")
         check_pictures(recipe.format, self.shape[0])
         self._steps = self._recipe.steps or (_STEPS if student is None else student.steps()[0])
-        self._name, self._sampler = self._sampler_of(student)
-        self._told = {} if student is None else student.told(1, len(self._sampler.table), recipe.guidance)
+        self.name, self._sampler = self._sampler_of(student)
+        self.rows = len(self._sampler.table)
+        self._told = {} if student is None else student.told(1, self.rows, recipe.guidance)
         self._dtype = Predictor(model).known_dtype
         guided = "guidance" in self._asked(range(1)) and recipe.guidance != 1
-        self.calls = len(self._sampler.table) * (2 if guided else 1)
+        self.calls = self.rows * (2 if guided else 1)
         self._try_model()
 
     def settings(self) -> dict[str, Any]:
         """All that decides the samples, as JSON has it."""
         parts = [part for part in (self._model, self._autoencoder) if isinstance(part, nn.Module)]
-        recipe = replace(self._recipe, sampler=self._name, steps=self._steps, shape=self._drawn)
+        recipe = replace(self._recipe, sampler=self.name, steps=self._steps, shape=self._drawn)
         return {
             "recipe": recipe.as_json(),
             "weights": [digest_of(part) for part in parts],
@@ -108,8 +112,8 @@ class Source:
             "torch": torch.__version__,
         }
 
-    def chunk(self, places: range) -> Chunk:
-        """The samples of these places."""
+    def chunk(self, places: range, callback: Callable[[Step], object] | None = None) -> Chunk:
+        """The samples of these places; callback as in fastsample.Options, for all of them at once."""
         first, count = places.start, len(places)
         slices = Slices(first, count, self._recipe.model_batch)
         sample: Tensor = self._sampler(
@@ -119,6 +123,7 @@ class Source:
             index=first,
             model_dtype=self._dtype,
             device=self._device,
+            callback=callback,
             **self._asked(places),
         )
         if self._autoencoder is not None:
@@ -181,7 +186,7 @@ class Source:
 
     def _latent_shape(self, student: Any) -> tuple[int, ...]:
         """Of what the model draws."""
-        known = _shape_of(self._model) if student is None else tuple(student.facts.shape)
+        known = shape_of(self._model) if student is None else tuple(student.facts.shape)
         asked = self._recipe.shape
         if self._autoencoder is not None and asked is not None:
             raise ValueError(f"shape is {self._autoencoder.config.shape}, that of the autoencoder: leave it out")
@@ -252,7 +257,7 @@ def _configs(model: Any) -> Iterator[Any]:
             yield config
 
 
-def _classes_of(model: Any) -> tuple[int, str, int | None]:
+def classes_of(model: Any) -> tuple[int, str, int | None]:
     """(how many classes it has, 0 for none; its keyword for them; the one that stands for none)."""
     stated = getattr(model, "num_classes", None)
     if isinstance(stated, int) and stated > 0:
@@ -265,7 +270,7 @@ def _classes_of(model: Any) -> tuple[int, str, int | None]:
     return 0, "y", None
 
 
-def _shape_of(model: Any) -> tuple[int, ...] | None:
+def shape_of(model: Any) -> tuple[int, ...] | None:
     """Of one sample, where the model's config says it."""
     for config in _configs(model):
         if hasattr(config, "channels") and hasattr(config, "size"):

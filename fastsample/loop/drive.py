@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.hints import check_takes
 from fastsample.loop.loop import Loop
-from fastsample.loop.options import Step
+from fastsample.loop.options import Step, Stop
 from fastsample.model import decoder_dtype, unwrapped
 from fastsample.ops.noise.keys import Index, Seed
 
@@ -30,20 +31,26 @@ class Hooks:
             function = getattr(self, name)
             if not (function is None or callable(function)):
                 raise TypeError(f"{name} must be callable, got {type(function).__name__}")
+        if self.callback is not None:
+            check_takes("callback", self.callback, "callback(step)", "a fastsample.Step after every row")
+        if self.decode is not None:
+            check_takes("decode", self.decode, "decode(sample)", "the sample")
 
 
-_HOOKS = frozenset({"callback", "progress", "decode"})
+_HOOKS = frozenset({"callback", "progress"})
 _NO_HOOKS = Hooks()
 
 
-def hooks_of(options: Mapping[str, Any]) -> Hooks:
-    """The hooks among these options, whose other names do not matter.
+def hooks_of(options: Mapping[str, Any], decode: Callable[[Tensor], Any] | None = None) -> Hooks:
+    """The hooks among these options, whose other names do not matter, and `decode`.
 
     Raises:
         TypeError: where a callback or decode cannot be called.
     """
     names = _HOOKS & options.keys()
-    return Hooks(**{name: options[name] for name in names}) if names else _NO_HOOKS
+    if not names and decode is None:
+        return _NO_HOOKS
+    return Hooks(**{name: options[name] for name in names}, decode=decode)
 
 
 def drive(
@@ -77,10 +84,27 @@ def _run(loop: Loop, hooks: Hooks) -> None:
         return
     with _progress_bar(len(loop.schedule)) if hooks.progress else nullcontext() as bar:
         for step in loop.rows():
-            if callback is not None and step is not None:
-                callback(step)
+            stopped = callback is not None and step is not None and _stops(callback, step, loop)
             if bar is not None:
                 bar.update()
+            if stopped:
+                return
+
+
+def _stops(callback: Callable[[Step], object], step: Step, loop: Loop) -> bool:
+    """Shows a row; whether the run ends there, with the state as the result."""
+    x0 = step.x0
+    try:
+        callback(step)
+    except Stop as stop:
+        loop.check_stopped(step, x0)
+        if stop.sample is not None:
+            if stop.sample.shape != step.x.shape:
+                got, wanted = tuple(stop.sample.shape), tuple(step.x.shape)
+                raise ValueError(f"the sample of fastsample.Stop must have shape {wanted}, got {got}") from None
+            step.x.copy_(stop.sample)
+        return True
+    return False
 
 
 def shown(loop: Loop) -> Iterator[Step]:

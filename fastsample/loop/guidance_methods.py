@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastsample.broadcast import per_sample
 from fastsample.checks import integer, one_of, real
-from fastsample.ops.bend import METHODS, Bend, Settings
+from fastsample.ops.bend import METHODS, Bend, Method, Settings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +57,7 @@ class Guidance:
     weight: float | Sequence[float] | Tensor
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
-    method: str = "plain"
+    method: Method = "plain"
     zero_init_steps: int = 0
     eta: float = 0.0
     norm_threshold: float = 15.0

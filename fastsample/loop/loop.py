@@ -208,6 +208,14 @@ class Loop:
         options = self._options._replace(model_kwargs=model_kwargs, cond=cond, uncond=uncond)
         self.guidance = replace(self.guidance_for(options), weights=self._memory.weights)
 
+    def check_stopped(self, step: Step, x0: Tensor) -> None:
+        """Raises where what was shown after a row, or lent to the model, was replaced; `rows` does where it goes on."""
+        if isinstance(self._memory, Workspace):
+            self._memory.check_shown(step, x0)
+            self._memory.check_lent()
+        else:
+            self._memory.check_shown(step)
+
     def warn_of_training(self) -> None:
         """Warns as construction does, for a model that has changed since."""
         self._predict.warn_of_training()

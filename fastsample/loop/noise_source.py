@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
+from fastsample.hints import check_takes
 from fastsample.loop.options import Noise
 from fastsample.ops.memory import ordinary_tensors
 
@@ -14,6 +15,7 @@ from fastsample.ops.memory import ordinary_tensors
 def noise_source(noise: Noise, state: Tensor) -> Callable[[int], Tensor]:
     """noise(k) for row k: the caller's own function, or torch's stream from one generator or one per sample."""
     if callable(noise) and not isinstance(noise, Generator):
+        check_takes("noise", noise, "noise(row)", "the row, 0 being the noisiest")
         return noise
     generators = [noise] if isinstance(noise, Generator) else list(noise) if isinstance(noise, Sequence) else []
     if not generators or not all(isinstance(one, Generator) for one in generators):

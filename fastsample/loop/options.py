@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, TypeVar
 
+from fastsample.checks import check_floating
+from fastsample.hints import of_step
 from fastsample.loop.guidance_methods import Guidance
+from fastsample.ops.backend import Backend
 from fastsample.ops.noise.keys import Index, Seed
 
 CorrectX0 = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor] | Generator | Sequence[Generator]
+Decoded = TypeVar("Decoded", default=Tensor)  # what a call returns
+Sample = TypeVar("Sample", covariant=True)
 
 
 @dataclass(slots=True, repr=False)
@@ -40,8 +45,83 @@ class Step:
     def __repr__(self) -> str:
         return f"Step(index={self.index}, t={self.t}, x of shape {tuple(self.x.shape)})"
 
+    if not TYPE_CHECKING:  # whom these would tell that there is any attribute and any key
 
-class Options(TypedDict, total=False):
+        def __getattr__(self, name):
+            raise AttributeError(f"a fastsample.Step has no {name!r}: {of_step(name)}", name=name, obj=self)
+
+        def __getitem__(self, key):
+            raise TypeError(f"a fastsample.Step has no key {key!r}, only attributes: {of_step(key)}")
+
+
+class Stop(Exception):  # noqa: N818 - like StopIteration it is no error
+    """Raised by a callback, it ends the run after this row, which then returns the sample so far.
+
+    To `out` and `decode` that is the result as any other, and a prepared run can be called again. A callback raises it
+    instead of returning something: what callbacks return has never counted, and many return what is true without
+    meaning anything by it, as `bar.update()` of tqdm does. Raised anywhere else, by the model, say, it is an exception
+    as any other. In the loop over `sampler.iterate(...)` a plain `break` does the same.
+
+    Args:
+        sample: the result, of the shape of `step.x`, such as `step.x0`. Default `step.x`, the state after the row,
+            which is as noisy as its level says; a sampler that reads no earlier rows, such as DDIM, goes on from there
+            with `start_step=step.index + 1`.
+
+    Raises:
+        TypeError: for a sample that is no floating-point tensor. ValueError, by the run: for one of another shape.
+
+    Example:
+        >>> import fastsample
+        >>> def settled(step):
+        ...     if step.sigma < 0.5:
+        ...         raise fastsample.Stop(step.x0)
+        >>> fastsample.ddim(lambda x, t: 0.1 * x, (2, 3), steps=50, seed=0, callback=settled).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, sample: Tensor | None = None) -> None:
+        if sample is not None:
+            check_floating("sample", sample)
+        super().__init__(*(() if sample is None else (sample,)))  # by which it is copied and pickled
+        self.sample = sample
+
+
+class HasSample(Protocol[Sample]):
+    """What the decoders of diffusers return."""
+
+    @property
+    def sample(self) -> Sample: ...
+
+
+Decode = Callable[[Tensor], Decoded | HasSample[Decoded]]
+
+
+class Undecoded(TypedDict, total=False):
+    """The options but decode, which tells what a call returns."""
+
+    seed: Seed | None
+    index: Index
+    noise: Noise | None
+    model_dtype: torch.dtype | None
+    model_kwargs: Mapping[str, Any] | None
+    cast_kwargs: bool
+    guidance: float | Sequence[float] | Tensor | Guidance | None
+    cond: Mapping[str, Any] | None
+    uncond: Mapping[str, Any] | None
+    guidance_rescale: float
+    guidance_interval: tuple[float, float] | None
+    mask: Tensor | None
+    known: Tensor | None
+    strength: float | None
+    start_step: int
+    callback: Callable[[Step], object] | None
+    progress: bool
+    out: Tensor | None
+    backend: Backend | None
+    device: torch.device | str | None
+
+
+class Options(Undecoded, total=False):
     """What every sampler takes beside its own arguments.
 
     An exception that ends a run carries the state that it had come to as its attribute `sample`, whoever raised it: the
@@ -90,7 +170,8 @@ class Options(TypedDict, total=False):
             (for heun, two rows each). A flow runs a step that only a part is left of too. `lcm` makes all its steps,
             among the first `strength` of the distillation's timesteps. All of it as in diffusers' pipelines.
         start_step: x is the state before this row; the rows before it are left out.
-        callback: called with a fastsample.Step after every row; may change `step.x` in place.
+        callback: called with a fastsample.Step after every row; may change `step.x` in place. What it returns does not
+            matter; it ends the run early by `raise fastsample.Stop`.
         progress: show a tqdm bar.
         decode: called with the result; what it returns is returned (its `.sample`, where that is a tensor), as with
             `decode=lambda x: vae.decode(x / vae.config.scaling_factor)`. It is given the result in the dtype that the
@@ -101,27 +182,7 @@ class Options(TypedDict, total=False):
         device: of the result; default that of x, else of the model, else CPU.
     """
 
-    seed: Seed | None
-    index: Index
-    noise: Noise | None
-    model_dtype: torch.dtype | None
-    model_kwargs: Mapping[str, Any] | None
-    cast_kwargs: bool
-    guidance: float | Sequence[float] | Tensor | Guidance | None
-    cond: Mapping[str, Any] | None
-    uncond: Mapping[str, Any] | None
-    guidance_rescale: float
-    guidance_interval: tuple[float, float] | None
-    mask: Tensor | None
-    known: Tensor | None
-    strength: float | None
-    start_step: int
-    callback: Callable[[Step], object] | None
-    progress: bool
     decode: Callable[[Tensor], Any] | None
-    out: Tensor | None
-    backend: str | None
-    device: torch.device | str | None
 
 
 class RunOptions(NamedTuple):
@@ -146,5 +207,5 @@ class RunOptions(NamedTuple):
     progress: bool = False
     decode: Callable[[Tensor], Any] | None = None
     out: Tensor | None = None
-    backend: str | None = None
+    backend: Backend | None = None
     device: torch.device | str | None = None

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic
 
 from torch import Tensor
 
 from fastsample.checks import not_a_tensor
+from fastsample.hints import no_argument
 from fastsample.loop.copies import copied
 from fastsample.loop.drive import Hooks, drive
 from fastsample.loop.loop import Loop
+from fastsample.loop.options import Decoded, Options
 from fastsample.loop.start import checked_start
 from fastsample.ops.noise.keys import Index, Seed, sample_keys
 from fastsample.ops.tracing import recording, transformed
+from fastsample.vocabulary import OF_SAMPLERS
 
 COPIED = ("seed", "index", "guidance", "mask", "known")  # of the options of a run, what later calls read again
 
+_OF_PREPARED = ("x", "seed", "index", "model_kwargs", "cond", "uncond", "out")
+_ARGUMENTS = {
+    **dict.fromkeys(OF_SAMPLERS, "the sampler"),
+    **dict.fromkeys(Options.__annotations__, "prepare(...)"),
+    **dict.fromkeys(_OF_PREPARED, ""),
+}
 
-class Prepared:
+
+class Prepared(Generic[Decoded]):
     """A run that can be made again and again: what `Sampler.prepare` returns.
 
     Arguments are checked, buffers made and kernels planned once; what the model computes in is asked once too, so
@@ -55,7 +65,7 @@ class Prepared:
         uncond: Mapping[str, Any] | None = None,
         out: Tensor | None = None,
         **others: Any,
-    ) -> Any:
+    ) -> Decoded:
         """A sample: as sampler(model, x, seed=seed, index=index, **options) makes it.
 
         Args:
@@ -76,10 +86,8 @@ class Prepared:
         """
         if others:
             name = min(others)
-            raise TypeError(
-                f"a prepared run takes no {name}: options belong to prepare(..., {name}=), its model's into "
-                f"model_kwargs={{'{name}': ...}}"
-            )
+            otherwise = f"keywords of its model go into model_kwargs={{{name!r}: ...}}"
+            raise TypeError(no_argument("a prepared run", name, _ARGUMENTS, otherwise=otherwise))
         followed = recording() or transformed()
         loop = self._waiting.pop() if self._waiting and not followed else self._make()
         loop.warn_of_training()

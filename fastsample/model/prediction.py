@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from fastsample.model.called_modules import attribute
+from fastsample.times.predictions import Prediction
 
 
-def prediction_of(model: Callable[..., Any], prediction: str | None) -> str:
+def prediction_of(model: Callable[..., Any], prediction: str | None) -> Prediction:
     """The given prediction, else the model's attribute `prediction` where that is a str, else "epsilon".
 
     The model's is found as its schedule is: on the model, else on the modules that it calls.
     """
-    return prediction if prediction is not None else _stated(model, "prediction", "epsilon")
+    return cast(Prediction, prediction if prediction is not None else _stated(model, "prediction", "epsilon"))
 
 
 def variance_of(model: Callable[..., Any], variance: str | None) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastsample.hints import is_pipeline, of_diffusers
 from fastsample.model.called_modules import called_modules
 from fastsample.model.dtype import COMPUTED_IN, stated_outside
 from fastsample.model.output import check_batch, tensor_of
@@ -38,8 +39,9 @@ class Predictor:
     """
 
     def __init__(self, model: Model, dtype: torch.dtype | None = None) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be callable as model(x, t, **model_kwargs), got {type(model).__name__}")
+        if not callable(model) or (not isinstance(model, nn.Module) and is_pipeline(model)):
+            got = f"{type(model).__name__}{of_diffusers(model)}"
+            raise TypeError(f"model must be callable as model(x, t, **model_kwargs), got {got}")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in COMPUTED_IN):
             raise TypeError(
                 f"model_dtype must be a floating-point torch.dtype that torch computes in ({_NAMES}), got {dtype!r}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastsample.caller import warn
+from fastsample.hints import of_diffusers
 from fastsample.model.called_modules import attribute, called_modules
 from fastsample.schedule import Schedule
 
@@ -30,6 +31,6 @@ def schedule_of(model: Callable[..., Any], schedule: Schedule | None) -> Schedul
         name = "schedule" if schedule is not None else "model.schedule"
         raise TypeError(
             f"{name} must be a fastsample.Schedule, such as Schedule.cosine() or "
-            f"Schedule.from_alphas_cumprod(scheduler.alphas_cumprod); got {type(chosen).__name__}"
+            f"Schedule.from_alphas_cumprod(scheduler.alphas_cumprod); got {type(chosen).__name__}{of_diffusers(chosen)}"
         )
     return chosen

@@ -8,13 +8,15 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
+from fastsample.checks import no_such_name
 from fastsample.ops.tracing import constant_when_traced
 
-_NAMES = ("reference", "cpu", "triton", "cuda")
+Backend = Literal["reference", "cpu", "triton", "cuda"]
+_NAMES: tuple[Backend, ...] = get_args(Backend)
 _FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # what an automatic choice tries
 
 _IN_SOURCE_TREE = (Path(__file__).parents[2] / "setup.py").exists()
@@ -94,7 +96,7 @@ def choose(
         return wanted
     name = "FASTSAMPLE_BACKEND" if backend is None else "backend"
     if wanted not in _NAMES:
-        raise ValueError(f"{name} must be one of {', '.join(_NAMES)}, got {wanted!r}")
+        raise no_such_name(name, wanted, _NAMES)
     if wanted not in offers:
         if backend is None:
             return _automatic(device, native, offers)

@@ -22,20 +22,20 @@ def check_state(x: Tensor) -> None:
         raise TypeError(f"x must be float32 (or float64 with the reference backend), got {x.dtype}")
 
 
-def check_output(m: Tensor, x: Tensor, *, guided: bool, name: str = "model_output") -> None:
+def check_output(m: Tensor, x: Tensor, *, guided: bool) -> None:
     """Raises unless m is a model's output for x: of its shape, or twice axis 1, or twice the batch where guided."""
-    check_strided(name, m)
+    check_strided("model_output", m)
     batches = (x.shape[0], 2 * x.shape[0]) if guided else (x.shape[0],)
     shapes = [torch.Size((batch, *rest)) for batch in batches for rest in (x.shape[1:], _doubled(x.shape[1:]))]
     if m.shape not in shapes:
         twice = ", with twice the batch under guidance" if guided else ""
         raise ValueError(
-            f"{name} must have x's shape {tuple(x.shape)} or twice its axis 1{twice}, got {tuple(m.shape)}"
+            f"model_output must have x's shape {tuple(x.shape)} or twice its axis 1{twice}, got {tuple(m.shape)}"
         )
     if m.device != x.device:
-        raise ValueError(f"{name} lies on {m.device}, x on {x.device}")
+        raise ValueError(f"model_output lies on {m.device}, x on {x.device}")
     if not m.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {m.dtype}")
+        raise TypeError(f"model_output must be floating point, got {m.dtype}")
 
 
 def check_like(name: str, tensor: Tensor | None, x: Tensor, *, dtype: torch.dtype | None, copies: int = 1) -> None:

@@ -3,7 +3,7 @@
 from fastsample.loop.cached import cached
 from fastsample.loop.guidance import Shared
 from fastsample.loop.guidance_methods import Guidance
-from fastsample.loop.options import Options, Step
+from fastsample.loop.options import Options, Step, Stop
 from fastsample.loop.prepared import Prepared
 from fastsample.samplers import catalogue
 from fastsample.samplers.batcher import Batcher, Request
@@ -24,6 +24,7 @@ __all__ = [
     "Sampler",
     "Shared",
     "Step",
+    "Stop",
     "cached",
     "guidance_scale_embedding",
     "optimal_timesteps",

@@ -15,17 +15,22 @@ from torch import Tensor
 
 from fastsample.caller import warn
 from fastsample.checks import check_number
+from fastsample.hints import hinting, meant_argument
 from fastsample.loop.cached import Cached
 from fastsample.loop.guidance import Shared, guidance_of
+from fastsample.loop.guidance_methods import Guidance
 from fastsample.loop.options import RunOptions
 from fastsample.loop.places import Places
 from fastsample.loop.start import warn_of_far_noise
 from fastsample.model import Model, Predictor
-from fastsample.ops.backend import choose
+from fastsample.ops.backend import Backend, choose
 from fastsample.ops.memory import ordinary_tensors
 from fastsample.ops.noise.keys import sample_keys
+from fastsample.samplers.hints import not_a_sampler
 from fastsample.samplers.sampler import Sampler
+from fastsample.vocabulary import OF_SAMPLERS
 
+_OF_SUBMIT = dict.fromkeys(("shape", "seed", "index"), "")
 _ENTERING = -1  # the row of a place whose sample has yet to be begun
 
 
@@ -89,7 +94,8 @@ class Batcher:
             half unconditional) and t with a time per sample. Otherwise as for `ddim`.
         sampler: any that starts from noise and has no correct_x0.
         batch: the number of places.
-        guidance: w of classifier-free guidance, the same for all requests; None or 1 calls the conditional half only.
+        guidance: w of classifier-free guidance, the same for all requests, or a plain Guidance without an interval;
+            None or 1 calls the conditional half only.
         uncond: with guidance, the keywords of the unconditional half, as those of `submit`.
         guidance_rescale, model_dtype, backend: as in fastsample.Options.
         model_kwargs: passed to every model call; under guidance as in fastsample.Options, for samples by their place.
@@ -109,22 +115,23 @@ class Batcher:
         (torch.Size([3, 8, 8]), True)
     """
 
+    @hinting(**dict.fromkeys(OF_SAMPLERS, "the sampler"), **dict.fromkeys(_OF_SUBMIT, "submit"))
     def __init__(
         self,
         model: Model,
         sampler: Sampler,
         *,
         batch: int,
-        guidance: float | None = None,
+        guidance: float | Guidance | None = None,
         uncond: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
         model_kwargs: Mapping[str, Any] | None = None,
         cast_kwargs: bool = True,
         model_dtype: torch.dtype | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
     ) -> None:
         if not isinstance(sampler, Sampler):
-            raise TypeError(f"sampler must be one of fastsample's, such as fastsample.DDIM, got {sampler!r}")
+            raise not_a_sampler(sampler)
         if sampler.correct_x0 is not None:
             raise ValueError("a Batcher takes no sampler with correct_x0: call it on its own")
         sigma = sampler.table.sigma
@@ -137,7 +144,9 @@ class Batcher:
             raise ValueError("a Batcher takes no cached model: its samples are at rows of their own")
         count = _batch_size(batch)
         if guidance is not None:
-            check_number("guidance", guidance)
+            check_number("guidance", guidance.weight if isinstance(guidance, Guidance) else guidance)
+        if isinstance(guidance, Guidance) and guidance.interval is not None:
+            raise ValueError("guidance has an interval of times, but samples of a Batcher are at times of their own")
         self._predict = Predictor(model, model_dtype)
         device = self._predict.device or torch.device("cpu")
         self._options = RunOptions(
@@ -320,7 +329,7 @@ def _of_one_sample(name: str, value: Any, device: torch.device, like: Tensor | N
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"{name} must be a tensor or a number of one sample, got {type(value).__name__}; what all requests share "
-            "goes into model_kwargs"
+            f"goes into model_kwargs{meant_argument(name, _OF_SUBMIT)}"
         ) from None
     if tensor.layout != torch.strided or (tensor.is_meta and device.type != "meta"):
         raise TypeError(f"{name} must be a dense tensor that has values, got {tensor.layout} on {tensor.device}")

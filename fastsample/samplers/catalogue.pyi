@@ -5,22 +5,23 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.loop.options import CorrectX0, Options
+from fastsample.loop.options import CorrectX0, Decode, Decoded, Undecoded
 from fastsample.model import Model
 from fastsample.samplers.consistency import Consistency
 from fastsample.samplers.ddim import DDIM
-from fastsample.samplers.ddpm import DDPM
-from fastsample.samplers.deis import DEIS
+from fastsample.samplers.ddpm import DDPM, Variance
+from fastsample.samplers.deis import DEIS, DEISVariant
 from fastsample.samplers.dpm_solver import DPMSolver
 from fastsample.samplers.euler import Euler, EulerAncestral
 from fastsample.samplers.heun import Heun
-from fastsample.samplers.inversion import DDIMInverse, EulerInverse
+from fastsample.samplers.inversion import Convention, DDIMInverse, EulerInverse
 from fastsample.samplers.ipndm import IPNDM
 from fastsample.samplers.lcm import LCM
 from fastsample.samplers.limits import Clip
 from fastsample.samplers.tcd import TCD
-from fastsample.samplers.unipc import UniPC
+from fastsample.samplers.unipc import UniPC, UniPCVariant
 from fastsample.schedule import Schedule
+from fastsample.times.predictions import Prediction
 from fastsample.times.solver_timesteps import Times
 from fastsample.times.timesteps import Timesteps
 
@@ -64,8 +65,9 @@ def consistency(
     sigma_data: float = 0.5,
     clip: Clip = 1.0,
     correct_x0: CorrectX0 | None = None,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Samples from a consistency model (Song et al. 2023), in one step or in one per entry of `sigmas`.
 
     At noise level sigma (x = clean + sigma z), on the way to the next one, sigma':
@@ -94,12 +96,14 @@ def consistency(
             karras_sigmas(80.0, 0.002, 40)[[0, 22]]: "ts 0,22,39" of consistency_models, timesteps=[22, 0] of diffusers.
         sigma_min: as in training.
         sigma_data: as in training.
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
             1 in both peers.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
 
     Calls with the same arguments share a fastsample.Consistency, whose table takes some 0.3 ms to make.
     See `Consistency.prepare` for short runs.
@@ -130,13 +134,14 @@ def ddim(
     schedule: Schedule | None = None,
     timesteps: Timesteps = "auto",
     eta: float = 0.0,
-    prediction: str | None = None,
+    prediction: Prediction | None = None,
     clip: Clip = None,
     rederive_epsilon: bool = True,
     correct_x0: CorrectX0 | None = None,
     final_alpha_cumprod: float = 1.0,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Samples from a diffusion model with DDIM (Song, Meng & Ermon 2020).
 
     From timestep t to the next entry of the list, t' (not t - T // N), with alpha bars a and a':
@@ -168,16 +173,18 @@ def ddim(
         eta: 0 is deterministic, 1 is ancestral sampling; larger values as far as 1 - a' >= s^2.
         prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
             `model.prediction`, found as the schedule is, else "epsilon".
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
             Needed where a list's first timestep is next to pure noise (a cosine schedule's last) and nothing else
             limits x0; the default's is not. To clip as diffusers does, set rederive_epsilon=False too.
         rederive_epsilon: after clipping or correction, take epsilon from the new x0 (improved-diffusion; diffusers'
             use_clipped_model_output). False keeps the model's own (diffusers' default).
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` as in Stable Diffusion.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
 
     Calls with the same arguments share a fastsample.DDIM, whose table takes some 0.3 ms to make.
     Make a schedule once, not in every call: two are told apart by identity.
@@ -212,12 +219,13 @@ def ddim_invert(
     steps: int = 50,
     schedule: Schedule | None = None,
     timesteps: Timesteps = "auto",
-    convention: str = "mirror",
-    prediction: str | None = None,
+    convention: Convention = "mirror",
+    prediction: Prediction | None = None,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Encodes clean samples as noise: DDIM's ODE (Song, Meng & Ermon 2020) run backwards.
 
     `ddim` with the same arguments, from the result, is the decoder; the error of the round trip is of the order of a
@@ -252,13 +260,15 @@ def ddim_invert(
         prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
             `model.prediction`, found as the schedule is, else "epsilon".
             "mirror" needs final_alpha_cumprod < 1 for "x0". A flow is inverted by `euler_invert`.
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
             "mirror" keeps the model's epsilon then, "improved" takes it from the new x0, as the code that they
             follow.
         final_alpha_cumprod: that of the decoder; unused by "improved".
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
             `strength`, `mask` and `known` are for sampling only.
 
     Calls with the same arguments share a fastsample.DDIMInverse, whose table takes some 0.3 ms to make.
@@ -291,12 +301,13 @@ def ddpm(
     steps: int | None = None,
     schedule: Schedule | None = None,
     timesteps: Timesteps = "respaced",
-    variance: str = "fixed_small",
-    prediction: str | None = None,
+    variance: Variance = "fixed_small",
+    prediction: Prediction | None = None,
     clip: Clip = None,
     correct_x0: CorrectX0 | None = None,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Ancestral sampling (DDPM, Ho, Jain & Abbeel 2020) on any subset of the timesteps, as improved-diffusion does it.
 
     From timestep t to the next entry of the list, t', with alpha bars a and a' and the respaced beta = 1 - a / a':
@@ -339,12 +350,14 @@ def ddpm(
             The last row, where beta_tilde is 0, takes that of the row before (with fixed_large too).
         prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
             `model.prediction`, found as the schedule is, else "epsilon".
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
             Improved-diffusion's and diffusers' defaults are 1.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
 
     Calls with the same arguments share a fastsample.DDPM, whose table takes some 0.3 ms to make.
     Make a schedule once, not in every call: two are told apart by identity.
@@ -376,16 +389,17 @@ def deis(
     steps: int = 10,
     schedule: Schedule | None = None,
     timesteps: Times = "auto",
-    prediction: str | None = None,
+    prediction: Prediction | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
     order: int = 3,
     correct_x0: CorrectX0 | None = None,
-    variant: str = "tab",
+    variant: DEISVariant = "tab",
     lower_order_final: bool = True,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Samples with DEIS (Zhang & Chen 2022): epsilon is extrapolated by a polynomial through the last `order` rows.
 
     With y = x / alpha, r = sigma / alpha, and L_j the polynomials that are 1 at one of these rows and 0 at the others:
@@ -422,7 +436,8 @@ def deis(
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
             A DynamicThreshold is diffusers' thresholding.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
             final_sigmas_type="sigma_min").
@@ -430,9 +445,10 @@ def deis(
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
         variant: "log_rho" or "tab", what the polynomials are of. Between whole timesteps log r is linear in t.
         lower_order_final: below 15 steps, take the last two rows with orders 1 and 2.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
 
     Calls with the same arguments share a fastsample.DEIS, whose table takes some 0.3 ms to make.
     Make a schedule once, not in every call: two are told apart by identity.
@@ -462,7 +478,7 @@ def dpm_solver(
     steps: int = 20,
     schedule: Schedule | None = None,
     timesteps: Times = "auto",
-    prediction: str | None = None,
+    prediction: Prediction | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
@@ -470,8 +486,9 @@ def dpm_solver(
     correct_x0: CorrectX0 | None = None,
     lower_order_final: bool = True,
     sde: bool = False,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Samples from a diffusion model with multistep DPM-Solver++ (Lu et al. 2022): good samples in 10 to 25 calls.
 
     The diffusion ODE is solved exactly but for x0, which is taken as a polynomial in lambda = log(alpha / sigma)
@@ -515,7 +532,8 @@ def dpm_solver(
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
             A DynamicThreshold is diffusers' thresholding.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
             final_sigmas_type="sigma_min").
@@ -524,9 +542,10 @@ def dpm_solver(
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
         lower_order_final: below 15 steps, take the last two rows with orders 2 and 1.
         sde: whether to add noise in every row that does not end in clean data: more steps, more variety.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
 
     Calls with the same arguments share a fastsample.DPMSolver, whose table takes some 0.3 ms to make.
     Make a schedule once, not in every call: two are told apart by identity.
@@ -557,13 +576,14 @@ def euler(
     steps: int = 50,
     schedule: Schedule | None = None,
     timesteps: Times = "auto",
-    prediction: str | None = None,
+    prediction: Prediction | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
     correct_x0: CorrectX0 | None = None,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Samples with Euler's method on the diffusion ODE dy/dr = (y - x0)/r, y = x / alpha, r = sigma / alpha.
 
         x' = sigma'/sigma x + (alpha' - alpha sigma'/sigma) x0
@@ -596,13 +616,15 @@ def euler(
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
             final_sigmas_type="sigma_min").
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
 
     Calls with the same arguments share a fastsample.Euler, whose table takes some 0.3 ms to make.
     Make a schedule once, not in every call: two are told apart by identity.
@@ -635,13 +657,14 @@ def euler_ancestral(
     steps: int = 50,
     schedule: Schedule | None = None,
     timesteps: Times = "auto",
-    prediction: str | None = None,
+    prediction: Prediction | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
     correct_x0: CorrectX0 | None = None,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Samples with Euler's method down to less noise than the next level has, and makes up the difference afresh.
 
     With r = sigma / alpha and y = x / alpha:
@@ -675,13 +698,15 @@ def euler_ancestral(
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
             final_sigmas_type="sigma_min").
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
 
     Calls with the same arguments share a fastsample.EulerAncestral, whose table takes some 0.3 ms to make.
     Make a schedule once, not in every call: two are told apart by identity.
@@ -710,13 +735,14 @@ def euler_invert(
     steps: int = 50,
     schedule: Schedule | None = None,
     timesteps: Times = "auto",
-    prediction: str | None = None,
+    prediction: Prediction | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
-    convention: str = "mirror",
-    **options: Unpack[Options],
-) -> Tensor:
+    convention: Convention = "mirror",
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Encodes clean samples as noise: the ODE of `euler` run backwards, that of a flow above all.
 
     `euler` with the same arguments, from the result, is the decoder; the error of the round trip is of the order of a
@@ -749,7 +775,8 @@ def euler_invert(
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
             "mirror" keeps the model's epsilon then, "improved" takes it from the new x0, as the code that they
             follow.
             But a flow keeps the model's own epsilon.
@@ -758,9 +785,10 @@ def euler_invert(
             - "mirror": at the noisier one, which is reached: where `euler` starts from, the levels it passes;
             - "improved": at the one that x is at. A flow then begins at t = 0 and makes its last call before t = 1000;
               otherwise as for `ddim_invert`.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
             `strength`, `mask` and `known` are for sampling only.
 
     Calls with the same arguments share a fastsample.EulerInverse, whose table takes some 0.3 ms to make.
@@ -793,13 +821,14 @@ def heun(
     steps: int = 25,
     schedule: Schedule | None = None,
     timesteps: Times = "auto",
-    prediction: str | None = None,
+    prediction: Prediction | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
     correct_x0: CorrectX0 | None = None,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Samples with Heun's method (Karras et al. 2022), of second order, at 2 `steps` - 1 model calls.
 
     From noise level (alpha, sigma) to (alpha', sigma'), two rows for all steps but the last:
@@ -839,13 +868,15 @@ def heun(
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
             final_sigmas_type="sigma_min").
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
 
     Calls with the same arguments share a fastsample.Heun, whose table takes some 0.3 ms to make.
     Make a schedule once, not in every call: two are told apart by identity.
@@ -877,14 +908,15 @@ def ipndm(
     steps: int = 10,
     schedule: Schedule | None = None,
     timesteps: Times = "auto",
-    prediction: str | None = None,
+    prediction: Prediction | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
     order: int = 4,
     correct_x0: CorrectX0 | None = None,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Samples with iPNDM (Zhang & Chen 2022): Adams-Bashforth on epsilon, the best solver in 4 to 10 calls.
 
     With y = x / alpha, r = sigma / alpha and e, h1, h2, h3 the epsilon of this row and of the three before it:
@@ -925,15 +957,17 @@ def ipndm(
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
             A DynamicThreshold is diffusers' thresholding.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
             final_sigmas_type="sigma_min").
         order: 1 to 4.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
 
     Calls with the same arguments share a fastsample.IPNDM, whose table takes some 0.3 ms to make.
     Make a schedule once, not in every call: two are told apart by identity.
@@ -966,12 +1000,13 @@ def lcm(
     original_steps: int = 50,
     timestep_scaling: float = 10.0,
     sigma_data: float = 0.5,
-    prediction: str | None = None,
+    prediction: Prediction | None = None,
     clip: Clip = None,
     correct_x0: CorrectX0 | None = None,
     guidance_embedding: float | Sequence[float] | Tensor | None = None,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Samples from a latent consistency model (Luo et al. 2023), as diffusers' LCMScheduler does.
 
     From timestep t to the next entry of the list, with its alpha bar a' (1 after the last) and r = timestep_scaling t:
@@ -1009,14 +1044,16 @@ def lcm(
         sigma_data: of the boundary scalings, as in the distillation.
         prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
             `model.prediction`, found as the schedule is, else "epsilon".
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
         guidance_embedding: the guidance scale w that a model with `config.time_cond_proj_dim` is told, a number or
             one per sample: it is given guidance_scale_embedding(w, time_cond_proj_dim) as the keyword
             `timestep_cond`. Such a model needs no second, unconditional call.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
             With `strength` and timesteps "lcm" all `steps` are made, from timestep
             k floor(original_steps strength) - 1 on, k = T // original_steps.
 
@@ -1052,11 +1089,12 @@ def tcd(
     timesteps: Timesteps = "lcm",
     original_steps: int = 50,
     gamma: float = 0.3,
-    prediction: str | None = None,
+    prediction: Prediction | None = None,
     clip: Clip = None,
     correct_x0: CorrectX0 | None = None,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Samples by trajectory consistency distillation (Zheng et al. 2024), as diffusers' TCDScheduler does.
 
     From timestep t to the next entry of the list, t' (0 after the last), by way of t_s = floor((1 - gamma) t'), with
@@ -1093,12 +1131,14 @@ def tcd(
         gamma: in [0, 1]: 0 is deterministic, 1 all fresh noise. diffusers calls it eta.
         prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"; default
             `model.prediction`, found as the schedule is, else "epsilon".
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
             Epsilon is taken from the new x0. TCDScheduler never clips.
         correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
             `strength` leaves steps out, as diffusers' image-to-image pipelines do with TCDScheduler.
 
     Calls with the same arguments share a fastsample.TCD, whose table takes some 0.3 ms to make.
@@ -1129,17 +1169,18 @@ def unipc(
     steps: int = 10,
     schedule: Schedule | None = None,
     timesteps: Times = "auto",
-    prediction: str | None = None,
+    prediction: Prediction | None = None,
     shift: float = 1.0,
     clip: Clip = None,
     final_alpha_cumprod: float = 1.0,
     order: int = 2,
     correct_x0: CorrectX0 | None = None,
-    variant: str = "bh2",
+    variant: UniPCVariant = "bh2",
     corrector: bool = True,
     lower_order_final: bool = True,
-    **options: Unpack[Options],
-) -> Tensor:
+    decode: Decode[Decoded] | None = None,
+    **options: Unpack[Undecoded],
+) -> Decoded:
     """Samples with UniPC (Zhao et al. 2023), of order 1 to 3, one more with its corrector: the best from 6 calls on.
 
     From noise level (alpha, sigma) to (alpha', sigma'), with w the width of the row in lambda = log(alpha / sigma),
@@ -1180,7 +1221,8 @@ def unipc(
             matching; default
             `model.prediction`, found as the schedule is, else "epsilon".
         shift: for a flow: noise levels s become shift s / (1 + (shift - 1) s); 3 for Stable Diffusion 3.
-        clip: clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither.
+        clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+            for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
             A DynamicThreshold is diffusers' thresholding.
         final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` (diffusers'
             final_sigmas_type="sigma_min").
@@ -1190,9 +1232,10 @@ def unipc(
         variant: "bh1", better in up to 10 calls, or "bh2".
         corrector: whether to correct.
         lower_order_final: take the last two rows with orders 2 and 1.
+        decode: what to make of the sample before it is returned, see fastsample.Options.
         **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
             model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-            known, strength, start_step, callback, progress, decode, out, backend, device.
+            known, strength, start_step, callback, progress, out, backend, device.
 
     Calls with the same arguments share a fastsample.UniPC, whose table takes some 0.3 ms to make.
     Make a schedule once, not in every call: two are told apart by identity.

@@ -17,6 +17,7 @@ from fastsample.samplers.sampling_function import sampling_function
 from fastsample.samplers.spaced import Spaced
 from fastsample.schedule import Float64Array
 from fastsample.tables import Table
+from fastsample.times.predictions import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class DDIM(Spaced):
 
     steps: int = 50
     eta: float = 0.0
-    prediction: str = "epsilon"
+    prediction: Prediction = "epsilon"
     clip: Clip = None
     rederive_epsilon: bool = True
     correct_x0: CorrectX0 | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsample.checks import no_such_name
 from fastsample.loop.options import CorrectX0
 from fastsample.samplers.columns import x0_table
 from fastsample.samplers.limits import Clip
@@ -15,9 +16,11 @@ from fastsample.samplers.sampling_function import sampling_function
 from fastsample.samplers.spaced import Spaced
 from fastsample.schedule import Float64Array, Schedule
 from fastsample.tables import Table
+from fastsample.times.predictions import Prediction
 from fastsample.times.timesteps import Timesteps
 
-VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
+Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
+VARIANCES: tuple[Variance, ...] = get_args(Variance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +66,8 @@ class DDPM(Spaced):
 
     steps: int | None = None
     timesteps: Timesteps = "respaced"
-    variance: str = "fixed_small"
-    prediction: str = "epsilon"
+    variance: Variance = "fixed_small"
+    prediction: Prediction = "epsilon"
     clip: Clip = None
     correct_x0: CorrectX0 | None = None
 
@@ -94,7 +97,7 @@ class DDPM(Spaced):
         )
 
 
-def _half_log_variance(variance: str, beta: Float64Array, beta_tilde: Float64Array) -> dict[str, Any]:
+def _half_log_variance(variance: Variance, beta: Float64Array, beta_tilde: Float64Array) -> dict[str, Any]:
     # The last row's beta_tilde is 0. As in improved-diffusion that of the row before stands in for it; a process of one
     # step has none, and beta is the only bound left.
     smallest = np.log(np.append(beta_tilde[:-1], beta_tilde[-2] if len(beta) > 1 else beta[0]))
@@ -107,7 +110,7 @@ def _half_log_variance(variance: str, beta: Float64Array, beta_tilde: Float64Arr
         return {"g1": 0.5}
     if variance == "learned_range":
         return {"g0": (largest + smallest) / 4, "g1": (largest - smallest) / 4}
-    raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
+    raise no_such_name("variance", variance, VARIANCES)
 
 
 ddpm = sampling_function(DDPM, "ddpm")

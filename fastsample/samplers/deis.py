@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from fastsample.samplers.multistep import lower_at_the_end, of_finite_levels
 from fastsample.samplers.sampling_function import sampling_function
 from fastsample.schedule import Float64Array, checked_schedule
 
-VARIANTS = ("log_rho", "tab")
+DEISVariant = Literal["log_rho", "tab"]
+VARIANTS: tuple[DEISVariant, ...] = get_args(DEISVariant)
 _MOST = 1e9  # sigma / alpha of what counts as pure noise
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 
@@ -52,7 +53,7 @@ class DEIS(AdamsBashforth):
 
     steps: int = 10
     order: int = 3
-    variant: str = "tab"
+    variant: DEISVariant = "tab"
     lower_order_final: bool = True
 
     @property

@@ -23,13 +23,13 @@ Args:
     schedule: the one the model was trained with{of_function}.
     original_steps: how many timesteps the model was distilled at.
     prediction: what the model predicts: "epsilon", "v" (sqrt(a) epsilon - sqrt(1 - a) x0) or "x0"{of_the_model}.
-    clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as those of
-        each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
+    clip: clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays that broadcast to a sample, such as one
+        for each of a robot's actions; a fastsample.DynamicThreshold; None for none of them.
     correct_x0: correct_x0(x0, t) returns the x0 to use instead, before clipping; costs a second pass over memory.
     final_alpha_cumprod: alpha bar after the last step: 1, or `schedule.alphas_cumprod[0]` as in Stable Diffusion.
     **options: the arguments of every sampler, documented in fastsample.Options: seed, index, noise,
         model_dtype, model_kwargs, cast_kwargs, guidance, cond, uncond, guidance_rescale, guidance_interval, mask,
-        known, strength, start_step, callback, progress, decode, out, backend, device.
+        known, strength, start_step, callback, progress, out, backend, device.
 """
 
 _OF_MODEL = """; default `model.schedule`, also that of the one model which a

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+import functools
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
+from typing_extensions import Never
 
 from fastsample.caller import warn
+from fastsample.hints import no_argument, no_attribute_of_sampler, of_diffusers
 from fastsample.loop.options import Options
 from fastsample.schedule import Schedule
 from fastsample.tables import Table
@@ -18,24 +22,82 @@ from fastsample.times.automatic import AUTO
 # schedule: benchmarks/starts.py.
 LEAST_RATIO = 5.0
 
-# The names in diffusers of some arguments, and the names here.
-_OTHER_NAMES = {
-    "guidance_scale": "guidance=",
-    "num_inference_steps": "steps=",
-    "generator": "seed= or noise=",
-    "y": "model_kwargs={'y': ...} or cond=",
-    "encoder_hidden_states": "model_kwargs={'encoder_hidden_states': ...} or cond=",
-}
+FUNCTIONS: dict[type, str] = {}  # of each sampler its function
+
+_OF_MODEL = "the model's own keywords go into model_kwargs= (fastsample.Options lists what a call takes)"
 
 
-def no_argument(sampler: str, name: str, attributes: Mapping[str, Any]) -> str:
-    """The message for an argument that a run does not have; `attributes` are the sampler's."""
-    if name in attributes:
-        return f"{name} belongs to {sampler}(..., {name}=), not to its call"
-    near = difflib.get_close_matches(name, [*Options.__annotations__, *attributes], n=1)
-    hint = _OTHER_NAMES.get(name) or (f"{near[0]}=" if near else "")
-    meant = f"; did you mean {hint}?" if hint else ": the model's own keywords go into model_kwargs="
-    return f"{sampler} has no argument {name}{meant} (fastsample.Options lists what a call takes)"
+def no_option(kind: type, name: str) -> TypeError:
+    """The error to raise for an argument that the call of a sampler of this class does not have."""
+    made = f"{FUNCTIONS[kind]}(...) or {kind.__name__}(...)" if kind in FUNCTIONS else f"{kind.__name__}(...)"
+    arguments = dict.fromkeys(_fields(kind), made) | _of_call()
+    return TypeError(no_argument(kind.__name__, name, arguments, others=_of_others(), otherwise=_OF_MODEL))
+
+
+class _OfSchedulers:
+    """A class method of diffusers' schedulers, which samplers do not have. (@private: nor does the reference.)"""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, sampler: object, kind: type) -> Never:
+        raise AttributeError(no_attribute_of_sampler(kind, self._name))
+
+
+class NoScheduler:
+    """What a sampler answers that is made with the words of another library, or taken for a scheduler of diffusers."""
+
+    if not TYPE_CHECKING:  # to whom these would tell that anything goes
+        from_config, from_pretrained = _OfSchedulers(), _OfSchedulers()
+
+        def __new__(cls, *given, **named):
+            _check_fields(cls, named)
+            return super().__new__(cls)
+
+        def __getattr__(self, name):
+            raise AttributeError(no_attribute_of_sampler(type(self), name), name=name, obj=self)
+
+
+def _check_fields(kind: type, names: Iterable[str]) -> None:
+    """Raises TypeError where the class of a sampler has no such field."""
+    taken = _parameters(kind)
+    if taken is None or all(name in taken for name in names):
+        return
+    unknown = next(name for name in names if name not in taken)
+    arguments = dict.fromkeys(_of_call(), "the sampler's call") | dict.fromkeys(taken, "")
+    raise TypeError(no_argument(kind.__name__, unknown, arguments, others=_of_others()))
+
+
+def not_a_sampler(value: object) -> TypeError:
+    """The error to raise for what stands in the place of a sampler."""
+    got = f"{type(value).__name__}{of_diffusers(value)}"
+    return TypeError(f"sampler must be one of fastsample's, such as fastsample.DDIM(schedule), got {got}")
+
+
+def _of_call() -> dict[str, str]:
+    return dict.fromkeys(("model", "x", *Options.__annotations__), "")
+
+
+def _of_others() -> dict[str, str]:
+    """The fields of all samplers, each with the functions that have it."""
+    have: dict[str, list[str]] = {}
+    for kind, function in FUNCTIONS.items():
+        if kind.__module__.startswith("fastsample."):
+            for name in _fields(kind):
+                have.setdefault(name, []).append(f"fastsample.{function}")
+    return {name: ", ".join(functions[:3]) + (" and others" * (len(functions) > 3)) for name, functions in have.items()}
+
+
+def _fields(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+@functools.cache
+def _parameters(kind: type) -> frozenset[str] | None:
+    """What a class is made with, by name; None where that is anything."""
+    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    anything = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    return None if anything else frozenset(one.name for one in parameters)
 
 
 def warn_of_amplified_errors(table: Table) -> bool:

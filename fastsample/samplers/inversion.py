@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsample.checks import check_number
+from fastsample.checks import check_number, one_of
 from fastsample.model import Model
 from fastsample.samplers.columns import direction_table
 from fastsample.samplers.limits import Clip
@@ -21,8 +21,10 @@ from fastsample.samplers.spaced import Spaced
 from fastsample.schedule import Float64Array
 from fastsample.tables import Table
 from fastsample.times.levels import noise_levels
+from fastsample.times.predictions import Prediction
 
-CONVENTIONS = ("mirror", "improved")
+Convention = Literal["mirror", "improved"]
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 
 
 class Inversion(Sampler):
@@ -35,13 +37,12 @@ class Inversion(Sampler):
         **options: ... `strength`, `mask` and `known` are for sampling only.
     """
 
-    convention: str
-    prediction: str
+    convention: Convention
+    prediction: Prediction
     clip: Clip
 
     def _rows(self, t: NDArray[Any], alpha: Float64Array, sigma: Float64Array) -> Table:
-        if self.convention not in CONVENTIONS:
-            raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {self.convention!r}")
+        one_of("convention", self.convention, CONVENTIONS)
         mirror, flow = self.convention == "mirror", self.prediction == "flow"
         if mirror and self.prediction == "x0" and sigma[-1] == 0:
             raise ValueError(
@@ -109,8 +110,8 @@ class DDIMInverse(Inversion, Spaced):
     """
 
     steps: int = 50
-    convention: str = "mirror"
-    prediction: str = "epsilon"
+    convention: Convention = "mirror"
+    prediction: Prediction = "epsilon"
     clip: Clip = None
     final_alpha_cumprod: float = 1.0
 
@@ -153,7 +154,7 @@ class EulerInverse(Inversion, Solver):
         [500.0, 750.0, 900.0, 1000.0]
     """
 
-    convention: str = "mirror"
+    convention: Convention = "mirror"
 
 
 ddim_invert = sampling_function(DDIMInverse, "ddim_invert", x="x0")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from fastsample.checks import real_array
 from fastsample.samplers.limits import DynamicThreshold
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Schedule
@@ -56,7 +57,10 @@ def _key(kind: Callable[..., Sampler], schedule: Schedule | None, fields: dict[s
 def _content(value: Any) -> tuple[object, ...] | None:
     """A hashable copy of timesteps or levels, None for any other value."""
     if isinstance(value, torch.Tensor | np.ndarray):
-        array = np.asarray(value)
+        try:
+            array = real_array("a field", value)
+        except (TypeError, ValueError):  # which the sampler itself refuses, by the field's name
+            return None
         return array.dtype.str, array.shape, array.tobytes()
     if isinstance(value, list | tuple | range) and all(isinstance(entry, int | float) for entry in value):
         return type(value), *value, *map(type, value)

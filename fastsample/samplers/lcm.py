@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample.checks import check_positive
-from fastsample.loop.options import CorrectX0, Options, Step
+from fastsample.loop.options import CorrectX0, Decode, Decoded, Options, Step, Undecoded
 from fastsample.model import Model
 from fastsample.samplers.columns import x0_table
 from fastsample.samplers.guidance_embedding import told_guidance
@@ -21,6 +21,7 @@ from fastsample.samplers.sampling_function import sampling_function
 from fastsample.samplers.spaced import Spaced
 from fastsample.schedule import Float64Array
 from fastsample.tables import Table
+from fastsample.times.predictions import Prediction
 from fastsample.times.timesteps import Timesteps, spaced_timesteps
 
 
@@ -64,7 +65,7 @@ class LCM(Spaced):
     original_steps: int = 50
     timestep_scaling: float = 10.0
     sigma_data: float = 0.5
-    prediction: str = "epsilon"
+    prediction: Prediction = "epsilon"
     clip: Clip = None
     correct_x0: CorrectX0 | None = None
 
@@ -103,8 +104,9 @@ class LCM(Spaced):
         x: Tensor | Sequence[int],
         *,
         guidance_embedding: float | Sequence[float] | Tensor | None = None,
-        **options: Unpack[Options],
-    ) -> Any:
+        decode: Decode[Decoded] | None = None,
+        **options: Unpack[Undecoded],
+    ) -> Decoded:
         """Samples from the model.
 
         Args:
@@ -112,9 +114,11 @@ class LCM(Spaced):
             guidance_embedding: the guidance scale w that a model with `config.time_cond_proj_dim` is told, a number or
                 one per sample: it is given guidance_scale_embedding(w, time_cond_proj_dim) as the keyword
                 `timestep_cond`. Such a model needs no second, unconditional call.
+            decode: what to make of the sample before it is returned, see fastsample.Options.
             **options: see fastsample.Options.
         """
-        return super().__call__(model, x, guidance_embedding=guidance_embedding, **options)  # type: ignore[call-arg]
+        own: Any = {"guidance_embedding": guidance_embedding}  # which `_own_options` expresses otherwise
+        return super().__call__(model, x, decode=decode, **options, **own)
 
     def iterate(
         self,

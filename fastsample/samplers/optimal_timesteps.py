@@ -16,6 +16,7 @@ from fastsample.model import Model, Predictor, prediction_of, schedule_of
 from fastsample.ops.noise.keys import Seed, fresh_seed
 from fastsample.samplers.ddim import DDIM
 from fastsample.samplers.euler import Euler
+from fastsample.samplers.hints import not_a_sampler
 from fastsample.samplers.limits import Clip
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array, Schedule
@@ -139,7 +140,7 @@ def _fine_sampler(model: Model, schedule: Schedule | None, clip: Clip, steps: in
 def _checked(sampler: Sampler, steps: int) -> Table:
     """The table of a sampler that can draw trajectories for so many steps."""
     if not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler must be a sampler object such as fastsample.DDIM(...), got {type(sampler).__name__}")
+        raise not_a_sampler(sampler)
     table = sampler.table
     if any(table.stochastic) or table.alpha is None or len(set(table.times)) < len(table):
         raise ValueError("sampler must have noise levels, one row a step and no noise, such as fastsample.DDIM")

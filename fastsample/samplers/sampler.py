@@ -14,19 +14,20 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample.caller import warn
+from fastsample.hints import check_takes, of_diffusers
 from fastsample.loop.copies import copied
 from fastsample.loop.drive import drive, hooks_of, shown
 from fastsample.loop.loop import Loop
-from fastsample.loop.options import CorrectX0, Options, RunOptions, Step
+from fastsample.loop.options import CorrectX0, Decode, Decoded, Options, RunOptions, Step, Undecoded
 from fastsample.loop.prepared import COPIED, Prepared
 from fastsample.model import Model
-from fastsample.samplers.hints import no_argument, warn_of_amplified_errors
+from fastsample.samplers.hints import NoScheduler, no_option, warn_of_amplified_errors
 from fastsample.samplers.limits import hashable
 from fastsample.samplers.start import checked_start_step, checked_strength, steps_left_out
 from fastsample.tables import Table
 
 
-class Sampler:
+class Sampler(NoScheduler):
     """A table and the loop around it: what every sampler inherits, and how a table of your own is sampled.
 
     Immutable, so one sampler serves any number of models and threads at once.
@@ -48,28 +49,37 @@ class Sampler:
 
     def __init__(self, table: Table) -> None:
         if not isinstance(table, Table):
-            raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
+            raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}{of_diffusers(table)}")
         self._set(table=table)
 
-    def __call__(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Any:
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor | Sequence[int],
+        *,
+        decode: Decode[Decoded] | None = None,
+        **options: Unpack[Undecoded],
+    ) -> Decoded:
         """Samples from the model.
 
         Args:
             model, x: see fastsample.ddim.
+            decode: what to make of the sample before it is returned, see fastsample.Options.
             **options: see fastsample.Options.
         """
-        hooks = hooks_of(options)
+        hooks = hooks_of(options, decode)
         asked = options_of(self, model, x, options)
         loop = loop_of(self, model, x, asked, observed=hooks.callback is not None, borrows=True)
-        return drive(loop, x, asked.seed, asked.index, asked.out, hooks)
+        result: Decoded = drive(loop, x, asked.seed, asked.index, asked.out, hooks)
+        return result
 
     def iterate(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Iterator[Step]:
         """The same loop as a generator: yields a Step after each row; the last one's `x` is the sample.
 
         Takes what a call takes but callback, progress, decode and out. Arguments are checked at the call, not at the
         first step. `step.x` and `step.x0` are the loop's buffers: clone what you keep, as in
-        `previews = [step.x0.clone() for step in sampler.iterate(...)]`. Between steps the caller's own gradient mode is
-        in force.
+        `previews = [step.x0.clone() for step in sampler.iterate(...)]`. A `break` ends the run early; the last
+        step's `x` and `x0` stay as they are then. Between steps the caller's own gradient mode is in force.
         """
         if misplaced := sorted({"callback", "progress", "decode", "out"} & set(options)):
             raise TypeError(f"iterate takes no {', '.join(misplaced)}: do that between the steps it yields")
@@ -79,14 +89,21 @@ class Sampler:
             loop.start(x, asked.seed, asked.index)
         return shown(loop)
 
-    def prepare(self, model: Model, x: Tensor | Sequence[int], **options: Unpack[Options]) -> Prepared:
+    def prepare(
+        self,
+        model: Model,
+        x: Tensor | Sequence[int],
+        *,
+        decode: Decode[Decoded] | None = None,
+        **options: Unpack[Undecoded],
+    ) -> Prepared[Decoded]:
         """The same call with everything made beforehand, to be called again and again: for short runs.
 
         What a call of the sampler sets up anew each time (buffers, plans, checks of arguments) is set up once.
 
         Args:
             model, x: see fastsample.ddim; x is a shape, or the tensor that runs start from where they are given none.
-            **options: see fastsample.Options; all but `out`, which goes to the call.
+            decode, **options: see fastsample.Options; all but `out`, which goes to the call.
 
         Returns:
             A fastsample.Prepared, called as `prepared(x, seed=, index=, model_kwargs=, cond=, uncond=, out=)`, all of
@@ -103,7 +120,7 @@ class Sampler:
         """
         if options.get("out") is not None:
             raise TypeError("prepare takes no out: give it to the call of what it returns")
-        hooks = hooks_of(options)
+        hooks = hooks_of(options, decode)
         asked = options_of(self, model, x, options)
         asked = asked._replace(**{name: copied(getattr(asked, name)) for name in COPIED})
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
@@ -149,8 +166,10 @@ class Sampler:
         return options
 
     def _set(self, **attributes: object) -> None:
-        if not (self.correct_x0 is None or callable(self.correct_x0)):
-            raise TypeError(f"correct_x0 must be callable, got {self.correct_x0!r}")
+        if self.correct_x0 is not None:
+            if not callable(self.correct_x0):
+                raise TypeError(f"correct_x0 must be callable, got {self.correct_x0!r}")
+            check_takes("correct_x0", self.correct_x0, "correct_x0(x0, t)", "a row's x0 and its times")
         # Samplers are frozen dataclasses: what __post_init__ works out goes past the lock.
         self.__dict__.update(attributes)
         if "clip" in self.__dict__:
@@ -170,7 +189,7 @@ def options_of(sampler: Sampler, model: Model, x: Tensor | Sequence[int], option
         return RunOptions(**given)
     except TypeError:
         unknown = min(given.keys() - set(RunOptions._fields))
-        raise TypeError(no_argument(type(sampler).__name__, unknown, vars(sampler))) from None
+        raise no_option(type(sampler), unknown) from None
 
 
 def loop_of(

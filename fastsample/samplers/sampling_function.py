@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample.loop.options import Options
+from fastsample.loop.options import Decode, Decoded, Undecoded
 from fastsample.model import Model, prediction_of, schedule_of
 from fastsample.samplers.function_docs import complete, function_docs
+from fastsample.samplers.hints import FUNCTIONS
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.solver import Solver, schedule_for
@@ -23,15 +24,17 @@ from fastsample.schedule import Schedule
 # The names in annotations of every function.
 _NAMES = {
     "Model": Model,
-    "Options": Options,
+    "Decode": Decode,
+    "Decoded": Decoded,
     "Schedule": Schedule,
     "Sequence": Sequence,
     "Tensor": Tensor,
+    "Undecoded": Undecoded,
     "Unpack": Unpack,
 }
 
 
-def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[..., Tensor]:
+def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[..., Any]:
     """The function `name(model, x, *, ..., **options)` of a sampler: `ddim = sampling_function(DDIM, "ddim")`.
 
     It takes the fields of the class, and what its call takes beside fastsample.Options, with their defaults and types,
@@ -65,27 +68,31 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
     # For tracebacks, inspect.getsource and IPython's ??.
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     function = namespace[name]
-    types = {field.name: field.type for field in own_fields.values()} | {
-        "schedule": "Schedule | None",
-        "prediction": "str | None",
-    }
+    FUNCTIONS[kind] = name
+    types = {field.name: field.type for field in own_fields.values()}
+    of_model = types.keys() & {"schedule", "prediction"}  # the model's own where they are not given
+    types |= {name: _or_none(types[name]) for name in of_model}
     types |= {keyword: kind.__call__.__annotations__[keyword] for keyword in of_call}
     function.__kwdefaults__ = {field.name: field.default for field in own_fields.values()} | of_call
-    function.__kwdefaults__ |= dict.fromkeys(own_fields.keys() & {"schedule", "prediction"})  # the model's own
+    function.__kwdefaults__ |= dict.fromkeys(of_model)
     function.__annotations__ = {
         "model": "Model",
         x: "Tensor" if x == "x0" else "Tensor | Sequence[int]",
         **{keyword: types[keyword] for keyword in keywords},
-        "options": "Unpack[Options]",
-        "return": "Tensor",
+        "options": "Unpack[Undecoded]",
+        "return": "Decoded",
     }
     function.__doc__ = function_docs(kind, ["model", x, *keywords, "**options"])
     complete(kind, [*own_fields])
     # typing.get_type_hints looks up the types of inherited fields where the class stands.
     module = vars(sys.modules[kind.__module__])
     module |= {name: value for name, value in namespace.items() if name not in module and name in _types(own_fields)}
-    generated: Callable[..., Tensor] = function
+    generated: Callable[..., Any] = function
     return generated
+
+
+def _or_none(annotation: Any) -> Any:
+    return f"{annotation.removesuffix(' | None')} | None" if isinstance(annotation, str) else annotation | None
 
 
 def _types(own_fields: dict[str, Any]) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from numpy.typing import NDArray
 
@@ -21,8 +21,14 @@ from fastsample.times.continuous import spaced_levels
 from fastsample.times.flow import flow_levels
 from fastsample.times.levels import noise_levels
 from fastsample.times.of_schedule import timesteps_of_schedule
+from fastsample.times.predictions import Prediction
 from fastsample.times.solver_timesteps import Times, fractional_timesteps
-from fastsample.times.timesteps import one_step_from_the_noisiest
+from fastsample.times.timesteps import (
+    SPACINGS_OF_SOLVERS,
+    SpacingOfSolvers,
+    check_spacing,
+    one_step_from_the_noisiest,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Solver(Sampler):
     _: KW_ONLY
     steps: int = 50
     timesteps: Times = AUTO
-    prediction: str = "epsilon"
+    prediction: Prediction = "epsilon"
     shift: float = 1.0
     clip: Clip = None
     final_alpha_cumprod: float = 1.0
@@ -81,7 +87,8 @@ class Solver(Sampler):
         schedule = checked_schedule(self.schedule)
         if self.shift != 1:
             raise ValueError(f"shift is for prediction='flow' only, got {self.shift}")
-        if isinstance(self.timesteps, str) and self.timesteps in ("karras", "log_snr"):
+        check_spacing(self.timesteps, SPACINGS_OF_SOLVERS)
+        if isinstance(self.timesteps, str) and self.timesteps in get_args(SpacingOfSolvers):
             return spaced_levels(schedule, self.timesteps, self.steps, self.final_alpha_cumprod)
         prediction = "epsilon" if self._amplifies_x0 else self.prediction
         t = timesteps_of_schedule(schedule, self.timesteps, self.steps, prediction)
@@ -100,7 +107,7 @@ class Solver(Sampler):
         return (self.table_from(row) if row else self.table), row
 
 
-def schedule_for(prediction: str, model: Model, schedule: Schedule | None) -> Schedule | None:
+def schedule_for(prediction: Prediction, model: Model, schedule: Schedule | None) -> Schedule | None:
     """As `schedule_of`, but without a look at the model for a flow, which has no schedule."""
     return schedule if prediction == "flow" else schedule_of(model, schedule)
 

@@ -15,7 +15,13 @@ from fastsample.tables import Table
 from fastsample.times.automatic import AUTO
 from fastsample.times.levels import noise_levels
 from fastsample.times.of_schedule import timesteps_of_schedule
-from fastsample.times.timesteps import Timesteps, one_step_from_the_noisiest, spaced_timesteps
+from fastsample.times.timesteps import (
+    SPACINGS_OF_SAMPLERS,
+    Timesteps,
+    check_spacing,
+    one_step_from_the_noisiest,
+    spaced_timesteps,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Spaced(Sampler):
 
     def __post_init__(self) -> None:
         T = checked_schedule(self.schedule).T
+        check_spacing(self.timesteps, SPACINGS_OF_SAMPLERS)
         arguments = vars(self)  # not every subclass leaves these two to the caller
         prediction = arguments.get("prediction", "epsilon")
         t = timesteps_of_schedule(self.schedule, self.timesteps, self.steps, prediction)

@@ -16,6 +16,7 @@ from fastsample.samplers.sampling_function import sampling_function
 from fastsample.samplers.spaced import Spaced
 from fastsample.schedule import Float64Array
 from fastsample.tables import Table
+from fastsample.times.predictions import Prediction
 from fastsample.times.timesteps import Timesteps
 
 
@@ -56,7 +57,7 @@ class TCD(Spaced):
     timesteps: Timesteps = "lcm"
     original_steps: int = 50
     gamma: float = 0.3
-    prediction: str = "epsilon"
+    prediction: Prediction = "epsilon"
     clip: Clip = None
     correct_x0: CorrectX0 | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from fastsample.samplers.sampling_function import sampling_function
 from fastsample.schedule import Float64Array
 from fastsample.tables import HISTORY
 
-VARIANTS = ("bh1", "bh2")
+UniPCVariant = Literal["bh1", "bh2"]
+VARIANTS: tuple[UniPCVariant, ...] = get_args(UniPCVariant)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class UniPC(Multistep):
     """
 
     steps: int = 10
-    variant: str = "bh2"
+    variant: UniPCVariant = "bh2"
     corrector: bool = True
     lower_order_final: bool = True
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastsample.ops import randn
+from fastsample.ops.backend import Backend
 from fastsample.ops.noise import STEP
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -74,7 +75,7 @@ class Case:
     mode: str
     dtype: torch.dtype
     shape: Shape
-    prepare: Callable[[str, torch.device], Call]
+    prepare: Callable[[Backend, torch.device], Call]
     wanted: Sequence[Wanted]
     same_bits: bool = True
     backends: frozenset[str] = ELEMENT_WISE

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastsample.ops import LowRank, lora_linear, pack_adapters, pack_linear, posterior, randn, step
+from fastsample.ops.backend import Backend
 from fastsample.ops.likelihood import likelihood
 from fastsample.ops.lora import lora_linear_reference
 from fastsample.ops.noise import STEP
@@ -21,7 +22,7 @@ def noise_case(
 ) -> Case:
     """`randn`, into a strided `out` where asked."""
 
-    def prepare(backend: str, device: torch.device) -> Call:
+    def prepare(backend: Backend, device: torch.device) -> Call:
         out = torch.empty((*shape[:-1], 2 * shape[-1] + 1), device=device)[..., 1::2] if strided else None
         into = {"device": device} if out is None else {"out": out}
         return lambda: [randn(shape, seed=seed, index=index, step=row, stream=STEP, backend=backend, **into)]
@@ -37,7 +38,7 @@ def posterior_case(dtype: torch.dtype, shape: Shape) -> Case:
     x = torch.randn(shape, generator=draw)
     m = torch.randn((shape[0], 2 * shape[1], *shape[2:]), generator=draw).to(dtype)
 
-    def prepare(backend: str, device: torch.device) -> Call:
+    def prepare(backend: Backend, device: torch.device) -> Call:
         there = x.to(device), m.to(device)
         return lambda: posterior(*there, LEARNED, row, backend=backend)
 
@@ -58,7 +59,7 @@ def log_prob_case(dtype: torch.dtype, shape: Shape) -> Case:
     x = torch.randn(shape, generator=draw)
     m = torch.randn((shape[0], 2 * shape[1], *shape[2:]), generator=draw).to(dtype)
 
-    def prepare(backend: str, device: torch.device) -> Call:
+    def prepare(backend: Backend, device: torch.device) -> Call:
         there, log_prob = (x.to(device), m.to(device)), torch.empty(shape[0], device=device)
 
         def call() -> list[Tensor]:
@@ -85,7 +86,7 @@ def likelihood_case(dtype: torch.dtype, shape: Shape, row: int) -> Case:
     x = float(table.alpha[row]) * pixels + float(table.sigma[row]) * z
     m = torch.cat([z + 0.2 * miss, torch.rand(shape, generator=draw) * 2 - 1], dim=1).to(dtype)
 
-    def prepare(backend: str, device: torch.device) -> Call:
+    def prepare(backend: Backend, device: torch.device) -> Call:
         data, state, output = (tensor.to(device) for tensor in (pixels, x, m))
         return lambda: [likelihood(data, state, output, table, row, backend=backend)]
 
@@ -112,7 +113,7 @@ def lora_case(dtype: torch.dtype, batch: int, rows: int, width: int) -> Case:
     groups = [[LowRank(normal(r, width), normal(n, r), torch.tensor(0.5)) for n in features] for r in ranks]
     index = torch.tensor([0, 1, -1][:batch])
 
-    def prepare(backend: str, device: torch.device) -> Call:
+    def prepare(backend: Backend, device: torch.device) -> Call:
         packed = pack_linear([weight.to(device) for weight in weights])
         there = [[LowRank(*(factor.to(device) for factor in pair)) for pair in group] for group in groups]
         adapters, index_there, x_there = pack_adapters(packed, there), index.to(device), x.to(device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastsample.graph import graph
 from fastsample.ops import randn
+from fastsample.ops.backend import Backend
 from fastsample.samplers import DDIM
 from fastsample.schedule import Schedule
 from fastsample.selftest.case import ELEMENT_WISE, SEED, Call, Case, Wanted
@@ -32,7 +33,7 @@ def sampler_case(shape: tuple[int, ...], captured: bool = False, guided: bool = 
         cond, uncond = ({"gain": half} for half in halves)
         return {"guidance": WEIGHT, "cond": cond, "uncond": uncond} if guided else {"model_kwargs": cond}
 
-    def prepare(backend: str, device: torch.device) -> Call:
+    def prepare(backend: Backend, device: torch.device) -> Call:
         arguments = {**options(device), "backend": backend, "device": device}
         if captured:
             # Captured with another seed: a replay must draw from the seed that it is given.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastsample.broadcast import per_sample
 from fastsample.ops import step
+from fastsample.ops.backend import Backend
 from fastsample.ops.step.reductions import rescale_factor
 from fastsample.ops.step.reference import step_reference
 from fastsample.samplers import DDIM, DDPM, IPNDM, DPMSolver, DynamicThreshold, Euler
@@ -57,7 +58,7 @@ class Mode:
         guidance = torch.linspace(1.5, 7.5, batch) if self.guided else None
         wanted = self.wanted(x, m, row, history, guidance)
 
-        def prepare(backend: str, device: torch.device) -> Call:
+        def prepare(backend: Backend, device: torch.device) -> Call:
             inputs = [tensor.to(device) for tensor in (x, m, *history)]
             entry = torch.empty_like(inputs[0]) if self.keeps_entry else None
             following = inputs[1].new_empty((2 * batch, *shape[1:])) if self.writes_input else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fastsample.ops.available import backends
+from fastsample.ops.backend import Backend
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Target:
         interpreted: Triton kernels that Python runs: small shapes only, and no times.
     """
 
-    backend: str
+    backend: Backend
     device: torch.device
     interpreted: bool = False
 

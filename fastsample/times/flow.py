@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 import numpy as np
 
 from fastsample.checks import real
+from fastsample.hints import meant_value
 from fastsample.schedule import Float64Array
 from fastsample.times.timesteps import check_steps, descending_times
 
+FlowSpacing = Literal["linspace", "trailing"]
+
 
 def flow_levels(
-    timesteps: str | Iterable[float], steps: int, shift: float = 1.0
+    timesteps: FlowSpacing | str | Iterable[float], steps: int, shift: float = 1.0
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
     """(t, alpha, sigma) of flow matching: alpha = 1 - sigma, and the model is given t = 1000 sigma; the end is sigma 0.
 
@@ -43,8 +47,9 @@ def flow_levels(
         shift = real("shift", shift)
         if not 0 < shift < np.inf:
             raise ValueError(f"shift must be positive and finite, got {shift}")
-        if timesteps not in ("linspace", "trailing"):
-            raise ValueError(f"timesteps of a flow must be linspace, trailing or the times, got {timesteps!r}")
+        if timesteps not in get_args(FlowSpacing):
+            meant = meant_value("timesteps", timesteps, get_args(FlowSpacing))
+            raise ValueError(f"timesteps of a flow must be linspace, trailing or the times, got {timesteps!r}{meant}")
         last = shift / (1000 + shift - 1) if timesteps == "linspace" else 1 / steps
         sigma = np.linspace(1.0, last, steps)
         sigma = shift * sigma / (1 + (shift - 1) * sigma)

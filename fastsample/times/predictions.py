@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 
+from fastsample.checks import no_such_name
 from fastsample.schedule import Float64Array
 
-PREDICTIONS = ("epsilon", "v", "x0", "flow")
+Prediction = Literal["epsilon", "v", "x0", "flow"]
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
 
 def x0_coefficients(prediction: str, alpha: Float64Array, sigma: Float64Array) -> tuple[Float64Array, Float64Array]:
@@ -37,7 +41,7 @@ def x0_coefficients(prediction: str, alpha: Float64Array, sigma: Float64Array) -
         if not np.allclose(alpha + sigma, 1):
             raise ValueError("prediction='flow' needs levels with alpha + sigma = 1: use fastsample.euler")
         return np.ones_like(alpha), -sigma
-    raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+    raise no_such_name("prediction", prediction, PREDICTIONS)
 
 
 def epsilon_coefficients(

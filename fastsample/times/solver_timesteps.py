@@ -7,7 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsample.hints import hinting
 from fastsample.times.timesteps import (
+    Spacing,
+    SpacingOfSchedule,
+    SpacingOfSolvers,
     Timesteps,
     check_steps,
     check_steps_of_schedule,
@@ -15,9 +19,10 @@ from fastsample.times.timesteps import (
     spaced_timesteps,
 )
 
-Times = str | Iterable[float]
+Times = Spacing | SpacingOfSchedule | SpacingOfSolvers | str | Iterable[float]
 
 
+@hinting()
 def solver_timesteps(
     T: int, spec: Timesteps = "linspace", steps: int | None = None, steps_offset: int = 0
 ) -> NDArray[np.int64]:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsample.checks import integer, real_array
+from fastsample.hints import hinting, meant_value
 from fastsample.schedule import MOST_TIMESTEPS, Float64Array
 
 Int64Array = NDArray[np.int64]
-Timesteps = str | Iterable[int]
+
+Spacing = Literal["leading", "trailing", "linspace", "quad", "respaced", "lcm"]
+SpacingOfSchedule = Literal["auto", "ays_sd15", "ays_sdxl"]  # those that look at its noise levels
+SpacingOfSolvers = Literal["karras", "log_snr"]
+SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+SPACINGS_OF_SAMPLERS: tuple[Spacing | SpacingOfSchedule, ...] = (*get_args(SpacingOfSchedule), *SPACINGS)
+SPACINGS_OF_SOLVERS: tuple[str, ...] = (*SPACINGS_OF_SAMPLERS, *get_args(SpacingOfSolvers))
+
+# Texts too: "ddim50" and "10,15,20" name timesteps.
+Timesteps = Spacing | SpacingOfSchedule | str | Iterable[int]
+_COUNTS = re.compile(r"ddim\d+|\d+(,\d+)*")
 
 
+@hinting()
 def spaced_timesteps(
     T: int, spec: Timesteps = "leading", steps: int | None = None, steps_offset: int = 0, original_steps: int = 50
 ) -> Int64Array:
@@ -50,6 +63,7 @@ def spaced_timesteps(
     """
     T = integer("T", T, 1, MOST_TIMESTEPS)
     steps_offset = integer("steps_offset", steps_offset, -T, T)
+    check_spacing(spec, SPACINGS)
     if not isinstance(spec, str):
         timesteps = _explicit(spec)
     elif spec in _SPACINGS:
@@ -58,15 +72,10 @@ def spaced_timesteps(
             timesteps = timesteps + steps_offset
     elif spec == "lcm":
         timesteps = _lcm(T, _steps(T, spec, steps), original_steps)
-    elif re.fullmatch(r"ddim\d+", spec):
+    elif spec.startswith("ddim"):
         timesteps = _ddim_stride(T, int(spec[4:]))
-    elif re.fullmatch(r"\d+(,\d+)*", spec):
-        timesteps = _sections(T, [int(part) for part in spec.split(",")])
     else:
-        raise ValueError(
-            f"timesteps={spec!r} is no spacing: give one of {', '.join(_SPACINGS)}, lcm, 'ddimN', section counts such "
-            "as '10,15,20', or the timesteps themselves"
-        )
+        timesteps = _sections(T, [int(part) for part in spec.split(",")])
     timesteps = np.sort(timesteps)[::-1].copy()
     if timesteps.size == 0:
         raise ValueError("timesteps must not be empty")
@@ -77,6 +86,19 @@ def spaced_timesteps(
     if repeated.any():
         raise ValueError(f"timestep {timesteps[int(repeated.argmax())]} occurs twice ({spec!r}, steps={steps})")
     return timesteps
+
+
+def check_spacing(spec: object, names: Sequence[str]) -> None:
+    """Raises ValueError for a text that is none of these names, no "ddimN" and no counts of sections."""
+    if not isinstance(spec, str) or spec in names or _COUNTS.fullmatch(spec):
+        return
+    meant = meant_value("timesteps", spec, names)
+    if not meant and meant_value("timesteps", spec, SPACINGS_OF_SOLVERS):
+        meant = f"; solvers, such as fastsample.euler, have {' and '.join(get_args(SpacingOfSolvers))}"
+    raise ValueError(
+        f"timesteps={spec!r} is no spacing: give one of {', '.join(names)}, 'ddimN', section counts such as "
+        f"'10,15,20', or the timesteps themselves{meant}"
+    )
 
 
 def one_step_from_the_noisiest(T: int, spec: str | Iterable[float], t: NDArray) -> NDArray:

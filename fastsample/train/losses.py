@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from fastsample.tables import Table
 from fastsample.zoo.unet import PREDICTIONS
 
 LOSSES = ("simple", "vlb", "hybrid")
-VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+TrainedVariance = Literal["fixed_small", "fixed_large", "learned_range"]
+VARIANCES: tuple[TrainedVariance, ...] = get_args(TrainedVariance)
 
 
 # By how much an error of the second is one of the first. That of epsilon by 1 is one of v by 1 / alpha and of x0 by
@@ -102,7 +103,7 @@ class DiffusionLoss:
         self.target = self.prediction if target is None else one_of("target", target, PREDICTIONS)
         self.variance = variance_of(loss, variance)
         self.schedule, self.T = schedule, schedule.T
-        self._clipped_table = DDPM(schedule, variance=self.variance, prediction=prediction, clip=1.0).table
+        self._clipped_table = DDPM(schedule, variance=self.variance, prediction=self.prediction, clip=1.0).table
         self._table = self._clipped_table.replace(limit=math.inf)
 
     @property
@@ -213,7 +214,7 @@ class HybridLoss(DiffusionLoss):
         return super().__call__(output, x0, xt, t, noise)[1:]
 
 
-def variance_of(loss: str, variance: str | None) -> str:
+def variance_of(loss: str, variance: str | None) -> TrainedVariance:
     """The variance of models that are trained with this loss, checked; None is the loss's own.
 
     Raises:
@@ -221,12 +222,12 @@ def variance_of(loss: str, variance: str | None) -> str:
     """
     if variance is None:
         return "fixed_small" if loss == "simple" else "learned_range"
-    one_of("variance", variance, VARIANCES)
+    chosen = one_of("variance", variance, VARIANCES)
     if loss == "hybrid" and variance != "learned_range":
         raise ValueError(f"variance={variance!r} leaves loss='hybrid' nothing to learn but 'simple': take that")
     if loss == "simple" and variance == "learned_range":
         raise ValueError("variance='learned_range' is not trained by loss='simple': take 'hybrid' or 'vlb'")
-    return variance
+    return chosen
 
 
 @constant_when_traced

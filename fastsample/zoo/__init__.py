@@ -44,6 +44,7 @@ _NAMES = (
 LORAS = {name: _DIGITS.with_name(f"digits-{name}-lora.safetensors") for name in ("lcm", "leaning")}
 STUDENTS = {name: _DIGITS.with_name(f"digits-{name}.safetensors") for name in _NAMES} | {"lcm-lora": LORAS["lcm"]}
 _LATENT, _AUTOENCODER = (_DIGITS.with_name(f"digits-{name}.safetensors") for name in ("latent", "autoencoder"))
+FILES = {"digits": _DIGITS, "latent-digits": _LATENT, **STUDENTS}  # of all that commands name zoo:NAME
 _FIGURES = _DIGITS.with_name("quality.json")
 
 
@@ -59,7 +60,9 @@ def digits(student: str | None = None) -> Any:
     """The bundled model of handwritten digits: 1 x 28 x 28, ten classes, cosine schedule of 1000 timesteps.
 
     It predicts epsilon and a learned variance; class 10 stands for "any digit". The last timesteps of a cosine schedule
-    are next to pure noise. A sampler that is told to start there needs clip=1.0, and `heun` also timesteps="karras".
+    are next to pure noise. With their default times samplers begin below them and need no clip, but for `ddpm`, which
+    begins there; so do the times "trailing", "linspace" and "karras". Give clip=1.0 then, as the warning says. Of these
+    times `heun` works with "karras" alone.
 
     Args:
         student: one of zoo.STUDENTS, a model of few steps that was distilled from it: a distill.Student, whose

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastsample.broadcast import per_sample
+from fastsample.checks import one_of
 from fastsample.schedule import Schedule
 
-PREDICTIONS = ("epsilon", "v", "x0")
+UNetPrediction = Literal["epsilon", "v", "x0"]
+PREDICTIONS: tuple[UNetPrediction, ...] = get_args(UNetPrediction)
 
 
 Size = int | tuple[int, int]
@@ -53,8 +55,8 @@ class UNetConfig:
     groups: int = 8
     heads: int = 4
     fold: int = 2
-    prediction: str = "epsilon"
-    target: str | None = None
+    prediction: UNetPrediction = "epsilon"
+    target: UNetPrediction | None = None
     learned_variance: bool = True
     told: tuple[str, ...] = ()
 
@@ -80,8 +82,8 @@ class UNetConfig:
             raise ValueError(f"the last width must be a multiple of heads = {self.heads}, got {self.widths[-1]}")
         for name in ("prediction", "target"):
             value = getattr(self, name)
-            if value not in PREDICTIONS and not (name == "target" and value is None):
-                raise ValueError(f"{name} must be one of {', '.join(PREDICTIONS)}, got {value!r}")
+            if not (name == "target" and value is None):
+                one_of(name, value, PREDICTIONS)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -159,12 +161,12 @@ class UNet(nn.Module):
         return self
 
     @property
-    def prediction(self) -> str:
+    def prediction(self) -> UNetPrediction:
         """What it returns, as samplers name it."""
         return self.config.prediction
 
     @property
-    def variance(self) -> str:
+    def variance(self) -> Literal["learned_range", "fixed_small"]:
         """That of its steps, as DDPM names it."""
         return "learned_range" if self.config.learned_variance else "fixed_small"
 

@@ -17,7 +17,7 @@ import torch
 
 from fastsample import selftest
 from fastsample.cli import main
-from fastsample.commands import demo
+from fastsample.commands import demo, demo_rows
 from fastsample.commands import train as train_command
 from fastsample.commands.console import one_line
 
@@ -70,7 +70,7 @@ DEMO = {
 def test_demo_refuses_before_sampling(
     case: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "ddim", _no_model)
+    monkeypatch.setattr(demo, "digits", _no_model)
     before = sorted(os.listdir())
     arguments, message = DEMO[case]
     line = refused(["demo", *arguments], capsys)
@@ -84,8 +84,8 @@ def test_demo_on_a_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch, capsy
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     Path("x.png").write_text("old")
-    monkeypatch.setattr(demo, "MANY", 2)
-    monkeypatch.setattr(demo, "_seconds", lambda rows, rounds: [1.0] * len(rows))
+    monkeypatch.setattr(demo, "BUDGET", 0.0)
+    monkeypatch.setattr(demo_rows, "MANY", 2)
     monkeypatch.setattr(os, "fsync", full)
     assert "No space left on device: 'x.png'" in refused(["demo", "--out", "x.png"], capsys)
     assert Path("x.png").read_text() == "old"
@@ -93,10 +93,8 @@ def test_demo_on_a_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_demo_does_not_write_through_a_link(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "MANY", 2)
-    monkeypatch.setattr(demo, "_seconds", lambda rows, rounds: [1.0] * len(rows))
-    for table in ("_print_loops", "_print_seeds"):
-        monkeypatch.setattr(demo, table, lambda *_: None)
+    monkeypatch.setattr(demo, "BUDGET", 0.0)
+    monkeypatch.setattr(demo_rows, "MANY", 2)
     Path("x.png").symlink_to("file")
     assert main(["demo", "--out", "x.png", "--rounds", "1"]) == 0
     assert not Path("x.png").is_symlink()

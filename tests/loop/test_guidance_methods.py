@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "guidance_rescale",
     ),
     "a Batcher": (
-        lambda: Batcher(Told(), DDIM(SCHEDULE, steps=2), batch=2, guidance=APG),  # type: ignore[arg-type]
+        lambda: Batcher(Told(), DDIM(SCHEDULE, steps=2), batch=2, guidance=APG),
         "guidance",
     ),
 }

@@ -251,7 +251,7 @@ def test_the_progress_bar_counts_the_rows_that_run(capsys: pytest.CaptureFixture
         ("generator", "did you mean seed= or noise="),
         ("num_inference_steps", "did you mean steps="),
         ("encoder_hidden_states", "model_kwargs={'encoder_hidden_states': ...}"),
-        ("controlnet_cond", "the model's own keywords go into model_kwargs="),
+        ("frame_of_reference", "the model's own keywords go into model_kwargs="),
     ],
 )
 def test_unknown_options_are_refused_with_a_hint(name: str, hint: str) -> None:
@@ -261,7 +261,7 @@ def test_unknown_options_are_refused_with_a_hint(name: str, hint: str) -> None:
 
 
 def test_what_belongs_to_the_sampler_is_said_to() -> None:
-    with pytest.raises(TypeError, match=r"eta belongs to DDIM\(\.\.\., eta=\), not to its call"):
+    with pytest.raises(TypeError, match=r"eta belongs to ddim\(\.\.\.\) or DDIM\(\.\.\.\), not here"):
         DDIM(SCHEDULE, steps=2)(model, SHAPE, eta=1.0)
 
 

@@ -158,7 +158,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "out-overlapping": ({"out": torch.zeros(9).as_strided(SMALL, (9, 1, 1))}, ValueError, "out overlaps itself"),
     "out-sparse": ({"out": torch.zeros(SMALL).to_sparse()}, TypeError, "out must be a dense tensor"),
     "keywords": ({"model_kwargs": [1]}, TypeError, "model_kwargs"),
-    "others": ({"obs": 1}, TypeError, "no obs.*model_kwargs="),
+    "others": ({"obs": 1}, TypeError, "no argument obs; did you mean model_kwargs="),
     "uncond": ({"uncond": {"c": 1}}, ValueError, "uncond"),
 }
 

@@ -113,10 +113,10 @@ OPS: dict[str, tuple[str, Sequence[int], Callable[[Tensor], object]]] = {
         lambda given: pack_adapters(PACKED, [[LowRank(torch.zeros(4, 4), given, ONE)]]),
     ),
     "lora_linear": ("x", SHAPE, lambda given: lora_linear(given, PACKED)),
-    "posterior": ("model_out", SHAPE, lambda given: posterior(torch.zeros(SHAPE), given, GAUSSIAN, 0)),
+    "posterior": ("model_output", SHAPE, lambda given: posterior(torch.zeros(SHAPE), given, GAUSSIAN, 0)),
     "posterior of x": ("x", SHAPE, lambda given: posterior(given, torch.zeros(SHAPE), GAUSSIAN, 0)),
     "likelihood": (
-        "model_out",
+        "model_output",
         SHAPE,
         lambda given: likelihood(torch.zeros(SHAPE), torch.zeros(SHAPE), given, GAUSSIAN, 0),
     ),

@@ -28,7 +28,8 @@ FLOORS = (
     ("fastsample.times", "fastsample.schedule", "fastsample.model", "fastsample.zoo"),
     (
         *("fastsample.broadcast", "fastsample.caller", "fastsample.checks"),
-        *("fastsample.images", "fastsample.moved", "fastsample.storage", "fastsample.versions"),
+        *("fastsample.hints", "fastsample.images", "fastsample.moved", "fastsample.storage"),
+        *("fastsample.versions", "fastsample.vocabulary"),
     ),
 )
 

@@ -23,6 +23,17 @@ def model(x: Tensor, t: Tensor, c: Tensor | float = 0.0) -> Tensor:
     return 0.1 * x + 0.2 * c
 
 
+@pytest.mark.parametrize("message", ["__array__ implementation doesn't accept a copy keyword", "another one"])
+def test_what_is_deprecated_here_is_an_error_in_these_tests(message: str) -> None:
+    with pytest.raises(DeprecationWarning, match=message):
+        warnings.warn_explicit(message, DeprecationWarning, "schedule.py", 1, module="fastsample.schedule")
+
+
+def test_warnings_that_are_left_out_name_whose_they_are(pytestconfig: pytest.Config) -> None:
+    left_out = [line.split(":") for line in pytestconfig.getini("filterwarnings") if line.startswith("ignore")]
+    assert left_out and all(len(parts) > 3 and not parts[3].startswith("fast") for parts in left_out)
+
+
 @pytest.mark.parametrize(
     ("make", "remedy"),
     [

@@ -33,6 +33,7 @@ def model(x: Tensor, t: Tensor) -> Tensor:
 NO_INTS: list[Any] = ["5", 1.5, NAN, INF, True, None, 1j, [1, 2], np.array([1, 2]), torch.tensor(1.5)]
 NO_NUMBERS: list[Any] = ["5", True, None, 1j, [1.0, 2.0], torch.tensor(True), np.array([1.0, 2.0])]
 NO_ARRAYS: list[Any] = [["5"], [True, False], [1j, 2.0], np.array([1j]), np.array([None]), [object()], [[1], [1, 2]]]
+NO_ARRAYS += [torch.ones(2).to_sparse(), torch.ones(2, device="meta")]
 
 INTS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "T": ("T", lambda odd: spaced_timesteps(odd, "leading", 5)),
@@ -139,8 +140,10 @@ def test_no_arrays(name: str, odd: Any) -> None:
         lambda values: torch.tensor(values, requires_grad=True),
         lambda values: torch.tensor(values, dtype=torch.bfloat16),
         lambda values: np.array(values, dtype=object),
+        lambda values: [torch.tensor(value, requires_grad=True) for value in values],
+        lambda values: torch.nn.Parameter(torch.tensor(values)),
     ],
-    ids=["list", "float64", "float32", "gradients", "bfloat16", "objects"],
+    ids=["list", "float64", "float32", "gradients", "bfloat16", "objects", "tensors", "parameter"],
 )
 def test_arrays_of_all_kinds(kind: Callable[[list[float]], Any]) -> None:
     values = [0.75, 0.5, 0.25]

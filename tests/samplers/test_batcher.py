@@ -23,6 +23,7 @@ from fastsample import (
     DPMSolver,
     DynamicThreshold,
     Euler,
+    Guidance,
     Heun,
     Sampler,
     Table,
@@ -94,6 +95,14 @@ def test_guidance(
         cond, uncond = ({"c": torch.tensor([c])} for c in (seed / 10, 0.125))
         want = sampler(model, (1, *SHAPE), seed=seed, cond=cond, uncond=uncond, **common)  # type: ignore[arg-type]
         assert torch.equal(request.result(), want[0])
+
+
+def test_a_guidance_object_is_its_numbers() -> None:
+    sampler, model = EVERYTHING, with_variance
+    numbers = Batcher(model, sampler, batch=2, uncond={"c": 0.125}, guidance=2.5, guidance_rescale=0.7)
+    whole = Batcher(model, sampler, batch=2, uncond={"c": 0.125}, guidance=Guidance(weight=2.5, rescale=0.7))
+    for one, other in zip(staggered(numbers, [4, 9]), staggered(whole, [4, 9]), strict=True):
+        assert torch.equal(one.result(), other.result())
 
 
 @pytest.mark.parametrize(("sampler", "model"), [SAMPLERS[0], SAMPLERS[2], SAMPLERS[4], SAMPLERS[-1]])
@@ -252,6 +261,10 @@ def test_a_model_that_fails_leaves_requests_where_they_were(backend: str, fault:
         pytest.param({"guidance": 2.0}, ValueError, "uncond", id="no-uncond"),
         pytest.param({"guidance": "2"}, TypeError, "guidance", id="guidance-text"),
         pytest.param({"guidance": float("nan"), "uncond": {}}, ValueError, "finite", id="guidance-nan"),
+        pytest.param(
+            {"guidance": Guidance(weight=2.0, interval=(0, 9)), "uncond": {}}, ValueError, "interval", id="when"
+        ),
+        pytest.param({"guidance": Guidance(weight=[2.0, 3.0]), "uncond": {}}, TypeError, "guidance", id="weights"),
         pytest.param({"guidance_rescale": 2.0}, ValueError, "guidance_rescale", id="rescale"),
         pytest.param({"guidance": 2.0, "uncond": 3}, TypeError, "mapping", id="uncond"),
         pytest.param({"model_kwargs": 3}, TypeError, "mapping", id="model-kwargs"),

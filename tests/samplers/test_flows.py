@@ -142,7 +142,7 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
 @pytest.mark.parametrize("prediction", ["epsilon", "x0"])
 def test_a_velocity_is_what_velocity_models_learn(prediction: str) -> None:
     x0, z = inputs()
-    with pytest.raises(ValueError, match="prediction must be v or flow"):
+    with pytest.raises(ValueError, match="prediction must be one of v, flow"):
         velocity(x0, z, 5, schedule=Schedule.linear(), prediction=prediction)
 
 

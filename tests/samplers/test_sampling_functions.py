@@ -24,6 +24,7 @@ from torch import Tensor
 
 import fastsample
 from fastsample import DDIM, Schedule
+from fastsample.loop.options import Decoded
 from fastsample.samplers import catalogue
 from fastsample.samplers.sampling_function import Model, sampling_function
 from support import catalogue_stub
@@ -64,7 +65,7 @@ def test_a_function_takes_what_its_class_takes(name: str) -> None:
             assert parameters[field.name].default is None
             assert parameters[field.name].annotation.endswith(" | None")
     own = {field.name for field in fields(FUNCTIONS[name])}  # type: ignore[arg-type]
-    assert {*parameters} - own <= {"model", "x", "x0", "schedule", "guidance_embedding", "options"}
+    assert {*parameters} - own <= {"model", "x", "x0", "schedule", "guidance_embedding", "decode", "options"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -99,8 +100,8 @@ def test_a_function_counts_as_one_of_its_module(name: str) -> None:
     assert function.__module__ == FUNCTIONS[name].__module__
     assert pickle.loads(pickle.dumps(function)) is function
     hints = get_type_hints(function)
-    assert hints["return"] is Tensor and hints["model"] == Model
-    assert inspect.signature(function, eval_str=True).return_annotation is Tensor
+    assert hints["return"] is Decoded and hints["model"] == Model
+    assert inspect.signature(function, eval_str=True).return_annotation is Decoded
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -205,7 +206,7 @@ def test_a_sampler_is_a_class_with_rows(own: ModuleType) -> None:
 
 def test_its_function_is_whole(own: ModuleType) -> None:
     assert [*inspect.signature(own.renoised).parameters] == [
-        *("model", "x", "steps", "schedule", "timesteps", "fresh", "prediction", "options")
+        *("model", "x", "steps", "schedule", "timesteps", "fresh", "prediction", "decode", "options")
     ]
     documented = arguments(own.renoised)
     assert documented["fresh"] == "the share, in [0, 1]; 0 is DDIM."

@@ -48,7 +48,8 @@ def _definition(function: FunctionType) -> str:
         parameters.append(f"{stars}{parameter.name}: {parameter.annotation}{default}".replace("'", '"'))
     listed = "".join(f"    {parameter},\n" for parameter in parameters)
     docstring = "\n".join(f"    {line}".rstrip() for line in (function.__doc__ or "").splitlines()).strip()
-    return f'\ndef {function.__name__}(\n{listed}) -> Tensor:\n    """{docstring}\n    """\n'
+    result = function.__annotations__["return"]
+    return f'\ndef {function.__name__}(\n{listed}) -> {result}:\n    """{docstring}\n    """\n'
 
 
 def _annotated(function: FunctionType) -> dict[str, str]:
@@ -56,7 +57,7 @@ def _annotated(function: FunctionType) -> dict[str, str]:
     names = set(re.findall(r"\w+", " ".join(function.__annotations__.values()))) - {*vars(builtins), "None"}
     known: dict[str, str] = {}
     for module in (sampling_function, spaced, solver, multistep, sys.modules[function.__module__]):
-        known |= _imported(module)
+        known |= _imported(module) | dict.fromkeys(_assigned(module), module.__name__)
     return {name: known[name] for name in names}
 
 
@@ -64,6 +65,14 @@ def _imported(module: ModuleType) -> dict[str, str]:
     """What a module imports by name, with the modules that it comes from."""
     nodes = ast.walk(ast.parse(inspect.getsource(module)))
     return {name.name: node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names}
+
+
+def _assigned(module: ModuleType) -> list[str]:
+    """The names that a module gives to types of its own."""
+    nodes = ast.parse(inspect.getsource(module)).body
+    return [
+        node.targets[0].id for node in nodes if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    ]
 
 
 def _import_lines(imports: dict[str, str]) -> list[str]:

@@ -259,6 +259,10 @@ class Kernels:
     def step_workspace(self, batch: int, size: int, rescale: bool, thresholds: bool) -> int:
         return 0
 
+    def log_prob_parts(self, batch: int, size: int) -> int:
+        parts: int = _cpu.log_prob_parts(batch, size)
+        return parts
+
     def Step(self, *, row_count: int, workspace: int, device: int, guidance: int, **fixed: Any) -> Any:
         kernel = _cpu.Step(guidance=guidance, one_guidance=False, **fixed)
         kept = (guidance, *fixed.values())

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from fastsample.ops.address import address
 from fastsample.ops.backend import choose, cpu_module
-from fastsample.ops.bend.reference import METHODS, Settings, bend_reference
+from fastsample.ops.bend.reference import METHODS, Method, Settings, bend_reference
 from fastsample.ops.dtypes import DTYPE_CODES
 
-__all__ = ["METHODS", "Bend", "Settings", "bend_reference"]
+__all__ = ["METHODS", "Bend", "Method", "Settings", "bend_reference"]
 
 
 class Bend:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from fastsample.broadcast import per_sample
 from fastsample.ops.step.reductions import rescale_factor
 
-METHODS = ("plain", "cfg_zero_star", "apg")
+Method = Literal["plain", "cfg_zero_star", "apg"]
+METHODS: tuple[Method, ...] = get_args(Method)
 TINY = 1e-8  # beside a squared norm, as the methods' authors have it
 
 
@@ -23,7 +24,7 @@ class Settings(NamedTuple):
         eta, norm_threshold, momentum: of "apg".
     """
 
-    method: str
+    method: Method
     rescale: float = 0.0
     eta: float = 0.0
     norm_threshold: float = 0.0

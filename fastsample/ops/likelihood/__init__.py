@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastsample.checks import not_a_tensor
 from fastsample.ops.address import check_readable
+from fastsample.ops.backend import Backend
 from fastsample.ops.checks import check_like, check_output, check_state, check_variance, checked_rows
 from fastsample.ops.likelihood.coefficients import coefficients_of, levels_of
 from fastsample.ops.likelihood.compiled import traced_likelihood
@@ -19,7 +20,7 @@ from fastsample.tables import Table
 
 
 def likelihood(
-    x_start: Tensor, x: Tensor, model_out: Tensor, table: Table, row: int | Tensor, *, backend: str | None = None
+    x_start: Tensor, x: Tensor, model_output: Tensor, table: Table, row: int | Tensor, *, backend: Backend | None = None
 ) -> Tensor:
     """One row's term of the variational bound on -log2 p(x_start), in bits per dimension (Nichol & Dhariwal 2021).
 
@@ -35,7 +36,8 @@ def likelihood(
     Args:
         x_start: the data in [-1, 1], shape (B, ...), float32; float64 with the reference backend.
         x: x_start at the level that the row starts from, alpha*x_start + sigma*z; shape, dtype and device of x_start.
-        model_out: the model's output for x, of its shape, or (B, 2C, ...) where x is (B, C, ...): the second half is v.
+        model_output: the model's output for x, of its shape, or (B, 2C, ...) where x is (B, C, ...): the second half is
+            v.
         table: DDPM's, such as DDPM(schedule, variance="learned_range", clip=1.0).table.
         row: which row, 0 (the noisiest) to len(table) - 1; negative rows count from the end. An int64 tensor (B,), on
             the CPU or beside x, for one row per sample: len(table) - 1 - t where the table visits all timesteps t. On a
@@ -47,8 +49,8 @@ def likelihood(
         Shape (B,), in x's dtype.
 
     Raises:
-        ValueError: for a wrong shape, device or row, a model_out without the variance half that the table reads, and a
-            table whose rows are not posteriors of a forward process: one without levels, or of another sampler.
+        ValueError: for a wrong shape, device or row, a model_output without the variance half that the table reads, and
+            a table whose rows are not posteriors of a forward process: one without levels, or of another sampler.
         TypeError: for a wrong dtype.
 
     Example:
@@ -58,29 +60,29 @@ def likelihood(
         >>> likelihood(data, data, data, table, 500)
         tensor([0., 0.])
     """
-    for name, tensor in (("x", x), ("model_out", model_out)):
+    for name, tensor in (("x", x), ("model_output", model_output)):
         if not isinstance(tensor, Tensor):
             raise not_a_tensor(name, tensor)
     if not isinstance(table, Table):
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
     check_state(x)
     check_like("x_start", x_start, x, dtype=x.dtype)
-    check_output(model_out, x, guided=False, name="model_out")
-    for name, tensor in (("x_start", x_start), ("x", x), ("model_out", model_out)):
+    check_output(model_output, x, guided=False)
+    for name, tensor in (("x_start", x_start), ("x", x), ("model_output", model_output)):
         check_readable(name, tensor)
     if any(table.learned):
-        check_variance(model_out, x, name="model_out")
-    native = x.dtype is torch.float32 and not differentiable(x_start, x, model_out)
-    if traced(x_start, x, model_out):
+        check_variance(model_output, x)
+    native = x.dtype is torch.float32 and not differentiable(x_start, x, model_output)
+    if traced(x_start, x, model_output):
         coefficients = coefficients_of(table, x.dtype, x.device)
         if not native:
             if not (isinstance(row, Tensor) or torch.compiler.is_compiling()):
                 row = checked_rows(row, table, x)[1]
-            return likelihood_reference(x_start, x, model_out, coefficients, row)
-        return traced_likelihood(x_start, x, model_out, coefficients, row, backend)
+            return likelihood_reference(x_start, x, model_output, coefficients, row)
+        return traced_likelihood(x_start, x, model_output, coefficients, row, backend)
     rows, shared = checked_rows(row, table, x)
     coefficients = coefficients_of(table, x.dtype, x.device)
-    return likelihood_of_rows(x_start, x, model_out, coefficients, rows, shared, backend, native=native)
+    return likelihood_of_rows(x_start, x, model_output, coefficients, rows, shared, backend, native=native)
 
 
 def prior_bits(x_start: Tensor, table: Table) -> Tensor:

@@ -13,14 +13,14 @@ from fastsample.ops.likelihood.launch import likelihood_of_rows
 def _registered(
     x_start: Tensor,
     x: Tensor,
-    model_out: Tensor,
+    model_output: Tensor,
     coefficients: Tensor,
     rows: Tensor | None,
     row: int,
     backend: str | None,
 ) -> Tensor:
     rows, shared = checked_rows(row if rows is None else rows, coefficients, x)
-    return likelihood_of_rows(x_start, x, model_out, coefficients, rows, shared, backend)
+    return likelihood_of_rows(x_start, x, model_output, coefficients, rows, shared, backend)
 
 
 @_registered.register_fake
@@ -29,9 +29,9 @@ def _one_per_sample(x_start: Tensor, x: Tensor, *_: object) -> Tensor:
 
 
 def traced_likelihood(
-    x_start: Tensor, x: Tensor, model_out: Tensor, coefficients: Tensor, row: int | Tensor, backend: str | None
+    x_start: Tensor, x: Tensor, model_output: Tensor, coefficients: Tensor, row: int | Tensor, backend: str | None
 ) -> Tensor:
     """`likelihood_of_rows` through a registered op."""
     rows, shared = (row, 0) if isinstance(row, Tensor) else (None, row)
-    result: Tensor = torch.ops.fastsample.likelihood(x_start, x, model_out, coefficients, rows, shared, backend)
+    result: Tensor = torch.ops.fastsample.likelihood(x_start, x, model_output, coefficients, rows, shared, backend)
     return result

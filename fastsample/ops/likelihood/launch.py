@@ -13,7 +13,7 @@ from fastsample.ops.likelihood.reference import likelihood_reference
 def likelihood_of_rows(
     x_start: Tensor,
     x: Tensor,
-    model_out: Tensor,
+    model_output: Tensor,
     coefficients: Tensor,
     rows: Tensor | None,
     row: int,
@@ -23,19 +23,19 @@ def likelihood_of_rows(
 ) -> Tensor:
     """`likelihood` of samples at these rows, or at one; native: whether compiled kernels can serve it at all."""
     if choose(backend, x.device, native=native, offers=("triton",), op="likelihood") == "triton":
-        return _on_triton(x_start, x, model_out, coefficients, rows, row)
-    return likelihood_reference(x_start, x, model_out, coefficients, row if rows is None else rows)
+        return _on_triton(x_start, x, model_output, coefficients, rows, row)
+    return likelihood_reference(x_start, x, model_output, coefficients, row if rows is None else rows)
 
 
 def _on_triton(
-    x_start: Tensor, x: Tensor, model_out: Tensor, coefficients: Tensor, rows: Tensor | None, row: int
+    x_start: Tensor, x: Tensor, model_output: Tensor, coefficients: Tensor, rows: Tensor | None, row: int
 ) -> Tensor:
     from fastsample.kernels import likelihood as kernel
 
-    if model_out.dtype not in DTYPE_CODES:
-        model_out = model_out.float()
-    x_start, x, model_out = (operand.resolve_neg().contiguous() for operand in (x_start, x, model_out))
+    if model_output.dtype not in DTYPE_CODES:
+        model_output = model_output.float()
+    x_start, x, model_output = (operand.resolve_neg().contiguous() for operand in (x_start, x, model_output))
     rows = None if rows is None else rows.to(x.device)
     out = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-    kernel.likelihood(coefficients, rows, row, x_start, x, model_out, out)
+    kernel.likelihood(coefficients, rows, row, x_start, x, model_output, out)
     return out

@@ -18,13 +18,13 @@ _HALF_BIN = 1 / 255
 
 
 def likelihood_reference(
-    x_start: Tensor, x: Tensor, model_out: Tensor, coefficients: Tensor, row: int | Tensor
+    x_start: Tensor, x: Tensor, model_output: Tensor, coefficients: Tensor, row: int | Tensor
 ) -> Tensor:
     """`likelihood` in plain torch: the specification, differentiable, in x's dtype; coefficients as coefficients_of."""
-    if model_out.shape == x.shape:
-        return bits(x_start, x, model_out, torch.zeros_like(x), coefficients, row)
+    if model_output.shape == x.shape:
+        return bits(x_start, x, model_output, torch.zeros_like(x), coefficients, row)
     channels = x.shape[1]
-    return bits(x_start, x, model_out[:, :channels], model_out[:, channels:], coefficients, row)
+    return bits(x_start, x, model_output[:, :channels], model_output[:, channels:], coefficients, row)
 
 
 def bits(x_start: Tensor, x: Tensor, m: Tensor, v: Tensor, coefficients: Tensor, row: int | Tensor) -> Tensor:

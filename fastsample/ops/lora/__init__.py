@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastsample.ops.backend import choose
+from fastsample.ops.backend import Backend, choose
 from fastsample.ops.lora import compiled as compiled  # registers the ops that recorders see
 from fastsample.ops.lora.adapters import PackedAdapters
 from fastsample.ops.lora.checks import check_operands
@@ -24,7 +24,7 @@ def lora_linear(
     adapters: PackedAdapters | None = None,
     *,
     adapter_index: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, ...]:
     """Several linears of one input, each with its low-rank adapter.
 
@@ -65,13 +65,13 @@ def lora_linear(
     differentiable = (torch.is_grad_enabled() and _requires_grad(x, adapters, compiling)) or transformed()
     native, offers = bool(packed.offers) and not differentiable, packed.offers or ("cpu", "triton")
     why = "computes without gradients" if differentiable else "has no kernel for weights of this dtype on this device"
-    backend = choose(backend, x.device, native=native, offers=offers, op="lora_linear on these weights", why=why)
-    if backend == "reference":
+    chosen = choose(backend, x.device, native=native, offers=offers, op="lora_linear on these weights", why=why)
+    if chosen == "reference":
         groups = () if adapters is None else adapters.groups
         return lora_linear_reference(x, packed.unpack(), packed.bias, groups, adapter_index)
     if adapters is not None and not compiling and adapters.changed():
         raise RuntimeError("a factor of adapters was written after it was packed: call adapters.update()")
-    if backend == "triton" and packed.layout != ROWS:  # interpreted, where copies cost nothing beside the rest
+    if chosen == "triton" and packed.layout != ROWS:  # interpreted, where copies cost nothing beside the rest
         packed = packed.by_rows()
         adapters = None if adapters is None else PackedAdapters(packed, adapters.groups)
     run = torch.ops.fastsample.lora_linear if traced(x) else launch_linears

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastsample.checks import checked_shape, integer
 from fastsample.ops.address import check_written
+from fastsample.ops.backend import Backend
 from fastsample.ops.memory import mark_written
 from fastsample.ops.noise.compiled import traced_fill, traced_normals
 from fastsample.ops.noise.keys import Index, Seed, sample_keys
@@ -28,7 +29,7 @@ def randn(
     stream: int = INITIAL,
     device: torch.device | str | None = None,
     out: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Standard normal float32 noise, the same bits for any batch size, thread count, instruction set and device.
 

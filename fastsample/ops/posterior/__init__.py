@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastsample.checks import not_a_tensor
+from fastsample.ops.backend import Backend
 from fastsample.ops.posterior.compiled import traced_posterior
 from fastsample.ops.posterior.launch import posterior_once
 from fastsample.ops.tracing import differentiable, no_compiled_gradients, traced
@@ -12,7 +13,7 @@ from fastsample.tables import Table
 
 
 def posterior(
-    x: Tensor, model_out: Tensor, table: Table, row: int | Tensor, *, backend: str | None = None
+    x: Tensor, model_output: Tensor, table: Table, row: int | Tensor, *, backend: Backend | None = None
 ) -> tuple[Tensor, Tensor]:
     """(mean, log variance) of the Gaussian that `step` draws x' from; the columns are those of fastsample.Table.
 
@@ -25,7 +26,8 @@ def posterior(
 
     Args:
         x: the state, shape (B, ...), float32; float64 with the reference backend. Any strides.
-        model_out: the model's output for x, of its shape, or (B, 2C, ...) where x is (B, C, ...): the second half is v.
+        model_output: the model's output for x, of its shape, or (B, 2C, ...) where x is (B, C, ...): the second half is
+            v.
         table: the sampler's coefficients, such as DDPM(schedule, variance="learned_range").table.
         row: which row, 0 (the noisiest) to len(table) - 1; negative rows count from the end. An int64 tensor (B,) on
             the CPU for one row per sample: len(table) - 1 - t where the table visits all timesteps t. One on a GPU, ()
@@ -38,7 +40,7 @@ def posterior(
 
     Raises:
         ValueError: for a wrong shape, device or row, a row that is deterministic (s = g0 = g1 = 0), one that reads the
-            x0 of earlier rows, and a model_out without the variance half that a row reads.
+            x0 of earlier rows, and a model_output without the variance half that a row reads.
         TypeError: for a wrong dtype.
 
     Example:
@@ -47,14 +49,14 @@ def posterior(
         >>> mean, log_variance
         (tensor([[0.5000, 0.5000]]), tensor([[-2., -2.]]))
     """
-    for name, tensor in (("x", x), ("model_out", model_out)):
+    for name, tensor in (("x", x), ("model_output", model_output)):
         if not isinstance(tensor, Tensor):
             raise not_a_tensor(name, tensor)
     if not isinstance(table, Table):
         raise TypeError(f"table must be a fastsample.Table, got {type(table).__name__}")
-    if traced(x, model_out):
-        if not differentiable(x, model_out):
-            return traced_posterior(x, model_out, table, row, backend)
+    if traced(x, model_output):
+        if not differentiable(x, model_output):
+            return traced_posterior(x, model_output, table, row, backend)
         no_compiled_gradients("posterior")
-    mean, log_variance = posterior_once(x, model_out, table, row, backend)
+    mean, log_variance = posterior_once(x, model_output, table, row, backend)
     return mean, log_variance if log_variance.shape == x.shape else log_variance.expand(x.shape)

@@ -19,14 +19,14 @@ from fastsample.ops.step.prepared import StepPlan, visited_rows
 from fastsample.ops.tracing import differentiable
 from fastsample.tables import Table
 
-_NEEDS_VARIANCE = "reads a learned variance: model_out must have twice x's axis 1"
+_NEEDS_VARIANCE = "reads a learned variance: model_output must have twice x's axis 1"
 
 
 def posterior_once(x: Tensor, m: Tensor, table: Table, row: int | Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
     """(mean, log variance); a log variance that the model does not tell is one number per sample or for all."""
     check_state(x)
-    check_output(m, x, guided=False, name="model_out")
-    for name, tensor in (("x", x), ("model_out", m)):
+    check_output(m, x, guided=False)
+    for name, tensor in (("x", x), ("model_output", m)):
         check_readable(name, tensor)
     rows, row = checked_rows(row, table, x)
     learned = _learned(m, x, table, rows, row)
@@ -80,7 +80,7 @@ def _in_one_pass(
         index, stream = place(device)
         cuda_module().posterior(
             *(address("table", packed), len(table), address("row", rows), row, batch, size),
-            *(address("x", x), address("model_out", m), stride, DTYPE_CODES[m.dtype]),
+            *(address("x", x), address("model_output", m), stride, DTYPE_CODES[m.dtype]),
             *(address("constant", constant), address("slope", slope)),
             *(address("mean", mean), address("log_variance", variance), stream, index),
         )

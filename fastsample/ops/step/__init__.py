@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fastsample.checks import not_a_tensor
+from fastsample.ops.backend import Backend
 from fastsample.ops.checks import check_history
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.ops.step.compiled import traced_step
@@ -32,7 +33,7 @@ def step(
     x0_out: Tensor | None = None,
     input_out: Tensor | None = None,
     log_prob_out: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """One row of a table applied to a batch; the columns are those of fastsample.Table.
 

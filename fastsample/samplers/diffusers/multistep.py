@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsample.samplers.deis import DEIS
+from fastsample.samplers.deis import DEIS, DEISVariant
 from fastsample.samplers.diffusers.levels import GivenLevels, Levels, of_flow, of_ratios, sigmas_of
 from fastsample.samplers.diffusers.reading import Kind, Reading
 from fastsample.samplers.multistep import Multistep, lower_at_the_end, widths
@@ -116,7 +116,7 @@ class UniPCMultistep(GivenLevels, UniPC):
 class DEISMultistep(GivenLevels, DEIS):
     """DEIS as DEISMultistepScheduler has it."""
 
-    variant: str = "log_rho"
+    variant: DEISVariant = "log_rho"
 
 
 def remembering_epsilon(columns: dict[str, Any], alpha: Float64Array, sigma: Float64Array) -> dict[str, Any]:

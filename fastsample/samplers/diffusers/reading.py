@@ -16,8 +16,14 @@ from fastsample.checks import integer, real_array
 from fastsample.samplers.limits import Clip, DynamicThreshold
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array
+from fastsample.times.predictions import Prediction
 
-PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
+PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": "epsilon",
+    "v_prediction": "v",
+    "sample": "x0",
+    "flow_prediction": "flow",
+}
 # Options that are in a scheduler's timesteps, alpha bars and sigmas, which are read off it.
 READ_OFF = frozenset(
     (
@@ -73,7 +79,7 @@ class Reading:
         """How many timesteps the schedule has."""
         return int(self.options["num_train_timesteps"])
 
-    def prediction(self, *known: str) -> str:
+    def prediction(self, *known: str) -> Prediction:
         """What the model predicts, by its name here; one of those that the scheduler's step knows."""
         value = self.options.get("prediction_type", "epsilon")
         if value not in known:

@@ -370,8 +370,8 @@ DYNAMIC = example("fixed_small", clip=DynamicThreshold())
         pytest.param({"x_start": torch.zeros(2, 4)}, ValueError, "x_start must have x's shape", id="data-shape"),
         pytest.param({"x_start": torch.zeros(2, 3).double()}, TypeError, "must be torch.float32", id="data-dtype"),
         pytest.param({"x_start": None}, TypeError, "x_start must be a tensor", id="no-data"),
-        pytest.param({"model_out": torch.zeros(2, 4)}, ValueError, "model_out must have x's shape", id="shape"),
-        pytest.param({"model_out": None}, TypeError, "model_out must be a tensor", id="no-output"),
+        pytest.param({"model_output": torch.zeros(2, 4)}, ValueError, "model_output must have x's shape", id="shape"),
+        pytest.param({"model_output": None}, TypeError, "model_output must be a tensor", id="no-output"),
         pytest.param({"x": torch.zeros(2, 3).half()}, TypeError, "x must be float32", id="state-dtype"),
         pytest.param({"table": None}, TypeError, "table must be a fastsample.Table", id="no-table"),
         pytest.param({"backend": "cpu"}, ValueError, "no kernel for likelihood", id="cpu"),
@@ -380,7 +380,7 @@ DYNAMIC = example("fixed_small", clip=DynamicThreshold())
 )
 def test_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     zeros = torch.zeros(2, 3)
-    given: dict[str, Any] = {"x_start": zeros, "x": zeros, "model_out": zeros, "table": FIXED, "row": 1}
+    given: dict[str, Any] = {"x_start": zeros, "x": zeros, "model_output": zeros, "table": FIXED, "row": 1}
     with pytest.raises(error, match=message):
         likelihood(**{**given, **arguments})
 

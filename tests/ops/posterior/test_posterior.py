@@ -151,16 +151,16 @@ LEARNED = DDPM(SCHEDULE, variance="learned_range").table
         pytest.param({"row": torch.tensor([1, 2, 3])}, ValueError, "one int or 2", id="rows-shape"),
         pytest.param({"row": torch.tensor([1, 20])}, ValueError, "not all inside", id="rows-outside"),
         pytest.param({"row": torch.tensor([1.0, 2.0])}, TypeError, "int64", id="rows-dtype"),
-        pytest.param({"model_out": torch.zeros(2, 4)}, ValueError, "model_out must have x's shape", id="shape"),
-        pytest.param({"model_out": torch.zeros(2, 3).int()}, TypeError, "floating point", id="output-dtype"),
-        pytest.param({"model_out": None}, TypeError, "model_out must be a tensor", id="no-output"),
+        pytest.param({"model_output": torch.zeros(2, 4)}, ValueError, "model_output must have x's shape", id="shape"),
+        pytest.param({"model_output": torch.zeros(2, 3).int()}, TypeError, "floating point", id="output-dtype"),
+        pytest.param({"model_output": None}, TypeError, "model_output must be a tensor", id="no-output"),
         pytest.param({"x": torch.zeros(2, 3).half()}, TypeError, "x must be float32", id="state-dtype"),
         pytest.param({"table": None}, TypeError, "table must be a fastsample.Table", id="no-table"),
         pytest.param({"backend": "gpu"}, ValueError, "gpu", id="backend"),
     ],
 )
 def test_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    given: dict[str, Any] = {"x": torch.zeros(2, 3), "model_out": torch.zeros(2, 3), "table": FIXED, "row": 1}
+    given: dict[str, Any] = {"x": torch.zeros(2, 3), "model_output": torch.zeros(2, 3), "table": FIXED, "row": 1}
     with pytest.raises(error, match=message):
         posterior(**{**given, **arguments})
 

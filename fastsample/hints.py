@@ -1,0 +1,157 @@
+"""What is said of arguments and values that other libraries have, and of their objects in the place of ours."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
+from typing import ParamSpec, TypeVar
+
+from fastsample.vocabulary import ARGUMENTS, FROM_DIFFUSERS, OF_SCHEDULERS, OF_STEP, VALUES, Word
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_NEAR = 0.75  # difflib's ratio of a slip of the pen; that of sigmas and mask is 0.6
+
+
+def no_argument(
+    callee: str,
+    name: str,
+    arguments: Mapping[str, str],
+    *,
+    others: Mapping[str, str] | None = None,
+    otherwise: str = "",
+) -> str:
+    """The message for an argument that a function does not have.
+
+    Args:
+        callee: the function, as messages call it.
+        arguments: those that may be meant, each with where it belongs; "" is this function.
+        others: more of them, which count only where the name is one of theirs.
+        otherwise: what to say of a name of which nothing is known.
+
+    Example:
+        >>> no_argument("euler", "num_inference_steps", {"steps": ""})
+        'euler has no argument num_inference_steps; did you mean steps=?'
+        >>> no_argument("euler", "num_inference_steps", {"steps": "Euler(...)"})
+        'euler has no argument num_inference_steps; did you mean steps= of Euler(...)?'
+    """
+    word = ARGUMENTS.get(name.lower(), Word(()))
+    meant = _suggestion(word, name, arguments)
+    if arguments.get(name) or (name in (others or ()) and not meant):
+        return f"{name} belongs to {arguments.get(name) or (others or {})[name]}, not here"
+    if meant or word.note or not word.here:
+        note = word.note or ("" if meant else otherwise)
+        return f"{callee} has no argument {name}{meant}{note and (f' ({note})' if meant else f': {note}')}"
+    return f"{callee} has no argument {name}, nor {word.here[0].partition('=')[0]}="
+
+
+def meant_argument(name: str, arguments: Mapping[str, str]) -> str:
+    """What a message ends with, "; did you mean steps=?", where a name stands for one of these arguments, else ""."""
+    return _suggestion(ARGUMENTS.get(name.lower(), Word(())), name, arguments)
+
+
+def _suggestion(word: Word, name: str, arguments: Mapping[str, str]) -> str:
+    phrases = {phrase.format(name): phrase.partition("=")[0] for phrase in word.here}
+    if not word.here and not word.note:
+        phrases = {f"{near}=": near for near in difflib.get_close_matches(name, arguments, n=1, cutoff=_NEAR)}
+    places = {phrase: arguments[argument] for phrase, argument in phrases.items() if argument in arguments}
+    if not places:
+        return ""
+    place = min(places.values())  # "", where one of them belongs here
+    listed = " or ".join(phrase for phrase, there in places.items() if there == place)
+    return f"; did you mean {listed}{place and f' of {place}'}?"
+
+
+def meant_value(name: str, value: object, choices: Iterable[str]) -> str:
+    """What a message ends with, "; did you mean 'v'?", where a value stands for one of the choices, else ""."""
+    choices = list(choices)
+    said = str(getattr(value, "name", value)).strip().lower().replace("-", "_").replace(" ", "_")
+    words = VALUES.get(name, {})
+    meant = [choice for choice in choices if said == choice.lower() or said in words.get(choice, "").split()]
+    meant = meant or difflib.get_close_matches(said, choices, n=1, cutoff=_NEAR)
+    return f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
+
+
+def hinting(**elsewhere: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator: the same function, which says of an argument that it lacks what may be meant.
+
+    Args:
+        **elsewhere: arguments of other functions, and where each of them belongs.
+    """
+
+    def with_hints(function: Callable[P, R]) -> Callable[P, R]:
+        own = dict.fromkeys(inspect.signature(function).parameters, "")
+        callee = function.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(function)
+        def call(*given: P.args, **named: P.kwargs) -> R:
+            unknown = [name for name in named if name not in own]
+            if unknown:
+                raise TypeError(no_argument(callee, unknown[0], elsewhere | own))
+            return function(*given, **named)
+
+        return call
+
+    return with_hints
+
+
+def check_takes(name: str, function: Callable[..., object], call: str, given: str) -> None:
+    """Raises TypeError where a function is seen not to take these arguments; what does not show its own passes.
+
+    Args:
+        call: the function and its arguments as messages have it, such as "callback(step)".
+        given: what these arguments are.
+    """
+    arguments = call.partition("(")[2].rstrip(")").split(", ")
+    if type(function) is FunctionType:  # nearly all, and a signature takes some 10 us
+        code = function.__code__
+        least = code.co_argcount - len(function.__defaults__ or ())
+        if least <= len(arguments) <= code.co_argcount and not code.co_kwonlyargcount:
+            return
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # of some that are written in C
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise TypeError(f"{name} is called as {call}, with {given}; got one that takes {signature}") from None
+
+
+def of_diffusers(value: object) -> str:
+    """What to do with an object of diffusers that was given in place of one of ours, "" for anything else."""
+    if hasattr(value, "set_timesteps") and hasattr(value, "config"):
+        return f": {FROM_DIFFUSERS}"
+    if is_pipeline(value):
+        return (
+            ": give a part of the pipeline, its unet or transformer as the model; fastsample.from_diffusers("
+            "pipe.scheduler, steps=...) makes a sampler"
+        )
+    return ""
+
+
+def is_pipeline(value: object) -> bool:
+    """Whether this is a pipeline of diffusers."""
+    return hasattr(value, "components") and hasattr(value, "scheduler")
+
+
+def no_attribute_of_sampler(kind: type, name: str) -> str:
+    """The message for an attribute that a sampler does not have."""
+    if name not in OF_SCHEDULERS.split():
+        return f"{kind.__name__!r} object has no attribute {name!r}"
+    return (
+        f"{kind.__name__} has no {name!r}: it is no scheduler of diffusers, and no pipeline can use it as "
+        "one. It calls the model itself, sampler(pipe.unet, shape, ...). " + FROM_DIFFUSERS
+    )
+
+
+def of_step(name: object) -> str:
+    """What a fastsample.Step has in place of this name, or key, of another library."""
+    for attribute, words in OF_STEP.items():
+        if name == attribute or str(name) in words.split():
+            return f"did you mean step.{attribute}?"
+    return f"a Step has the attributes {', '.join(OF_STEP)}"
