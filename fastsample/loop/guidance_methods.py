@@ -27,7 +27,8 @@ class Guidance:
     CFG-Zero* lets the model's output be 0 in the guided ones of the first `zero_init_steps` rows of a run. APG has
     D = min(1, r / |d|) d with d = m_c - m_u + momentum d', where r is `norm_threshold` and d' that of the row before.
     After either comes the rescaling of Options' guidance_rescale. They are diffusers' ClassifierFreeGuidance,
-    ClassifierFreeZeroStarGuidance and AdaptiveProjectedGuidance.
+    ClassifierFreeZeroStarGuidance and AdaptiveProjectedGuidance. By their own defaults the latter two have
+    zero_init_steps=1, and eta=1.0 with momentum=0.0.
 
     Args:
         weight: w, a number or one per sample. A sample whose w is 1 gets m_c as it is, by every method.

@@ -25,15 +25,6 @@ def test_python_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.Monk
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_examples_from_diffusers_run() -> None:
-    pytest.importorskip("diffusers")
-    page = (ROOT / "docs" / "from-diffusers.md").read_text()
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL))
-    found: dict[str, Tensor] = {}
-    exec(compile(code, "from-diffusers.md", "exec"), found)
-    assert found["latents"].shape == (2, 16, 64, 64) and found["latents"].isfinite().all()
-
-
 def test_examples_of_training_run() -> None:
     page = (ROOT / "docs" / "training.md").read_text()
     [code] = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)

@@ -13,6 +13,7 @@ from fastsample import Table
 from fastsample.ops.noise.keys import Seed, sample_keys
 
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+NEITHER_BOX_NOR_DENSITY = {"low": 0, "high": 0, "log_prob_sums": 0}
 _BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 _MARGIN, _CANARY = 64, 0x5A  # bytes on either side of an output
 
@@ -73,23 +74,13 @@ def step(
         input_out=address(input_out),
         second_input_out=address(_second_half(input_out, batch)),
         input_dtype=0 if input_out is None else CODES[input_out.dtype],
-        low=0,
-        high=0,
-        log_prob_sums=0,
+        **NEITHER_BOX_NOR_DENSITY,
         workspace=address(workspace) if bytes_needed else 0,
         device=0,
     )
     kernel(
-        row if isinstance(row, int) else 0,
-        address(model_output),
-        m_stride,
-        CODES[model_output.dtype],
-        guided,
-        address(noise),
-        address(out),
-        x0_out is not None,
-        input_out is not None,
-        0,
+        *(row if isinstance(row, int) else 0, address(model_output), m_stride, CODES[model_output.dtype], guided),
+        *(address(noise), address(out), x0_out is not None, input_out is not None, 0),
     )
     return out
 
