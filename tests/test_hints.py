@@ -330,3 +330,20 @@ def test_class_methods_of_schedulers_and_unknown_attributes() -> None:
 def test_a_scheduler_is_no_sampler(place: Callable[[], object]) -> None:
     with pytest.raises(TypeError, match=r"fastsample\.from_diffusers\("):
         place()
+
+
+@pytest.mark.parametrize("value", ["no", "True", 0, None], ids=repr)
+@pytest.mark.parametrize(
+    ("sampler", "name"),
+    [
+        (fastsample.DDIM, "rederive_epsilon"),
+        (fastsample.DPMSolver, "sde"),
+        (fastsample.DPMSolver, "lower_order_final"),
+        (fastsample.UniPC, "corrector"),
+    ],
+    ids=["ddim", "sde", "last-order", "corrector"],
+)
+def test_what_is_true_or_false_is_no_text(sampler: type[fastsample.Sampler], name: str, value: object) -> None:
+    """Every text is true."""
+    with pytest.raises(TypeError, match=f"^{name} must be True or False, got {value!r}"):
+        sampler(Schedule.linear(), steps=4, **{name: value})

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
@@ -25,6 +26,8 @@ from fastsample.samplers.hints import NoScheduler, no_option, warn_of_amplified_
 from fastsample.samplers.limits import hashable
 from fastsample.samplers.start import checked_start_step, checked_strength, steps_left_out
 from fastsample.tables import Table
+
+_FLAGS = frozenset({"rederive_epsilon", "lower_order_final", "sde", "corrector"})  # those that samplers have
 
 
 class Sampler(NoScheduler):
@@ -172,6 +175,9 @@ class Sampler(NoScheduler):
             check_takes("correct_x0", self.correct_x0, "correct_x0(x0, t)", "a row's x0 and its times")
         # Samplers are frozen dataclasses: what __post_init__ works out goes past the lock.
         self.__dict__.update(attributes)
+        for name in _FLAGS & self.__dict__.keys():
+            if not isinstance(self.__dict__[name], bool | np.bool_):
+                raise TypeError(f"{name} must be True or False, got {self.__dict__[name]!r}")
         if "clip" in self.__dict__:
             self.__dict__["clip"] = hashable(self.__dict__["clip"])
         if "table" in attributes:
