@@ -30,6 +30,8 @@ ELEMENT_WISE = (
 )
 PRODUCTS = ("lora_linear expand float16", "lora_linear shrink bfloat16", "lora_linear expand, tf32 float32")
 BELOW_HALF = {
+    # Nine sums in float64, two registers each, of three operands that all of them read.
+    "triton bend sums, momentum": 0.375,
     # An m in 16 bits on sm_100, by two registers; instructions are the bound there.
     "triton likelihood terms": 0.4375,
     # Histograms in registers; instructions are the bound.
@@ -154,9 +156,13 @@ def test_cuda_kernels(cuda_rows: Rows) -> None:
     assert not bad(cuda_rows, "spills", "stack")
     for row in cuda_rows:
         assert float(row["occupancy"]) >= 0.5, row
-        if row["op"] in ("noise", "step", "posterior") and "unaligned" not in row["variant"]:
+        # Four elements a thread are accessed one by one: those that are not aligned, and those whose noise is summed too.
+        one_by_one = "unaligned" in row["variant"] or row["variant"] == "log_prob"
+        if row["op"] in ("noise", "step", "posterior") and not one_by_one:
             assert row["stores128"] == row["stores"] != "0", row
-    quiet = [row for row in cuda_rows if row["gpu"] and row["op"] == "step" and "draws" not in row["variant"]]
+    noisy = ("draws", "log_prob")
+    steps = [row for row in cuda_rows if row["gpu"] and row["op"] == "step"]
+    quiet = [row for row in steps if not any(word in row["variant"] for word in noisy)]
     assert quiet and all(row["bound"] == "memory" for row in quiet), quiet
 
 

@@ -188,7 +188,7 @@ NAN_BETAS = np.full(10, np.nan)
         pytest.param({"eta": -0.1}, ValueError, "eta", id="eta-negative"),
         pytest.param({"eta": math.nan}, ValueError, "eta", id="eta-nan"),
         pytest.param({"eta": "1"}, TypeError, "eta must be a number", id="eta-string"),
-        pytest.param({"clip": (-1, 1)}, TypeError, "clip must be a number", id="clip-pair"),
+        pytest.param({"clip": (1, -1)}, ValueError, "low <= high", id="clip-pair"),
         pytest.param({"timesteps": 50}, TypeError, "timesteps", id="timesteps-number"),
         pytest.param({"seed": "abc"}, TypeError, "seed", id="seed-string"),
         pytest.param({"prediction": "score"}, ValueError, "epsilon, v, x0", id="prediction"),

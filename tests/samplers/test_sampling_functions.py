@@ -81,8 +81,9 @@ def test_every_argument_is_documented(name: str) -> None:
 
 def test_what_a_class_adds_follows_what_holds_for_all() -> None:
     clip = arguments(fastsample.ddim)["clip"].splitlines()
-    assert clip[0] == "clamp x0 to [-clip, clip]; a fastsample.DynamicThreshold; None for neither."
-    assert clip[1].strip().startswith("Needed where a list's first timestep is next to pure noise")
+    assert clip[0].startswith("clamp x0 to [-clip, clip]; or to (low, high), numbers or arrays")
+    assert clip[1].endswith("; None for none of them.")
+    assert clip[2].strip().startswith("Needed where a list's first timestep is next to pure noise")
     assert arguments(fastsample.heun)["steps"].startswith("times visited; row, `noise`")
     assert "scaled_linear" in arguments(fastsample.tcd)["schedule"]
     assert "scaled_linear" not in arguments(fastsample.ddim)["schedule"]
