@@ -156,7 +156,7 @@ def test_cuda_kernels(cuda_rows: Rows) -> None:
     assert not bad(cuda_rows, "spills", "stack")
     for row in cuda_rows:
         assert float(row["occupancy"]) >= 0.5, row
-        # Four elements a thread are accessed one by one: those that are not aligned, and those whose noise is summed too.
+        # Four elements a thread are accessed one by one: where they are not aligned, and where their noise is summed.
         one_by_one = "unaligned" in row["variant"] or row["variant"] == "log_prob"
         if row["op"] in ("noise", "step", "posterior") and not one_by_one:
             assert row["stores128"] == row["stores"] != "0", row

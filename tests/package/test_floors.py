@@ -19,7 +19,10 @@ FLOORS = (
     ("fastsample.distill",),
     ("fastsample.evaluate", "fastsample.generation", "fastsample.selftest", "fastsample.train"),
     ("fastsample",),  # the door, which names what users call
-    ("fastsample.graph", "fastsample.interpolation", "fastsample.likelihood", "fastsample.samplers.batcher"),
+    (
+        *("fastsample.graph", "fastsample.integrations", "fastsample.interpolation"),
+        *("fastsample.likelihood", "fastsample.samplers.batcher"),
+    ),
     ("fastsample.samplers", "fastsample.lora"),
     ("fastsample.loop", "fastsample.forward"),
     ("fastsample.ops",),
