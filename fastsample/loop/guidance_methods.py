@@ -21,7 +21,7 @@ class Guidance:
     With the model's outputs m_u and m_c, the weight w, and dot products over all of a sample:
 
         plain          m = m_u + w (m_c - m_u)                                       (Ho & Salimans 2022)
-        cfg_zero_star  m = a m_u + w (m_c - a m_u),  a = <m_c, m_u> / |m_u|^2        (Fan et al. 2025)
+        cfg_zero_star  m = a m_u + w (m_c - a m_u),  a = <m_c, m_u> / (|m_u|^2 + 1e-8)   (Fan et al. 2025)
         apg            m = m_u + w (D - (1 - eta) <D, m_c> / |m_c|^2 m_c)            (Sadat et al. 2024)
 
     CFG-Zero* lets the model's output be 0 in the guided ones of the first `zero_init_steps` rows of a run. APG has

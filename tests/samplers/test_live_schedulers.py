@@ -329,3 +329,13 @@ def test_arguments_are_checked(
 
 def close(got: Tensor, want: Tensor) -> None:
     assert (got - want).abs().max() <= grid.MOST_OF_SAMPLES * want.abs().max()
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "ScoreSdeVeScheduler", "UnCLIPScheduler"])
+def test_no_conversion_is_advised_that_has_other_noise_levels(name: str) -> None:
+    scheduler = getattr(diffusers, name)()
+    with pytest.raises(TypeError, match=f"{name} has no equivalent") as refused:
+        fastsample.from_diffusers(scheduler, steps=4)
+    assert "from_config" not in str(refused.value)
+    with pytest.raises(TypeError, match=r"DPMSolverMultistepScheduler\.from_config"):
+        fastsample.from_diffusers(diffusers.LMSDiscreteScheduler(), steps=4)

@@ -74,7 +74,8 @@ def step(
         log_prob_out: (B,) of x's dtype, receives log p(x') of each sample, which policy gradients on samplers need
             (Black et al. 2023, "Training Diffusion Models with Reinforcement Learning"). It is added up in float64 in
             the same pass. Its derivatives, which the reference has, are those of the density at the x' that was drawn:
-            x' itself is held fixed. NaN in rows on a GPU that draw nothing.
+            x' itself is held fixed. Where there are derivatives each row needs a fresh tensor. NaN in rows on a GPU
+            that draw nothing.
         backend: see fastsample.backends(). Gradients and float64 are served by the reference alone.
 
     Returns:

@@ -18,8 +18,15 @@ _INSTEAD = {
     "DPMSolverSDEScheduler": "DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++' solves an SDE too",
     "IPNDMScheduler": "fastsample.ipndm has the method, on the schedule and prediction of a model",
     "PNDMScheduler": "fastsample.ipndm has the method, without its Runge-Kutta steps",
+    # Their configurations say the same noise levels there; those of EDM, of VE and of UnCLIP do not.
+    **dict.fromkeys(
+        (
+            *("DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+            *("LMSDiscreteScheduler", "SASolverScheduler"),
+        ),
+        "DPMSolverMultistepScheduler.from_config(scheduler.config) has one",
+    ),
 }
-_SOLVERS = "DPMSolverMultistepScheduler.from_config(scheduler.config) has one"
 
 
 def from_diffusers(scheduler: Any, steps: int | None = None, *, eta: float | None = None, **arguments: Any) -> Sampler:
@@ -61,7 +68,7 @@ def from_diffusers(scheduler: Any, steps: int | None = None, *, eta: float | Non
     base = base_of(scheduler)
     kind = KINDS.get(base.__name__)
     if kind is None:
-        instead = _INSTEAD.get(base.__name__, _SOLVERS if hasattr(base, "scale_model_input") else "")
+        instead = _INSTEAD.get(base.__name__, "")
         raise TypeError(
             f"{base.__name__} has no equivalent in fastsample"
             f"{f': {instead}' if instead else ''}; a method of your own is a fastsample.Table of its rows"
