@@ -249,12 +249,7 @@ class Table:
         if not isinstance(other, Table):
             return NotImplemented
         mine, theirs = self._given(), other._given()
-        if (self.box is None) != (other.box is None):
-            return False
-        boxes = zip(mine.pop("box") or (), theirs.pop("box") or (), strict=True)
-        same_box = all(np.array_equal(one, another) for one, another in boxes)
-        same = all(np.array_equal(mine[name], theirs[name]) for name in mine)
-        return self.t.dtype == other.t.dtype and same_box and same
+        return self.t.dtype == other.t.dtype and all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
     def __hash__(self) -> int:
         return hash(((self.t + 0).tobytes(), (self.packed + 0.0).tobytes()))  # -0.0 equals 0.0

@@ -69,3 +69,25 @@ class Variant:
         """Where Triton looks for an argument, or a tuple's elements."""
         i, kind = self.kernel.arg_names.index(name), self.signature[name]
         return [(i, j) for j in range(len(kind))] if isinstance(kind, tuple) else [(i,)]
+
+
+def chunked(
+    types: Mapping[str, str],
+    op: str,
+    name: str,
+    dtype: str,
+    kernel: Any,
+    constants: Mapping[str, Any],
+    bytes_moved: int,
+    warps: int,
+) -> Variant:
+    """A specialisation of a kernel whose programs take a chunk of BLOCK elements of a sample each.
+
+    Args:
+        types: of the arguments that are not among the constants, by name.
+        bytes_moved: an element; 0 for a kernel that takes what the chunks have left.
+    """
+    signature = {arg: "constexpr" if arg in constants else types[arg] for arg in kernel.arg_names}
+    aligned = tuple(arg for arg, kind in signature.items() if kind[0] == "*" or arg in ("size", "m_stride"))
+    elements = constants["BLOCK"] if bytes_moved else 0
+    return Variant(op, name, dtype, kernel, signature, constants, aligned, elements, bytes_moved, warps)

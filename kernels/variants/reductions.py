@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastsample.kernels import reductions
-from fastsample.kernels.variants import BYTES, DTYPES, Variant
+from fastsample.kernels.variants import BYTES, DTYPES, Variant, chunked
 
 _TYPES = {
     "x": "*fp32", "rows": "*fp32", "guidance": "*fp32", "out": "*fp32", "magnitudes": "*i32", "counts": "*i64",
@@ -36,7 +36,4 @@ def variants() -> list[Variant]:
 
 def _variant(name: str, dtype: str, kernel: Any, constants: dict[str, Any], bytes_moved: int, warps: int) -> Variant:
     types = {**_TYPES, "m": f"*{DTYPES[dtype]}"}
-    signature = {arg: "constexpr" if arg in constants else types[arg] for arg in kernel.arg_names}
-    aligned = tuple(arg for arg, kind in signature.items() if kind[0] == "*" or arg in ("size", "m_stride"))
-    elements = constants["BLOCK"] if bytes_moved else 0
-    return Variant("reductions", name, dtype, kernel, signature, constants, aligned, elements, bytes_moved, warps)
+    return chunked(types, "reductions", name, dtype, kernel, constants, bytes_moved, warps)

@@ -31,17 +31,10 @@ _COMPONENTS = {
 _COMFY = re.compile(r"text_encoders\.(?P<name>[^.]+)\.(?:transformer\.)?(?P<rest>.+)")
 # kohya's, OneTrainer's and LyCORIS' names, in which "_" may stand for a dot.
 _FLAT = {
-    **{name: name for name in ("unet", "transformer", "prior")},
+    **{name: _COMPONENTS[name] for name in ("unet", "transformer", "prior")},
+    **{name: _COMPONENTS[name] for name in ("te", "te1", "te2", "te3", "clip_l", "clip_g", "t5", "t5xxl")},
     "prior_unet": "prior",
     "prior_te": "text_encoder",
-    "te": "text_encoder",
-    "te1": "text_encoder",
-    "te2": "text_encoder_2",
-    "te3": "text_encoder_3",
-    "clip_l": "text_encoder",
-    "clip_g": "text_encoder_2",
-    "t5": "t5",
-    "t5xxl": "t5",
 }
 _FLAT_STEM = re.compile(
     rf"(?:(?P<mark>lora|lycoris)_)?(?P<component>{'|'.join(sorted(_FLAT, key=len, reverse=True))})_(?P<path>.+)"

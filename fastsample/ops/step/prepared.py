@@ -280,9 +280,9 @@ def step_once(
     noisy = [k for k in visited if table.stochastic[k]]
     if noisy and noise is not None and not (seed is None and keys is None):
         raise ValueError(f"row {noisy[0]} adds noise once: give noise= or seed=, not both")
-    silent = [k for k in visited if not table.stochastic[k]]
-    if given.log_prob_out is not None and silent and (rows is None or rows.is_cpu):
-        raise ValueError(f"row {silent[0]} draws nothing, so that it has no density: leave log_prob_out out there")
+    if given.log_prob_out is not None and (rows is None or rows.is_cpu) and len(noisy) < len(visited):
+        silent = next(k for k in visited if not table.stochastic[k])
+        raise ValueError(f"row {silent} draws nothing, so that it has no density: leave log_prob_out out there")
     check_history(history)
     outputs = {name: getattr(given, name) for name in ("out", "x0_out", "input_out", "log_prob_out")}
     if any(output is not None for output in outputs.values()):
