@@ -54,13 +54,16 @@ class Multistep(Solver):
         if integer("order", self.order) not in range(1, self._most_order + 1):
             lower = ", ".join(map(str, range(1, self._most_order)))
             raise ValueError(f"order must be {lower} or {self._most_order}, got {self.order!r}")
-        k = np.arange(len(t))
-        rising = np.minimum(self.order, np.where(k < start, k, k - start) + 1)
-        orders = self._orders(rising, alpha, sigma)
+        orders = self._orders_from(start, alpha, sigma)
         check_passable(sigma)
         columns = self._columns(t, alpha, sigma, orders, start)
         t = t if self.prediction == "flow" else np.rint(t).astype(np.int64)
         return x0_table(t, alpha, sigma, prediction=self.prediction, clip=self.clip, **columns)
+
+    def _orders_from(self, start: int, alpha: Float64Array, sigma: Float64Array) -> NDArray[np.int64]:
+        """The order of each row of a run that starts at this one."""
+        k = np.arange(len(alpha) - 1)
+        return self._orders(np.minimum(self.order, np.where(k < start, k, k - start) + 1), alpha, sigma)
 
     def _orders(self, rising: NDArray[np.int64], alpha: Float64Array, sigma: Float64Array) -> NDArray[np.int64]:
         """The order of each row, of orders that are no more than rows since the start."""

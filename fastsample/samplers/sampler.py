@@ -46,7 +46,8 @@ class Sampler(NoScheduler):
 
     table: Table
     correct_x0: CorrectX0 | None = None
-    _warns = False  # whether its construction did
+    quiet = False  # whether its construction never warns
+    _warns = False  # whether it did
     _low_start: str | None = None  # what is told of a run from drawn noise
     _amplifies_x0: ClassVar[bool] = False  # whether its rows multiply errors in x0 too next to pure noise
 
@@ -180,7 +181,7 @@ class Sampler(NoScheduler):
                 raise TypeError(f"{name} must be True or False, got {self.__dict__[name]!r}")
         if "clip" in self.__dict__:
             self.__dict__["clip"] = hashable(self.__dict__["clip"])
-        if "table" in attributes:
+        if "table" in attributes and not self.quiet:
             self.__dict__["_warns"] = warn_of_amplified_errors(self.table)
 
 

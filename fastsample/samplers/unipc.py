@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,20 @@ from fastsample.tables import HISTORY
 
 UniPCVariant = Literal["bh1", "bh2"]
 VARIANTS: tuple[UniPCVariant, ...] = get_args(UniPCVariant)
+
+
+class Parts(NamedTuple):
+    """What the columns of rows are made of.
+
+    Attributes:
+        a: what x is multiplied by, (N,).
+        predicted: of the row's x0 and of the entries of the three rows before, (N, 4), without any correction.
+        moved: by what the state after the row is corrected: of the next row's x0 and of the entries before, (N, 4).
+    """
+
+    a: Float64Array
+    predicted: Float64Array
+    moved: Float64Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +84,24 @@ class UniPC(Multistep):
     def _columns(
         self, t: NDArray[Any], alpha: Float64Array, sigma: Float64Array, orders: NDArray[np.int64], start: int
     ) -> dict[str, Any]:
+        parts = self._parts(alpha, sigma, orders, start)
+        shares = parts.predicted.copy()
+        shares[1:] += parts.a[1:, None] * parts.moved[:-1]
+        return {"a": parts.a, "b": shares[:, 0], **dict(zip(HISTORY, shares[:, 1:].T, strict=True))}
+
+    def _parts(self, alpha: Float64Array, sigma: Float64Array, orders: NDArray[np.int64], start: int) -> Parts:
         w = widths(alpha, sigma)
         b_of_w = -w if self.variant == "bh1" else np.expm1(-w)
-        a, of_x0 = sigma[1:] / sigma[:-1], -alpha[1:] * np.expm1(-w)
-        # Of x0 and of the entries of the three rows before.
-        shares = np.zeros((len(w), 1 + len(HISTORY)))
-        shares[:, 0] = of_x0
+        predicted, moved = np.zeros((2, len(w), 1 + len(HISTORY)))
+        predicted[:, 0] = -alpha[1:] * np.expm1(-w)
         for k, order in enumerate(orders):
             if order > 1 and w[k] != 0:
-                r, predicted = _predictor(k, order, w, b_of_w)
-                shares[k, :order] -= alpha[k + 1] * b_of_w[k] * _of_differences(predicted / r)
-            infinite = self.variant == "bh1" and np.isinf(w[k - 1])
-            if k > start and self._corrects(k - 1) and w[k - 1] != 0 and not infinite:
-                shares[k] += a[k] * self._correction(k - 1, orders[k - 1], alpha, w, b_of_w)
-        return {"a": a, "b": shares[:, 0], **dict(zip(HISTORY, shares[:, 1:].T, strict=True))}
+                r, weights = _predictor(k, order, w, b_of_w)
+                predicted[k, :order] -= alpha[k + 1] * b_of_w[k] * _of_differences(weights / r)
+            last, infinite = k + 1 == len(w), self.variant == "bh1" and np.isinf(w[k])
+            if k >= start and not last and self._corrects(k) and w[k] != 0 and not infinite:
+                moved[k] = self._correction(k, order, alpha, w, b_of_w)
+        return Parts(sigma[1:] / sigma[:-1], predicted, moved)
 
     def _corrects(self, k: int) -> bool:
         """Whether the state after row k is corrected."""

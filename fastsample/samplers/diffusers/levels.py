@@ -23,9 +23,14 @@ class Levels(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class GivenLevels(Solver):
-    """A solver through `visited`, in place of a schedule, timesteps, steps, shift and final_alpha_cumprod."""
+    """A solver through `visited`, in place of a schedule, timesteps, steps, shift and final_alpha_cumprod.
+
+    Args:
+        quiet: whether nothing is said of rows that multiply the model's error, where the choice was another's.
+    """
 
     visited: Levels
+    quiet: bool = False
 
     def _levels(self) -> tuple[NDArray[Any], Float64Array, Float64Array]:
         t, alpha, sigma = map(np.array, self.visited)

@@ -14,7 +14,7 @@ from fastsample.samplers.diffusers.levels import GivenLevels, Levels, of_flow, o
 from fastsample.samplers.diffusers.reading import Kind, Reading
 from fastsample.samplers.multistep import Multistep, lower_at_the_end, widths
 from fastsample.samplers.sampler import Sampler
-from fastsample.samplers.unipc import UniPC
+from fastsample.samplers.unipc import Parts, UniPC
 from fastsample.schedule import Float64Array
 
 _ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
@@ -111,6 +111,13 @@ class UniPCMultistep(GivenLevels, UniPC):
         # x / alpha in epsilon is what x / sigma is in x0: the two change places.
         return remembering_epsilon(super()._columns(t, sigma, alpha, orders, start), alpha, sigma)
 
+    def parts_from(self, start: int) -> Parts:
+        """What predicts and what corrects in a run that starts at this row, in terms of what rows remember."""
+        alpha, sigma = self.table.alpha, self.table.sigma
+        assert alpha is not None and sigma is not None
+        orders = self._orders_from(start, alpha, sigma)
+        return self._parts(*((alpha, sigma) if self.predict_x0 else (sigma, alpha)), orders, start)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DEISMultistep(GivenLevels, DEIS):
@@ -151,6 +158,7 @@ def _arguments(reading: Reading) -> dict[str, Any]:
         "clip": reading.clip(),
         "order": order,
         "lower_order_final": bool(reading.options["lower_order_final"]),
+        "quiet": reading.is_ours,
     }
 
 
@@ -182,7 +190,7 @@ def _unipc(reading: Reading) -> Sampler:
         raise reading.refused("solver_p", "a predictor of another kind is not known here")
     if not of_x0 and arguments["prediction"] == "flow":
         raise reading.refused("predict_x0", "it does not know prediction_type='flow_prediction'")
-    if levels.sigma[-1] == 0 and (not of_x0 or options["solver_type"] == "bh1"):
+    if levels.sigma[-1] == 0 and (not of_x0 or (options["solver_type"] == "bh1" and not reading.is_ours)):
         option = "solver_type" if of_x0 else "predict_x0"
         raise reading.refused(option, "its last step is not finite: take final_sigmas_type='sigma_min'")
     last = 1 if arguments["lower_order_final"] else min(arguments["order"], len(levels.t))

@@ -65,6 +65,16 @@ class Reading:
         """The error to raise for the value of an option."""
         return ValueError(f"{self.name}({option}={self.options.get(option)!r}) has no equivalent: {why}")
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is one of fastsample.integrations.diffusers."""
+        return hasattr(self.scheduler, "corrects")
+
+    @property
+    def corrects(self) -> bool:
+        """Whether it is one that does not repeat diffusers' mistakes."""
+        return self.is_ours and bool(self.scheduler.corrects)
+
     def array(self, name: str) -> Float64Array:
         """An attribute of the scheduler, in float64."""
         return real_array(name, getattr(self.scheduler, name)).astype(np.float64)
@@ -128,7 +138,8 @@ def base_of(scheduler: Any) -> type:
         hint = hint or (": give an instance of it" if isinstance(scheduler, type) else "")
         raise TypeError(f"scheduler must be a scheduler of diffusers, got {type(scheduler).__name__}{hint}")
     base = own[0]
-    derived = {name for kind in classes[: classes.index(base)] for name in vars(kind)}
+    changing = [kind for kind in classes[: classes.index(base)] if kind.__module__.partition(".")[0] != "fastsample"]
+    derived = {name for kind in changing for name in vars(kind)}
     patched = {name for name, value in vars(scheduler).items() if callable(value)}
     changed = sorted(
         name for name in derived | patched if hasattr(base, name) and not name.startswith("__") and name not in _FREE
@@ -154,19 +165,29 @@ def read(scheduler: Any, base: type, kind: Kind, steps: int | None, arguments: d
         _set_timesteps(own, name, steps, arguments)
     elif not (_has_timesteps(own) or name in ("DDPMScheduler", "DDPMParallelScheduler")):  # which go through all
         raise ValueError(f"the {name} has no timesteps yet: give steps=")
-    options = {}
-    for option, parameter in inspect.signature(base.__init__).parameters.items():  # type: ignore[misc]
-        if option == "self" or parameter.kind is parameter.VAR_KEYWORD:
-            continue
-        options[option] = value = getattr(own.config, option, parameter.default)
-        if option not in kind.options | READ_OFF and not _same(value, parameter.default):
-            raise ValueError(f"{name}({option}={value!r}) has no equivalent: the option is not known here")
+    options = options_of(own, base, kind.options)
     t = real_array("timesteps", own.timesteps)
     if t.size == 0:
         raise ValueError(f"the {name} has an empty list of timesteps: give steps=")
     if (t[1:] == t[0]).any():
         raise ValueError(f"the {name} has its first timestep {t[0]:g} twice, where its steps lose count: give others")
     return Reading(name, own, options, eta)
+
+
+def options_of(scheduler: Any, base: type, known: frozenset[str]) -> dict[str, Any]:
+    """The values of the options that the class has.
+
+    Raises:
+        ValueError: for one that is neither `known` nor READ_OFF, unless it has its default.
+    """
+    options = {}
+    for option, parameter in inspect.signature(base.__init__).parameters.items():  # type: ignore[misc]
+        if option == "self" or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        options[option] = value = getattr(scheduler.config, option, parameter.default)
+        if option not in known | READ_OFF and not _same(value, parameter.default):
+            raise ValueError(f"{base.__name__}({option}={value!r}) has no equivalent: the option is not known here")
+    return options
 
 
 def _copied(scheduler: Any) -> Any:
