@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastsample.checks import check_floating, one_of
+from fastsample.integrations.diffusers.compiled import in_one_op
 from fastsample.integrations.diffusers.passes import Operand, apply
 from fastsample.ops.noise.keys import Index, Seed, sample_keys
 from fastsample.samplers.diffusers.reading import Kind, Reading, options_of
@@ -90,11 +92,13 @@ class DropIn:
 
     Attributes:
         kind: which of the peer's options are covered.
+        output: the class of what a step returns.
         compat: "diffusers" where its mistakes are repeated.
         corrects: whether they are not.
     """
 
     kind: ClassVar[Kind]
+    output: ClassVar[Any]
     _peer: ClassVar[Any]
     _moves_sigmas: ClassVar[bool] = False  # whether set_timesteps puts sigmas on its device too
     timesteps: Tensor
@@ -110,6 +114,7 @@ class DropIn:
         cls._peer = next(kind for kind in cls.__mro__ if kind.__module__.startswith("diffusers."))
         cls.__init__ = _with_compat(cls._peer.__init__)  # type: ignore[method-assign]
         cls.set_timesteps = _on_the_host_first(cls._peer.set_timesteps)  # type: ignore[attr-defined]
+        cls.step = in_one_op(cls.step)  # type: ignore[attr-defined]
 
     @property
     def compat(self) -> Compat:
@@ -119,6 +124,10 @@ class DropIn:
     @property
     def corrects(self) -> bool:
         return self.compat is None
+
+    def output_dtypes(self, model_output: torch.dtype, sample: torch.dtype) -> tuple[torch.dtype, ...]:
+        """Those of what a step returns."""
+        return (torch.promote_types(model_output, sample),) * len(fields(self.output))
 
     def _check_options(self) -> None:
         """Raises ValueError for an option, of the newest diffusers perhaps, that is not covered."""

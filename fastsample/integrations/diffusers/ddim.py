@@ -37,6 +37,7 @@ class DDIMScheduler(AnyTimestep, diffusers.DDIMScheduler):
     """
 
     kind = KINDS["DDIMScheduler"]
+    output = DDIMSchedulerOutput
 
     def step(
         self,
@@ -100,6 +101,7 @@ class DDIMInverseScheduler(AnyTimestep, diffusers.DDIMInverseScheduler):
     """
 
     kind = KINDS["DDIMScheduler"]
+    output = DDIMSchedulerOutput
 
     def step(
         self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True

@@ -34,6 +34,7 @@ class DDPMScheduler(AnyTimestep, diffusers.DDPMScheduler):
     """
 
     kind = KINDS["DDPMScheduler"]
+    output = DDPMSchedulerOutput
 
     def step(
         self,

@@ -44,6 +44,7 @@ class LCMScheduler(AlphaBars, diffusers.LCMScheduler):
     """
 
     kind = distilled.KINDS["LCMScheduler"]
+    output = LCMSchedulerOutput
 
     def step(
         self,
@@ -112,6 +113,7 @@ class TCDScheduler(AlphaBars, diffusers.TCDScheduler):
     """
 
     kind = distilled.KINDS["TCDScheduler"]
+    output = TCDSchedulerOutput
 
     def step(
         self,
@@ -178,6 +180,7 @@ class CMStochasticIterativeScheduler(Sigmas, diffusers.CMStochasticIterativeSche
     """
 
     kind = distilled.KINDS["CMStochasticIterativeScheduler"]
+    output = CMStochasticIterativeSchedulerOutput
     sigmas: Tensor
 
     def step(

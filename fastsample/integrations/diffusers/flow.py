@@ -30,8 +30,12 @@ class FlowMatchEulerDiscreteScheduler(DropIn, diffusers.FlowMatchEulerDiscreteSc
     """
 
     kind = flow.KINDS["FlowMatchEulerDiscreteScheduler"]
+    output = FlowMatchEulerDiscreteSchedulerOutput
     _moves_sigmas = True
     sigmas: Tensor
+
+    def output_dtypes(self, model_output: torch.dtype, sample: torch.dtype) -> tuple[torch.dtype, ...]:
+        return (model_output,)
 
     def step(
         self,

@@ -60,6 +60,7 @@ class DPMSolverMultistepScheduler(Counted, diffusers.DPMSolverMultistepScheduler
     """
 
     kind = multistep.KINDS["DPMSolverMultistepScheduler"]
+    output = SchedulerOutput
     sigmas: Tensor
 
     def _check_options(self) -> None:

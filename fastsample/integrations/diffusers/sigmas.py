@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastsample.checks import real
 from fastsample.integrations.diffusers.base import DropIn, Generator, Noise, Rows, check_given, counted_rows
+from fastsample.integrations.diffusers.compiled import input_in_one_op
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.diffusers import sigmas
 from fastsample.samplers.diffusers.reading import Reading
@@ -27,6 +28,7 @@ class Sigmas(DropIn):
 
     is_scale_input_called: bool
 
+    @input_in_one_op
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
         """What the model is given in place of the sample; see diffusers."""
         rows = self._rows()
@@ -80,7 +82,11 @@ class EulerDiscreteScheduler(Sigmas, diffusers.EulerDiscreteScheduler):
     """
 
     kind = sigmas.KINDS["EulerDiscreteScheduler"]
+    output = EulerDiscreteSchedulerOutput
     sigmas: Tensor
+
+    def output_dtypes(self, model_output: torch.dtype, sample: torch.dtype) -> tuple[torch.dtype, ...]:
+        return model_output, torch.promote_types(sample, torch.float32)
 
     def step(
         self,
@@ -152,7 +158,11 @@ class EulerAncestralDiscreteScheduler(Sigmas, diffusers.EulerAncestralDiscreteSc
     """
 
     kind = sigmas.KINDS["EulerAncestralDiscreteScheduler"]
+    output = EulerAncestralDiscreteSchedulerOutput
     sigmas: Tensor
+
+    def output_dtypes(self, model_output: torch.dtype, sample: torch.dtype) -> tuple[torch.dtype, ...]:
+        return model_output, torch.promote_types(sample, torch.float32)
 
     def step(
         self,

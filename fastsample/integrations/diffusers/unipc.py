@@ -68,6 +68,7 @@ class UniPCMultistepScheduler(Counted, diffusers.UniPCMultistepScheduler):
     """
 
     kind = multistep.KINDS["UniPCMultistepScheduler"]
+    output = SchedulerOutput
     sigmas: Tensor
     last_sample: Tensor | None
 
