@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from typing_extensions import Never
 
 from fastsample.caller import warn
@@ -66,6 +67,15 @@ def _check_fields(kind: type, names: Iterable[str]) -> None:
     unknown = next(name for name in names if name not in taken)
     arguments = dict.fromkeys(_of_call(), "the sampler's call") | dict.fromkeys(taken, "")
     raise TypeError(no_argument(kind.__name__, unknown, arguments, others=_of_others()))
+
+
+def check_not_compiling(kind: type) -> None:
+    """Raises ValueError under torch.compile, which cannot look into what makes a sampler."""
+    if torch.compiler.is_compiling():
+        raise ValueError(
+            f"compiled, a run needs a sampler that was made before: sampler = fastsample.{kind.__name__}(...), and "
+            "sampler(model, x) in the function that is compiled"
+        )
 
 
 def not_a_sampler(value: object) -> TypeError:

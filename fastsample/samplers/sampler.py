@@ -16,12 +16,13 @@ from typing_extensions import Unpack
 
 from fastsample.caller import warn
 from fastsample.hints import check_takes, of_diffusers
+from fastsample.loop.compiled import compiled_run
 from fastsample.loop.copies import copied
 from fastsample.loop.drive import drive, hooks_of, shown
 from fastsample.loop.loop import Loop
 from fastsample.loop.options import CorrectX0, Decode, Decoded, Options, RunOptions, Step, Undecoded
 from fastsample.loop.prepared import COPIED, Prepared
-from fastsample.model import Model
+from fastsample.model import Model, unwrapped
 from fastsample.samplers.hints import NoScheduler, no_option, warn_of_amplified_errors
 from fastsample.samplers.limits import hashable
 from fastsample.samplers.start import checked_start_step, checked_strength, steps_left_out
@@ -71,6 +72,10 @@ class Sampler(NoScheduler):
             decode: what to make of the sample before it is returned, see fastsample.Options.
             **options: see fastsample.Options.
         """
+        if torch.compiler.is_compiling():
+            asked = options_of(self, model, x, options)
+            sample: Any = compiled_run(self.table, self.correct_x0, model, x, asked)
+            return sample if decode is None else unwrapped(decode(sample))
         hooks = hooks_of(options, decode)
         asked = options_of(self, model, x, options)
         loop = loop_of(self, model, x, asked, observed=hooks.callback is not None, borrows=True)

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from fastsample.loop.options import Decode, Decoded, Undecoded
 from fastsample.model import Model, prediction_of, schedule_of
 from fastsample.samplers.function_docs import complete, function_docs
-from fastsample.samplers.hints import FUNCTIONS
+from fastsample.samplers.hints import FUNCTIONS, check_not_compiling
 from fastsample.samplers.kept import sampler_of
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.solver import Solver, schedule_for
@@ -58,6 +58,7 @@ def sampling_function(kind: type[Sampler], name: str, x: str = "x") -> Callable[
     keywords = [*sorted(own_fields, key=lambda field: field != "steps"), *of_call]
     source = (
         f"def {name}(model, {x}, *, {', '.join(keywords)}, **options):\n"
+        f"    check_not_compiling({kind.__name__})\n"
         f"{_of_model(kind, own_fields)}"
         f"    sampler = sampler_of({kind.__name__}, {_schedule(kind, own_fields)}{_passed(own_fields)})\n"
         f"    return sampler(model, {x}{_passed(of_call)}, **options)\n"
@@ -121,5 +122,5 @@ def _names(kind: type[Sampler]) -> dict[str, Any]:
     namespace: dict[str, Any] = {}
     for base in reversed(kind.__mro__[:-1]):
         namespace |= vars(sys.modules[base.__module__])
-    called = {one.__name__: one for one in (sampler_of, schedule_of, schedule_for, prediction_of)}
+    called = {one.__name__: one for one in (sampler_of, schedule_of, schedule_for, prediction_of, check_not_compiling)}
     return namespace | _NAMES | called | {kind.__name__: kind}

@@ -16,23 +16,23 @@ from torch import Tensor
 
 from fastsample.ops.tracing import constant_when_traced
 
-# Arguments of steps that differ from call to call, or that a graph has no use for.
+# Arguments of steps that are tensors or integers, and that a graph has no place for; all others are numbers.
 _TENSORS = ("variance_noise", "seed", "index")
-_LEFT_OUT = ("generator", "return_dict", "per_token_timesteps")
+_LEFT_OUT = ("generator", "per_token_timesteps")
 
 
 class Call(NamedTuple):
-    """A method of a scheduler, with those arguments that are the same in all of its runs.
+    """A method of a scheduler.
 
     Attributes:
         scheduler: a weak reference to it.
         method: takes the scheduler and tensors.
-        options: its other arguments, by name.
+        names: of the numbers that it takes beside.
     """
 
     scheduler: weakref.ref[Any]
     method: Callable[..., Any]
-    options: tuple[tuple[str, Any], ...]
+    names: tuple[str, ...]
 
 
 _calls: list[Call] = []
@@ -49,14 +49,16 @@ def in_one_op(step: Callable[..., Any]) -> Callable[..., Any]:
         given = dict(zip(names, args, strict=False)) | options
         m, timestep, x = (given.pop(name) for name in ("model_output", "timestep", "sample"))
         dictionary = given.pop("return_dict", True)
-        for name in ("generator", "per_token_timesteps"):
+        for name in _LEFT_OUT:
             if given.pop(name, None) is not None:
                 raise ValueError(f"compiled, a step takes no {name}: give seed, or variance_noise where it is taken")
         if torch.is_grad_enabled() and (m.requires_grad or x.requires_grad):
             raise ValueError("compiled, a step has no gradients: call it under torch.no_grad()")
         tensors = [_as_tensor(given.pop(name, None), torch.int64) for name in _TENSORS]
-        number = _number(self, step, tuple(given.items()))
-        out = torch.ops.fastsample.scheduler_step(m, _as_tensor(timestep, torch.float64), x, number, *tensors)
+        floats = {name: value for name, value in given.items() if isinstance(value, int | float)}
+        number = _number(self, step, tuple(floats))
+        values = [_as_tensor(value, torch.float64) for value in floats.values()]
+        out = torch.ops.fastsample.scheduler_step(m, _as_tensor(timestep, torch.float64), x, number, values, *tensors)
         return self.output(*out) if dictionary else tuple(out)
 
     return own
@@ -82,9 +84,9 @@ def _as_tensor(value: Any, dtype: torch.dtype) -> Any:
 
 
 @constant_when_traced  # Dynamo guards on which scheduler it is
-def _number(scheduler: Any, method: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -> int:
+def _number(scheduler: Any, method: Callable[..., Any], names: tuple[str, ...]) -> int:
     """What a graph knows a call by."""
-    call = Call(weakref.ref(scheduler), method, options)
+    call = Call(weakref.ref(scheduler), method, names)
     if call not in _calls:
         _calls.append(call)
     return _calls.index(call)
@@ -102,17 +104,20 @@ def _step(
     timestep: Tensor,
     sample: Tensor,
     number: int,
+    values: Sequence[Tensor],
     noise: Tensor | None,
     seed: Tensor | None,
     index: Tensor | None,
 ) -> Sequence[Tensor]:
     call = _calls[number]
-    options: dict[str, Any] = {} if noise is None else {"variance_noise": noise}
+    options: dict[str, Any] = {name: float(value) for name, value in zip(call.names, values, strict=True)}
+    if noise is not None:
+        options["variance_noise"] = noise
     for name, tensor in (("seed", seed), ("index", index)):
         if tensor is not None:
             options[name] = tensor if tensor.ndim else int(tensor)
     given = model_output, _number_of(timestep), sample
-    return list(call.method(_scheduler(number), *given, return_dict=False, **dict(call.options), **options))
+    return list(call.method(_scheduler(number), *given, return_dict=False, **options))
 
 
 def _like_a_step(model_output: Tensor, timestep: Tensor, sample: Tensor, number: int, *_: object) -> Sequence[Tensor]:
@@ -137,7 +142,7 @@ def _number_of(timestep: Tensor) -> Any:
     return int(value) if value.is_integer() else value
 
 
-_TAKES = "Tensor sample, int number, Tensor? noise, Tensor? seed, Tensor? index"
+_TAKES = "Tensor sample, int number, Tensor[] values, Tensor? noise, Tensor? seed, Tensor? index"
 _step_op = torch.library.custom_op(
     "fastsample::scheduler_step",
     _step,
