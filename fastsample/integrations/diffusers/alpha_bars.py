@@ -56,6 +56,8 @@ class AnyTimestep(AlphaBars):
     def _found(self, timestep: int | Tensor, eta: float = 0.0, *options: object) -> tuple[Rows, int | Tensor | None]:
         """The rows and which of them is this timestep's; None where it has none."""
         rows = self._rows(eta, *options, False)
+        if isinstance(timestep, Tensor) and timestep.ndim and timestep.numel() == 1:
+            timestep = timestep.reshape(())  # of all samples
         if not (isinstance(timestep, Tensor) and (timestep.ndim or traced(timestep))):
             place = self._place(timestep, rows)
             if place is not None:

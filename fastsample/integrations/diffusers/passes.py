@@ -12,7 +12,7 @@ from fastsample.ops.backend import choose
 from fastsample.ops.memory import fresh, fresh_like, ordinary_tensors
 from fastsample.ops.step import step
 from fastsample.ops.step.operands import Operands
-from fastsample.ops.step.prepared import StepPlan
+from fastsample.ops.step.prepared import StepPlan, step_once
 from fastsample.ops.tracing import differentiable, traced
 from fastsample.tables import Table
 
@@ -62,7 +62,11 @@ def apply(table: Table, row: int | Tensor, m: Tensor, given: Operand) -> tuple[T
 def _followed(table: Table, row: int | Tensor, m: Tensor, given: Operand) -> tuple[Tensor, Tensor]:
     """By the public op, which serves whoever follows it, and rows that the host does not know."""
     entry = torch.empty_like(given.x) if given.keeps_entry else None
-    out = step(given.x, m, table, row, noise=given.noise, history=list(given.history), x0_out=entry)
+    if given.keys is not None or isinstance(row, Tensor):
+        operands = Operands(given.x, table, given.keys, history=list(given.history), x0_out=entry)
+        out = step_once(operands, m, row, given.noise, None)
+    else:
+        out = step(given.x, m, table, row, noise=given.noise, history=list(given.history), x0_out=entry)
     return out, out if entry is None else entry
 
 
