@@ -26,7 +26,7 @@ from fastsample.versions import version_of
 Compat = Literal["diffusers"] | None
 Generator = torch.Generator | list[torch.Generator] | None
 
-_MOST = 8  # rows that a scheduler keeps, each of other timesteps or options of its step
+_MOST = 8  # rows that a scheduler keeps, each for other timesteps or options of a step
 _LEVELS = ("sigmas", "alphas_cumprod")  # what rows are made from: the first that a scheduler has
 
 
@@ -284,6 +284,9 @@ def _on_the_host_first(set_timesteps: Callable[..., None]) -> Callable[..., None
         device = options.pop("device", None)
         if len(args) > place:
             device, args = args[place], (*args[:place], None, *args[place + 1 :])
+        steps = args[0] if args else options.get("num_inference_steps")
+        if isinstance(steps, int) and steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
         set_timesteps(self, *args, **options)
         if self.corrects and not self.timesteps.is_floating_point():
             # Otherwise steps_offset takes a run of all timesteps beyond the schedule.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
@@ -13,6 +14,7 @@ from fastsample.integrations.diffusers.base import DropIn, Generator, Noise, Row
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.diffusers import multistep
 from fastsample.samplers.diffusers.reading import Reading
+from fastsample.tables import Table
 
 
 class Counted(DropIn):
@@ -89,6 +91,8 @@ class DPMSolverMultistepScheduler(Counted, diffusers.DPMSolverMultistepScheduler
         check_given(model_output, sample)
         row = self._next(timestep)
         rows = self._rows(0.0, self._first)
+        if not rows.there[row]:
+            return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
         if variance_noise is not None:
             generator = None  # as diffusers has it
         noise = Noise(torch.float32, generator, variance_noise, seed, index)
@@ -101,9 +105,22 @@ class DPMSolverMultistepScheduler(Counted, diffusers.DPMSolverMultistepScheduler
 
     def _make_rows(self, reading: Reading, *options: Any) -> Rows:
         (first,) = options
-        sampler = self.kind.make(reading)
-        table = sampler.table_from(first) if first else sampler.table
-        sde = reading.options["algorithm_type"].startswith("sde")
-        times = reading.t.tolist()
-        row_of = {t: row for row, t in enumerate(times) if times.count(t) == 1}
-        return Rows(table, row_of, [sde] * len(times))
+        try:
+            sampler = self.kind.make(reading)
+            table = sampler.table_from(first) if first else sampler.table
+        except ValueError:  # where some step is not finite
+            return no_rows(reading)
+        return rows_in_turn(reading, table, sde=reading.options["algorithm_type"].startswith("sde"))
+
+
+def rows_in_turn(reading: Reading, table: Table, *, sde: bool = False, passes: Any = None) -> Rows:
+    """The rows of this table, one for each timestep in its order."""
+    times = reading.t.tolist()
+    row_of = {t: row for row, t in enumerate(times) if times.count(t) == 1}
+    return Rows(table, row_of, [sde] * len(times), [True] * len(times), passes=passes)
+
+
+def no_rows(reading: Reading) -> Rows:
+    """None: all steps are diffusers' own, so that they keep their own count of what came before."""
+    blank = rows_in_turn(reading, Table(np.zeros(len(reading.t), np.int64)))
+    return blank._replace(there=[False] * len(reading.t))

@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from fastsample.integrations.diffusers.base import Rows, check_begun, check_given
-from fastsample.integrations.diffusers.multistep import Counted
+from fastsample.integrations.diffusers.multistep import Counted, no_rows, rows_in_turn
 from fastsample.samplers.diffusers import multistep
 from fastsample.samplers.diffusers.multistep import UniPCMultistep
 from fastsample.samplers.diffusers.reading import Reading
@@ -85,7 +85,9 @@ class UniPCMultistepScheduler(Counted, diffusers.UniPCMultistepScheduler):
         check_given(model_output, sample)
         row = self._next(timestep)
         rows = self._rows(0.0, self._first)
-        passes = rows.passes
+        if not rows.there[row]:
+            return super().step(model_output, timestep, sample, return_dict)
+        passes: Passes = rows.passes
         k, history = row + _BEFORE, self._history(3)
         if passes.corrects[row] and self.last_sample is not None:
             given = *[*history, *history[-1:]][:2], self.last_sample
@@ -106,13 +108,15 @@ class UniPCMultistepScheduler(Counted, diffusers.UniPCMultistepScheduler):
 
     def _make_rows(self, reading: Reading, *options: Any) -> Rows:
         (first,) = options
-        sampler = self.kind.make(reading)
-        assert isinstance(sampler, UniPCMultistep)
-        times = reading.t.tolist()
-        plain = replace(sampler, disable_corrector=range(len(times)))
-        row_of = {t: row for row, t in enumerate(times) if times.count(t) == 1}
-        table = plain.table_from(first) if first else plain.table
-        return Rows(table, row_of, [False] * len(times), passes=_passes(sampler, first))
+        try:
+            sampler = self.kind.make(reading)
+            assert isinstance(sampler, UniPCMultistep)
+            plain = replace(sampler, disable_corrector=range(len(reading.t)))
+            table = plain.table_from(first) if first else plain.table
+            passes = _passes(sampler, first)
+        except ValueError:  # where some step is not finite
+            return no_rows(reading)
+        return rows_in_turn(reading, table, passes=passes)
 
 
 def _passes(sampler: UniPCMultistep, first: int) -> Passes:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsample.checks import integer, real_array
-from fastsample.samplers.limits import Clip, DynamicThreshold
+from fastsample.samplers.limits import Clip, DynamicThreshold, limit_columns
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array
 from fastsample.times.predictions import Prediction
@@ -24,6 +24,7 @@ PREDICTIONS: dict[str, Prediction] = {
     "sample": "x0",
     "flow_prediction": "flow",
 }
+_LEAST_QUANTILE = 1e-30
 # Options that are in a scheduler's timesteps, alpha bars and sigmas, which are read off it.
 READ_OFF = frozenset(
     (
@@ -109,6 +110,14 @@ class Reading:
         if not limit > 0:
             raise self.refused("clip_sample_range", "a limit is positive")
         return float(limit)
+
+    def limits(self) -> dict[str, Any]:
+        """The columns of a table for the limit of x0."""
+        if not (self.is_ours and self.options.get("thresholding")):
+            return limit_columns(self.clip())
+        # Also where a threshold is below 1; and a quantile of 0, the smallest value, means none in a table.
+        quantile = max(self.options["dynamic_thresholding_ratio"], _LEAST_QUANTILE)
+        return {"limit": float(self.options["sample_max_value"]), "quantile": quantile}
 
 
 class Kind(NamedTuple):
