@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -37,8 +37,7 @@ def chain(
     module = sys.modules[type(scheduler).__module__]
     with ExitStack() as stack:
         if double:
-            stack.enter_context(patch.object(module, "torch", _Doubled()))
-            _double(scheduler)
+            stack.enter_context(in_float64(scheduler))
         scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)  # which flows do not have
         for k, t in enumerate(scheduler.timesteps):
             m = model(scaled(x, t), t.expand(len(x)))
@@ -48,11 +47,20 @@ def chain(
     return x
 
 
-def _noise(seed: int, k: int, shape: torch.Size, *_: Any, dtype: torch.dtype, **__: Any) -> Tensor:
-    return ops.randn(shape, seed=seed, step=k, stream=1).to(dtype)
+@contextmanager
+def in_float64(scheduler: Any) -> Iterator[None]:
+    """In it the steps of a scheduler of diffusers, whose levels it turns into float64, compute in that."""
+    levels_to_float64(scheduler)
+    with patch.object(sys.modules[type(scheduler).__module__], "torch", _Doubled()):
+        yield
 
 
-def _double(scheduler: Any) -> None:
+def levels_to_float64(scheduler: Any) -> None:
+    """Gives a scheduler alpha bars and sigmas of the same values in float64."""
     for name, value in list(vars(scheduler).items()):
         if name != "timesteps" and isinstance(value, Tensor) and value.is_floating_point():
             setattr(scheduler, name, value.double())
+
+
+def _noise(seed: int, k: int, shape: torch.Size, *_: Any, dtype: torch.dtype, **__: Any) -> Tensor:
+    return ops.randn(shape, seed=seed, step=k, stream=1).to(dtype)

@@ -94,7 +94,8 @@ def noise_and_direction(eta: float, alpha: Float64Array, sigma: Float64Array) ->
         raise ValueError(f"eta must be at least 0 and finite, got {eta}")
     alpha, next_alpha, sigma, next_sigma = alpha[:-1], alpha[1:], sigma[:-1], sigma[1:]
     # Rounding alone can take these two below 0, at a last level that repeats and at eta = 1.
-    added = sigma**2 - (alpha / next_alpha * next_sigma) ** 2
+    with np.errstate(divide="ignore"):  # by an alpha' of 0, where nothing is added
+        added = sigma**2 - (alpha / next_alpha * next_sigma) ** 2
     variance = np.maximum((next_sigma / np.where(sigma > 0, sigma, 1.0)) ** 2 * added, 0.0)
     room = next_sigma**2 - eta**2 * variance
     if (room < -1e-12 * next_sigma**2).any():

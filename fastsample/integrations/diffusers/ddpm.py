@@ -69,8 +69,9 @@ class DDPMScheduler(AnyTimestep, diffusers.DDPMScheduler):
             listed = np.sort(reading.t)
             below = np.searchsorted(listed, t) - 1
             then_t = np.where(below >= 0, listed[np.maximum(below, 0)], -1)
-        # In float32 as diffusers': of 1 - now / then, next to 0, it is up to 1e-4 that they round away.
-        now, then = (levels_of(reading, one, 1.0).astype(np.float32) for one in (t, then_t))
+        # In float32 where diffusers' are: of 1 - now / then, next to 0, it is up to 1e-4 that they round away.
+        exact = self.alphas_cumprod.dtype == torch.float64
+        now, then = (levels_of(reading, one, 1.0).astype(np.float64 if exact else np.float32) for one in (t, then_t))
         there = valid(reading, now, then) & (now < then)
         t = t[there]
         try:

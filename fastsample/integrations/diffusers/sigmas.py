@@ -86,7 +86,7 @@ class EulerDiscreteScheduler(Sigmas, diffusers.EulerDiscreteScheduler):
     sigmas: Tensor
 
     def output_dtypes(self, model_output: torch.dtype, sample: torch.dtype) -> tuple[torch.dtype, ...]:
-        return model_output, torch.promote_types(sample, torch.float32)
+        return model_output, torch.promote_types(model_output, torch.float32)
 
     def step(
         self,
@@ -122,7 +122,7 @@ class EulerDiscreteScheduler(Sigmas, diffusers.EulerDiscreteScheduler):
             sample, _ = self._advanced(self._rows(0.0, *churn, real("s_noise", s_noise)), row, sample, sample, noise)
         out, x0 = self._advanced(rows, row, model_output, sample)
         self._step_index = row + 1
-        out = out.to(model_output.dtype)
+        out, x0 = out.to(model_output.dtype), x0.to(torch.promote_types(model_output.dtype, torch.float32))
         return EulerDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=x0) if return_dict else (out, x0)
 
     def _make_rows(self, reading: Reading, *options: Any) -> Rows:
@@ -162,7 +162,7 @@ class EulerAncestralDiscreteScheduler(Sigmas, diffusers.EulerAncestralDiscreteSc
     sigmas: Tensor
 
     def output_dtypes(self, model_output: torch.dtype, sample: torch.dtype) -> tuple[torch.dtype, ...]:
-        return model_output, torch.promote_types(sample, torch.float32)
+        return model_output, torch.promote_types(model_output, torch.float32)
 
     def step(
         self,
@@ -190,7 +190,7 @@ class EulerAncestralDiscreteScheduler(Sigmas, diffusers.EulerAncestralDiscreteSc
             rows, row, model_output, sample, Noise(model_output.dtype, generator, None, seed, index)
         )
         self._step_index = row + 1
-        out = out.to(model_output.dtype)
+        out, x0 = out.to(model_output.dtype), x0.to(torch.promote_types(model_output.dtype, torch.float32))
         if not return_dict:
             return out, x0
         return EulerAncestralDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=x0)

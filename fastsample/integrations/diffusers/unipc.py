@@ -72,6 +72,9 @@ class UniPCMultistepScheduler(Counted, diffusers.UniPCMultistepScheduler):
     sigmas: Tensor
     last_sample: Tensor | None
 
+    def output_dtypes(self, model_output: torch.dtype, sample: torch.dtype) -> tuple[torch.dtype, ...]:
+        return (sample,)
+
     def _check_options(self) -> None:
         super()._check_options()
         if self._internal_dict["solver_p"] is not None:
@@ -103,7 +106,7 @@ class UniPCMultistepScheduler(Counted, diffusers.UniPCMultistepScheduler):
             state, _ = self._advanced(carry, k, state, state, None, history[1:2], keeps_entry=False)
         self.last_sample = state
         self._remember(entry)
-        out = out.to(torch.promote_types(model_output.dtype, sample.dtype))
+        out = out.to(sample.dtype)
         return SchedulerOutput(prev_sample=out) if return_dict else (out,)
 
     def _make_rows(self, reading: Reading, *options: Any) -> Rows:
