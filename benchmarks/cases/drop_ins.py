@@ -113,6 +113,8 @@ def agrees(run: Run) -> bool:
     options, count = run.options, run.steps
     if options.get("rescale_betas_zero_snr") and options.get("prediction_type", "epsilon") == "epsilon":
         return run.scheduler not in ("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler", *_JUMPS)
+    if run.scheduler == "DDIMScheduler" and options.get("rescale_betas_zero_snr") and run.given.get("eta") == 1:
+        return False
     if count + options.get("steps_offset", 0) > 1000 and options.get("timestep_spacing", "leading") == "leading":
         return False
     spacing = options.get("timestep_spacing", "leading")

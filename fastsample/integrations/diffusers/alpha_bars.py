@@ -25,12 +25,19 @@ class AlphaBars(DropIn):
     alphas_cumprod: Tensor
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """sqrt(abar_t) x0 + sqrt(1 - abar_t) z, in float32 at least: half precision would round alpha bars to 1."""
+        """sqrt(abar_t) x0 + sqrt(1 - abar_t) z, in float32 at least: half precision rounds alpha bars to 1.
+
+        With compat="diffusers" in the dtype of the samples.
+        """
+        if not self.corrects:
+            return super().add_noise(original_samples, noise, timesteps)  # type: ignore[misc]  # of the peer
         alpha, sigma = self._coefficients(original_samples, timesteps)
         return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """sqrt(abar_t) z - sqrt(1 - abar_t) x0, computed as in add_noise."""
+        if not self.corrects:
+            return super().get_velocity(sample, noise, timesteps)  # type: ignore[misc]
         alpha, sigma = self._coefficients(sample, timesteps)
         return (alpha * noise - sigma * sample).to(sample.dtype)
 

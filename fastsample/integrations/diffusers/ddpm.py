@@ -70,8 +70,8 @@ class DDPMScheduler(AnyTimestep, diffusers.DDPMScheduler):
             below = np.searchsorted(listed, t) - 1
             then_t = np.where(below >= 0, listed[np.maximum(below, 0)], -1)
         # In float32 where diffusers' are: of 1 - now / then, next to 0, it is up to 1e-4 that they round away.
-        exact = self.alphas_cumprod.dtype == torch.float64
-        now, then = (levels_of(reading, one, 1.0).astype(np.float64 if exact else np.float32) for one in (t, then_t))
+        dtype = np.dtype("float64" if self.alphas_cumprod.dtype == torch.float64 else "float32")
+        now, then = (levels_of(reading, one, 1.0).astype(dtype) for one in (t, then_t))
         there = valid(reading, now, then) & (now < then)
         t = t[there]
         try:

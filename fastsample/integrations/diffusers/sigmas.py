@@ -130,7 +130,8 @@ class EulerDiscreteScheduler(Sigmas, diffusers.EulerDiscreteScheduler):
         s_churn, low, high, *s_noise = options or (0.0, 0.0, np.inf)
         levels = _levels(reading)
         now, then = levels[:-1], levels[1:]
-        gamma = min(s_churn / len(now), 2**0.5 - 1)
+        # As diffusers counts: interpolation_type="log_linear" gives a sigma more than there are steps.
+        gamma = min(s_churn / (len(reading.array("sigmas")) - 1), 2**0.5 - 1)
         churned = np.where((low <= now) & (now <= high), now * (1 + gamma), now)
         draws, scale = churned > now, np.sqrt(now**2 + 1)
         if s_noise:
