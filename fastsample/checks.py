@@ -72,14 +72,26 @@ def no_such_name(name: str, value: object, choices: Sequence[str]) -> ValueError
     return ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{meant_value(name, value, choices)}")
 
 
-def usable_device(device: str | torch.device) -> torch.device:
-    """The device. Raises ValueError where nothing can be computed there."""
+def usable_device(device: Any, *, or_meta: bool = False) -> torch.device:
+    """The device that this names.
+
+    Args:
+        or_meta: whether "meta" counts, where tensors have a shape and no values.
+
+    Raises:
+        TypeError: for what is no name of one. ValueError: for a name that torch does not know, and for a device on
+            which nothing can be computed here.
+    """
+    if not isinstance(device, torch.device | str | int) or isinstance(device, bool):
+        raise TypeError(f"device must be a torch.device or the name of one, such as 'cpu', got {device!r}")
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
-    if place.type == "meta":
+        if place.type != "cpu":
+            torch.empty(0, device=place)
+    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used: {first_line}") from None
+    if place.type == "meta" and not or_meta:
         raise ValueError("device 'meta' cannot be used: nothing is computed there")
     return place
 
@@ -92,7 +104,7 @@ def check_positive(name: str, value: Any) -> None:
 
 
 def real_array(name: str, values: Any) -> NDArray[Any]:
-    """The values as an array of integers or floats of their own, of any shape.
+    """The values as an array of integers or floats of their own, of any shape. Beyond all floats they are infinite.
 
     Raises:
         TypeError: for what is no array of real numbers: bool, complex numbers, text, other objects.
@@ -104,11 +116,47 @@ def real_array(name: str, values: Any) -> NDArray[Any]:
     except ValueError:
         raise ValueError(f"{name} must be an array of numbers, got {values!r}") from None
     if array.dtype == object and all(isinstance(value, numbers.Real) and not _is_bool(value) for value in array.flat):
-        array = array.astype(np.float64)  # integers beyond 64 bits
+        array = np.array([_or_infinite(value) for value in array.flat]).reshape(array.shape)  # beyond 64 bits
     if array.dtype.kind not in "iuf":
         kind = "an empty or mixed list" if array.dtype == object else array.dtype
         raise TypeError(f"{name} must hold real numbers, got {kind}")
     return array
+
+
+def checked_bounds(name: str, bounds: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(low, high), numbers or arrays of shapes that go together, between which float32 values are kept.
+
+    Raises:
+        TypeError: for what is no tuple or list, and entries that are no numbers.
+        ValueError: for more or less than two, nothing in them, shapes that do not fit, a low above its high, and what
+            float32 makes infinite or, where they differ, the same.
+    """
+    if not isinstance(bounds, tuple | list):
+        got = f"{type(bounds).__name__} of shape {tuple(bounds.shape)}" if hasattr(bounds, "shape") else repr(bounds)
+        raise TypeError(f"{name} must be a pair (low, high), got {got}")
+    if len(bounds) != 2:
+        raise ValueError(f"{name} must be (low, high), got {len(bounds)} entries")
+    low, high = (real_array(name, one).astype(np.float64) for one in bounds)
+    if low.size == 0 or high.size == 0:
+        raise ValueError(f"{name}=(low, high) must not be empty, got shapes {low.shape} and {high.shape}")
+    try:
+        np.broadcast_shapes(low.shape, high.shape)
+    except ValueError:
+        raise ValueError(f"{name}=(low, high) must be of one shape, got shapes {low.shape} and {high.shape}") from None
+    with np.errstate(over="ignore"):
+        below, above = low.astype(np.float32), high.astype(np.float32)
+    if not (np.isfinite(below).all() and np.isfinite(above).all() and (low <= high).all()):
+        raise ValueError(f"{name}=(low, high) must be finite in float32, with low <= high, got {bounds}")
+    if ((low < high) & (below == above)).any():
+        raise ValueError(f"{name}=(low, high) must still differ in float32 where low < high, got {bounds}")
+    return low, high
+
+
+def _or_infinite(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _without_tensors(name: str, values: Any) -> Any:
@@ -117,6 +165,8 @@ def _without_tensors(name: str, values: Any) -> Any:
         return [_without_tensors(name, value) for value in values]
     if not hasattr(values, "detach"):
         return values
+    if getattr(values, "is_meta", False):
+        check_has_values(name, values)
     try:
         tensor = values.detach().cpu().resolve_neg()
         narrow = tensor.is_floating_point() and tensor.element_size() < 4
@@ -145,25 +195,15 @@ def checked_shape(name: str, shape: Sequence[int]) -> torch.Size:
     return size
 
 
-def checked_device(device: Any) -> torch.device:
-    """The device that this names.
-
-    Raises:
-        TypeError: for what is no name of one. ValueError: for a name that torch does not know.
-    """
-    if not isinstance(device, torch.device | str | int) or isinstance(device, bool):
-        raise TypeError(f"device must be a torch.device or the name of one, such as 'cpu', got {device!r}")
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        if isinstance(device, str):
-            raise ValueError(f"device must be one that torch knows, got {device!r}: {error}") from None
-        raise  # of a number, where there is no GPU
-
-
 def not_a_tensor(name: str, value: object) -> TypeError:
     """The error to raise where the value is no tensor. Made here and raised there: hot paths call no check."""
     return TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def check_has_values(name: str, tensor: Tensor) -> None:
+    """Raises ValueError for a tensor on the meta device, which has a shape and no values."""
+    if tensor.is_meta:
+        raise ValueError(f"{name} lies on the device 'meta', where tensors have a shape and no values")
 
 
 def check_floating(name: str, tensor: object) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fastsample.broadcast import per_sample
-from fastsample.checks import check_floating, check_number, checked_shape, integer, one_of
+from fastsample.checks import check_floating, check_has_values, check_number, checked_shape, integer, one_of
+from fastsample.hints import hinting
 from fastsample.ops.noise import randn
 from fastsample.ops.noise.keys import Index, Seed, sample_keys
 from fastsample.schedule import Float64Array, Schedule, checked_schedule
@@ -18,6 +19,7 @@ from fastsample.times.predictions import PREDICTIONS, Prediction
 Velocity = Literal["v", "flow"]  # what models predict that learn one
 
 
+@hinting()
 def add_noise(
     x0: Tensor,
     t: int | float | Tensor,
@@ -77,6 +79,7 @@ def add_noise(
     return scaled.addcmul_(x0.to(alpha.dtype), alpha).to(x0.dtype)
 
 
+@hinting()
 def velocity(
     x0: Tensor,
     noise: Tensor,
@@ -157,6 +160,7 @@ def _one_or_each(t: Tensor, batch: int) -> Tensor:
     """t on the CPU, of one axis."""
     if t.shape not in ((), (batch,)):
         raise ValueError(f"t must be one timestep or {batch}, one per sample; got shape {tuple(t.shape)}")
+    check_has_values("t", t)
     return t.detach().cpu().reshape(-1)
 
 

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
 from typing import ParamSpec, TypeVar
 
-from fastsample.vocabulary import ARGUMENTS, FROM_DIFFUSERS, OF_SCHEDULERS, OF_STEP, VALUES, Word
+from fastsample.vocabulary import ARGUMENTS, FROM_DIFFUSERS, NEARBY, OF_SCHEDULERS, OF_STEP, VALUES, Word
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., object])
 
 _NEAR = 0.75  # difflib's ratio of a slip of the pen; that of sigmas and mask is 0.6
 
@@ -39,26 +41,53 @@ def no_argument(
         >>> no_argument("euler", "num_inference_steps", {"steps": "Euler(...)"})
         'euler has no argument num_inference_steps; did you mean steps= of Euler(...)?'
     """
-    word = ARGUMENTS.get(name.lower(), Word(()))
+    word = _word(name, arguments)
     meant = _suggestion(word, name, arguments)
     if arguments.get(name) or (name in (others or ()) and not meant):
         return f"{name} belongs to {arguments.get(name) or (others or {})[name]}, not here"
-    if meant or word.note or not word.here:
-        note = word.note or ("" if meant else otherwise)
+    note = word.note if not word.of or f"{word.of}=" in meant else ""
+    if meant or note or not word.here:
+        note = note or ("" if meant else otherwise)
         return f"{callee} has no argument {name}{meant}{note and (f' ({note})' if meant else f': {note}')}"
-    return f"{callee} has no argument {name}, nor {word.here[0].partition('=')[0]}="
+    here = word.here[0].partition("=")[0]
+    return f"{callee} has no argument {name}{f', nor {here}=' if here != name else otherwise and f': {otherwise}'}"
 
 
 def meant_argument(name: str, arguments: Mapping[str, str]) -> str:
     """What a message ends with, "; did you mean steps=?", where a name stands for one of these arguments, else ""."""
-    return _suggestion(ARGUMENTS.get(name.lower(), Word(())), name, arguments)
+    return _suggestion(_word(name, arguments), name, arguments)
 
 
-def _suggestion(word: Word, name: str, arguments: Mapping[str, str]) -> str:
+def meant_names(name: str, arguments: Iterable[str]) -> list[str]:
+    """Those of these arguments that a name may stand for, the likeliest first.
+
+    Example:
+        >>> meant_names("num_inference_steps", ["seed", "steps"])
+        ['steps']
+    """
+    here = dict.fromkeys(arguments, "")
+    return [*dict.fromkeys(_phrases(_word(name, here), name, here).values())]
+
+
+def _word(name: str, arguments: Mapping[str, str]) -> Word:
+    """What is known of a name; of words that only some functions know, where this one has such an argument."""
+    word = ARGUMENTS.get(name.lower(), Word(()))
+    if any(phrase.partition("=")[0] in arguments for phrase in word.here):
+        return word
+    nearby = tuple(phrase for phrase in NEARBY.get(name.lower(), ()) if arguments.get(phrase[:-1]) == "")
+    return Word(nearby) if nearby else word
+
+
+def _phrases(word: Word, name: str, arguments: Mapping[str, str]) -> dict[str, str]:
+    """What may be meant, each with its argument."""
     phrases = {phrase.format(name): phrase.partition("=")[0] for phrase in word.here}
     if not word.here and not word.note:
         phrases = {f"{near}=": near for near in difflib.get_close_matches(name, arguments, n=1, cutoff=_NEAR)}
-    places = {phrase: arguments[argument] for phrase, argument in phrases.items() if argument in arguments}
+    return {phrase: argument for phrase, argument in phrases.items() if argument in arguments}
+
+
+def _suggestion(word: Word, name: str, arguments: Mapping[str, str]) -> str:
+    places = {phrase: arguments[argument] for phrase, argument in _phrases(word, name, arguments).items()}
     if not places:
         return ""
     place = min(places.values())  # "", where one of them belongs here
@@ -85,18 +114,50 @@ def hinting(**elsewhere: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def with_hints(function: Callable[P, R]) -> Callable[P, R]:
         own = dict.fromkeys(inspect.signature(function).parameters, "")
-        callee = function.__qualname__.removesuffix(".__init__")
 
         @functools.wraps(function)
         def call(*given: P.args, **named: P.kwargs) -> R:
-            unknown = [name for name in named if name not in own]
-            if unknown:
-                raise TypeError(no_argument(callee, unknown[0], elsewhere | own))
+            for name in named:
+                if name not in own:
+                    raise _unknown_to(function, name, elsewhere | own)
             return function(*given, **named)
 
         return call
 
     return with_hints
+
+
+def hinting_class(**elsewhere: str) -> Callable[[type[T]], type[T]]:
+    """A decorator: the same class, which does so where it is made."""
+
+    def with_hints(kind: type[T]) -> type[T]:
+        kind.__init__ = hinting(**elsewhere)(kind.__init__)  # type: ignore[method-assign]
+        return kind
+
+    return with_hints
+
+
+def answering(function: F) -> F:
+    """A decorator for `def f(..., **unknown: Never)`: the function itself, whose signature does not show the last one.
+
+    Where a call is short, this is what `hinting` costs too much for. The function raises `no_such_argument` where
+    `unknown` is not empty.
+    """
+    shown = inspect.signature(function)
+    parameters = [one for one in shown.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    function.__signature__ = shown.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return function
+
+
+def no_such_argument(function: Callable[..., object], unknown: Iterable[str]) -> TypeError:
+    """The error to raise in a function that is `answering`."""
+    return _unknown_to(function, next(iter(unknown)), dict.fromkeys(inspect.signature(function).parameters, ""))
+
+
+def _unknown_to(function: Callable[..., object], name: str, arguments: Mapping[str, str]) -> TypeError:
+    own = [argument for argument in inspect.signature(function).parameters if argument != "self"]
+    callee = function.__qualname__.removesuffix(".__init__")
+    return TypeError(no_argument(callee, name, arguments, otherwise=f"it has {', '.join(own)}"))
 
 
 def check_takes(name: str, function: Callable[..., object], call: str, given: str) -> None:

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsample.checks import check_floating, integer, real
+from fastsample.checks import check_floating, check_has_values, integer, real
+from fastsample.hints import hinting
 from fastsample.storage.writing import replacing
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -53,6 +54,7 @@ def to_uint8(x: Tensor) -> Tensor:
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+@hinting()
 def save_grid(
     samples: Tensor,
     path: str | os.PathLike[str],
@@ -111,6 +113,7 @@ def picture_format(path: str | os.PathLike[str]) -> str:
 def _bytes(samples: Tensor, value_range: Sequence[float]) -> NDArray[np.uint8]:
     """The samples as uint8 (B, H, W, C)."""
     check_floating("samples", samples)
+    check_has_values("samples", samples)
     if samples.ndim != 4 or samples.numel() == 0:
         raise ValueError(f"samples must be (B, C, H, W) with nothing zero, got shape {tuple(samples.shape)}")
     if samples.shape[1] not in (1, 3):

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample.broadcast import per_sample
+from fastsample.checks import check_has_values
 from fastsample.loop.options import Decode, Decoded, Undecoded
 from fastsample.model import Model, prediction_of, schedule_of
 from fastsample.samplers.ddim import DDIM
@@ -50,6 +51,8 @@ def slerp(a: Tensor, b: Tensor, weight: float | Sequence[float] | Tensor) -> Ten
         raise TypeError(f"a and b must have one dtype, got {a.dtype} and {b.dtype}")
     if a.device != b.device:
         raise ValueError(f"a and b must lie on one device, got {a.device} and {b.device}")
+    if isinstance(weight, Tensor) and not a.is_meta:
+        check_has_values("weight", weight)
     try:
         w = torch.as_tensor(weight, dtype=torch.float64, device=a.device)
     except (TypeError, ValueError, RuntimeError):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from fastsample.checks import check_floating
+from fastsample.checks import check_floating, check_has_values
 from fastsample.hints import hinting
 from fastsample.loop.guidance import guidance_of
 from fastsample.loop.noise_source import noise_source
@@ -18,9 +18,10 @@ from fastsample.model import Model, Predictor, prediction_of, schedule_of, varia
 from fastsample.ops.address import check_readable
 from fastsample.ops.checks import check_like, check_state
 from fastsample.ops.likelihood import likelihood, prior_bits
-from fastsample.ops.likelihood.coefficients import coefficients_of
+from fastsample.ops.likelihood.coefficients import coefficients_of, with_one_limit
 from fastsample.ops.noise import fill
 from fastsample.ops.noise.keys import Index, Seed, sample_keys
+from fastsample.ops.step.box import box_of
 from fastsample.ops.tracing import differentiable
 from fastsample.samplers.ddpm import DDPM
 from fastsample.samplers.kept import sampler_of
@@ -101,7 +102,7 @@ def nll(
             `model.variance`, found as the schedule is, else "fixed_small".
         prediction: what the model predicts: "epsilon", "v" or "x0"; default `model.prediction`, found as the schedule
             is, else "epsilon".
-        clip: x0 of the model is clamped to [-clip, clip]; None leaves it as it is.
+        clip: x0 of the model is clamped to [-clip, clip]; None leaves it as it is. A pair (-c, c) is c.
         seed, index: as for samplers: z of step k is fastsample.ops.randn(x0.shape, seed=seed, index=index, step=k,
             stream=3), which no sampler draws. So a sample's noise does not depend on the batch that it is in.
         noise: z itself instead, of x0's shape, dtype and device: a function of the step k (0 = the noisiest); or an
@@ -114,10 +115,10 @@ def nll(
         A fastsample.BitsPerDimension.
 
     Raises:
-        ValueError: for x0 outside [-1, 1] or NaN, a clip that thresholds dynamically, an alpha bar of 1, noise of
-            another shape or device or of too few steps, both seed and noise, and x0 that requires gradients, which are
-            not computed here (ops.likelihood has them); a model's output of a wrong shape or device, and one without
-            the variance half that is asked for.
+        ValueError: for x0 outside [-1, 1] or NaN, a clip that thresholds dynamically or has other bounds, an alpha bar
+            of 1, noise of another shape or device or of too few steps, both seed and noise, and x0 that requires
+            gradients, which are not computed here (ops.likelihood has them); a model's output of a wrong shape or
+            device, and one without the variance half that is asked for.
         TypeError: for x0 that is no tensor of these dtypes, and what fastsample.DDPM and the options refuse.
 
     Example:
@@ -138,7 +139,8 @@ def nll(
         prediction=prediction_of(model, prediction),
         clip=clip,
     )
-    table = sampler.table
+    box_of(sampler.table, x0)  # raises where bounds do not fit
+    table = with_one_limit(sampler.table)
     coefficients_of(table, x0.dtype, x0.device)  # which refuses some tables, and the model has not been called yet
     options = RunOptions(model_kwargs=model_kwargs, cond=cond, cast_kwargs=cast_kwargs)
     keywords = guidance_of(x0, options, predict.known_dtype).conditional
@@ -159,6 +161,7 @@ def _check_data(x0: Tensor) -> None:
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("x must", "x0 must", 1)) from None
     check_readable("x0", x0)
+    check_has_values("x0", x0)
     if differentiable(x0):
         raise ValueError("x0 requires gradients, which nll does not compute: give x0.detach()")
     low, high = (float(end) for end in x0.detach().aminmax())

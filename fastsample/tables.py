@@ -46,7 +46,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsample.checks import real, real_array
+from fastsample.checks import checked_bounds, real, real_array
+from fastsample.hints import meant_argument
 from fastsample.schedule import Float64Array
 
 # Defaults of the columns that a sampler does not set.
@@ -77,6 +78,7 @@ ROW = (
 )
 HISTORY = ("c1", "c2", "c3")  # what reads the entry of the last row, of the one before, and of the one before that
 _LEVELS = ("alpha", "sigma")
+LEAST = 2.0**-150  # which float32 rounds to 0
 
 _T = TypeVar("_T")
 
@@ -176,14 +178,18 @@ class Table:
             row = int(np.flatnonzero(~np.isfinite(times))[0])
             raise ValueError(f"t is {times[row]} in row {row}")
         if unknown := sorted(set(columns) - set(COLUMNS)):
-            raise ValueError(f"a table has no column {', '.join(unknown)}; its columns are {', '.join(COLUMNS)}")
+            known = dict.fromkeys(("t", *_LEVELS, "init_noise_sigma", "box", *COLUMNS), "")
+            raise ValueError(
+                f"a table has no column {', '.join(unknown)}; its columns are {', '.join(COLUMNS)}"
+                f"{meant_argument(unknown[0], known)}"
+            )
         full = {"t": times}
         for name, default in COLUMNS.items():
             values = real_array(f"column {name}", columns.get(name, default)).astype(np.float64)
             if values.shape not in ((), times.shape):
                 raise ValueError(f"column {name} must have shape {times.shape}, got {values.shape}")
             column = np.full(times.shape, values)
-            if name == "limit" and not (column > 0).all():
+            if name == "limit" and not (column > LEAST).all():
                 raise ValueError(f"column limit must be positive, got {column.min()}")
             if name != "limit" and not np.isfinite(column).all():
                 row = int(np.flatnonzero(~np.isfinite(column))[0])
@@ -325,13 +331,7 @@ def _checked_scale(init_noise_sigma: float) -> float:
 def _checked_box(
     box: tuple[ArrayLike, ArrayLike], quantile: Float64Array
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    low, high = (real_array("box", one).astype(np.float32) for one in box)
-    try:
-        low, high = np.broadcast_arrays(low, high)
-    except ValueError:
-        raise ValueError(f"box must be (low, high) of one shape, got shapes {low.shape} and {high.shape}") from None
-    if not (np.isfinite(low) & np.isfinite(high) & (low <= high)).all():
-        raise ValueError(f"box must be finite with low <= high, got {box}")
+    low, high = np.broadcast_arrays(*(one.astype(np.float32) for one in checked_bounds("box", box)))
     if quantile.any():
         raise ValueError("box and quantile limit x0 each in its own way: give one of them")
     copies = low.copy(), high.copy()

@@ -14,17 +14,24 @@ class Word(NamedTuple):
     Attributes:
         here: what it may be here, the likeliest first: `steps=`, or with a value `sde=True`.
         note: what to know besides; all there is where nothing here is like it.
+        of: the argument that the note is about, without which it says nothing; "" for any.
     """
 
     here: tuple[str, ...]
     note: str = ""
+    of: str = ""
 
 
 _EMBEDDED = "a model's own keywords, such as embeddings of prompts, go into cond=, uncond= or model_kwargs="
 OF_SAMPLERS = ("steps", "schedule", "timesteps", "prediction", "clip", "eta")  # what a sampler is made with
+OF_RUNS = (  # some of what its call takes
+    *("seed", "index", "noise", "model_dtype", "model_kwargs", "cast_kwargs", "cond", "uncond", "mask", "known"),
+    *("strength", "start_step", "callback", "progress", "decode", "out", "backend", "device"),
+)
 FROM_DIFFUSERS = "fastsample.from_diffusers(scheduler, steps=...) makes a sampler of diffusers' scheduler"
 _SCHEDULES = "fastsample.Schedule makes one: linear, scaled_linear, cosine, from_betas, from_alphas_cumprod"
-_SHAPE = "x is the shape (B, ...) of the result, or the state to start from"
+_SHAPE = "x is the state to start from, and for samplers also the shape (B, ...) of the result"
+_RANGE = "the number is the range"
 _STEPS = "sampler.iterate(...) shows every step, and may be left at any of them"
 
 # What it is here; what else to say; the words.
@@ -37,7 +44,7 @@ _ARGUMENTS = (
     ),
     (("original_steps=",), "", "original_inference_steps lcm_origin_steps num_ddim_timesteps"),
     (
-        ("guidance=",),
+        ("guidance=", "weight="),
         "",
         "guidance_scale cfg cfg_scale true_cfg_scale cond_scale guidance_weight guidance_strength cfg_weight "
         "unconditional_guidance_scale uncond_scale classifier_free_guidance text_guidance_scale cfg_strength",
@@ -49,9 +56,13 @@ _ARGUMENTS = (
         "guidance_layers pag_scale pag_adaptive_scale stg_scale cfg_normalization use_dynamic_cfg guidance_scale_2 "
         "guider image_guidance_scale prior_guidance_scale",
     ),
-    (("guidance_rescale=",), "", "cfg_rescale rescale_cfg cfg_rescale_phi guidance_rescale_factor rescale_phi"),
     (
-        ("guidance_interval=",),
+        ("guidance_rescale=", "rescale="),
+        "",
+        "cfg_rescale rescale_cfg cfg_rescale_phi guidance_rescale_factor rescale_phi",
+    ),
+    (
+        ("guidance_interval=", "interval="),
         "",
         "cfg_interval guidance_range cfg_range guidance_start guidance_end guidance_low guidance_high cfg_truncation "
         "guidance_start_step guidance_end_step guidance_scale_interval cfg_start cfg_end",
@@ -134,7 +145,7 @@ _ARGUMENTS = (
     ((), "gradients of a classifier go into the model that you give", "cond_fn classifier_fn classifier_guidance"),
     (
         ("clip=1.0",),
-        "the number is the range",
+        _RANGE,
         "clip_sample clip_denoised clip_sample_range clamp clip_x0 clamp_x0 clip_value clip_range clip_x_start",
     ),
     (
@@ -184,10 +195,11 @@ _ARGUMENTS = (
         "",
         "flow_shift timestep_shift time_shift snr_shift_scale shift_terminal invert_sigmas sigma_shift schedule_shift",
     ),
+    (("shift=math.exp(mu)",), "", "mu"),
     (
         ("shift=",),
-        "it is exp(mu)",
-        "mu use_dynamic_shifting base_shift max_shift time_shift_type base_image_seq_len max_image_seq_len",
+        "with mu as the pipeline works it out, shift=math.exp(mu)",
+        "use_dynamic_shifting base_shift max_shift time_shift_type base_image_seq_len max_image_seq_len",
     ),
     (
         (),
@@ -302,4 +314,44 @@ OF_SCHEDULERS = (
     "final_alpha_cumprod variance_type use_karras_sigmas convert_model_output"
 )
 
-ARGUMENTS = {word: Word(here, note) for here, note, words in _ARGUMENTS for word in words.split()}
+_NOTES_OF = {_SHAPE: "x", _RANGE: "clip"}
+ARGUMENTS = {
+    word: Word(here, note, _NOTES_OF.get(note, "")) for here, note, words in _ARGUMENTS for word in words.split()
+}
+
+# Of arguments that only some functions have, words which elsewhere mean nothing in particular.
+_NEARBY = {
+    "weight": "guidance scale w",
+    "rescale": "guidance_rescale",
+    "interval": "guidance_interval start stop",
+    "norm_threshold": "adaptive_projected_guidance_rescale threshold",
+    "momentum": "adaptive_projected_guidance_momentum beta",
+    "x": "sample samples state",
+    "x0": "sample samples original_samples clean images",
+    "model_output": "noise_pred model_out eps_pred v_pred output pred",
+    "row": "timestep t step step_index i index_of_row k",
+    "t": "timestep timesteps time times step sigmas",
+    "shape": "size sizes dims image_size batch_size",
+    "history": "model_outputs old_denoised ets",
+    "samples": "images image img imgs tensor x pictures latents",
+    "path": "file filename fname fp format name",
+    "columns": "nrow nrows ncol ncols cols rows per_row",
+    "padding": "pad pad_width gap",
+    "value_range": "range normalize vmin vmax min max scale_each",
+    "extra_args": "model_kwargs kwargs cond",
+    "disable": "progress progress_bar verbose",
+    "sigmas": "steps timesteps sigma schedule",
+    "noise_sampler": "noise generator_of_noise",
+    "max_order": "order",
+    "solver_type": "solver variant",
+    "alpha": "alphas alphas_cumprod",
+    "sigma": "sigmas",
+    "limit": "clip clamp clip_range",
+    "quantile": "threshold ratio",
+    "s": "noise std",
+    "x_start": "x0 data",
+}
+NEARBY = {
+    word: tuple(f"{here}=" for here, words in _NEARBY.items() if word in words.split())
+    for word in " ".join(_NEARBY.values()).split()
+}

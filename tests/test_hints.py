@@ -126,12 +126,16 @@ def test_a_word_means_what_the_callee_takes(call: Callable[..., object], message
     ("kind", "word", "message"),
     [
         (DPMSolver, "sigmas", "did you mean timesteps="),
-        (DPMSolver, "latents", "did you mean x=? (x is the shape (B, ...) of the result, or the state to start from)"),
+        (
+            DPMSolver,
+            "latents",
+            "did you mean x=? (x is the state to start from, and for samplers also the shape (B, ...)",
+        ),
         (DPMSolver, "callback_on_step_end", "did you mean callback=? (it is called with a fastsample.Step"),
         (DPMSolver, "eta", "did you mean sde=True"),
         (TCD, "eta", "did you mean gamma="),
         (Euler, "eta", "eta belongs to fastsample.ddim, not here"),
-        (Euler, "mu", "did you mean shift= of euler(...) or Euler(...)? (it is exp(mu))"),
+        (Euler, "mu", "did you mean shift=math.exp(mu) of euler(...) or Euler(...)?"),
         (DDIM, "use_karras_sigmas", ": solvers, such as fastsample.euler, have timesteps='karras'"),
         (DDPM, "clip_denoised", "did you mean clip=1.0 of ddpm(...) or DDPM(...)? (the number is the range)"),
         (DDIM, "scheduler", ": fastsample.from_diffusers(scheduler, steps=...) makes a sampler"),

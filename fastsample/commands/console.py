@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import wraps
 from typing import NoReturn
 
+from fastsample.hints import meant_names
+
 Run = Callable[[argparse.Namespace], int]
 
+_NUMBER = re.compile(r"-\.?\d")
 # As a shell has it of a command that ended by the signal: 128 + SIGINT, 128 + SIGPIPE.
 _STOPPED, _UNREAD = 130, 141
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
+    """Refuses in one line, and says of an option that it does not have which one may be meant."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's, but that no option is left over."""
+        given = sys.argv[1:] if args is None else list(args)
+        commands = self._subparsers is not None  # whose own options another parser has
+        for word in itertools.takewhile(lambda word: word.startswith("-") if commands else word != "--", given):
+            if self._is_unknown(option := word.partition("=")[0]):
+                self.error(f"there is no option {option}{self._meant(option)}")
+        return super().parse_known_args(given, namespace)
+
+    def _is_unknown(self, option: str) -> bool:
+        """Whether this looks like an option, as argparse sees it, and none begins like it."""
+        if not option.startswith("-") or option in ("-", "--") or " " in option or _NUMBER.match(option):
+            return False
+        return not any(known.startswith(option) for known in self._option_string_actions)
+
+    def _meant(self, option: str) -> str:
+        known = {one[2:].replace("-", "_"): one for one in self._option_string_actions if one.startswith("--")}
+        meant = meant_names(option.lstrip("-").replace("-", "_"), known)
+        return f"; did you mean {' or '.join(known[name] for name in meant)}?" if meant else ""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from fastsample.checks import check_has_values
 from fastsample.loop.options import CorrectX0
 from fastsample.ops.step.reductions import limited
 from fastsample.tables import Table
@@ -16,6 +17,8 @@ def corrected(correct: CorrectX0, x0: Tensor, t: Tensor, table: Table, row: int)
     if not isinstance(result, Tensor) or result.shape != x0.shape:
         got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ValueError(f"correct_x0 must return a tensor of shape {tuple(x0.shape)}, got {got}")
+    if result.is_meta and not x0.is_meta:
+        check_has_values("what correct_x0 returned", result)
     return limited(result.to(x0.dtype), table, row)
 
 

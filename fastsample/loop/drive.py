@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.checks import check_has_values
 from fastsample.hints import check_takes
 from fastsample.loop.loop import Loop
 from fastsample.loop.options import Step, Stop
@@ -99,6 +100,8 @@ def _stops(callback: Callable[[Step], object], step: Step, loop: Loop) -> bool:
     except Stop as stop:
         loop.check_stopped(step, x0)
         if stop.sample is not None:
+            if not step.x.is_meta:
+                check_has_values("sample of fastsample.Stop", stop.sample)
             if stop.sample.shape != step.x.shape:
                 got, wanted = tuple(stop.sample.shape), tuple(step.x.shape)
                 raise ValueError(f"the sample of fastsample.Stop must have shape {wanted}, got {got}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, MutableMapping, Sequence, Set
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.checks import real
-from fastsample.loop.guidance_methods import Bending, Guidance
+from fastsample.loop.guidance_methods import Bending, Guidance, checked_interval
 from fastsample.loop.options import RunOptions
 from fastsample.ops.checks import check_finite_guidance, check_rescale, guidance_weights
 
@@ -55,6 +54,7 @@ class GuidedRows:
         both: those of a batch [unconditional, conditional].
         bending: what combines both halves, where the step does not.
         one_weight: whether w was given as a number, the same for all samples.
+        interval_name: what messages call the interval.
     """
 
     weights: Tensor | None
@@ -64,6 +64,7 @@ class GuidedRows:
     both: Mapping[str, Any]
     bending: Bending | None = None
     one_weight: bool = False
+    interval_name: str = "guidance_interval"
 
     def at(self, t: float) -> bool:
         """Whether a row whose model time is t is guided."""
@@ -92,6 +93,7 @@ def guidance_of(
             what means nothing without guidance, and keywords that cannot be batched.
     """
     dtype = known_dtype if options.cast_kwargs else None
+    of_object = isinstance(options.guidance, Guidance)
     options, method = _spelt_out(options, bends=backend is not None)
     uncond, rescale, interval = options.uncond, options.guidance_rescale, options.guidance_interval
     for name in ("model_kwargs", "cond", "uncond"):
@@ -107,10 +109,11 @@ def guidance_of(
         if useless := [name for name, value in idle.items() if value is not None]:
             raise ValueError(f"{' and '.join(useless)} without guidance=, the weight")
         return GuidedRows(None, 0.0, None, conditional, {})
-    interval = None if interval is None else _checked_interval(interval)
+    interval = None if interval is None else checked_interval("guidance_interval", interval)
     assert not isinstance(options.guidance, Guidance)
-    weights = guidance_weights(options.guidance, like)
-    if _is_one(options.guidance, weights):
+    name = "guidance.weight" if of_object else "guidance"
+    weights = guidance_weights(options.guidance, like, name)
+    if _is_one(options.guidance, weights, name):
         return GuidedRows(None, rescale, interval, conditional, {})
     if uncond is None:
         raise ValueError("guidance needs uncond=: the model's keywords for the unconditional half")
@@ -118,7 +121,8 @@ def guidance_of(
     one_weight = isinstance(options.guidance, int | float)
     bending = None if method is None or backend is None else Bending(method, weights, backend)
     rescale = rescale if bending is None else 0.0  # which the method does itself
-    return GuidedRows(weights, rescale, interval, conditional, _mapped(both, dtype), bending, one_weight)
+    interval_name = "guidance.interval" if of_object else "guidance_interval"
+    return GuidedRows(weights, rescale, interval, conditional, _mapped(both, dtype), bending, one_weight, interval_name)
 
 
 def _spelt_out(options: RunOptions, *, bends: bool) -> tuple[RunOptions, Guidance | None]:
@@ -143,25 +147,13 @@ def _spelt_out(options: RunOptions, *, bends: bool) -> tuple[RunOptions, Guidanc
     return spelt, method
 
 
-def _is_one(guidance: float | Sequence[float] | Tensor, weights: Tensor) -> bool:
+def _is_one(guidance: float | Sequence[float] | Tensor, weights: Tensor, name: str) -> bool:
     """Whether every weight is 1; raises where one is not finite."""
     if isinstance(guidance, int | float):
         return guidance == 1  # reading it back from a GPU would wait for all work before it
     read = weights.cpu()
-    check_finite_guidance(read, guidance)
+    check_finite_guidance(read, guidance, name)
     return bool((read == 1).all())
-
-
-def _checked_interval(interval: tuple[float, float]) -> tuple[float, float]:
-    try:
-        if isinstance(interval, str | bytes | Set | Mapping):
-            raise TypeError
-        low, high = (real("guidance_interval", end) for end in interval)
-    except (TypeError, ValueError):
-        raise TypeError(f"guidance_interval must be (t_lo, t_hi), got {interval!r}") from None
-    if not low <= high:
-        raise ValueError(f"guidance_interval must be (t_lo, t_hi) with t_lo <= t_hi, got {interval}")
-    return low, high
 
 
 def _batched(uncond: Mapping[str, Any], cond: Mapping[str, Any], batch: int, path: str) -> dict[str, Any]:

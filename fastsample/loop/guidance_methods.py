@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,21 @@ from torch import Tensor
 
 from fastsample.broadcast import per_sample
 from fastsample.checks import integer, one_of, real
+from fastsample.hints import hinting_class
 from fastsample.ops.bend import METHODS, Bend, Method, Settings
+from fastsample.ops.checks import check_rescale, check_weights
+from fastsample.vocabulary import OF_RUNS
+
+# Of each argument that is not for every method: which ones have it.
+_OF_METHODS: dict[str, Method] = {
+    "zero_init_steps": "cfg_zero_star",
+    "eta": "apg",
+    "norm_threshold": "apg",
+    "momentum": "apg",
+}
 
 
+@hinting_class(**dict.fromkeys(OF_RUNS, "the sampler's call"))
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Guidance:
     """Classifier-free guidance with all that belongs to it, for `guidance=` of every sampler.
@@ -24,7 +36,8 @@ class Guidance:
         cfg_zero_star  m = a m_u + w (m_c - a m_u),  a = <m_c, m_u> / (|m_u|^2 + 1e-8)   (Fan et al. 2025)
         apg            m = m_u + w (D - (1 - eta) <D, m_c> / |m_c|^2 m_c)            (Sadat et al. 2024)
 
-    CFG-Zero* lets the model's output be 0 in the guided ones of the first `zero_init_steps` rows of a run. APG has
+    CFG-Zero* lets the model's output be 0 in the guided ones of the first `zero_init_steps` rows of a run, which must
+    have more rows than that: a flow would return the noise that it started from. APG has
     D = min(1, r / |d|) d with d = m_c - m_u + momentum d', where r is `norm_threshold` and d' that of the row before.
     After either comes the rescaling of Options' guidance_rescale. They are diffusers' ClassifierFreeGuidance,
     ClassifierFreeZeroStarGuidance and AdaptiveProjectedGuidance. By their own defaults the latter two have
@@ -42,8 +55,9 @@ class Guidance:
         momentum: of APG; negative pushes away from what was done before. 0 remembers nothing.
 
     Raises:
-        ValueError, TypeError: an unknown method, or a value out of its range. Weight, rescale and interval are checked
-            by the run.
+        ValueError, TypeError: an unknown method, a value out of its range, and one other than the default for an
+            argument that the method does not have. By the run: weights for another number of samples, an interval that
+            holds none of its times, and as many zero_init_steps as it has rows.
 
     Example:
         >>> import fastsample
@@ -65,8 +79,10 @@ class Guidance:
     momentum: float = -0.5
 
     def __post_init__(self) -> None:
-        if self.weight is None or isinstance(self.weight, Guidance):
-            raise TypeError(f"weight must be a number or one per sample, got {self.weight!r}")
+        check_weights("weight", self.weight)
+        check_rescale(self.rescale, guided=True, name="rescale")
+        if self.interval is not None:
+            checked_interval("interval", self.interval)
         one_of("method", self.method, METHODS)
         integer("zero_init_steps", self.zero_init_steps, 0)
         for name in ("eta", "norm_threshold", "momentum"):
@@ -76,6 +92,24 @@ class Guidance:
             raise ValueError(f"norm_threshold must not be negative, got {self.norm_threshold}")
         if not abs(self.momentum) < 1:
             raise ValueError(f"momentum must lie between -1 and 1, got {self.momentum}")
+        for name, method in _OF_METHODS.items():
+            if method != self.method and getattr(self, name) != getattr(Guidance, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is for method={method!r}, and this is method={self.method!r}"
+                )
+
+
+def checked_interval(name: str, interval: tuple[float, float]) -> tuple[float, float]:
+    """(t_lo, t_hi) as two floats. Raises TypeError for what is none, ValueError unless t_lo <= t_hi."""
+    try:
+        if isinstance(interval, str | bytes | Set | Mapping):
+            raise TypeError
+        low, high = (real(name, end) for end in interval)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be (t_lo, t_hi), got {interval!r}") from None
+    if not low <= high:
+        raise ValueError(f"{name} must be (t_lo, t_hi) with t_lo <= t_hi, got {interval}")
+    return low, high
 
 
 class Bending:
@@ -90,6 +124,14 @@ class Bending:
     def __init__(self, guidance: Guidance, weights: Tensor, backend: str) -> None:
         self._zero_rows = guidance.zero_init_steps if guidance.method == "cfg_zero_star" else 0
         self._weights, self._bend = weights, Bend(_settings_of(guidance), weights, backend)
+
+    def check_rows(self, rows: int) -> None:
+        """Raises ValueError where the output would be 0 in every row of a run of so many."""
+        if self._zero_rows >= rows:
+            raise ValueError(
+                f"guidance.zero_init_steps must be less than the run's {rows} rows, whose outputs would all be 0, got "
+                f"{self._zero_rows}"
+            )
 
     def begin(self) -> None:
         """Before the first row of every run."""

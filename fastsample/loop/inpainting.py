@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastsample.checks import check_has_values
 from fastsample.ops.address import check_strided
 from fastsample.ops.noise import fill
 from fastsample.tables import Table
@@ -33,6 +34,8 @@ class Inpainting:
             check_strided(name, given)
             if given.is_complex():
                 raise TypeError(f"{name} must hold real numbers, got {given.dtype}")
+            if name == "mask" or not state.is_meta:
+                check_has_values(name, given)
         expanded = {}
         for name, given in (("mask", mask), ("known", known)):
             # A copy, since a graph writes other masks into it.

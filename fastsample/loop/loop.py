@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.checks import checked_device
+from fastsample.checks import usable_device
 from fastsample.loop.cached import Cached
 from fastsample.loop.fresh_tensors import FreshTensors
 from fastsample.loop.guidance import UNGUIDED, GuidedRows, guidance_of
@@ -101,6 +101,8 @@ class Loop:
             self.guidance = self.guidance_for(options)
             self._predict.guided = self.guidance.weights is not None
             self.schedule = row_schedule(table, self.guidance, first_row)
+            if self.guidance.bending is not None:
+                self.guidance.bending.check_rows(len(self.schedule))
             self._memory = memory = self._find_memory(options, borrows)
             self._source = None if options.noise is None else noise_source(options.noise, memory.state)
             self.inpainting = None
@@ -111,9 +113,10 @@ class Loop:
     def _place(self, x: Tensor | Sequence[int], options: RunOptions) -> None:
         """Where the state lies, what it looks like and what computes it."""
         given = x if isinstance(x, Tensor) else None
-        device = options.device if options.device is not None else (self._predict if given is None else given).device
-        if not isinstance(device, torch.device):
-            device = torch.device("cpu") if device is None else checked_device(device)
+        if options.device is not None:
+            device = usable_device(options.device, or_meta=True)
+        else:
+            device = (self._predict if given is None else given).device or torch.device("cpu")
         self._device = device
         self._shape = checked_start(x)
         self.differentiable = (given is not None and given.requires_grad and torch.is_grad_enabled()) or transformed()

@@ -64,8 +64,8 @@ class Stop(Exception):  # noqa: N818 - like StopIteration it is no error
 
     Args:
         sample: the result, of the shape of `step.x`, such as `step.x0`. Default `step.x`, the state after the row,
-            which is as noisy as its level says; a sampler that reads no earlier rows, such as DDIM, goes on from there
-            with `start_step=step.index + 1`.
+            which is as noisy as its level says; `start_step=step.index + 1` goes on from there, and Options says what
+            that is for samplers that read earlier rows.
 
     Raises:
         TypeError: for a sample that is no floating-point tensor. ValueError, by the run: for one of another shape.
@@ -169,7 +169,11 @@ class Options(Undecoded, total=False):
         strength: in (0, 1]: x is a clean sample; noise is added to it and the last floor(steps strength) steps are run
             (for heun, two rows each). A flow runs a step that only a part is left of too. `lcm` makes all its steps,
             among the first `strength` of the distillation's timesteps. All of it as in diffusers' pipelines.
-        start_step: x is the state before this row; the rows before it are left out.
+        start_step: x is the state before this row; the rows before it are left out. What they remembered is missing:
+            a solver that reads earlier rows (DPMSolver, UniPC, DEIS, IPNDM) has order 1 in this row, 2 in the next one,
+            and so on up to its own, so that its result is near that of the whole run and not the same. That of all
+            others is the same, for the same seed. `heun` starts where a step does, at an even row, and a hand-made
+            table where no row from there on reads one from before.
         callback: called with a fastsample.Step after every row; may change `step.x` in place. What it returns does not
             matter; it ends the run early by `raise fastsample.Stop`.
         progress: show a tqdm bar.

@@ -21,8 +21,8 @@ def row_schedule(table: Table, guidance: GuidedRows, first_row: int) -> list[Vis
     guided = [guidance.at(t) for t in table.times]
     if guidance.weights is not None and not any(guided):
         raise ValueError(
-            f"guidance_interval={guidance.interval} holds none of the times {table.times[0]} .. {table.times[-1]} that "
-            "the model is given"
+            f"{guidance.interval_name}={guidance.interval} holds none of the times {table.times[0]} .. "
+            f"{table.times[-1]} that the model is given"
         )
     return _visits(table, guided)[first_row:]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence, Sized
 import torch
 from torch import Tensor
 
-from fastsample.checks import checked_shape, integer, not_a_tensor, real, real_array
+from fastsample.checks import check_has_values, checked_shape, integer, not_a_tensor, real, real_array
 from fastsample.ops.address import check_strided, check_written, start_of
-from fastsample.ops.tracing import followed, outside, transformed
+from fastsample.ops.tracing import followed, outside, recording, transformed
 from fastsample.tables import HISTORY
 
 _ANY_FLOAT = 3e38  # float32 holds it
@@ -86,6 +86,8 @@ def checked_rows(row: int | Tensor, table: Sized, x: Tensor) -> tuple[Tensor | N
     batch = x.shape[0]
     if isinstance(row, Tensor) and transformed() and followed(row):
         raise TypeError("row is followed by a transform, such as vmap: it must be an int or a tensor with values")
+    if isinstance(row, Tensor) and row.is_meta:
+        check_has_values("row", row)
     if isinstance(row, Tensor) and (row.ndim > 0 or not row.is_cpu):
         if row.dtype != torch.int64 or not (row.is_cpu or row.device == x.device):
             raise TypeError(f"row must be an int or an int64 tensor on the CPU or beside x, got {_kind(row)}")
@@ -109,54 +111,64 @@ def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} on {tensor.device}"
 
 
-def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor) -> Tensor:
+def guidance_weights(guidance: float | Sequence[float] | Tensor, x: Tensor, name: str = "guidance") -> Tensor:
     """One guidance weight per sample, in x's dtype on its device; those that lie on a GPU are not read."""
     if isinstance(guidance, int | float) and not isinstance(guidance, bool) and abs(guidance) <= _ANY_FLOAT:
         return torch.full((x.shape[0],), float(guidance), dtype=x.dtype, device=x.device)  # others have an error below
     if isinstance(guidance, Tensor) and transformed() and followed(guidance):  # whose values nobody can read
-        if guidance.shape not in ((), (x.shape[0],)):
-            raise ValueError(
-                f"guidance must be one number or {x.shape[0]}, one per sample; got {tuple(guidance.shape)}"
-            )
+        _check_one_each(name, guidance, x.shape[0])
         return guidance.to(x.device, x.dtype).expand(x.shape[0])
     on_gpu = isinstance(guidance, Tensor) and not guidance.is_cpu
-    try:
-        weights = _real_tensor(guidance) if isinstance(guidance, Tensor) else _tensor_of_numbers(guidance)
-    except OverflowError:
-        raise ValueError(f"guidance must be finite, got {guidance}") from None
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"guidance must be a number or one per sample, got {guidance!r}") from None
-    if weights.shape not in ((), (x.shape[0],)):
-        raise ValueError(f"guidance must be one number or {x.shape[0]}, one per sample; got {tuple(weights.shape)}")
+    weights = _tensor_of_weights(name, guidance)
+    _check_one_each(name, weights, x.shape[0])
     if not on_gpu:
-        check_finite_guidance(weights.to(x.dtype), guidance)
+        check_finite_guidance(weights.to(x.dtype), guidance, name)
     # A copy: the caller may change his own later.
     return torch.empty(x.shape[0], dtype=x.dtype, device=x.device).copy_(weights)
 
 
-def check_finite_guidance(weights: Tensor, given: object) -> None:
+def check_weights(name: str, guidance: float | Sequence[float] | Tensor) -> None:
+    """Raises unless these may be guidance weights, for however many samples: a finite number, or a vector of them."""
+    if isinstance(guidance, int | float) and not isinstance(guidance, bool) and abs(guidance) <= _ANY_FLOAT:
+        return
+    weights = _tensor_of_weights(name, guidance)
+    if weights.ndim > 1 or weights.numel() == 0:
+        raise ValueError(f"{name} must be a number or one per sample, got shape {tuple(weights.shape)}")
+    if not (recording() or (transformed() and followed(guidance))):  # in which nobody can read values
+        check_finite_guidance(weights, guidance, name)
+
+
+def check_finite_guidance(weights: Tensor, given: object, name: str = "guidance") -> None:
     """Raises ValueError unless all of these weights, in the dtype that they are used in, are finite."""
     if not weights.isfinite().all():
-        raise ValueError(f"guidance must be finite, got {given} as {weights.dtype}")
+        raise ValueError(f"{name} must be finite, got {given} as {weights.dtype}")
 
 
-def _real_tensor(guidance: Tensor) -> Tensor:
-    if guidance.is_complex() or guidance.dtype == torch.bool:
-        raise TypeError
-    return guidance
+def _check_one_each(name: str, weights: Tensor, batch: int) -> None:
+    if weights.shape not in ((), (batch,)):
+        raise ValueError(f"{name} must be one number or {batch}, one per sample; got {tuple(weights.shape)}")
 
 
-def _tensor_of_numbers(guidance: float | Sequence[float]) -> Tensor:
-    with outside():  # NumPy's memory is none of a transform's
-        return torch.from_numpy(real_array("guidance", guidance))
+def _tensor_of_weights(name: str, guidance: float | Sequence[float] | Tensor) -> Tensor:
+    """The weights as they are given, as a tensor."""
+    if isinstance(guidance, Tensor):
+        if guidance.is_complex() or guidance.dtype == torch.bool:
+            raise TypeError(f"{name} must be a number or one per sample, got {guidance!r}")
+        check_has_values(name, guidance)
+        return guidance
+    try:
+        with outside():  # NumPy's memory is none of a transform's
+            return torch.from_numpy(real_array(name, guidance))
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number or one per sample, got {guidance!r}") from None
 
 
-def check_rescale(rescale: float, *, guided: bool) -> None:
+def check_rescale(rescale: float, *, guided: bool, name: str = "guidance_rescale") -> None:
     """Raises unless this is a guidance_rescale, 0 where nothing is guided."""
-    if not 0 <= real("guidance_rescale", rescale) <= 1:
-        raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
+    if not 0 <= real(name, rescale) <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {rescale}")
     if rescale != 0 and not guided:
-        raise ValueError("guidance_rescale needs guidance=")
+        raise ValueError(f"{name} needs guidance=")
 
 
 def check_history(history: Sequence[Tensor]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.checks import checked_shape
+from fastsample.checks import check_has_values, checked_shape
 from fastsample.model import Model, Predictor
 from fastsample.model.called_modules import attribute
 
@@ -33,6 +33,8 @@ def guidance_scale_embedding(w: float | Sequence[float] | Tensor, dim: int) -> T
         >>> guidance_scale_embedding([1.0, 8.0], 256)[0, [0, -1]]
         tensor([0., 1.])
     """
+    if isinstance(w, Tensor):
+        check_has_values("the guidance scale", w)
     try:
         scale = torch.as_tensor(w, dtype=torch.float32, device="cpu")
     except (TypeError, ValueError, RuntimeError):

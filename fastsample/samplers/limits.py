@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsample.checks import check_number, real_array
-from fastsample.schedule import Float64Array
+from fastsample.checks import check_number, checked_bounds, real
+from fastsample.tables import LEAST
+
+_MOST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class DynamicThreshold:
     def __post_init__(self) -> None:
         check_number("quantile", self.quantile)
         check_number("max", self.max)
-        if not 0 < self.quantile <= 1:
-            raise ValueError(f"quantile must lie in (0, 1], got {self.quantile}")
+        if not LEAST < self.quantile <= 1:
+            raise ValueError(f"quantile must lie in (0, 1], and above 0 in float32, got {self.quantile}")
         if not self.max >= 1:
             raise ValueError(f"max must be at least 1, got {self.max}")
 
@@ -51,8 +53,8 @@ def limit_columns(clip: Clip) -> dict[str, Any]:
     """The columns `limit` and `quantile` of a table for this clip.
 
     Raises:
-        TypeError: where it is neither a number, a DynamicThreshold, a pair nor None. ValueError: for a number not above
-            0, and a pair that is not finite or has a low above its high.
+        TypeError: where it is neither a number, a DynamicThreshold, a pair nor None.
+        ValueError: for a number not above 0, or which float32 makes 0 or infinite, and for what are no bounds.
     """
     if clip is None:
         return {}
@@ -60,39 +62,36 @@ def limit_columns(clip: Clip) -> dict[str, Any]:
         return {"limit": clip.max, "quantile": clip.quantile}
     if isinstance(clip, tuple | list):
         return _box_columns(clip)
-    if isinstance(clip, bool):
-        raise TypeError(f"clip must be a number, a DynamicThreshold, (low, high), or None for no clipping; got {clip}")
-    check_number("clip", clip)
-    if not clip > 0:
+    limit = _one_number(clip)
+    if not limit > 0:
         raise ValueError(f"clip must be positive or None, got {clip}")
-    return {"limit": clip}
+    if not LEAST < limit <= _MOST and limit != math.inf:
+        raise ValueError(f"clip must be positive and finite in float32, got {clip}; None is no clipping")
+    return {"limit": limit}
+
+
+def _one_number(clip: Any) -> float:
+    try:
+        return real("clip", clip)
+    except TypeError:
+        got = f"{type(clip).__name__} of shape {tuple(clip.shape)}" if hasattr(clip, "shape") else repr(clip)
+        raise TypeError(
+            f"clip must be a number, a DynamicThreshold, a pair (low, high), or None for no clipping; got {got}"
+        ) from None
 
 
 def hashable(clip: Clip) -> Clip:
     """The clip without arrays, which samplers are compared and hashed by."""
     if not isinstance(clip, tuple | list):
         return clip
-    low, high = _pair(clip)
+    low, high = checked_bounds("clip", clip)
     return _nested(low.tolist()), _nested(high.tolist())
 
 
 def _box_columns(clip: Sequence[Any]) -> dict[str, Any]:
-    low, high = _pair(clip)
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and np.all(low <= high)):
-        raise ValueError(f"clip=(low, high) must be finite with low <= high, got {clip}")
+    low, high = checked_bounds("clip", clip)
     # Rows with a limit are those that are limited.
     return {"limit": max(float(abs(low).max()), float(abs(high).max()), 1.0), "box": (low, high)}
-
-
-def _pair(clip: Sequence[Any]) -> tuple[Float64Array, Float64Array]:
-    if len(clip) != 2:
-        raise ValueError(f"clip must be (low, high), got {len(clip)} entries")
-    low, high = (real_array("clip", one).astype(np.float64) for one in clip)
-    try:
-        np.broadcast_shapes(low.shape, high.shape)
-    except ValueError:
-        raise ValueError(f"clip=(low, high) must be of one shape, got shapes {low.shape} and {high.shape}") from None
-    return low, high
 
 
 def _nested(value: Any) -> Any:

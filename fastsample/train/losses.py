@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastsample.broadcast import per_sample
-from fastsample.checks import not_a_tensor, one_of
+from fastsample.checks import not_a_tensor, one_of, usable_device
 from fastsample.ops.checks import check_variance
 from fastsample.ops.likelihood.coefficients import coefficients_of
 from fastsample.ops.likelihood.reference import bits
@@ -200,12 +200,12 @@ class HybridLoss(DiffusionLoss):
         device: taken for compatibility and not needed, since coefficients go where the images lie.
 
     Raises:
-        ValueError: the schedule has a single timestep, or later a t does not lie in [0, T).
+        ValueError: the schedule has a single timestep, the device cannot be used, or later a t does not lie in [0, T).
     """
 
     def __init__(self, schedule: Schedule, device: str | torch.device = "cpu") -> None:
         super().__init__(schedule)
-        torch.empty(0, device=device)  # raises where there is no such device
+        usable_device(device)
 
     def __call__(  # type: ignore[override]
         self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor, noise: Tensor

@@ -62,7 +62,7 @@ DEMO = {
     "unwritable": (["--out", "/proc/x.png"], "no file can be made here.*/proc"),
     "rounds": (["--rounds", "0"], "--rounds must be at least 1"),
     "rounds-text": (["--rounds", "x"], "argument --rounds: invalid int value"),
-    "option": (["--bogus"], "unrecognized arguments: --bogus"),
+    "option": (["--bogus"], "there is no option --bogus"),
 }
 
 

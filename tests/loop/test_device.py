@@ -232,5 +232,5 @@ def test_weights_on_a_device_are_read_before_rows_run(monkeypatch: pytest.Monkey
     ids=repr,
 )
 def test_what_is_no_device_is_refused_by_name(device: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="device must be"):
+    with pytest.raises(error, match=r"^device (must be|.* cannot be used)"):
         ddim(never, (1, 3), steps=2, device=device)

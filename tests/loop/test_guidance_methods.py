@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import fastsample
-from fastsample import DDIM, Batcher, Guidance, Heun, Schedule
+from fastsample import DDIM, Batcher, Euler, Guidance, Heun, Schedule
 from fastsample.loop.guidance_methods import Bending
 from support.chains import toy_model
 from support.formula import normal
@@ -203,7 +205,11 @@ def test_heun_is_bent_in_both_of_its_rows() -> None:
     assert Heun(SCHEDULE, steps=4)(Told(), SHAPE, seed=1, guidance=guidance, **KEYWORDS).isfinite().all()
 
 
-APG = Guidance(weight=3.0, method="apg")
+APG, ZERO_STAR = (
+    Guidance(weight=3.0, method="apg"),
+    Guidance(weight=3.0, method="cfg_zero_star", zero_init_steps=2),
+)
+X = torch.zeros(SHAPE)
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "method": (lambda: Guidance(weight=3.0, method="cfg"), "method must be one of"),
     "threshold": (lambda: Guidance(weight=3.0, norm_threshold=-1.0), "norm_threshold must not be negative"),
@@ -222,17 +228,95 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no uncond": (lambda: DDIM(SCHEDULE, steps=2)(Told(), SHAPE, guidance=APG), "guidance needs uncond="),
     "weight": (
         lambda: DDIM(SCHEDULE, steps=2)(Told(), SHAPE, guidance=Guidance(weight=[1.0, 2.0]), **KEYWORDS),
-        "guidance must be one number or 3",
+        "guidance.weight must be one number or 3",
     ),
-    "rescale": (
-        lambda: DDIM(SCHEDULE, steps=2)(Told(), SHAPE, guidance=Guidance(weight=2.0, rescale=1.5), **KEYWORDS),
-        "guidance_rescale",
+    "no time": (
+        lambda: DDIM(SCHEDULE, steps=2)(Told(), SHAPE, guidance=Guidance(weight=2.0, interval=(1, 2)), **KEYWORDS),
+        r"guidance\.interval=\(1.0, 2.0\) holds none of the times",
+    ),
+    "all rows": (
+        lambda: DDIM(SCHEDULE, steps=2)(Told(), SHAPE, guidance=ZERO_STAR, **KEYWORDS),
+        "zero_init_steps must be less than the run's 2 rows",
+    ),
+    "all rows of a part": (
+        lambda: DDIM(SCHEDULE, steps=4)(Told(), X, strength=0.5, guidance=ZERO_STAR, **KEYWORDS),
+        "zero_init_steps must be less than the run's 2 rows",
+    ),
+    "all rows of a flow": (
+        lambda: Euler(prediction="flow", steps=1)(Told(), SHAPE, guidance=ZERO_STAR, **KEYWORDS),
+        "zero_init_steps must be less than the run's 1 rows",
     ),
     "a Batcher": (
         lambda: Batcher(Told(), DDIM(SCHEDULE, steps=2), batch=2, guidance=APG),
         "guidance",
     ),
 }
+
+
+# Of other methods, the argument and a value that is not the default.
+OF_OTHER_METHODS = [
+    *(("plain", name, value) for name, value in [("eta", 0.5), ("norm_threshold", 2.5), ("momentum", 0.0)]),
+    *(("cfg_zero_star", name, value) for name, value in [("eta", 1), ("norm_threshold", 0.0), ("momentum", 0.25)]),
+    *((method, "zero_init_steps", 1) for method in ("plain", "apg")),
+]
+
+
+@pytest.mark.parametrize(("method", "name", "value"), OF_OTHER_METHODS)
+def test_arguments_of_another_method_are_refused(method: Any, name: str, value: float) -> None:
+    has_it = "cfg_zero_star" if name == "zero_init_steps" else "apg"
+    with pytest.raises(ValueError, match=f"^{name}={value} is for method='{has_it}', and this is method='{method}'$"):
+        Guidance(weight=3.0, method=method, **{name: value})
+    default = {name: getattr(Guidance, name)}
+    assert getattr(Guidance(weight=3.0, method=method, **default), name) == default[name]
+
+
+NAN, INF = float("nan"), float("inf")
+MADE: dict[str, tuple[dict[str, Any], str]] = {
+    **{
+        f"weight {value!r:.20}": ({"weight": value}, "^weight must be")
+        for value in ("7", True, NAN, -INF, 10**400, [1.0, NAN], [], [[1.0]], torch.ones(2, 2), {1.0}, 1j, [1, "2"])
+    },
+    "weight on meta": ({"weight": torch.ones(2, device="meta")}, "^weight lies on the device 'meta'"),
+    "weight of bools": ({"weight": torch.ones(2, dtype=torch.bool)}, "^weight must be"),
+    **{f"rescale {value!r}": ({"rescale": value}, "^rescale must") for value in (1.5, -0.1, NAN, "1", None, True)},
+    **{
+        f"interval {value!r}": ({"interval": value}, "^interval must be")
+        for value in ((5, 4), (NAN, 4), (1, 2, 3), 500, "12", ("1", "2"), {1, 2}, (1,), (1, None))
+    },
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_its_own_names_are_checked_where_it_is_made(name: str) -> None:
+    given, message = MADE[name]
+    with pytest.raises((ValueError, TypeError), match=message):
+        Guidance(**{"weight": 2.0, **given})
+
+
+@pytest.mark.parametrize("weight", [3, np.float32(3), torch.tensor(3.0), [3.0] * 3, (3, 3.0, 3), torch.full((3,), 3.0)])
+def test_what_a_weight_may_be(weight: Any) -> None:
+    guidance = Guidance(weight=weight, rescale=0.5, interval=[0, INF])  # type: ignore[arg-type]
+    want = DDIM(SCHEDULE, steps=3)(Told(), SHAPE, seed=1, guidance=3.0, guidance_rescale=0.5, **KEYWORDS)
+    assert torch.equal(DDIM(SCHEDULE, steps=3)(Told(), SHAPE, seed=1, guidance=guidance, **KEYWORDS), want)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"guidance_scale": 3.0}, "Guidance has no argument guidance_scale; did you mean weight=?"),
+        ({"guidance": 3.0}, "did you mean weight=?"),
+        ({"guidance_rescale": 0.5}, "did you mean rescale=?"),
+        ({"guidance_interval": (0, 5)}, "did you mean interval=?"),
+        ({"adaptive_projected_guidance_momentum": 0.0}, "did you mean momentum=?"),
+        ({"wieght": 3.0}, "did you mean weight=?"),
+        ({"weight": 3.0, "uncond": {}}, "uncond belongs to the sampler's call, not here"),
+        ({"weight": 3.0, "layers": 2}, "has no argument layers: it has weight, rescale, interval, method"),
+    ],
+    ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
+)
+def test_words_of_others(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        Guidance(**given)
 
 
 @pytest.mark.parametrize("name", REFUSED)

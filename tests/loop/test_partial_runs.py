@@ -13,7 +13,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsample import DDIM, DynamicThreshold, Sampler, Schedule, Step, Table, ddim, ops
+from fastsample import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    DPMSolver,
+    DynamicThreshold,
+    Heun,
+    Sampler,
+    Schedule,
+    Step,
+    Stop,
+    Table,
+    UniPC,
+    ddim,
+    ops,
+)
 from support.guided import COND, UNCOND
 from support.whole_runs import never
 
@@ -80,6 +95,46 @@ def test_only_the_rows_from_there_on_run() -> None:
 
     ddim(model, CLEAN, steps=5, eta=1.0, start_step=2, noise=noise)
     assert asked == [2, 3], "rows keep their number"
+
+
+WITH_MEMORY: dict[str, Sampler] = {
+    "dpm-solver-3": DPMSolver(SCHEDULE, steps=9, order=3),
+    "dpm-solver-sde": DPMSolver(SCHEDULE, steps=9, sde=True),
+    "dpm-solver-flow": DPMSolver(prediction="flow", steps=9),
+    "unipc-3": UniPC(SCHEDULE, steps=9, order=3),
+    "deis": DEIS(SCHEDULE, steps=9),
+    "ipndm-4": IPNDM(SCHEDULE, steps=9),
+}
+
+
+def stopped(sampler: Sampler, last: int, **options: Any) -> torch.Tensor:
+    """The state of a run that a callback ends after this row."""
+
+    def stop(step: Step) -> None:
+        if step.index == last:
+            raise Stop
+
+    return sampler(model, SHAPE, callback=stop, **options)
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+@pytest.mark.parametrize("start", [1, 4, 8])
+def test_a_stopped_run_goes_on_with_order_1(name: str, start: int) -> None:
+    """No row reads what is not there, and the end is near that of the whole: 1 % off, an SDE's of order 1 20 %."""
+    sampler = WITH_MEMORY[name]
+    reads = sampler.table_from(start).reads[start:]
+    assert reads[0] == 0 and all(earlier <= k for k, earlier in enumerate(reads))
+    x = stopped(sampler, start - 1, seed=3)
+    got, whole = sampler(model, x, start_step=start, seed=3), sampler(model, SHAPE, seed=3)
+    assert (got - whole).abs().max() < (0.2 if name.endswith("sde") else 0.01) * whole.abs().max()
+    rest = [step.index for step in sampler.iterate(model, x, start_step=start, seed=3)]
+    assert rest == list(range(start, 9))
+
+
+@pytest.mark.parametrize("sampler", [DDIM(SCHEDULE, steps=6, eta=1.0), Heun(SCHEDULE, steps=7)], ids=["ddim", "heun"])
+def test_a_stopped_run_of_others_goes_on_as_if_it_had_not_been(sampler: Sampler) -> None:
+    x = stopped(sampler, 3, seed=3)
+    assert torch.equal(sampler(model, x, start_step=4, seed=3), sampler(model, SHAPE, seed=3))
 
 
 def test_gradients_from_a_start_step() -> None:

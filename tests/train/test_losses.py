@@ -82,7 +82,7 @@ def test_an_output_without_a_variance_is_refused() -> None:
 
 
 def test_a_device_that_is_none() -> None:
-    with pytest.raises(RuntimeError, match="nope"):
+    with pytest.raises(ValueError, match=r"^device .* cannot be used"):
         HybridLoss(SCHEDULE, "nope")
 
 

@@ -10,12 +10,24 @@ import torch
 from torch import Tensor
 
 from fastsample.checks import integer, one_of
+from fastsample.hints import hinting
 from fastsample.integrations.k_diffusion import tables
 from fastsample.integrations.k_diffusion.call import Call, Callback, Denoiser, NoiseSampler, checked_churn, not_negative
 from fastsample.integrations.k_diffusion.run import run
 from fastsample.ops.noise.keys import Index, Seed
 
+# What only some of them take.
+_ELSEWHERE = {
+    **dict.fromkeys(("eta", "noise_sampler"), "sample_euler_ancestral and others that add noise"),
+    **dict.fromkeys(("s_churn", "s_tmin", "s_tmax"), "sample_euler and sample_heun"),
+    "s_noise": "sample_euler and others that add noise",
+    "solver_type": "sample_dpmpp_2m_sde",
+    "max_order": "sample_ipndm",
+    **dict.fromkeys(("seed", "index"), "sample_euler and others that add noise"),
+}
 
+
+@hinting(**_ELSEWHERE)
 @torch.no_grad()
 def sample_euler(
     model: Denoiser,
@@ -69,6 +81,7 @@ def sample_euler(
     return run(call, tables.euler, churn)
 
 
+@hinting(**_ELSEWHERE)
 @torch.no_grad()
 def sample_euler_ancestral(
     model: Denoiser,
@@ -110,6 +123,7 @@ def sample_euler_ancestral(
     return run(call, tables.ancestral, eta, s_noise, True)
 
 
+@hinting(**_ELSEWHERE)
 @torch.no_grad()
 def sample_heun(
     model: Denoiser,
@@ -148,6 +162,7 @@ def sample_heun(
     return run(call, tables.heun, churn)
 
 
+@hinting(**_ELSEWHERE)
 @torch.no_grad()
 def sample_dpmpp_2m(
     model: Denoiser,
@@ -177,6 +192,7 @@ def sample_dpmpp_2m(
     return run(Call(model, x, sigmas, extra_args, callback, disable), tables.dpmpp_2m, 0.0, 1.0, "midpoint")
 
 
+@hinting(**_ELSEWHERE)
 @torch.no_grad()
 def sample_dpmpp_2m_sde(
     model: Denoiser,
@@ -221,6 +237,7 @@ def sample_dpmpp_2m_sde(
     return run(call, tables.dpmpp_2m, eta, s_noise, solver_type)
 
 
+@hinting(**_ELSEWHERE)
 @torch.no_grad()
 def sample_lcm(
     model: Denoiser,
@@ -253,6 +270,7 @@ def sample_lcm(
     return run(Call(model, x, sigmas, extra_args, callback, disable, noise_sampler, seed, index), tables.lcm)
 
 
+@hinting(**_ELSEWHERE)
 @torch.no_grad()
 def sample_ddim(
     model: Denoiser,
@@ -289,6 +307,7 @@ def sample_ddim(
     return run(call, tables.ancestral, eta, s_noise, False)
 
 
+@hinting(**_ELSEWHERE)
 @torch.no_grad()
 def sample_ipndm(
     model: Denoiser,

@@ -6,8 +6,10 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import Never
 
 from fastsample.checks import not_a_tensor
+from fastsample.hints import answering, hinting, no_such_argument
 from fastsample.ops.address import check_readable
 from fastsample.ops.backend import Backend
 from fastsample.ops.checks import check_like, check_output, check_state, check_variance, checked_rows
@@ -19,8 +21,16 @@ from fastsample.ops.tracing import differentiable, traced
 from fastsample.tables import Table
 
 
+@answering
 def likelihood(
-    x_start: Tensor, x: Tensor, model_output: Tensor, table: Table, row: int | Tensor, *, backend: Backend | None = None
+    x_start: Tensor,
+    x: Tensor,
+    model_output: Tensor,
+    table: Table,
+    row: int | Tensor,
+    *,
+    backend: Backend | None = None,
+    **unknown: Never,
 ) -> Tensor:
     """One row's term of the variational bound on -log2 p(x_start), in bits per dimension (Nichol & Dhariwal 2021).
 
@@ -60,6 +70,8 @@ def likelihood(
         >>> likelihood(data, data, data, table, 500)
         tensor([0., 0.])
     """
+    if unknown:
+        raise no_such_argument(likelihood, unknown)
     for name, tensor in (("x", x), ("model_output", model_output)):
         if not isinstance(tensor, Tensor):
             raise not_a_tensor(name, tensor)
@@ -85,6 +97,7 @@ def likelihood(
     return likelihood_of_rows(x_start, x, model_output, coefficients, rows, shared, backend, native=native)
 
 
+@hinting()
 def prior_bits(x_start: Tensor, table: Table) -> Tensor:
     """KL(q(x_T | x_start) || N(0, init_noise_sigma^2)) in bits per dimension: what the bound pays before the first row.
 

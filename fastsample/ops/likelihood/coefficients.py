@@ -27,9 +27,10 @@ def coefficients_of(table: Table, dtype: torch.dtype, device: torch.device) -> T
 
 def _columns(table: Table) -> Float64Array:
     alpha, sigma = levels_of(table)
+    table = with_one_limit(table)
     if table.thresholded or table.box is not None:
         how = "thresholds x0 dynamically" if table.thresholded else "limits each element of x0 by bounds of its own"
-        raise ValueError(f"table {how}: a likelihood needs clip=None or a number")
+        raise ValueError(f"table {how}: a likelihood needs clip=None, a number or a pair (-c, c)")
     with np.errstate(divide="ignore", invalid="ignore"):
         shrink = alpha[:-1] / alpha[1:]
         added = sigma[:-1] ** 2 - (shrink * sigma[1:]) ** 2  # the variance of x given x'
@@ -51,6 +52,18 @@ def _columns(table: Table) -> Float64Array:
     columns = dict(a=a, b=b, weight=weight, constant=constant, slope=2 * table.g1, data=to_data)
     values = [columns[name] if name in columns else getattr(table, name) for name in COLUMNS]
     return np.pad(np.stack(values, axis=1).astype(np.float64), ((0, 0), (0, _ROW - len(values))))
+
+
+def with_one_limit(table: Table) -> Table:
+    """The table, with bounds that are -c and c for every element as the number c."""
+    if table.box is None:
+        return table
+    low, high = table.box
+    largest = float(high.max())
+    if largest <= 0 or (high != largest).any() or (low != -largest).any():
+        return table
+    limit = np.where(np.isinf(table.limit), np.inf, largest)
+    return table.replace(box=None, limit=limit)  # type: ignore[arg-type]  # that of a table without bounds
 
 
 def levels_of(table: Table) -> tuple[Float64Array, Float64Array]:

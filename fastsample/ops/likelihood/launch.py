@@ -24,7 +24,7 @@ def likelihood_of_rows(
     """`likelihood` of samples at these rows, or at one; native: whether compiled kernels can serve it at all."""
     if choose(backend, x.device, native=native, offers=("triton",), op="likelihood") == "triton":
         return _on_triton(x_start, x, model_output, coefficients, rows, row)
-    return likelihood_reference(x_start, x, model_output, coefficients, row if rows is None else rows)
+    return likelihood_reference(x_start, x, model_output, coefficients, row if rows is None else rows.to(x.device))
 
 
 def _on_triton(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import Never
 
+from fastsample.hints import answering, no_such_argument
 from fastsample.ops.backend import Backend, choose
 from fastsample.ops.lora import compiled as compiled  # registers the ops that recorders see
 from fastsample.ops.lora.adapters import PackedAdapters
@@ -18,6 +20,7 @@ from fastsample.ops.tracing import traced, transformed
 __all__ = ["lora_linear", "lora_linear_reference"]
 
 
+@answering
 def lora_linear(
     x: Tensor,
     packed: PackedLinear,
@@ -25,6 +28,7 @@ def lora_linear(
     *,
     adapter_index: Tensor | None = None,
     backend: Backend | None = None,
+    **unknown: Never,
 ) -> tuple[Tensor, ...]:
     """Several linears of one input, each with its low-rank adapter.
 
@@ -60,6 +64,8 @@ def lora_linear(
         >>> lora_linear(torch.tensor([[1.0, 3.0]]), packed, adapters)
         (tensor([[3., 5.]]),)
     """
+    if unknown:
+        raise no_such_argument(lora_linear, unknown)
     check_operands(x, packed, adapters, adapter_index)
     compiling = torch.compiler.is_compiling()
     differentiable = (torch.is_grad_enabled() and _requires_grad(x, adapters, compiling)) or transformed()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastsample.hints import hinting
 from fastsample.kernels.lora.layout import RANK_STEP
 from fastsample.ops.address import check_dense
 from fastsample.ops.lora.layout import ROWS, pack, packed_size
@@ -116,6 +117,7 @@ class PackedAdapters:
         self.trainable = self.requires_grad()
 
 
+@hinting()
 def pack_adapters(packed: PackedLinear, groups: Sequence[Group]) -> PackedAdapters:
     """Lays out groups of low-rank factors beside the linears they belong to.
 

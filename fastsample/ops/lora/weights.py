@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.hints import hinting
 from fastsample.ops import backend as backends
 from fastsample.ops.address import check_dense
 from fastsample.ops.backend import cpu_module
@@ -90,6 +91,7 @@ class PackedLinear:
         return PackedLinear(data, bias, self.in_features, (n,), (self.sizes[i],), self.layout)
 
 
+@hinting()
 def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor | None] | None = None) -> PackedLinear:
     """Lays out the weights of linears that read the same input.
 

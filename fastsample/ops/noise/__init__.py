@@ -7,8 +7,10 @@ from typing import SupportsIndex
 
 import torch
 from torch import Tensor
+from typing_extensions import Never
 
-from fastsample.checks import checked_shape, integer
+from fastsample.checks import checked_shape, integer, usable_device
+from fastsample.hints import answering, no_such_argument
 from fastsample.ops.address import check_written
 from fastsample.ops.backend import Backend
 from fastsample.ops.memory import mark_written
@@ -20,6 +22,7 @@ from fastsample.ops.tracing import traced, transformed
 INITIAL, STEP = 0, 1  # streams: x_T, and the noise that samplers add; never shared
 
 
+@answering
 def randn(
     shape: Sequence[int],
     *,
@@ -30,6 +33,7 @@ def randn(
     device: torch.device | str | None = None,
     out: Tensor | None = None,
     backend: Backend | None = None,
+    **unknown: Never,
 ) -> Tensor:
     """Standard normal float32 noise, the same bits for any batch size, thread count, instruction set and device.
 
@@ -73,11 +77,14 @@ def randn(
         >>> torch.equal(a[2:3], b)
         True
     """
+    if unknown:
+        raise no_such_argument(randn, unknown)
     shape = checked_shape("shape", shape)
     for name, value in (("step", step), ("stream", stream)):
         if not 0 <= as_int(name, value) < 2**32:
             raise ValueError(f"{name} must lie in [0, 2^32), got {value}")
-    where = torch.device("cpu" if device is None else device) if out is None else _checked_out(out, shape, device)
+    place = torch.device("cpu") if device is None else usable_device(device, or_meta=True)
+    where = place if out is None else _checked_out(out, shape, None if device is None else place)
     keys = sample_keys(seed, index, shape[0], where)
     if traced(keys, *(() if out is None else (out,))):
         if out is None:
@@ -101,7 +108,7 @@ def normals(
     return drawn(shape, keys, step, stream, device, backend)
 
 
-def _checked_out(out: Tensor, shape: torch.Size, device: torch.device | str | None) -> torch.device:
+def _checked_out(out: Tensor, shape: torch.Size, device: torch.device | None) -> torch.device:
     if not isinstance(out, Tensor) or out.dtype != torch.float32:
         raise TypeError(f"out must be a float32 tensor, got {getattr(out, 'dtype', type(out).__name__)}")
     check_written("out", out)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import Never
 
 from fastsample.checks import not_a_tensor
+from fastsample.hints import answering, no_such_argument
 from fastsample.ops.backend import Backend
 from fastsample.ops.posterior.compiled import traced_posterior
 from fastsample.ops.posterior.launch import posterior_once
@@ -12,8 +14,15 @@ from fastsample.ops.tracing import differentiable, no_compiled_gradients, traced
 from fastsample.tables import Table
 
 
+@answering
 def posterior(
-    x: Tensor, model_output: Tensor, table: Table, row: int | Tensor, *, backend: Backend | None = None
+    x: Tensor,
+    model_output: Tensor,
+    table: Table,
+    row: int | Tensor,
+    *,
+    backend: Backend | None = None,
+    **unknown: Never,
 ) -> tuple[Tensor, Tensor]:
     """(mean, log variance) of the Gaussian that `step` draws x' from; the columns are those of fastsample.Table.
 
@@ -49,6 +58,8 @@ def posterior(
         >>> mean, log_variance
         (tensor([[0.5000, 0.5000]]), tensor([[-2., -2.]]))
     """
+    if unknown:
+        raise no_such_argument(posterior, unknown)
     for name, tensor in (("x", x), ("model_output", model_output)):
         if not isinstance(tensor, Tensor):
             raise not_a_tensor(name, tensor)

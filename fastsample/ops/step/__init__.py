@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from typing_extensions import Never
 
 from fastsample.checks import not_a_tensor
+from fastsample.hints import answering, no_such_argument
 from fastsample.ops.backend import Backend
 from fastsample.ops.checks import check_history
 from fastsample.ops.noise.keys import Index, Seed
@@ -17,6 +19,7 @@ from fastsample.ops.tracing import differentiable, no_compiled_gradients, traced
 from fastsample.tables import Table
 
 
+@answering
 def step(
     x: Tensor,
     model_output: Tensor,
@@ -34,6 +37,7 @@ def step(
     input_out: Tensor | None = None,
     log_prob_out: Tensor | None = None,
     backend: Backend | None = None,
+    **unknown: Never,
 ) -> Tensor:
     """One row of a table applied to a batch; the columns are those of fastsample.Table.
 
@@ -95,6 +99,8 @@ def step(
         >>> bool(log_prob.isclose(torch.distributions.Normal(0.0, 0.1).log_prob(drawn).sum()))
         True
     """
+    if unknown:
+        raise no_such_argument(step, unknown)
     for name, tensor in (("x", x), ("model_output", model_output)):
         if not isinstance(tensor, Tensor):
             raise not_a_tensor(name, tensor)

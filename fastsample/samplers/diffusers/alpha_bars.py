@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsample.samplers.ddim import noise_and_direction
-from fastsample.samplers.diffusers.reading import Kind, Reading
-from fastsample.samplers.limits import limit_columns
+from fastsample.samplers.diffusers.described import RowsOfScheduler
+from fastsample.samplers.diffusers.reading import PREDICTIONS, Kind, Reading
 from fastsample.samplers.sampler import Sampler
 from fastsample.schedule import Float64Array
 from fastsample.tables import Table
@@ -61,7 +61,7 @@ def ddim_columns(
     else:
         of_x, of_m = epsilon_coefficients(prediction, alpha, sigma)
         columns = {"a": direction * of_x, "b": next_alpha, "d": direction * of_m}
-    return {"t": t, "p": p, "q": q, **columns, "s": s, **limit_columns(reading.clip())}
+    return {"t": t, "p": p, "q": q, **columns, "s": s, **reading.limits()}
 
 
 def ddpm_columns(reading: Reading, t: NDArray[Any], now: NDArray[Any], then: NDArray[Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def ddpm_columns(reading: Reading, t: NDArray[Any], now: NDArray[Any], then: NDA
         "b": np.sqrt(then) * beta / (1 - now),
         "s": (t > 0).astype(np.float64),
         **_half_log_variance(reading, np.log(beta), np.log(beta_tilde)),
-        **limit_columns(reading.clip()),
+        **reading.limits(),
     }
 
 
@@ -94,7 +94,7 @@ def _ddim(reading: Reading) -> Sampler:
     final = float(reading.scheduler.final_alpha_cumprod)
     now = alpha_bars(reading, t, final)
     then = alpha_bars(reading, following(reading, t), final)
-    return Sampler(_with_levels(ddim_columns(reading, t, now, then), now, then))
+    return _of_rows(reading, ddim_columns(reading, t, now, then), now, then)
 
 
 def _ddpm(reading: Reading) -> Sampler:
@@ -106,12 +106,13 @@ def _ddpm(reading: Reading) -> Sampler:
     then = alpha_bars(reading, np.append(t[1:], -1) if listed else t - 1, 1.0)
     if (now == 1).any():
         raise ValueError(f"the {reading.name} cannot pass timestep {t[now == 1][0]}, where alpha bar is 1")
-    return Sampler(_with_levels(ddpm_columns(reading, t, now, then), now, then))
+    return _of_rows(reading, ddpm_columns(reading, t, now, then), now, then)
 
 
-def _with_levels(columns: dict[str, Any], now: Float64Array, then: Float64Array) -> Table:
+def _of_rows(reading: Reading, columns: dict[str, Any], now: Float64Array, then: Float64Array) -> Sampler:
     levels = np.append(now, then[-1])
-    return Table(**columns, alpha=np.sqrt(levels), sigma=np.sqrt(1 - levels))
+    table = Table(**columns, alpha=np.sqrt(levels), sigma=np.sqrt(1 - levels))
+    return RowsOfScheduler(table, reading.t, reading.prediction(*PREDICTIONS))
 
 
 def _half_log_variance(reading: Reading, largest: NDArray[Any], smallest: NDArray[Any]) -> dict[str, NDArray[Any]]:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from fastsample.samplers.consistency import Consistency
 from fastsample.samplers.diffusers.alpha_bars import visited
+from fastsample.samplers.diffusers.described import OfScheduler, RowsOfScheduler
 from fastsample.samplers.diffusers.levels import sigmas_of
 from fastsample.samplers.diffusers.reading import Kind, Reading
 from fastsample.samplers.lcm import LCM
 from fastsample.samplers.sampler import Sampler
 from fastsample.samplers.tcd import TCD
 from fastsample.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class LCMOfScheduler(OfScheduler, LCM):
+    """fastsample.LCM of an LCMScheduler."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TCDOfScheduler(OfScheduler, TCD):
+    """fastsample.TCD of a TCDScheduler."""
 
 
 def _lcm(reading: Reading) -> Sampler:
@@ -21,7 +34,7 @@ def _lcm(reading: Reading) -> Sampler:
             f"the {reading.name} has {len(t)} of {steps} timesteps left, so that its last step adds noise too: give "
             "timesteps= without those, and no strength="
         )
-    return LCM(
+    return LCMOfScheduler(
         _schedule(reading),
         timesteps=t,
         timestep_scaling=reading.options["timestep_scaling"],
@@ -33,7 +46,7 @@ def _lcm(reading: Reading) -> Sampler:
 def _tcd(reading: Reading) -> Sampler:
     # It has options to limit x0, which its step does not look at.
     prediction = reading.prediction("epsilon", "v_prediction", "sample")
-    return TCD(_schedule(reading), timesteps=visited(reading), gamma=reading.eta, prediction=prediction)
+    return TCDOfScheduler(_schedule(reading), timesteps=visited(reading), gamma=reading.eta, prediction=prediction)
 
 
 def _schedule(reading: Reading) -> Schedule:
@@ -50,7 +63,7 @@ def _consistency(reading: Reading) -> Sampler:
         clip=1.0 if options["clip_denoised"] else None,
     ).table
     drawn = float(reading.scheduler.init_noise_sigma)
-    return Sampler(table.replace(s=options["s_noise"] * table.s, init_noise_sigma=drawn))
+    return RowsOfScheduler(table.replace(s=options["s_noise"] * table.s, init_noise_sigma=drawn), reading.t)
 
 
 _OPTIONS = frozenset(

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from fastsample.checks import check_number
+from fastsample.hints import no_argument
+from fastsample.loop.options import Options
 from fastsample.samplers.diffusers import alpha_bars, distilled, flow, multistep, sigmas
-from fastsample.samplers.diffusers.reading import base_of, read
+from fastsample.samplers.diffusers.reading import Kind, base_of, read
 from fastsample.samplers.sampler import Sampler
+from fastsample.vocabulary import OF_SAMPLERS
 
 KINDS = {**alpha_bars.KINDS, **distilled.KINDS, **sigmas.KINDS, **flow.KINDS, **multistep.KINDS}
+
+_OF_OTHERS = ("mu", "original_inference_steps", "sigmas", "timesteps")  # what set_timesteps of some takes
+_NOT_TAKEN = {"num_inference_steps", "device", "args", "kwargs"}  # which are `steps`, and no concern of a sampler
 
 # Those that have none, and what comes close.
 _INSTEAD = {
@@ -77,5 +85,30 @@ def from_diffusers(scheduler: Any, steps: int | None = None, *, eta: float | Non
         check_number("eta", eta)
         if kind.eta is None:
             raise TypeError(f"eta belongs to DDIMScheduler and TCDScheduler, not to {base.__name__}")
+    _check_arguments(scheduler, base, kind, arguments)
     own_eta = kind.eta if eta is None else float(eta)
-    return kind.make(read(scheduler, base, kind, steps, arguments, own_eta or 0.0))
+    sampler = kind.make(read(scheduler, base, kind, steps, arguments, own_eta or 0.0))
+    sampler._set(scheduler=base.__name__)
+    return sampler
+
+
+def _check_arguments(scheduler: Any, base: type, kind: Kind, arguments: Iterable[str]) -> None:
+    """Raises TypeError for what neither this function nor the scheduler's set_timesteps takes."""
+    taken = sorted(inspect.signature(scheduler.set_timesteps).parameters.keys() - _NOT_TAKEN)
+    own = dict.fromkeys(("scheduler", "steps", *(["eta"] if kind.eta is not None else []), *taken), "")
+    of_scheduler = inspect.signature(base.__init__).parameters.keys()  # type: ignore[misc]
+    for name in arguments:
+        if name in own:
+            continue
+        known = f"it takes {', '.join(taken)}" if taken else "it takes steps alone"
+        if name in _OF_OTHERS:
+            raise TypeError(f"{base.__name__}.set_timesteps has no argument {name}: {known}")
+        if (name in of_scheduler or name in OF_SAMPLERS) and name not in Options.__annotations__:
+            option = f"{name}=..." if name in of_scheduler else "..."
+            raise TypeError(
+                f"{name} is read off the scheduler: change it there, {base.__name__}.from_config(scheduler.config, "
+                f"{option})"
+            )
+        elsewhere = dict.fromkeys(("model", "x", *Options.__annotations__), "the sampler's call")
+        otherwise = f"beside steps and eta there is what {base.__name__}.set_timesteps has, and {known}"
+        raise TypeError(no_argument("from_diffusers", name, elsewhere | own, otherwise=otherwise))

@@ -18,7 +18,7 @@ from fastsample.schedule import Float64Array
 from fastsample.tables import Table
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FlowMatchEuler(GivenLevels, Euler):
     """Euler's method for a flow, as FlowMatchEulerDiscreteScheduler has it.
 
@@ -37,7 +37,7 @@ class FlowMatchEuler(GivenLevels, Euler):
         return table.replace(q=-table.q, d=-table.d) if self.inverted else table
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FlowMatchHeun(GivenLevels, Heun):
     """Heun's method for a flow, as FlowMatchHeunDiscreteScheduler has it."""
 

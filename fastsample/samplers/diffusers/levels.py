@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsample.samplers.diffusers.described import OfScheduler
 from fastsample.samplers.diffusers.reading import Reading
 from fastsample.samplers.solver import Solver
 from fastsample.schedule import Float64Array
@@ -21,8 +22,8 @@ class Levels(NamedTuple):
     sigma: tuple[float, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class GivenLevels(Solver):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GivenLevels(OfScheduler, Solver):
     """A solver through `visited`, in place of a schedule, timesteps, steps, shift and final_alpha_cumprod.
 
     Args:
@@ -31,6 +32,10 @@ class GivenLevels(Solver):
 
     visited: Levels
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(timesteps=self.visited.t, _low_start=None)
 
     def _levels(self) -> tuple[NDArray[Any], Float64Array, Float64Array]:
         t, alpha, sigma = map(np.array, self.visited)

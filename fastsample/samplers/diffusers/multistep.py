@@ -21,7 +21,7 @@ _ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
 _SOLVERS = ("midpoint", "heun")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DPMSolverMultistep(GivenLevels, Multistep):
     """DPM-Solver in all the variants of DPMSolverMultistepScheduler.
 
@@ -88,7 +88,7 @@ class DPMSolverMultistep(GivenLevels, Multistep):
         return columns if of_x0 else remembering_epsilon(columns, alpha, sigma)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class UniPCMultistep(GivenLevels, UniPC):
     """UniPC as UniPCMultistepScheduler has it.
 
@@ -119,7 +119,7 @@ class UniPCMultistep(GivenLevels, UniPC):
         return self._parts(*((alpha, sigma) if self.predict_x0 else (sigma, alpha)), orders, start)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DEISMultistep(GivenLevels, DEIS):
     """DEIS as DEISMultistepScheduler has it."""
 

@@ -17,7 +17,7 @@ from fastsample.schedule import Float64Array
 from fastsample.tables import Table
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SigmaState(GivenLevels):
     """A solver whose state is y = x / alpha, as these schedulers have it; the model is given x = alpha y.
 
@@ -31,17 +31,17 @@ class SigmaState(GivenLevels):
         return in_units_of_x0(super()._rows(t, alpha, sigma), self.init_noise_sigma)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EulerDiscrete(SigmaState, Euler):
     """Euler's method as EulerDiscreteScheduler has it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EulerAncestralDiscrete(SigmaState, EulerAncestral):
     """Euler's ancestral method as EulerAncestralDiscreteScheduler has it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class HeunDiscrete(SigmaState, Heun):
     """Heun's method as HeunDiscreteScheduler has it."""
 
