@@ -141,11 +141,15 @@ class DropIn:
         """The rows of the timesteps, levels and configuration as they are now, for these options of a step."""
         state = self._state()
         made = self.__dict__.get("_made")
-        if made is None or made[:2] != (state, (eta, *options)):
+        if made is None or made[0] != state:
             # What the state numbers must not be freed while it is compared with.
             numbered = self.timesteps, self.__dict__[self._levels], self._internal_dict
-            made = self.__dict__["_made"] = state, (eta, *options), self._kept_rows(eta, *options), numbered
-        rows: Rows = made[2]
+            made = self.__dict__["_made"] = state, {}, numbered
+        of_options: dict[tuple[object, ...], Rows] = made[1]
+        given = eta, *options
+        rows = of_options.get(given)
+        if rows is None:
+            rows = of_options[given] = self._kept_rows(*given)
         return rows
 
     def _state(self) -> tuple[int, ...]:

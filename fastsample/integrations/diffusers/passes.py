@@ -51,7 +51,7 @@ def apply(table: Table, row: int | Tensor, m: Tensor, given: Operand) -> tuple[T
         return _followed(table, row, m, Operand(x.to(dtype), noise, given.keys, history, given.keeps_entry))
     backend = choose(None, x.device, native=dtype == torch.float32)
     if backend == "cpu" and given.keys is None and x.numel() <= _SMALL:
-        return _small(table, row, m, x, noise, history)
+        return _small(table, row, m, Operand(x, noise, None, history, given.keeps_entry))
     x = x.to(dtype)
     entry = fresh_like(x) if given.keeps_entry else None
     plan = StepPlan(Operands(x, table, given.keys, history=history, x0_out=entry), backend, short_cuts=False)
@@ -79,9 +79,8 @@ class _Small(NamedTuple):
     run: StepPlan
 
 
-def _small(
-    table: Table, row: int, m: Tensor, x: Tensor, noise: Tensor | None, history: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _small(table: Table, row: int, m: Tensor, given: Operand) -> tuple[Tensor, Tensor]:
+    x, history = given.x, given.history
     idle: list[_Small] = table.derived((x.shape, len(history)), lambda _: [])
     try:
         plan = idle.pop()  # which no other thread then has
@@ -90,8 +89,8 @@ def _small(
     plan.x.copy_(x)
     for own, one in zip(plan.history, history, strict=True):
         own.copy_(one)
-    out = plan.run(m, row, noise)
-    entry = plan.entry.clone()
+    out = plan.run(m, row, given.noise)
+    entry = plan.entry.clone() if given.keeps_entry else out
     idle.append(plan)
     return out, entry
 
