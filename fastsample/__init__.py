@@ -69,12 +69,15 @@ from fastsample.times.timesteps import spaced_timesteps
 
 if TYPE_CHECKING:
     from fastsample import distill, lora
+    from fastsample.integrations.acceleration import accelerate, restore
 else:
 
     def __getattr__(name: str) -> object:
         # These are a third of the package, which those without a need of them need not wait for.
         if name in ("distill", "lora"):
             return importlib.import_module(f"fastsample.{name}")
+        if name in ("accelerate", "restore"):
+            return getattr(importlib.import_module("fastsample.integrations.acceleration"), name)
         raise AttributeError(f"module 'fastsample' has no attribute {name!r}")
 
 
@@ -118,6 +121,7 @@ __all__ = [
     "Stop",
     "Table",
     "UniPC",
+    "accelerate",
     "add_noise",
     "backends",
     "cached",
@@ -144,6 +148,7 @@ __all__ = [
     "nll",
     "ops",
     "optimal_timesteps",
+    "restore",
     "save_grid",
     "slerp",
     "solver_timesteps",

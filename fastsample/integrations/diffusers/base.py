@@ -146,10 +146,10 @@ class DropIn:
             numbered = self.timesteps, self.__dict__[self._levels], self._internal_dict
             made = self.__dict__["_made"] = state, {}, numbered
         of_options: dict[tuple[object, ...], Rows] = made[1]
-        given = eta, *options
+        given: tuple[object, ...] = (eta, *options)
         rows = of_options.get(given)
         if rows is None:
-            rows = of_options[given] = self._kept_rows(*given)
+            rows = of_options[given] = self._kept_rows(eta, *options)
         return rows
 
     def _state(self) -> tuple[int, ...]:
