@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastsample.integrations.diffusers.alpha_bars import AnyTimestep, levels_of, rows_of, valid, with_others
 from fastsample.integrations.diffusers.base import Generator, Noise, Rows, check_begun, check_given
+from fastsample.integrations.diffusers.passes import in_dtype
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.diffusers.alpha_bars import KINDS, ddim_columns
 from fastsample.samplers.diffusers.reading import Reading
@@ -67,7 +68,7 @@ class DDIMScheduler(AnyTimestep, diffusers.DDIMScheduler):
             return super().step(model_output, timestep, sample, *given)
         noise = Noise(model_output.dtype, generator, variance_noise, seed, index)
         dtype = torch.promote_types(model_output.dtype, sample.dtype)
-        out, x0 = (one.to(dtype) for one in self._advanced(rows, row, model_output, sample, noise))
+        out, x0 = (in_dtype(one, dtype) for one in self._advanced(rows, row, model_output, sample, noise))
         return DDIMSchedulerOutput(prev_sample=out, pred_original_sample=x0) if return_dict else (out, x0)
 
     def _make_rows(self, reading: Reading, *options: object) -> Rows:
@@ -113,7 +114,7 @@ class DDIMInverseScheduler(AnyTimestep, diffusers.DDIMInverseScheduler):
         if row is None:
             return super().step(model_output, timestep, sample, return_dict)
         dtype = torch.promote_types(model_output.dtype, sample.dtype)
-        out, x0 = (one.to(dtype) for one in self._advanced(rows, row, model_output, sample))
+        out, x0 = (in_dtype(one, dtype) for one in self._advanced(rows, row, model_output, sample))
         return DDIMSchedulerOutput(prev_sample=out, pred_original_sample=x0) if return_dict else (out, x0)
 
     def _make_rows(self, reading: Reading, *options: object) -> Rows:

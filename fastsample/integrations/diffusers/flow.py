@@ -8,6 +8,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor
 
 from fastsample.integrations.diffusers.base import DropIn, Generator, Noise, Rows, check_given, counted_rows
+from fastsample.integrations.diffusers.passes import in_dtype
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.diffusers import flow
 from fastsample.samplers.diffusers.reading import Reading
@@ -76,7 +77,7 @@ class FlowMatchEulerDiscreteScheduler(DropIn, diffusers.FlowMatchEulerDiscreteSc
         noise = Noise(torch.promote_types(sample.dtype, torch.float32), generator, None, seed, index)
         out, _ = self._advanced(rows, row, model_output, sample, noise, keeps_entry=False)
         self._step_index = row + 1
-        out = out.to(model_output.dtype)
+        out = in_dtype(out, model_output.dtype)
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=out) if return_dict else (out,)
 
     def _make_rows(self, reading: Reading, *options: object) -> Rows:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastsample.checks import real
 from fastsample.integrations.diffusers.base import DropIn, Generator, Noise, Rows, check_given, counted_rows
 from fastsample.integrations.diffusers.compiled import input_in_one_op
+from fastsample.integrations.diffusers.passes import in_dtype
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.diffusers import sigmas
 from fastsample.samplers.diffusers.reading import Reading
@@ -116,13 +117,14 @@ class EulerDiscreteScheduler(Sigmas, diffusers.EulerDiscreteScheduler):
         )
         rows = self._rows(0.0, *churn)
         row = self._index(timestep, rows)
-        sample = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        sample = in_dtype(sample, torch.promote_types(sample.dtype, torch.float32))
         if rows.draws[row]:
             noise = Noise(model_output.dtype, generator, None, seed, index)
             sample, _ = self._advanced(self._rows(0.0, *churn, real("s_noise", s_noise)), row, sample, sample, noise)
         out, x0 = self._advanced(rows, row, model_output, sample)
         self._step_index = row + 1
-        out, x0 = out.to(model_output.dtype), x0.to(torch.promote_types(model_output.dtype, torch.float32))
+        out = in_dtype(out, model_output.dtype)
+        x0 = in_dtype(x0, torch.promote_types(model_output.dtype, torch.float32))
         return EulerDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=x0) if return_dict else (out, x0)
 
     def _make_rows(self, reading: Reading, *options: Any) -> Rows:
@@ -186,12 +188,13 @@ class EulerAncestralDiscreteScheduler(Sigmas, diffusers.EulerAncestralDiscreteSc
         self._check_timestep(timestep)
         rows = self._rows()
         row = self._index(timestep, rows)
-        sample = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        sample = in_dtype(sample, torch.promote_types(sample.dtype, torch.float32))
         out, x0 = self._advanced(
             rows, row, model_output, sample, Noise(model_output.dtype, generator, None, seed, index)
         )
         self._step_index = row + 1
-        out, x0 = out.to(model_output.dtype), x0.to(torch.promote_types(model_output.dtype, torch.float32))
+        out = in_dtype(out, model_output.dtype)
+        x0 = in_dtype(x0, torch.promote_types(model_output.dtype, torch.float32))
         if not return_dict:
             return out, x0
         return EulerAncestralDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=x0)
