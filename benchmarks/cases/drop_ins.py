@@ -205,6 +205,8 @@ def _no_solution(run: Run) -> bool:
     algorithm, last = options.get("algorithm_type", "dpmsolver++"), options.get("final_sigmas_type", "zero")
     if not algorithm.endswith("++") and last == "zero":
         return True
+    if options.get("use_beta_sigmas") and options.get("rescale_betas_zero_snr"):
+        return True  # the first timestep is there twice
     third = options.get("solver_order", 2) == 3
     if options.get("prediction_type") == "flow_prediction" and (
         not algorithm.endswith("++") or not options.get("predict_x0", True)
@@ -271,7 +273,12 @@ UNIPC = [
         SOLVED,
         leaves_out=_no_solution,
     ),
-    Grid("UniPCMultistepScheduler", [PREDICTIONS, ORDERS, SPACINGS, KINDS_OF_SIGMAS, ZERO_SNR], steps(2, 10, 20)),
+    Grid(
+        "UniPCMultistepScheduler",
+        [PREDICTIONS, ORDERS, SPACINGS, KINDS_OF_SIGMAS, ZERO_SNR],
+        steps(2, 10, 20),
+        leaves_out=_no_solution,
+    ),
     Grid("UniPCMultistepScheduler", [FLOWS, ORDERS, CORRECTORS], SOLVED),
     Grid("UniPCMultistepScheduler", [ORDERS, [STABLE_DIFFUSION, COSINE], CORRECTORS], SOLVED),
 ]

@@ -157,6 +157,22 @@ def test_eta_of_1_from_an_alpha_bar_of_0(steps: int) -> None:
     assert torch.equal(as_mistaken.isfinite(), want.isfinite()) and got.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_a_first_timestep_that_is_there_twice(name: str) -> None:
+    """Their first step is then that of the second, and there are too few for the run."""
+    theirs, same, right = three(name, use_beta_sigmas=True, rescale_betas_zero_snr=True)
+    for scheduler in (theirs, same, right):
+        scheduler.set_timesteps(10)
+    assert theirs.timesteps[0] == theirs.timesteps[1]
+    with pytest.raises((AssertionError, IndexError)):
+        run(theirs, drawn())
+    with pytest.raises(ValueError, match="all 10 steps"):
+        run(same, drawn())
+    theirs.set_timesteps(10)
+    theirs.set_begin_index(0)
+    assert apart(run(right, drawn()), run(theirs, drawn())) < 1e-4
+
+
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"])
 def test_noise_is_added_in_float32(name: str) -> None:
     theirs, same, right = three(name, **SCALED)

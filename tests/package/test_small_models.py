@@ -96,3 +96,17 @@ def test_chunks_of_actions_are_those_of_the_results() -> None:
         peer = of_run["diffusers"]
         low, middle, high = (f"{float(peer[f'ratio_{quantile}']):.2f}" for quantile in ("p20", "p50", "p80"))
         assert ratio == f"{middle} [{low}, {high}]"
+
+
+def test_policies_are_those_of_the_results() -> None:
+    with (RESULTS / "policy-zen4.csv").open() as file:
+        found = {(row["case"], row["provider"]): row for row in csv.DictReader(file)}
+    _, *rows = table("policy")
+    assert len(rows) == len(found)
+    for case, provider, *cells in rows:
+        row = found[case, provider]
+        times = [f"{float(row[name]):.3g} ms" for name in ("p50_ms", "p99_ms")]
+        outside = [f"{float(row['outside_p50_us']):.0f} us", f"{float(row['share']):.2%}"]
+        low, middle, high = (f"{float(row[name]):.2f}" for name in ("ratio_p20", "ratio_p50", "ratio_p80"))
+        ratio = "" if middle == low == high == "1.00" else f"{middle} [{low}, {high}]"
+        assert cells == [*times, *outside, *([ratio] if ratio else [])]

@@ -104,6 +104,7 @@ class DropIn:
     timesteps: Tensor
     num_inference_steps: int | None
     _step_index: int | None
+    _begin_index: int | None
     _internal_dict: Any
 
     def __init_subclass__(cls) -> None:
@@ -205,6 +206,9 @@ class DropIn:
         if row is None:
             if self._step_index is None:
                 self._init_step_index(timestep)  # type: ignore[attr-defined]  # of the peer
+                if self.corrects and self._begin_index is None and bool(timestep == self.timesteps[0]):
+                    # The first timestep may be there twice: diffusers takes the second, and has too few for a run.
+                    self._step_index = 0
             row = self._step_index
         if row is None or row >= len(rows.table):
             raise ValueError(f"all {len(rows.table)} steps have been taken: call set_timesteps for another run")

@@ -49,8 +49,8 @@ class DPMSolverMultistepScheduler(Counted, diffusers.DPMSolverMultistepScheduler
     """diffusers' DPMSolverMultistepScheduler, with all its algorithms, with a step of one pass.
 
     Args:
-        compat, **options: see DDIMScheduler; there is nothing that compat changes. algorithm_type="sde-dpmsolver" has
-            no solver_order=3.
+        compat, **options: see DDIMScheduler. A first timestep that is there twice is an error with compat.
+            algorithm_type="sde-dpmsolver" has no solver_order=3.
 
     Example:
         >>> scheduler = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", use_karras_sigmas=True)

@@ -55,7 +55,8 @@ class UniPCMultistepScheduler(Counted, diffusers.UniPCMultistepScheduler):
     With solver_type="bh1" and final_sigmas_type="zero" diffusers' last step is not finite; here it is.
 
     Args:
-        compat, **options: see DDIMScheduler; there is nothing that compat changes. solver_p is not covered.
+        compat, **options: see DDIMScheduler. A first timestep that is there twice is an error with compat.
+            solver_p is not covered.
 
     Example:
         >>> scheduler = UniPCMultistepScheduler(use_karras_sigmas=True)
