@@ -17,7 +17,7 @@ from fastsample.ops.tracing import differentiable, traced
 from fastsample.tables import Table
 
 # Up to this many values copying the operands to where a plan reads them costs less than planning anew.
-_SMALL = 1 << 14
+_SMALL = 1 << 16
 
 
 class Operand(NamedTuple):
