@@ -6,10 +6,11 @@ The network is the published one for states (U-Net of 256, 512, 1024 channels, F
   diffusers   the published loop: scheduler.step after each call of the network
   drop-in     the same loop, its scheduler from fastsample.integrations.diffusers
   fastsample  a prepared run of the same table
-  plain       y = a * y + b * m in torch, where diffusers has no such scheduler (iPNDM on alpha bars)
+  plain       y = a * y + b * m in torch, of iPNDM's table
 
-Each chunk is timed alone, all kinds in turn. Outside is a chunk's time less that of its calls of the network, which
-are timed one by one inside it.
+diffusers' IPNDMScheduler has a schedule of its own and no limit of x0; there is no drop-in for it. The four steps are
+LCMScheduler's. Each chunk is timed alone, all kinds in turn. Outside is a chunk's time less that of its calls of the
+network, which are timed one by one inside it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from benchmarks.peers.plain_torch import plain_loop
 
 SHAPE = (1, HORIZON, ACTIONS)
 PEER, DROP_IN, PLAIN = "diffusers", "drop-in", "plain torch loop"
-SCHEDULE: Mapping[str, Any] = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"}
+TIMESTEPS: Mapping[str, Any] = {"num_train_timesteps": 100}
+SCHEDULE: Mapping[str, Any] = {**TIMESTEPS, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
 # By scheduler and steps, and how many times as many chunks as there are rounds: a hundred steps take seconds.
 CASES = (("DDPM", 100, 0.25), ("DDIM", 16, 2), ("DDIM", 10, 2), ("iPNDM", 5, 2), ("LCM", 4, 2))
 QUICK_STEPS, QUICK_WIDTHS = 2, (8, 16, 32)
@@ -127,24 +129,26 @@ def compared(run: Run, policy: Policy, name: str, steps: int, chunks: int) -> li
 
 def kinds_of(name: str, steps: int, observation: Tensor) -> dict[str, Callable[[Policy], Callable[[], Tensor]]]:
     """By kind what makes a policy's chunks, each with noise of its own."""
-    given = {"observation": observation}
+    seen = {"observation": observation}
+
+    def published(drop_in: bool) -> Callable[[Policy], Callable[[], Tensor]]:
+        scheduler = scheduler_of(name, steps, drop_in)
+        draws = {} if name == "iPNDM" else {"generator": torch.Generator().manual_seed(0)}
+        return lambda policy: lambda: loop(scheduler, steps, policy, observation, draws)
+
     if name == "iPNDM":
         schedule = fastsample.Schedule.from_alphas_cumprod(scheduler_of("DDIM", steps).alphas_cumprod)
         sampler: Any = fastsample.IPNDM(schedule, steps=steps, clip=1.0)
         return {
+            PEER: published(False),
             PLAIN: lambda policy: plain_loop(sampler.table, lambda x, t: policy(x, t, observation), torch.randn(SHAPE)),
-            OURS: lambda policy: sampler.prepare(policy, SHAPE, model_kwargs=given),
+            OURS: lambda policy: sampler.prepare(policy, SHAPE, model_kwargs=seen),
         }
     sampler = fastsample.from_diffusers(scheduler_of(name, steps))
-
-    def published(drop_in: bool) -> Callable[[Policy], Callable[[], Tensor]]:
-        scheduler, draws = scheduler_of(name, steps, drop_in), torch.Generator().manual_seed(0)
-        return lambda policy: lambda: loop(scheduler, steps, policy, observation, draws)
-
     return {
         PEER: published(False),
         DROP_IN: published(True),
-        OURS: lambda policy: sampler.prepare(policy, SHAPE, model_kwargs=given),
+        OURS: lambda policy: sampler.prepare(policy, SHAPE, model_kwargs=seen),
     }
 
 
@@ -154,18 +158,19 @@ def scheduler_of(name: str, steps: int, drop_in: bool = False) -> Any:
 
     from fastsample.integrations import diffusers as drop_ins
 
-    scheduler = getattr(drop_ins if drop_in else diffusers, f"{name}Scheduler")(**SCHEDULE, clip_sample=True)
+    kind = getattr(drop_ins if drop_in else diffusers, f"{name.upper()}Scheduler")
+    scheduler = kind(**(TIMESTEPS if name == "iPNDM" else SCHEDULE))
     scheduler.set_timesteps(steps)
     return scheduler
 
 
-def loop(scheduler: Any, steps: int, policy: Policy, observation: Tensor, draws: torch.Generator) -> Tensor:
-    """A chunk as Diffusion Policy makes it."""
+def loop(scheduler: Any, steps: int, policy: Policy, observation: Tensor, draws: Mapping[str, Any]) -> Tensor:
+    """A chunk as Diffusion Policy makes it; `draws` holds the generator, where the scheduler's step takes one."""
     scheduler.set_timesteps(steps)
-    x = torch.randn(SHAPE, generator=draws)
+    x = torch.randn(SHAPE, **draws)
     for t in scheduler.timesteps:
         output = policy(x, t, observation)
-        x = scheduler.step(output, t, x, generator=draws).prev_sample
+        x = scheduler.step(output, t, x, **draws).prev_sample
     return x
 
 

@@ -41,6 +41,21 @@ def with_linear_of_its_own(pipe: Any) -> None:
     block.to_v = OwnLinear(block.to_v.in_features, block.to_v.out_features, bias=False)
 
 
+class OwnAttention(nn.Module):
+    """That needs no processor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor, **_: object) -> Tensor:
+        return self.to_q(x) * self.to_k(x).sigmoid() + self.to_v(x)
+
+
+def with_attention_of_its_own(pipe: Any) -> None:
+    pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1 = OwnAttention()
+
+
 def attached(pipe: Any) -> None:
     down, up = torch.ones(2, 8, 1, 1), torch.ones(8, 2, 1, 1)
     name = "mid_block.attentions.0.proj_in"
@@ -88,6 +103,7 @@ LEFT: dict[str, tuple[Callable[[Any], None], str, int]] = {
         0,
     ),
     "linear": (with_linear_of_its_own, "a projection: its forward is not Linear's own", 3),
+    "attention": (with_attention_of_its_own, "attention without a processor of diffusers", 3),
     "attached": (attached, "it has layers of fastsample.lora already", 0),
     "compiled-inside": (compiled_inside, "it is compiled, accelerate comes before torch.compile", 0),
     "compiled-around": (compiled_around, "it is compiled, accelerate comes before torch.compile", 0),

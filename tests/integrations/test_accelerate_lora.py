@@ -85,6 +85,7 @@ def test_adapters_that_are_not_active_can_be_made_so() -> None:
     assert not agrees(pipe, want)
     lora.set_adapters(pipe.unet, {"style": 0.5})
     assert agrees(pipe, want)
+    assert fastsample.accelerate(pipe).components[0].weights == {"style": 0.5}, "not those of the first call"
 
 
 def test_layers_whose_active_adapters_differ() -> None:
@@ -252,6 +253,29 @@ def test_the_adapters_can_be_saved_from_an_accelerated_network(tmp_path: Path) -
     before, after = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("before", "after"))
     assert len(after) == 32 and before.keys() == after.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_a_saved_pipeline_has_the_same_files(tmp_path: Path) -> None:
+    pipe = stable_diffusion()
+    add_lora(pipe.unet)
+    options = {"variant": "half", "max_shard_size": "4KB"}  # which reach the network where its method names them
+    pipe.save_pretrained(tmp_path / "before", **options)
+    fastsample.accelerate(pipe)
+    pipe.save_pretrained(tmp_path / "after", **options)
+    before, after = ({p.name: p.read_bytes() for p in (tmp_path / n / "unet").iterdir()} for n in ("before", "after"))
+    assert len(before) > 3 and any(".half" in name for name in before) and after == before
+    assert peft_is_gone(pipe)
+
+
+@pytest.mark.parametrize("scale", ["0.5", None, [0.5]], ids=repr)
+def test_a_keyword_scale_that_is_no_number(scale: object) -> None:
+    pipe = stable_diffusion()
+    add_lora(pipe.unet)
+    fastsample.accelerate(pipe)
+    before = image(pipe)
+    with pytest.raises(TypeError, match="the keyword scale must be a number, got"):
+        image(pipe, cross_attention_kwargs={"scale": scale})
+    assert np.array_equal(image(pipe), before)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd3"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,14 +28,14 @@ from fastsample.lora.layers.frozen import FrozenLayers, release
 from fastsample.lora.layers.hooks import moved_together, moves
 from fastsample.lora.layers.linear import linear_layers
 from fastsample.lora.layers.slots import slots_of
-from fastsample.lora.tree import frozen_of, layers_of, put
+from fastsample.lora.tree import active_of, frozen_of, layers_of, put
 from fastsample.ops.lora.weights import pack_linear
 
 # Where a network keeps what accelerate has done to it: a copy of the network then knows it too.
 _RECORD = "_accelerated"
 # diffusers' methods that read PEFT's layers or change them, or fuse projections.
 _METHODS = (
-    *("load_lora_adapter", "save_lora_adapter", "unload_lora", "fuse_lora", "unfuse_lora"),
+    *("load_lora_adapter", "save_lora_adapter", "save_pretrained", "unload_lora", "fuse_lora", "unfuse_lora"),
     *("set_adapters", "set_adapter", "add_adapter", "delete_adapters", "active_adapters"),
     *("enable_lora", "disable_lora", "enable_adapters", "disable_adapters", "enable_lora_hotswap"),
     *("fuse_qkv_projections", "unfuse_qkv_projections"),
@@ -96,7 +97,7 @@ def accelerate_component(name: str, module: nn.Module) -> ComponentReport:
     """
     if (record := record_of(module)) is not None:
         if later_adapters(module) or not _has_movable(module):
-            return record.report
+            return _report_now(record)
         restore_component(module)
     if reason := _why_not(module):
         return ComponentReport(name, left={reason: ()})
@@ -112,6 +113,12 @@ def accelerate_component(name: str, module: nn.Module) -> ComponentReport:
         restore_component(module)
         raise
     return report
+
+
+def _report_now(record: _Record) -> ComponentReport:
+    """The same report with the weights that lora.set_adapters may have set since."""
+    active = active_of(frozen_of(record.originals))
+    return replace(record.report, weights={name: active[name] for name in active if name in record.adapters})
 
 
 def check_restorable(name: str, module: nn.Module) -> None:
@@ -271,6 +278,11 @@ class _ThroughPeft:
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module, self.name = module, name
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        # save_pretrained of a pipeline looks there for what it may pass on.
+        return inspect.signature(getattr(type(self.module), self.name).__get__(self.module))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         record = record_of(self.module)

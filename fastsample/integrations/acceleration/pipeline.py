@@ -42,7 +42,8 @@ def accelerate(pipeline: Any) -> Report:
         What was done and what was left, and why; it prints as a sentence a line.
 
     Raises:
-        TypeError: for anything but a pipeline. Whatever else is raised half way, the pipeline is as before.
+        TypeError: for anything but a pipeline. Whatever else is raised half way, the pipeline is as before; a network
+            that a second call was about to do anew is as restore leaves it.
     """
     _check(pipeline)
     with ExitStack() as undo:

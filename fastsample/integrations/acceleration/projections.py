@@ -95,7 +95,9 @@ def _why_not_called(block: nn.Module) -> str:
     if runs_fused(block):
         return "fuse_qkv_projections() has fused the projections already"
     processor = getattr(block, "processor", None)
-    if processor is None or not type(processor).__module__.startswith("diffusers."):
+    if processor is None:
+        return "attention without a processor of diffusers"
+    if not type(processor).__module__.startswith("diffusers."):
         return f"the attention processor {type(processor).__qualname__} is not one of diffusers'"
     return ""
 

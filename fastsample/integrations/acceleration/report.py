@@ -16,8 +16,8 @@ class ComponentReport:
         name: of the component, such as "unet".
         fused: the attention projections that run as one product, by the path of their block: "to_q, to_k, to_v".
         moved: the layers that each adapter was moved to, by the adapter's name.
-        weights: the active adapters with their weights, in PEFT's order. 1 where layers differ in theirs: then the
-            weights of the layers are part of their factors.
+        weights: the active adapters with their weights as they are now, in PEFT's order. 1 where layers differ in
+            theirs: then the weights of the layers are part of their factors.
         left: why something was left, and the layers or blocks that this is about; none where it is the whole component.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastsample.checks import real
 from fastsample.lora.layers.adapter_set import AdapterSet
 from fastsample.lora.layers.frozen import FrozenLayers
 from fastsample.lora.tree import all_or_nothing, frozen_of, layers_of
@@ -52,13 +53,14 @@ class ScaleHook:
             _multiply(module, scale)
 
 
-def _multiply(module: nn.Module, scale: float) -> None:
+def _multiply(module: nn.Module, scale: object) -> None:
+    factor = real("the keyword scale", scale)
     all_frozen = frozen_of(layers_of(module).values())
     with all_or_nothing(all_frozen):
         for frozen in all_frozen:
             adapters = frozen.adapters
             plain = AdapterSet(adapters.layers, adapters.slots, adapters.active)
-            frozen.change(plain if scale == 1 else ScaledAdapters(adapters, scale))
+            frozen.change(plain if factor == 1 else ScaledAdapters(adapters, factor))
 
 
 def _scale_of(frozen: FrozenLayers) -> float:
