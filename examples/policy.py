@@ -23,18 +23,18 @@ class Policy(nn.Module):
 
 
 torch.manual_seed(0)
-policy, observation = Policy().eval().requires_grad_(False), torch.randn(1, 10)
+policy, seen = Policy().eval().requires_grad_(False), {"observation": torch.randn(1, 10)}
 scheduler = DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", clip_sample=True)
 scheduler.set_timesteps(10)
 chunk = start = torch.randn(1, HORIZON, ACTIONS)
 for t in scheduler.timesteps:
-    chunk = scheduler.step(policy(chunk, t, observation), t, chunk).prev_sample
+    chunk = scheduler.step(policy(chunk, t, **seen), t, chunk).prev_sample
 
 sampler = fastsample.from_diffusers(scheduler)
-act = sampler.prepare(policy, start, model_kwargs={"observation": observation})
-prepared = act(start)  # the same chunk, with less between the calls of the network
-again = sampler.prepare(policy, start, strength=0.4, model_kwargs={"observation": observation})
-for tick in range(5):  # a robot does the first half of a chunk; what is left of it begins the next one, in 4 steps
+prepared = sampler.prepare(policy, start, model_kwargs=seen)(start)  # the same, with less between the network's calls
+act = sampler.prepare(policy, start, strength=0.4, model_kwargs=seen)
+for tick in range(5):  # the robot does half of a chunk; the other half begins the next one, of 4 calls instead of 10
     robot = (chunk.clamp(-1, 1) + 1) / 2 * (largest - least) + least  # each joint in its own units
-    ahead = torch.cat([chunk[:, DONE:], chunk[:, -1:].expand(-1, DONE, -1)], dim=1)
-    chunk = again(ahead, seed=0, index=tick, model_kwargs={"observation": torch.randn(1, 10)})
+    ahead = torch.cat([robot[:, DONE:], robot[:, -1:].expand(-1, DONE, -1)], dim=1)
+    ahead = 2 * (ahead - least) / (largest - least) - 1  # and all of them in [-1, 1], where the network has them
+    chunk = act(ahead, seed=0, index=tick, model_kwargs={"observation": torch.randn(1, 10)})
