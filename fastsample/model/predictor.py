@@ -14,7 +14,7 @@ from fastsample.model.called_modules import called_modules
 from fastsample.model.dtype import COMPUTED_IN, stated_outside
 from fastsample.model.output import check_batch, tensor_of
 from fastsample.model.placement import placement
-from fastsample.model.training import warn_of_training
+from fastsample.model.training import modal_parts, warn_of_training
 from fastsample.versions import version_of
 
 Model = Callable[..., Any]
@@ -52,6 +52,7 @@ class Predictor:
         self.dtype = self.known_dtype or torch.float32
         self.guided = False
         self.model, self._modules = model, tuple(map(weakref.ref, modules))
+        self._modal: tuple[weakref.ref[nn.Module], ...] | None = None
         if modules:
             warn_of_training(modules)
 
@@ -82,7 +83,14 @@ class Predictor:
 
     def warn_of_training(self) -> None:
         """Warns as at construction, for a run that begins later."""
-        warn_of_training(module for reference in self._modules if (module := reference()) is not None)
+        # To walk through a network takes longer than a step.
+        if self._modal is None:
+            self._modal = modal_parts(self._living())
+        if any(part.training for reference in self._modal if (part := reference()) is not None):
+            warn_of_training(self._living())
+
+    def _living(self) -> list[nn.Module]:
+        return [module for reference in self._modules if (module := reference()) is not None]
 
 
 def _written(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -24,6 +24,12 @@ def warn_of_training(modules: Iterable[nn.Module]) -> None:
         name = type(module).__name__
         what = "is in training mode" if culprit is module else f"has a {type(culprit).__name__} in training mode"
         warn(f"{name} {what}: dropout and batch statistics would disturb the samples; call .eval() on it first")
+
+
+def modal_parts(modules: Sequence[nn.Module]) -> tuple[weakref.ref[nn.Module], ...]:
+    """The modules, and what is in them now that behaves otherwise in training: while none of these is, none warns."""
+    parts = [part for module in modules for part in parts_of(module) if isinstance(part, _MODAL)]
+    return tuple(map(weakref.ref, [*modules, *parts]))
 
 
 def _in_training(module: nn.Module) -> nn.Module | None:

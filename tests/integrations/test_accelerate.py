@@ -219,11 +219,8 @@ FAILING = {
 }
 
 
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt], ids=lambda error: error.__name__)
 @pytest.mark.parametrize("where", FAILING)
-def test_what_fails_half_way_leaves_nothing(
-    where: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_fails_half_way_leaves_nothing(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = stable_diffusion()
     add_lora(pipe.unet)
     before = Before(pipe)
@@ -236,10 +233,10 @@ def test_what_fails_half_way_leaves_nothing(
         fails = calls == count
         result = original(*arguments, **options)
         if fails:
-            raise error
+            raise KeyboardInterrupt
         return result
 
-    with monkeypatch.context() as patch, pytest.raises(error):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(owner, name, failing)
         fastsample.accelerate(pipe)
     before.check()

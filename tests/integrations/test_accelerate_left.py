@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Barrier
 from typing import Any
 
 import accelerate as hf_accelerate
@@ -12,14 +14,14 @@ import numpy as np
 import peft
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0, SlicedAttnProcessor
+from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0, SlicedAttnProcessor
 from torch import Tensor, nn
 
 import fastsample
 from fastsample import lora
 from fastsample.integrations import diffusers as schedulers
 from fastsample.integrations.acceleration.projections import SharedLinears, shared_layers
-from support.small_pipelines import NEAR, Before, add_lora, image, stable_diffusion
+from support.small_pipelines import NEAR, WIDTH, Before, add_lora, image, stable_diffusion
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread_and_seed"),
@@ -133,6 +135,27 @@ def test_what_is_left_is_named(kind: str) -> None:
     assert before is None or np.array_equal(image(pipe), before)
 
 
+def test_processors_with_projections_of_their_own() -> None:
+    """IP-Adapter's cut the context into text and picture, and project the picture by themselves."""
+    pipe = stable_diffusion()
+    pictures = {"hidden_size": 8, "cross_attention_dim": WIDTH, "num_tokens": (4,)}
+    processors = {
+        name: IPAdapterAttnProcessor2_0(**pictures) if "attn2" in name else AttnProcessor2_0()
+        for name in pipe.unet.attn_processors
+    }
+    pipe.unet.set_attn_processor(processors)
+    add_lora(pipe.unet)
+    x, text, picture = torch.randn(2, 4, 8, 8), torch.randn(2, 7, WIDTH), torch.randn(2, 1, 4, WIDTH)
+    with torch.no_grad():
+        want = pipe.unet(x, 10, (text, [picture])).sample
+        assert (pipe.unet(x, 10, (text, [-picture])).sample - want).abs().max() > 0.01
+        [unet] = fastsample.accelerate(pipe).components
+        assert len(unet.fused) == 4 and not unet.left
+        torch.testing.assert_close(pipe.unet(x, 10, (text, [picture])).sample, want, rtol=1e-4, atol=1e-4)
+        fastsample.restore(pipe)
+        assert torch.equal(pipe.unet(x, 10, (text, [picture])).sample, want)
+
+
 class OwnScheduler(diffusers.DDIMScheduler):
     """Of a user."""
 
@@ -235,6 +258,22 @@ def test_another_input_is_another_result() -> None:
         x += 1
         torch.testing.assert_close(layers[1](x), linears[1](x))
         assert not frozen._left_over
+
+
+def test_threads_get_their_own_results() -> None:
+    linears, layers, _ = shared()
+    both = Barrier(2, timeout=60)
+
+    def outputs(x: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            first = layers[0](x)
+            both.wait()  # the others are called when both threads have called the first
+            return [first, layers[1](x), layers[2](x)]
+
+    inputs = list(torch.randn(2, 7, 5))
+    with ThreadPoolExecutor(2) as pool:
+        for x, made in zip(inputs, pool.map(outputs, inputs), strict=True):
+            torch.testing.assert_close(made, [linear(x) for linear in linears])
 
 
 def test_what_nobody_asks_for_is_no_longer_computed() -> None:

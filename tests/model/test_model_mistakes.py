@@ -217,3 +217,18 @@ def test_a_module_with_nothing_to_train_is_not_warned_of() -> None:
 )
 def test_what_a_wrapper_holds_is_warned_of(part: nn.Module, message: str) -> None:
     assert [message in one for one in warnings_of(Wrapper(part=part))] == [True]
+
+
+def test_a_prepared_run_warns_where_a_part_is_put_into_training_later() -> None:
+    part = nn.Dropout(0.5)
+    net = Net(part=nn.Sequential(part)).eval()
+    run = DDIM(Schedule.linear(), steps=2).prepare(net, X)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(seed=0)
+        assert not caught
+        part.train()
+        run(seed=0)
+        run(seed=0)
+    (warning,) = caught
+    assert "Net has a Dropout in training mode" in str(warning.message)
