@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fastsample.integrations.diffusers as drop_ins
+from fastsample import accelerate
 from support.pipeline_pairs import (
     OTHER,
     Run,
@@ -25,6 +26,8 @@ from support.pipeline_pairs import (
     with_scheduler,
 )
 from support.small_pipelines import quiet
+
+MENDED = pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
 
 
 def missing(pipe: Any) -> dict[str, None]:
@@ -134,17 +137,40 @@ def test_another_pipeline_of_the_same_parts() -> None:
     check_same(*pair(with_scheduler("sd", "dpm++2m"), both))
 
 
-@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
+def mended(scheduler: Any) -> Any:
+    """In a pipeline of Stable Diffusion, which sets steps_offset=1 and clip_sample=False in one that has neither."""
+    parts = {**conditioned("sd").components, "scheduler": scheduler}
+    pipe = quiet(diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False))
+    assert pipe.scheduler is scheduler and scheduler.config.steps_offset == 1
+    assert not scheduler.config.get("clip_sample")
+    return pipe
+
+
+OLD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@MENDED
 def test_a_pipeline_that_mends_the_configuration_of_its_scheduler() -> None:
-    """Stable Diffusion's sets steps_offset=1 and clip_sample=False in one that has been made, and has run."""
-    old = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    parts = dict(conditioned("sd").components)
+    """Of one that has been made, and has run."""
     images = []
     for kind in (diffusers.DDIMScheduler, drop_ins.DDIMScheduler):
-        scheduler = kind(**old)
+        scheduler = kind(**OLD)
         scheduler.set_timesteps(4)
         scheduler.step(torch.ones(1, 4, 8, 8), scheduler.timesteps[0], torch.ones(1, 4, 8, 8))
-        pipe = diffusers.StableDiffusionPipeline(**{**parts, "scheduler": scheduler}, requires_safety_checker=False)
-        assert pipe.scheduler.config.steps_offset == 1 and not pipe.scheduler.config.clip_sample
-        images.append(run(quiet(pipe)))
+        images.append(run(mended(scheduler)))
     check_same(*images)
+
+
+@MENDED
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "UniPCMultistepScheduler"])
+def test_a_mended_configuration_in_place(name: str) -> None:
+    """diffusers' own from_config forgets it."""
+    pipe = mended(getattr(diffusers, name)(**OLD))
+    theirs, want = pipe.scheduler, run(pipe)
+    for scheduler in (drop_ins.same_as(theirs), getattr(drop_ins, name).from_config(theirs.config)):
+        pipe.scheduler = scheduler
+        check_same(want, run(pipe))
+        assert pipe.scheduler.config.steps_offset == 1
+    pipe.scheduler = theirs
+    accelerate(pipe)
+    check_same(want, run(pipe))

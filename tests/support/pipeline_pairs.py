@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache
 from inspect import signature
 from typing import Any, NamedTuple
@@ -85,13 +86,16 @@ def drop_in(scheduler: Any, **options: Any) -> Any:
     return getattr(drop_ins, type(scheduler).__name__).from_config(scheduler.config, **options)
 
 
-def pair(pipeline: Any, call: Call, **options: Any) -> tuple[Run, Run]:
-    """The image of the pipeline as it is, and with the drop-in of its scheduler, with which it is left."""
+def pair(pipeline: Any, call: Call, parts: Sequence[str] = ("scheduler",), **options: Any) -> tuple[Run, Run]:
+    """The image of the pipeline as it is, and with the drop-ins of its schedulers, with which it is left."""
     theirs = call(pipeline)
-    pipeline.scheduler = drop_in(pipeline.scheduler, **options)
-    # A step that fell back to theirs would compute the same and show nothing.
-    kind = getattr(diffusers, type(pipeline.scheduler).__name__)
-    with mock.patch.object(kind, "step", side_effect=AssertionError("the step is diffusers' own")):
+    with ExitStack() as patches:
+        for part in parts:
+            own = drop_in(getattr(pipeline, part), **options)
+            setattr(pipeline, part, own)
+            # A step that fell back to theirs would compute the same and show nothing.
+            kind, error = getattr(diffusers, type(own).__name__), AssertionError("the step is diffusers' own")
+            patches.enter_context(mock.patch.object(kind, "step", side_effect=error))
         return theirs, call(pipeline)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import diffusers
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -116,6 +117,14 @@ class DropIn:
         cls.__init__ = _with_compat(cls._peer.__init__)  # type: ignore[method-assign]
         cls.set_timesteps = _on_the_host_first(cls._peer.set_timesteps)  # type: ignore[attr-defined]
         cls.step = in_one_op(cls.step)  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """diffusers' from_config, which also keeps options that somebody has changed since the constructor.
+
+        Pipelines do so with the schedulers of old checkpoints; diffusers' goes back to the default values.
+        """
+        return super().from_config(_with_changes(config), return_unused_kwargs, **kwargs)  # type: ignore[misc]
 
     @property
     def compat(self) -> Compat:
@@ -258,6 +267,20 @@ def check_begun(steps: int | None) -> None:
             "Number of inference steps is 'None', you need to run 'set_timesteps' after creating the scheduler: "
             "scheduler.set_timesteps(num_inference_steps)"
         )
+
+
+def _with_changes(config: Any) -> Any:
+    """A configuration whose options count as left out only where they still have their default values."""
+    kind = getattr(diffusers, str(config.get("_class_name")), None) if isinstance(config, Mapping) else None
+    if kind is None or "_use_default_values" not in config:
+        return config
+    parameters = inspect.signature(kind.__init__).parameters
+    unchanged = [
+        name
+        for name in config["_use_default_values"]
+        if name not in parameters or parameters[name].default == config.get(name)
+    ]
+    return {**config, "_use_default_values": unchanged}
 
 
 def _with_compat(init: Callable[..., None]) -> Callable[..., None]:
