@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from benchmarks import accelerate
 from benchmarks.common import cpu
 from benchmarks.common.optional import optional
 from support.levels import needs_cpu
+from support.paths import ROOT
 from support.results import read
 
 NAMES = {"no LoRA", "PEFT rank 16", "fastsample rank 16", "fastsample no LoRA"}
@@ -77,3 +79,15 @@ def test_loops_that_differ_are_found() -> None:
     same = dict.fromkeys(calls, lambda: base)
     with pytest.raises(AssertionError, match="computes what the pipeline without LoRA does"):
         accelerate.check_agreement(same, rounding=0.01)
+
+
+def test_its_times_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "accelerate.md").read_text()
+    for dtype in ("float32", "bfloat16"):
+        with (ROOT / "benchmarks" / "results" / f"accelerate-{dtype}-zen4.csv").open() as file:
+            rows = {row["provider"]: row for row in csv.DictReader(file)}
+        cells = []
+        for provider in ("PEFT rank 16", "fastsample rank 16", "fastsample no LoRA"):
+            low, middle, high = (f"{float(rows[provider][f'ratio_{name}']):.2f}" for name in ("p20", "p50", "p80"))
+            cells.append(f"{middle} [{low}, {high}]")
+        assert f"| {dtype} | {' | '.join(cells)} |" in page
