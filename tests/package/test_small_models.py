@@ -105,7 +105,8 @@ def test_policies_are_those_of_the_results() -> None:
     assert len(rows) == len(found)
     for case, provider, *cells in rows:
         row = found[case, provider]
-        times = [f"{float(row[name]):.3g} ms" for name in ("p50_ms", "p99_ms")]
+        seconds = [float(row[name]) / 1e3 for name in ("p50_ms", "p99_ms")]
+        times = [f"{one:.3g} s" if one >= 1 else f"{1e3 * one:.3g} ms" for one in seconds]
         outside = [f"{float(row['outside_p50_us']):.0f} us", f"{float(row['share']):.2%}"]
         low, middle, high = (f"{float(row[name]):.2f}" for name in ("ratio_p20", "ratio_p50", "ratio_p80"))
         ratio = "" if middle == low == high == "1.00" else f"{middle} [{low}, {high}]"
