@@ -27,13 +27,27 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's, but that no option is left over."""
+        """As argparse's, but that no option is left over.
+
+        Commands have options of their own: without a command these are right, and argparse says that it is missing.
+        """
         given = sys.argv[1:] if args is None else list(args)
-        commands = self._subparsers is not None  # whose own options another parser has
+        commands = self._commands()
+        lacks_one = commands.keys().isdisjoint(given)
+        theirs = {option for command in commands.values() for option in command._option_string_actions}
         for word in itertools.takewhile(lambda word: word.startswith("-") if commands else word != "--", given):
-            if self._is_unknown(option := word.partition("=")[0]):
+            option = word.partition("=")[0]
+            if not (lacks_one and option in theirs) and self._is_unknown(option):
                 self.error(f"there is no option {option}{self._meant(option)}")
         return super().parse_known_args(given, namespace)
+
+    def _commands(self) -> dict[str, argparse.ArgumentParser]:
+        """Their parsers, by name; empty where there are none."""
+        found: dict[str, argparse.ArgumentParser] = {}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found.update(action.choices)
+        return found
 
     def _is_unknown(self, option: str) -> bool:
         """Whether this looks like an option, as argparse sees it, and none begins like it."""
