@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastsample.checks import check_floating, one_of
 from fastsample.integrations.diffusers.compiled import in_one_op
-from fastsample.integrations.diffusers.passes import Operand, apply
+from fastsample.integrations.diffusers.passes import Operand, apply, in_dtype
 from fastsample.ops.noise.keys import Index, Seed, sample_keys
 from fastsample.samplers.diffusers.reading import Kind, Reading, options_of
 from fastsample.tables import COLUMNS, Table
@@ -101,6 +101,7 @@ class DropIn:
     kind: ClassVar[Kind]
     output: ClassVar[Any]
     _peer: ClassVar[Any]
+    _returns: ClassVar[int]
     _moves_sigmas: ClassVar[bool] = False  # whether set_timesteps puts sigmas on its device too
     timesteps: Tensor
     num_inference_steps: int | None
@@ -117,6 +118,7 @@ class DropIn:
         cls.__init__ = _with_compat(cls._peer.__init__)  # type: ignore[method-assign]
         cls.set_timesteps = _on_the_host_first(cls._peer.set_timesteps)  # type: ignore[attr-defined]
         cls.step = in_one_op(cls.step)  # type: ignore[attr-defined]
+        cls._returns = len(fields(cls.output))
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -137,7 +139,12 @@ class DropIn:
 
     def output_dtypes(self, model_output: torch.dtype, sample: torch.dtype) -> tuple[torch.dtype, ...]:
         """Those of what a step returns."""
-        return (torch.promote_types(model_output, sample),) * len(fields(self.output))
+        return (torch.promote_types(model_output, sample),) * self._returns
+
+    def _results(self, model_output: Tensor, sample: Tensor, *computed: Tensor) -> tuple[Tensor, ...]:
+        """What a step returns, of what its pass has computed."""
+        dtypes = self.output_dtypes(model_output.dtype, sample.dtype)
+        return tuple(in_dtype(one, dtype) for one, dtype in zip(computed, dtypes, strict=True))
 
     def _check_options(self) -> None:
         """Raises ValueError for an option, of the newest diffusers perhaps, that is not covered."""
@@ -258,6 +265,16 @@ def check_given(model_output: object, sample: object) -> None:
     """Raises TypeError unless both are floating-point tensors."""
     check_floating("model_output", model_output)
     check_floating("sample", sample)
+
+
+def check_is_time(scheduler: object, timestep: object) -> None:
+    """Raises ValueError, as diffusers does, for an index in the place of one of the timesteps, which are floats."""
+    whole = not timestep.is_floating_point() if isinstance(timestep, Tensor) else isinstance(timestep, int)
+    if whole:
+        raise ValueError(
+            "Passing integer indices (e.g. from `enumerate(timesteps)`) as timesteps to "
+            f"`{type(scheduler).__name__}.step()` is not supported: pass one of `scheduler.timesteps`"
+        )
 
 
 def check_begun(steps: int | None) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import diffusers
 import numpy as np
-import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
 from fastsample.integrations.diffusers.alpha_bars import AnyTimestep, levels_of, rows_of, valid, with_others
 from fastsample.integrations.diffusers.base import Generator, Noise, Rows, check_begun, check_given
-from fastsample.integrations.diffusers.passes import in_dtype
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.diffusers.alpha_bars import KINDS, ddim_columns
 from fastsample.samplers.diffusers.reading import Reading
@@ -67,8 +65,8 @@ class DDIMScheduler(AnyTimestep, diffusers.DDIMScheduler):
             given = eta, use_clipped_model_output, generator, variance_noise, return_dict
             return super().step(model_output, timestep, sample, *given)
         noise = Noise(model_output.dtype, generator, variance_noise, seed, index)
-        dtype = torch.promote_types(model_output.dtype, sample.dtype)
-        out, x0 = (in_dtype(one, dtype) for one in self._advanced(rows, row, model_output, sample, noise))
+        computed = self._advanced(rows, row, model_output, sample, noise)
+        out, x0 = self._results(model_output, sample, *computed)
         return DDIMSchedulerOutput(prev_sample=out, pred_original_sample=x0) if return_dict else (out, x0)
 
     def _make_rows(self, reading: Reading, *options: object) -> Rows:
@@ -113,8 +111,7 @@ class DDIMInverseScheduler(AnyTimestep, diffusers.DDIMInverseScheduler):
         rows, row = self._found(timestep)
         if row is None:
             return super().step(model_output, timestep, sample, return_dict)
-        dtype = torch.promote_types(model_output.dtype, sample.dtype)
-        out, x0 = (in_dtype(one, dtype) for one in self._advanced(rows, row, model_output, sample))
+        out, x0 = self._results(model_output, sample, *self._advanced(rows, row, model_output, sample))
         return DDIMSchedulerOutput(prev_sample=out, pred_original_sample=x0) if return_dict else (out, x0)
 
     def _make_rows(self, reading: Reading, *options: object) -> Rows:

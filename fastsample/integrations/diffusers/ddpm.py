@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastsample.integrations.diffusers.alpha_bars import AnyTimestep, levels_of, rows_of, valid, with_others
 from fastsample.integrations.diffusers.base import Generator, Noise, Rows, check_given
-from fastsample.integrations.diffusers.passes import in_dtype
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.diffusers.alpha_bars import KINDS, ddpm_columns
 from fastsample.samplers.diffusers.reading import Reading
@@ -58,8 +57,8 @@ class DDPMScheduler(AnyTimestep, diffusers.DDPMScheduler):
         if row is None:
             return super().step(model_output, timestep, sample, generator, return_dict)
         noise = Noise(model_output.dtype, generator, None, seed, index)
-        dtype = torch.promote_types(model_output.dtype, sample.dtype)
-        out, x0 = (in_dtype(one, dtype) for one in self._advanced(rows, row, model_output, sample, noise))
+        computed = self._advanced(rows, row, model_output, sample, noise)
+        out, x0 = self._results(model_output, sample, *computed)
         return DDPMSchedulerOutput(prev_sample=out, pred_original_sample=x0) if return_dict else (out, x0)
 
     def _make_rows(self, reading: Reading, *options: object) -> Rows:

@@ -71,8 +71,9 @@ class LCMScheduler(AlphaBars, diffusers.LCMScheduler):
         dtype = torch.promote_types(model_output.dtype, sample.dtype)
         out, denoised = self._advanced(rows, row, model_output, sample, Noise(dtype, generator, None, seed, index))
         self._step_index = row + 1
-        denoised = denoised.to(dtype)
-        out = out.to(dtype) if rows.draws[row] else denoised.clone()
+        if not rows.draws[row]:
+            out = denoised.clone()
+        out, denoised = self._results(model_output, sample, out, denoised)
         return LCMSchedulerOutput(prev_sample=out, denoised=denoised) if return_dict else (out, denoised)
 
     def _make_rows(self, reading: Reading, *options: object) -> Rows:
@@ -144,7 +145,7 @@ class TCDScheduler(AlphaBars, diffusers.TCDScheduler):
         dtype = torch.promote_types(model_output.dtype, sample.dtype)
         out, noised = self._advanced(rows, row, model_output, sample, Noise(dtype, generator, None, seed, index))
         self._step_index = row + 1
-        out, noised = out.to(dtype), noised.to(dtype)
+        out, noised = self._results(model_output, sample, out, noised)
         return TCDSchedulerOutput(prev_sample=out, pred_noised_sample=noised) if return_dict else (out, noised)
 
     def _make_rows(self, reading: Reading, *options: object) -> Rows:
@@ -208,7 +209,7 @@ class CMStochasticIterativeScheduler(Sigmas, diffusers.CMStochasticIterativeSche
         noise = Noise(model_output.dtype, generator, None, seed, index)
         out, _ = self._advanced(rows, row, model_output, sample, noise, keeps_entry=False)
         self._step_index = row + 1
-        out = out.to(torch.promote_types(model_output.dtype, sample.dtype))
+        (out,) = self._results(model_output, sample, out)
         return CMStochasticIterativeSchedulerOutput(prev_sample=out) if return_dict else (out,)
 
     def _make_rows(self, reading: Reading, *options: object) -> Rows:

@@ -7,8 +7,15 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from torch import Tensor
 
-from fastsample.integrations.diffusers.base import DropIn, Generator, Noise, Rows, check_given, counted_rows
-from fastsample.integrations.diffusers.passes import in_dtype
+from fastsample.integrations.diffusers.base import (
+    DropIn,
+    Generator,
+    Noise,
+    Rows,
+    check_given,
+    check_is_time,
+    counted_rows,
+)
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.diffusers import flow
 from fastsample.samplers.diffusers.reading import Reading
@@ -63,12 +70,7 @@ class FlowMatchEulerDiscreteScheduler(DropIn, diffusers.FlowMatchEulerDiscreteSc
             seed, index: see DDIMScheduler.step. Only stochastic_sampling draws noise.
         """
         check_given(model_output, sample)
-        whole = not timestep.is_floating_point() if isinstance(timestep, Tensor) else isinstance(timestep, int)
-        if whole:
-            raise ValueError(
-                "Passing integer indices (e.g. from `enumerate(timesteps)`) as timesteps to "
-                f"`{type(self).__name__}.step()` is not supported: pass one of `scheduler.timesteps`"
-            )
+        check_is_time(self, timestep)
         rows = self._rows()
         row = self._index(timestep, rows)
         if per_token_timesteps is not None:
@@ -77,7 +79,7 @@ class FlowMatchEulerDiscreteScheduler(DropIn, diffusers.FlowMatchEulerDiscreteSc
         noise = Noise(torch.promote_types(sample.dtype, torch.float32), generator, None, seed, index)
         out, _ = self._advanced(rows, row, model_output, sample, noise, keeps_entry=False)
         self._step_index = row + 1
-        out = in_dtype(out, model_output.dtype)
+        (out,) = self._results(model_output, sample, out)
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=out) if return_dict else (out,)
 
     def _make_rows(self, reading: Reading, *options: object) -> Rows:

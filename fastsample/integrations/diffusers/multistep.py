@@ -11,7 +11,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from fastsample.integrations.diffusers.base import DropIn, Generator, Noise, Rows, check_begun, check_given
-from fastsample.integrations.diffusers.passes import in_dtype
 from fastsample.ops.noise.keys import Index, Seed
 from fastsample.samplers.diffusers import multistep
 from fastsample.samplers.diffusers.reading import Reading
@@ -101,7 +100,7 @@ class DPMSolverMultistepScheduler(Counted, diffusers.DPMSolverMultistepScheduler
             rows, row, model_output, sample, noise, self._history(rows.table.reads[row]), keeps_entry=True
         )
         self._remember(entry)
-        out = in_dtype(out, torch.promote_types(model_output.dtype, sample.dtype))
+        (out,) = self._results(model_output, sample, out)
         return SchedulerOutput(prev_sample=out) if return_dict else (out,)
 
     def _make_rows(self, reading: Reading, *options: Any) -> Rows:

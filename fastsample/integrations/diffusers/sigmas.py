@@ -13,7 +13,15 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from fastsample.checks import real
-from fastsample.integrations.diffusers.base import DropIn, Generator, Noise, Rows, check_given, counted_rows
+from fastsample.integrations.diffusers.base import (
+    DropIn,
+    Generator,
+    Noise,
+    Rows,
+    check_given,
+    check_is_time,
+    counted_rows,
+)
 from fastsample.integrations.diffusers.compiled import input_in_one_op
 from fastsample.integrations.diffusers.passes import in_dtype
 from fastsample.ops.noise.keys import Index, Seed
@@ -38,12 +46,7 @@ class Sigmas(DropIn):
         return scaled
 
     def _check_timestep(self, timestep: object) -> None:
-        whole = not timestep.is_floating_point() if isinstance(timestep, Tensor) else isinstance(timestep, int)
-        if whole:
-            raise ValueError(
-                "Passing integer indices (e.g. from `enumerate(timesteps)`) as timesteps to "
-                f"`{type(self).__name__}.step()` is not supported: pass one of `scheduler.timesteps`"
-            )
+        check_is_time(self, timestep)
         if not self.is_scale_input_called:
             _log.warning(
                 "The `scale_model_input` function should be called before `step` to ensure correct denoising. "
@@ -123,8 +126,7 @@ class EulerDiscreteScheduler(Sigmas, diffusers.EulerDiscreteScheduler):
             sample, _ = self._advanced(self._rows(0.0, *churn, real("s_noise", s_noise)), row, sample, sample, noise)
         out, x0 = self._advanced(rows, row, model_output, sample)
         self._step_index = row + 1
-        out = in_dtype(out, model_output.dtype)
-        x0 = in_dtype(x0, torch.promote_types(model_output.dtype, torch.float32))
+        out, x0 = self._results(model_output, sample, out, x0)
         return EulerDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=x0) if return_dict else (out, x0)
 
     def _make_rows(self, reading: Reading, *options: Any) -> Rows:
@@ -193,8 +195,7 @@ class EulerAncestralDiscreteScheduler(Sigmas, diffusers.EulerAncestralDiscreteSc
             rows, row, model_output, sample, Noise(model_output.dtype, generator, None, seed, index)
         )
         self._step_index = row + 1
-        out = in_dtype(out, model_output.dtype)
-        x0 = in_dtype(x0, torch.promote_types(model_output.dtype, torch.float32))
+        out, x0 = self._results(model_output, sample, out, x0)
         if not return_dict:
             return out, x0
         return EulerAncestralDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=x0)

@@ -107,7 +107,7 @@ class UniPCMultistepScheduler(Counted, diffusers.UniPCMultistepScheduler):
             state, _ = self._advanced(carry, k, state, state, None, history[1:2], keeps_entry=False)
         self.last_sample = state
         self._remember(entry)
-        out = out.to(sample.dtype)
+        (out,) = self._results(model_output, sample, out)
         return SchedulerOutput(prev_sample=out) if return_dict else (out,)
 
     def _make_rows(self, reading: Reading, *options: Any) -> Rows:
