@@ -28,7 +28,7 @@ from benchmarks.common.options import Run, Shape, begin, label, parser, refuse
 from benchmarks.common.report import OURS, Row, against, plot, rows_of, table, write_csv
 from benchmarks.common.sentences import closing
 from benchmarks.sections import unets
-from benchmarks.sections.projections import name_of, provider
+from benchmarks.sections.projections import dtypes_named, name_of, provider
 from benchmarks.sections.unets import BARE, DTYPES, TOKENS
 
 RANK, STEPS, QUICK_STEPS = 16, 3, 1
@@ -145,11 +145,7 @@ def _inputs(shape: Shape, width: int, device: torch.device) -> tuple[Tensor, Ten
 
 
 def _dtypes(text: str) -> tuple[torch.dtype, ...]:
-    known = {name_of(dtype): dtype for dtype in DTYPES}
-    names = text.split(",")
-    if any(name not in known for name in names):
-        raise ValueError
-    return tuple(known[name] for name in dict.fromkeys(names))
+    return dtypes_named(text, DTYPES)
 
 
 if __name__ == "__main__":

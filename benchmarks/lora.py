@@ -23,7 +23,7 @@ from benchmarks.common.report import Row, plot, write_csv
 from benchmarks.common.sentences import closing
 from benchmarks.machine_code.fma import PEAK
 from benchmarks.sections import adapters, projections, unets
-from benchmarks.sections.projections import name_of
+from benchmarks.sections.projections import dtypes_named, name_of
 
 
 class Section(NamedTuple):
@@ -42,14 +42,15 @@ SECTIONS: Mapping[str, Section] = {
     "adapters": Section(adapters.section, *_OF_LINEARS),
     "unet": Section(unets.section, unets.SHAPES, unets.QUICK_SHAPES, (4,), unets.DTYPES),
 }
-DTYPES = {name_of(dtype): dtype for dtype in projections.DTYPES}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the sections and writes their results."""
     flags = parser("benchmarks.lora", __doc__, gpus=True)
     flags.add_argument("--only", choices=SECTIONS, help="one section instead of all")
-    flags.add_argument("--dtypes", type=_dtypes, help=f"comma separated, of {', '.join(DTYPES)}")
+    flags.add_argument(
+        "--dtypes", type=_dtypes, help=f"comma separated, of {', '.join(map(name_of, projections.DTYPES))}"
+    )
     flags.add_argument(
         "--fp32-precision", choices=precision.CHOICES, help=f"{precision.SWITCH}; float32 alone, in files of its own"
     )
@@ -91,11 +92,7 @@ def _check(arguments: Namespace, run: Run, sections: Mapping[str, Section]) -> N
 
 
 def _dtypes(text: str) -> tuple[torch.dtype, ...]:
-    # A name that is not among them raises KeyError, of which argparse knows nothing.
-    names = text.split(",")
-    if any(name not in DTYPES for name in names):
-        raise ValueError
-    return tuple(DTYPES[name] for name in dict.fromkeys(names))
+    return dtypes_named(text, projections.DTYPES)
 
 
 if __name__ == "__main__":

@@ -202,3 +202,13 @@ def _interval(one: Spread) -> str:
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def dtypes_named(text: str, known: Sequence[torch.dtype]) -> tuple[torch.dtype, ...]:
+    """Those of these dtypes that a text names, separated by commas. Raises ValueError for another name."""
+    by_name = {name_of(dtype): dtype for dtype in known}
+    names = text.split(",")
+    # KeyError is nothing that argparse knows of.
+    if any(name not in by_name for name in names):
+        raise ValueError
+    return tuple(by_name[name] for name in dict.fromkeys(names))
