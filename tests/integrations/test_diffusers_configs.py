@@ -146,6 +146,21 @@ def test_odd_schedules_and_timesteps(case: str) -> None:
     assert torch.allclose(own, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
+def test_sigmas_that_rise() -> None:
+    """As the second does in a run of all timesteps with zero SNR, whose first is capped: a root of what is below 0."""
+    found = []
+    for kind in (diffusers.EulerAncestralDiscreteScheduler, ours.EulerAncestralDiscreteScheduler):
+        scheduler = kind(rescale_betas_zero_snr=True)
+        scheduler.set_timesteps(1000)
+        assert scheduler.sigmas[1] > scheduler.sigmas[0]
+        t = scheduler.timesteps[0]
+        m = 0.1 * scheduler.scale_model_input(drawn(), t)
+        found.append(scheduler.step(m, t, drawn(), generator=torch.Generator().manual_seed(0)))
+        assert scheduler.step_index == 1
+    assert found[0].prev_sample.isnan().all() and found[1].prev_sample.isnan().all()
+    torch.testing.assert_close(found[1].pred_original_sample, found[0].pred_original_sample)
+
+
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"])
 def test_noise_and_velocity_in_half_precision(name: str) -> None:
     """An alpha bar of 0.9999 is 1 in half precision, which would leave no noise."""

@@ -190,6 +190,8 @@ class EulerAncestralDiscreteScheduler(Sigmas, diffusers.EulerAncestralDiscreteSc
         self._check_timestep(timestep)
         rows = self._rows()
         row = self._index(timestep, rows)
+        if not rows.there[row]:
+            return super().step(model_output, timestep, sample, generator, return_dict)
         sample = in_dtype(sample, torch.promote_types(sample.dtype, torch.float32))
         out, x0 = self._advanced(
             rows, row, model_output, sample, Noise(model_output.dtype, generator, None, seed, index)
@@ -205,7 +207,8 @@ class EulerAncestralDiscreteScheduler(Sigmas, diffusers.EulerAncestralDiscreteSc
             raise NotImplementedError("prediction_type not implemented yet: sample")
         levels = _levels(reading)
         now, then = levels[:-1], levels[1:]
-        up = np.sqrt(then**2 * (now**2 - then**2)) / now
-        down = np.sqrt(then**2 - up**2)
+        with np.errstate(invalid="ignore"):  # where sigmas rise, as the second may with zero SNR: there is no row
+            up = np.sqrt(then**2 * (now**2 - then**2)) / now
+            down = np.sqrt(then**2 - up**2)
         columns = {"a": down / now, "b": 1 - down / now, "s": up, **_x0_columns(reading, now)}
         return counted_rows(reading.t, columns, True, np.sqrt(now**2 + 1))
