@@ -77,7 +77,9 @@ else:
         if name in ("distill", "lora"):
             return importlib.import_module(f"fastsample.{name}")
         if name in ("accelerate", "restore"):
-            return getattr(importlib.import_module("fastsample.integrations.acceleration"), name)
+            # Kept, as a submodule is: whoever lists the package's names finds it then.
+            found = globals()[name] = getattr(importlib.import_module("fastsample.integrations.acceleration"), name)
+            return found
         raise AttributeError(f"module 'fastsample' has no attribute {name!r}")
 
 
